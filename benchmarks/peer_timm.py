@@ -1,0 +1,82 @@
+"""The peer: a plain training over timm's own API, as its train script does it, timed from start to last score.
+
+`python -m benchmarks.peer_timm DATA --model resnet18 --epochs 60` trains on DATA/train and scores DATA/val (or
+--split). Settings are those that did best here for timm at 64 px: batch 50, SGD 0.05 with Nesterov momentum,
+cosine with 5 warm-up epochs, its `original` AutoAugment, CutMix at 0.5, smoothing 0.1, bf16. Needs timm.
+"""
+
+import argparse
+import json
+import time
+
+START = time.perf_counter()
+
+import torch  # noqa: E402
+from timm.data import Mixup, create_dataset, create_loader  # noqa: E402
+from timm.loss import SoftTargetCrossEntropy  # noqa: E402
+from timm.models import create_model  # noqa: E402
+from timm.optim import create_optimizer_v2  # noqa: E402
+from timm.scheduler import CosineLRScheduler  # noqa: E402
+from timm.utils import ModelEmaV3  # noqa: E402
+
+
+def main() -> None:
+    """Train, score, print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data")
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--px", type=int, default=64)
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ema", type=float, default=0.0, help="decay of timm's moving average; 0: none")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    train = create_dataset("", args.data, split="train")
+    test = create_dataset("", args.data, split=args.split)
+    classes = len(train.reader.class_to_idx)
+    assert train.reader.class_to_idx == test.reader.class_to_idx, "timm indexes each split by itself"
+    mixup = Mixup(
+        mixup_alpha=0.0, cutmix_alpha=1.0, prob=0.5, switch_prob=1.0, label_smoothing=0.1, num_classes=classes
+    )
+    shared = {"input_size": (3, args.px, args.px), "batch_size": args.batch, "use_prefetcher": False, "num_workers": 0}
+    feed = create_loader(
+        train, is_training=True, auto_augment="original", interpolation="bilinear", color_jitter=None, **shared
+    )
+    scored = create_loader(test, is_training=False, interpolation="bilinear", crop_pct=0.875, **shared)
+    model = create_model(args.model, num_classes=classes).to(memory_format=torch.channels_last)
+    average = ModelEmaV3(model, decay=args.ema, use_warmup=True) if args.ema else None
+    optimizer = create_optimizer_v2(model, opt="sgd", lr=args.lr, momentum=0.9, weight_decay=1e-4)
+    schedule = CosineLRScheduler(optimizer, t_initial=args.epochs, warmup_t=5, warmup_lr_init=1e-5, warmup_prefix=True)
+    loss_of = SoftTargetCrossEntropy()
+    for epoch in range(args.epochs):
+        model.train()
+        for images, labels in feed:
+            images, targets = mixup(images, labels)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = loss_of(model(images.contiguous(memory_format=torch.channels_last)), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if average is not None:
+                average.update(model)
+        schedule.step(epoch + 1)
+    tested = average.module if average is not None else model
+    tested.eval()
+    right = total = 0
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        for images, labels in scored:
+            images = images.contiguous(memory_format=torch.channels_last)
+            probs = tested(images).float().softmax(1) + tested(images.flip(3)).float().softmax(1)
+            right += int((probs.argmax(1) == labels).sum())
+            total += len(labels)
+    seconds = time.perf_counter() - START
+    print(json.dumps({**vars(args), "right": right, "total": total, "top1": right / total, "seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main()

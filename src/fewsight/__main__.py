@@ -1,0 +1,5 @@
+"""`python -m fewsight` is the command."""
+
+from fewsight.cli import main
+
+main()

@@ -1,0 +1,81 @@
+"""Random resized crop and horizontal flip: steps 1 and 2 of the report's augmentation."""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+CROP_TRIES = 10
+
+
+def random_resized_crop(
+    image: Image.Image,
+    px: int,
+    rng: np.random.Generator,
+    *,
+    area: tuple[float, float] = (0.08, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Image.Image:
+    """Cut a random box out of an image and resize it to a square, bilinear with antialiasing.
+
+    Args:
+        image: RGB, any size from 1x1 up; it is not changed.
+        px: side of the result in pixels.
+        rng: the image's own stream.
+        area: range of the box's share of the image.
+        aspect: range of width / height of the box.
+
+    Returns:
+        An RGB image of px x px pixels.
+
+    Source: Szegedy et al., arXiv 1409.4842, section 6; the report, section III.A, step 1.
+    """
+    box = draw_crop(rng, image.width, image.height, area=area, aspect=aspect)
+    return image.resize((px, px), Image.Resampling.BILINEAR, box=box)
+
+
+def draw_crop(
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    *,
+    area: tuple[float, float] = (0.08, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tuple[float, float, float, float]:
+    """Draw a crop box: area uniform, aspect log-uniform, position uniform.
+
+    Up to ten draws of (area, aspect); one whose box does not fit is dropped. After ten, the largest central
+    box whose aspect is allowed. The box keeps its fractions of a pixel (the usual code rounds it): in an
+    image of 64 or of 8 pixels the rounding would distort both distributions and leave few distinct boxes.
+
+    Args:
+        rng: the image's own stream.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        area: range of the box's share of the image.
+        aspect: range of width / height of the box.
+
+    Returns:
+        (left, top, right, bottom) in pixels, within the image.
+    """
+    log_low, log_high = math.log(aspect[0]), math.log(aspect[1])
+    for _ in range(CROP_TRIES):
+        box_area = width * height * (area[0] + (area[1] - area[0]) * rng.random())
+        ratio = math.exp(log_low + (log_high - log_low) * rng.random())
+        box_width, box_height = math.sqrt(box_area * ratio), math.sqrt(box_area / ratio)
+        if box_width <= width and box_height <= height:
+            left = rng.random() * (width - box_width)
+            top = rng.random() * (height - box_height)
+            # min: left + box_width may pass the edge by one rounding error, which PIL refuses
+            return left, top, min(left + box_width, width), min(top + box_height, height)
+    box_width = min(width, height * aspect[1])
+    box_height = min(height, width / aspect[0])
+    left, top = (width - box_width) / 2, (height - box_height) / 2
+    return left, top, left + box_width, top + box_height
+
+
+def random_flip(image: Image.Image, rng: np.random.Generator, prob: float = 0.5) -> Image.Image:
+    """Mirror left and right with probability `prob`; otherwise the same image object comes back."""
+    if rng.random() < prob:
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return image

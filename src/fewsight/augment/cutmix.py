@@ -1,0 +1,87 @@
+"""CutMix: step 5 of the report's augmentation, drawn once per batch and applied after normalisation."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Mix:
+    """One CutMix draw for a whole batch.
+
+    Attributes:
+        permutation: int64 [B]; image i receives the box from image permutation[i].
+        box: (top, left, height, width) in pixels, within the image; it may be empty.
+        lam: share of each image that stays its own, 1 - height * width / (H * W).
+    """
+
+    permutation: np.ndarray
+    box: tuple[int, int, int, int]
+    lam: float
+
+
+def draw_cutmix(
+    rng: np.random.Generator,
+    batch_size: int,
+    height: int,
+    width: int,
+    *,
+    prob: float = 0.5,
+    alpha: float = 1.0,
+) -> Mix | None:
+    """Draw, with probability `prob`, one box and one pairing for the whole batch.
+
+    λ ~ Beta(alpha, alpha); the box has sides sqrt(1 - λ) of the image's (whole pixels, rounded down), its
+    centre is uniform over the pixels, and what lies outside the image is cut off. λ is then recomputed from
+    what is left of the box.
+
+    Args:
+        rng: the batch's own stream, `batch_stream(seed, epoch, step)`.
+        batch_size: of the global batch, before it is cut into ranks.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
+        prob: probability that the batch is mixed.
+        alpha: both parameters of the Beta distribution, above 0.
+
+    Returns:
+        A `Mix`, or None for a batch that stays as it is.
+
+    Source: Yun et al., arXiv 1905.04899, algorithm A1.
+    """
+    if rng.random() >= prob:
+        return None
+    side = math.sqrt(1.0 - rng.beta(alpha, alpha))
+    box_height, box_width = int(height * side), int(width * side)
+    top = int(rng.integers(height)) - box_height // 2
+    left = int(rng.integers(width)) - box_width // 2
+    bottom, right = min(top + box_height, height), min(left + box_width, width)
+    top, left = max(top, 0), max(left, 0)
+    box = (top, left, bottom - top, right - left)
+    lam = 1.0 - (box[2] * box[3]) / (height * width)
+    return Mix(rng.permutation(batch_size), box, lam)
+
+
+def apply_cutmix(images: Tensor, mix: Mix) -> Tensor:
+    """Copy the box of every image's partner into it.
+
+    Args:
+        images: [B, C, H, W], any dtype and memory format, on any device; not changed.
+        mix: drawn for this batch size, height and width.
+
+    Returns:
+        [B, C, H, W] in the memory format of `images`.
+
+    Raises:
+        ValueError: `mix` was drawn for another batch size.
+    """
+    if len(mix.permutation) != len(images):
+        raise ValueError(f"CutMix drawn for {len(mix.permutation)} images, got a batch of {len(images)}")
+    top, left, height, width = mix.box
+    partners = torch.from_numpy(mix.permutation).to(images.device)
+    region = (..., slice(top, top + height), slice(left, left + width))
+    mixed = images.clone()
+    mixed[region] = images[region].index_select(0, partners)
+    return mixed

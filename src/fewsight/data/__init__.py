@@ -1,0 +1,32 @@
+"""Folders and manifests in; upright RGB images, labels by name and splits out."""
+
+from fewsight.data.decode import IMAGE_SUFFIXES, ImageError, decode_bytes, load_image
+from fewsight.data.samples import Dataset, Sample, classes_in, digest
+from fewsight.data.scan import Scanned, channel_stats, scan, scan_image
+from fewsight.data.selection import EvaluationSet, check_class_sizes, evaluation_samples, training_samples
+from fewsight.data.sources import images_under, is_hidden, is_image, read_dataset
+from fewsight.data.splits import split_by_seed
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Dataset",
+    "EvaluationSet",
+    "ImageError",
+    "Sample",
+    "Scanned",
+    "channel_stats",
+    "check_class_sizes",
+    "classes_in",
+    "decode_bytes",
+    "digest",
+    "evaluation_samples",
+    "images_under",
+    "is_hidden",
+    "is_image",
+    "load_image",
+    "read_dataset",
+    "scan",
+    "scan_image",
+    "split_by_seed",
+    "training_samples",
+]

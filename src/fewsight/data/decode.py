@@ -1,0 +1,272 @@
+"""An image file's bytes to an upright RGB image, or one line that says why not.
+
+Every image becomes what a person sees: EXIF orientation applied, transparency over white, 16 bits scaled
+to 8, the first frame or page. Nothing is guessed and nothing is filled in: a file that lost pixels is an
+error, never an image with a grey part. Colour profiles are ignored.
+"""
+
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+
+from fewsight.errors import DataError
+
+IMAGE_SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".heic",
+        ".heif",
+        ".avif",
+    ]
+)  # compared in lower case
+MAX_PIXELS = 178_956_970  # twice Pillow's warning threshold: where Pillow itself stops
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # EXIF orientation -> what makes it 1
+_TIFF_CHANNELS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # photometric interpretation -> colour channels
+_TIFF_MAGIC = (b"II*\0", b"MM\0*")
+_LOST_PIXELS = ("premature end", "bad huffman code")  # libjpeg fills these in and only warns
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+
+
+class ImageError(DataError):
+    """One image cannot be used. `reason` is the message without the file's name."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name, self.reason = name, " ".join(reason.split())
+        super().__init__(f"{name}: {self.reason}")
+
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
+        return type(self), (self.name, self.reason)  # so that it crosses from a loading worker
+
+
+def load_image(path: Path) -> Image.Image:
+    """The image in the file `path`, upright, in mode RGB.
+
+    Raises:
+        ImageError: the file cannot be read or decoded; one line with its path and the reason.
+    """
+    try:
+        data = path.read_bytes()
+    except IsADirectoryError:
+        raise ImageError(str(path), "a folder, not an image") from None
+    except OSError as error:
+        raise ImageError(str(path), f"cannot be read ({error.strerror or error})") from None
+    return decode_bytes(data, str(path))
+
+
+def decode_bytes(data: bytes, name: str) -> Image.Image:
+    """The image that the file contents `data` hold, upright, in mode RGB; `name` is for the message.
+
+    Raises:
+        ImageError: not an image, damaged, too large, or of a kind that has no agreed meaning as RGB.
+    """
+    if not data:
+        raise ImageError(name, "empty file (0 bytes)")
+    try:
+        with _pillow_is_silent():
+            return _decode(data)
+    except _RefusedError as refusal:
+        raise ImageError(name, str(refusal)) from None
+    except UnidentifiedImageError:
+        raise ImageError(name, _why_unidentified(data)) from None
+    except Image.DecompressionBombError:
+        raise ImageError(name, f"too large: more than {MAX_PIXELS:,} pixels") from None
+    except MemoryError:
+        raise ImageError(name, "not enough memory to decode it") from None
+    except Exception as error:  # decoders raise nearly every type on damaged files
+        raise ImageError(name, f"cannot be decoded ({error or type(error).__name__})") from None
+
+
+class _RefusedError(Exception):
+    """The image is understood, but not one we can use; the text is the reason."""
+
+
+def _decode(data: bytes) -> Image.Image:
+    if data[:3] == b"\xff\xd8\xff":
+        image = _decode_jpeg(data)
+        if image is not None:
+            return image
+    if _is_heic(data):
+        return _to_rgb(_open_heic(data))
+    with Image.open(io.BytesIO(data)) as image:
+        _check_size(*image.size)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            _check_tiff_channels(image)
+        image.load()
+        orientation = _orientation(image)  # after load(): PNG may keep its EXIF behind the pixels
+        return _upright(_to_rgb(image), orientation)
+
+
+def _decode_jpeg(data: bytes) -> Image.Image | None:
+    """By simplejpeg, or None where Pillow should try: an unusual kind, or damage that costs no pixels."""
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    _check_size(int(width), int(height))
+    try:
+        pixels = simplejpeg.decode_jpeg(data)  # strict: what libjpeg only warns of is an error
+    except ValueError as error:
+        if any(text in str(error).lower() for text in _LOST_PIXELS):
+            raise _RefusedError(f"truncated or damaged JPEG ({error})") from None
+        return None
+    orientation = 1
+    if b"Exif\0\0" in data[: 1 << 18] or b"tiff:Orientation" in data[: 1 << 18]:
+        with Image.open(io.BytesIO(data)) as header:
+            orientation = _orientation(header)
+    return _upright(Image.fromarray(pixels), orientation)
+
+
+def _is_heic(data: bytes) -> bool:
+    if data[4:8] != b"ftyp":
+        return False
+    brands = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
+    found = {brands[i : i + 4] for i in range(0, len(brands), 4)}
+    return bool(found & _HEIC_BRANDS) and not found & {b"avif", b"avis"}
+
+
+def _open_heic(data: bytes) -> Image.Image:
+    try:
+        import pillow_heif
+    except ImportError:
+        raise _RefusedError("HEIC needs the extra 'heic': pip install 'fewsight[heic]'") from None
+    heif = pillow_heif.open_heif(data, convert_hdr_to_8bit=True)
+    _check_size(*heif.size)
+    image: Image.Image = heif.to_pillow()  # libheif has already turned it upright
+    return image
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise _RefusedError(f"too large: {width} x {height} is more than {MAX_PIXELS:,} pixels")
+
+
+def _check_tiff_channels(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Pillow drops channels past the colours it knows, and takes an undeclared fourth for transparency."""
+    tags = image.tag_v2
+    channels = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
+    colours = _TIFF_CHANNELS.get(tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, -1), channels)
+    declared_alpha = tuple(tags.get(TiffImagePlugin.EXTRASAMPLES, ()))[:1] in ((1,), (2,))
+    if channels > colours + (declared_alpha and colours < 4):
+        raise _RefusedError(_too_many_channels(channels))
+
+
+def _too_many_channels(channels: int) -> str:
+    return f"{channels} channels: only grey, RGB or CMYK, with declared transparency at most, can be used"
+
+
+def _why_unidentified(data: bytes) -> str:
+    if data[:4] in _TIFF_MAGIC:
+        try:
+            tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+            stream = io.BytesIO(data)
+            stream.seek(tags.next)
+            tags.load(stream)
+            channels = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
+        except Exception:  # a damaged directory
+            return "a TIFF whose directory is damaged"
+        if channels > 4 or (channels > 1 and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) in (0, 1)):
+            return _too_many_channels(channels)
+        return "a TIFF of a kind that cannot be read (save it with 8 or 16 bits a channel)"
+    if data[4:8] == b"ftyp" and b"avif" in data[8:64]:
+        return "a damaged AVIF, or this Pillow cannot read AVIF (pip install -U pillow)"
+    return "not an image, or damaged at its start"
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged metadata: the pixels are still good
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    method = _UPRIGHT.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB without cutting: 16 bits are scaled, transparency is laid over white."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return _grey16_to_rgb(image)
+    if image.mode == "I":
+        raise _RefusedError(
+            "integers of 32 bits, or with a sign, have no agreed range: save it with 8 or 16 bits"
+        )
+    if image.mode == "F":
+        return _float_to_rgb(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey16_to_rgb(image: Image.Image) -> Image.Image:
+    grey = np.asarray(image).astype(np.uint32)  # [H, W], 0 to 65535
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        if image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero
+            grey = 65535 - grey  # Pillow inverts this for 8 bits only
+    elif isinstance(clear := image.info.get("transparency"), int):
+        grey[grey == clear] = 65535  # a PNG's one transparent value, over white
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+
+
+def _float_to_rgb(image: Image.Image) -> Image.Image:
+    grey = np.asarray(image)  # [H, W]
+    if not (grey.min() >= 0 and grey.max() <= 1):  # false for NaN too
+        raise _RefusedError(
+            "floating-point values outside 0 to 1 have no agreed range: save it with 8 or 16 bits"
+        )
+    return Image.fromarray(np.rint(grey * 255).astype(np.uint8)).convert("RGB")
+
+
+_silence_lock = threading.Lock()
+_silence_depth = 0
+_silence = warnings.catch_warnings()
+
+
+@contextmanager
+def _pillow_is_silent() -> Iterator[None]:
+    """Pillow's warnings are off while any thread decodes.
+
+    What they tell of is either checked here (size, palette) or harmless (metadata). `catch_warnings` replaces
+    the process's list, so threads that overlap must share one.
+    """
+    global _silence_depth, _silence
+    with _silence_lock:
+        if _silence_depth == 0:
+            _silence = warnings.catch_warnings()
+            _silence.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+        _silence_depth += 1
+    try:
+        yield
+    finally:
+        with _silence_lock:
+            _silence_depth -= 1
+            if _silence_depth == 0:
+                _silence.__exit__(None, None, None)

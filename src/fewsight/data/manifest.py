@@ -1,0 +1,192 @@
+"""Datasets listed in a table: `path,label[,split]` as CSV or Parquet, paths relative to the manifest.
+
+Values are text: a label `01` stays `01`. A row that repeats another is counted and dropped; the same file
+under two labels or in two splits is refused, because it would be several labels an image or a leak.
+"""
+
+import csv
+import os
+import posixpath
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from fewsight.data.samples import Dataset, Sample, named
+from fewsight.data.splits import split_by_seed
+from fewsight.errors import DataError
+
+MANIFEST_SUFFIXES = frozenset({".csv", ".parquet"})
+_COLUMNS = "expected the columns path,label and, if you like, split"
+_VAL_NAMES = ("valid", "validation")
+
+
+def read_manifest(path: Path, *, holdout: float, seed: int) -> Dataset:
+    """The dataset that the manifest `path` lists; without a split column it is split by seed.
+
+    Raises:
+        DataError: a column, value or file is missing, or an image has several labels.
+    """
+    rows = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
+    if not rows:
+        raise DataError(f"{path}: no rows; {_COLUMNS}, then one row an image")
+    _check_values(path, rows)
+    ignored: Counter[str] = Counter()
+    rows = _without_repeats(path, rows, ignored)
+    _check_files(path, rows)
+    splits: dict[str, list[Sample]] = {}
+    for row in rows:
+        splits.setdefault(row.split, []).append(Sample(row.path, row.label))
+    if drawn := "" in splits:
+        train, val = split_by_seed(splits[""], holdout=holdout, seed=seed)
+        named_splits = {"train": train} | ({"val": val} if val else {})
+    else:
+        named_splits = {name: tuple(samples) for name, samples in splits.items()}
+        alias = next((name for name in _VAL_NAMES if name in named_splits), None)
+        if alias is not None and "val" not in named_splits:
+            named_splits["val"] = named_splits.pop(alias)
+    return Dataset(path.parent, named_splits, "manifest", dict(ignored), split_by_seed=drawn)
+
+
+class _Row:
+    """One row: its place for messages and its values as text; `split` is "" where there is no such column."""
+
+    __slots__ = ("has_split", "label", "path", "place", "split")
+
+    def __init__(self, place: str, values: dict[str, str]) -> None:
+        self.place = place
+        self.path = values["path"]
+        self.label = values["label"]
+        self.has_split = "split" in values
+        self.split = values.get("split", "")
+
+
+def _read_csv(path: Path) -> list[_Row]:
+    rows = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            columns = _columns(path, header)
+            for values in reader:
+                if not any(value.strip() for value in values):
+                    continue
+                place = f"line {reader.line_num}"
+                if len(values) != len(header):
+                    raise DataError(
+                        f"{path}, {place}: {len(values)} values under {len(header)} column names; "
+                        'put a value that holds a comma in "quotes"'
+                    )
+                rows.append(_Row(place, {name: values[i].strip() for name, i in columns.items()}))
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8 text; save it as CSV UTF-8") from None
+    except csv.Error as error:
+        raise DataError(f"{path}: not a valid CSV file ({error})") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
+    return rows
+
+
+def _read_parquet(path: Path) -> list[_Row]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise DataError(
+            f"{path}: Parquet needs the extra 'parquet': pip install 'fewsight[parquet]'"
+        ) from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            header = list(file.schema_arrow.names)
+            columns = _columns(path, header)
+            table = file.read(columns=[header[i] for i in columns.values()])
+    except (ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file ({_one_line(error)})") from None
+    values = {name: table.column(header[i]).to_pylist() for name, i in columns.items()}
+    return [
+        _Row(
+            f"row {number + 1}", {name: _text(path, name, column[number]) for name, column in values.items()}
+        )
+        for number in range(table.num_rows)
+    ]
+
+
+def _text(path: Path, column: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace").strip()
+    if isinstance(value, (list, dict)):
+        raise DataError(f"{path}: column {column!r} holds lists; several labels an image are not supported")
+    return str(value).strip()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _columns(path: Path, header: list[str]) -> dict[str, int]:
+    """Where path, label and split stand in the header; case and blanks around a name do not matter."""
+    names = [name.strip().lower() for name in header]
+    twice = sorted(
+        name for name, count in Counter(names).items() if count > 1 and name in ("path", "label", "split")
+    )
+    if twice:
+        raise DataError(f"{path}: the column {twice[0]!r} stands there twice; one label an image; {_COLUMNS}")
+    missing = [name for name in ("path", "label") if name not in names]
+    if not missing:
+        return {name: names.index(name) for name in ("path", "label", "split") if name in names}
+    if not any(names):
+        raise DataError(f"{path}: empty; {_COLUMNS}")
+    if len(names) == 1:
+        for mark, called in ((";", "';'"), ("\t", "tabs"), ("|", "'|'")):
+            if mark in names[0]:
+                raise DataError(f"{path}: separated by {called}; save it with commas")
+    if "label" in missing and "labels" in names:
+        raise DataError(f"{path}: several labels an image (column 'labels') are not supported; {_COLUMNS}")
+    raise DataError(
+        f"{path}: no column {' and none '.join(map(repr, missing))}; found {named(header, 10)}; {_COLUMNS}"
+    )
+
+
+def _check_values(path: Path, rows: list[_Row]) -> None:
+    for column in ("path", "label", "split"):
+        empty = [
+            row.place for row in rows if not getattr(row, column) and (column != "split" or row.has_split)
+        ]
+        if empty:
+            raise DataError(
+                f"{path}: {len(empty):,} rows have no {column} ({named(empty)}); fill them in or drop them"
+            )
+
+
+def _without_repeats(path: Path, rows: list[_Row], ignored: Counter[str]) -> list[_Row]:
+    first: dict[str, _Row] = {}
+    for row in rows:
+        row.path = posixpath.normpath(row.path)
+        known = first.setdefault(row.path, row)
+        if known is row:
+            continue
+        where = f"{path}: {row.path} ({known.place} and {row.place})"
+        if known.label != row.label:
+            raise DataError(f"{where} has the labels {known.label!r} and {row.label!r}; one label an image")
+        if known.split != row.split:
+            raise DataError(f"{where} is in the splits {known.split!r} and {row.split!r}; keep it in one")
+        ignored["repeated row"] += 1
+    return list(first.values())
+
+
+def _check_files(path: Path, rows: list[_Row]) -> None:
+    root = os.fspath(path.parent)
+    missing = [row.path for row in rows if not _is_file(os.path.join(root, row.path))]  # noqa: PTH118 fast
+    if missing:
+        hint = "; write / between folders" if any("\\" in name for name in missing) else ""
+        raise DataError(
+            f"{path}: {len(missing):,} of {len(rows):,} files do not exist ({named(missing, 3)}); "
+            f"paths are relative to {path.parent.resolve()}{hint}"
+        )
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return os.path.isfile(path)  # noqa: PTH113 fast
+    except ValueError:  # a NUL in the name
+        return False

@@ -1,0 +1,205 @@
+"""A full decode of every image before the first step, remembered from run to run.
+
+A bad image is an answer here, not an exception. Decoding runs in threads: simplejpeg and Pillow release
+Python's lock while they decode. Only good results are remembered, so that a repaired disk or a newly
+installed decoder counts at once.
+"""
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+
+from fewsight.data.decode import ImageError, load_image
+from fewsight.data.samples import Sample
+
+MIN_STD = 1 / 255  # the floor where all images have one colour: one grey level
+_CHUNK = 32  # files a thread takes at once; the memory is written after each
+_RULES = 1  # goes up when decode.py changes pixels, so that remembered figures are measured again
+
+_Triple = tuple[float, float, float]
+_Key = tuple[bytes, int, int]  # absolute path, size, modification time in nanoseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """What a full decode of one image found. Colours are RGB in [0, 1], averaged over its pixels."""
+
+    width: int  # upright
+    height: int
+    error: str | None = None  # "path: why it cannot be used", the path as in the sample; the rest is 0 then
+    mean: _Triple = (0.0, 0.0, 0.0)
+    mean_square: _Triple = (0.0, 0.0, 0.0)
+
+
+def scan(
+    root: Path, samples: Sequence[Sample], *, workers: int, progress: Callable[[int, int], None] | None = None
+) -> list[Scanned]:
+    """Decode every file once, in the order of `samples`; a file known by path, size and time is not read again.
+
+    Args:
+        root: the dataset's root.
+        samples: the images.
+        workers: threads; the number of cores is right.
+        progress: called with (images done, images in all), from this thread.
+    """
+    folder = os.path.abspath(root)  # noqa: PTH100 fast for 50,000 files
+    results: list[Scanned | None] = [None] * len(samples)
+    keys: list[_Key | None] = []
+    with _memory() as memory:
+        for index, sample in enumerate(samples):
+            keys.append(_key(os.path.join(folder, sample.path)))  # noqa: PTH118 as above
+            results[index] = memory.recall(keys[index])
+        todo = [index for index, result in enumerate(results) if result is None]
+        done = len(samples) - len(todo)
+        if progress is not None:
+            progress(done, len(samples))
+        chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
+        found = _scan_chunks(root, [[samples[index].path for index in chunk] for chunk in chunks], workers)
+        for chunk, scanned_chunk in zip(chunks, found, strict=True):
+            for index, scanned in zip(chunk, scanned_chunk, strict=True):
+                results[index] = scanned
+                memory.remember(keys[index], scanned)
+            memory.save()
+            done += len(chunk)
+            if progress is not None:
+                progress(done, len(samples))
+    return [result for result in results if result is not None]
+
+
+def channel_stats(scanned: Sequence[Scanned]) -> tuple[_Triple, _Triple]:
+    """Mean and standard deviation of each channel over the readable images, each image weighing the same.
+
+    std = sqrt(mean over images of the mean square - mean**2), not below `MIN_STD`.
+
+    Raises:
+        ValueError: no image is readable.
+    """
+    good = [image for image in scanned if image.error is None]
+    if not good:
+        raise ValueError("no readable image to take the mean and standard deviation of")
+    mean = np.array([image.mean for image in good]).mean(axis=0)
+    mean_square = np.array([image.mean_square for image in good]).mean(axis=0)
+    std = np.maximum(np.sqrt(np.maximum(mean_square - mean**2, 0)), MIN_STD)
+    return _triple(mean), _triple(std)
+
+
+def scan_image(path: Path, name: str) -> Scanned:
+    """Decode the file at `path` in full and measure it; `name` is for the error."""
+    try:
+        image = load_image(path)
+    except ImageError as error:
+        return Scanned(0, 0, f"{name}: {error.reason}")
+    counts = np.array(image.histogram(), dtype=np.float64).reshape(3, 256)  # [channel, value]
+    values = np.arange(256) / 255
+    num_pixels = image.width * image.height
+    return Scanned(
+        image.width,
+        image.height,
+        mean=_triple(counts @ values / num_pixels),
+        mean_square=_triple(counts @ values**2 / num_pixels),
+    )
+
+
+def _triple(values: np.ndarray) -> _Triple:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _scan_chunks(root: Path, chunks: list[list[str]], workers: int) -> Iterator[list[Scanned]]:
+    def scan_chunk(paths: list[str]) -> list[Scanned]:
+        return [scan_image(root / path, path) for path in paths]
+
+    pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="scan")
+    try:
+        yield from pool.map(scan_chunk, chunks)
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for the whole dataset
+
+
+def _key(path: str) -> _Key | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116 as above
+    except (OSError, ValueError):
+        return None  # decoding it will say why
+    return os.fsencode(path), status.st_size, status.st_mtime_ns
+
+
+class _Memory:
+    """Earlier results in one SQLite file. A convenience: whatever fails in it turns it off, nothing else."""
+
+    def __init__(self, connection: sqlite3.Connection | None) -> None:
+        self._connection = connection
+        self._unsaved: list[tuple[object, ...]] = []
+
+    def recall(self, key: _Key | None) -> Scanned | None:
+        if self._connection is None or key is None:
+            return None
+        try:
+            query = "SELECT * FROM images WHERE path = ? AND size = ? AND mtime_ns = ? AND rules = ?"
+            row = self._connection.execute(query, (*key, _RULES)).fetchone()
+            if row is None:
+                return None
+            width, height, *colours = row[4:]
+            return Scanned(
+                int(width), int(height), None, _triple(np.array(colours[:3])), _triple(np.array(colours[3:]))
+            )
+        except (sqlite3.Error, ValueError, TypeError):
+            self.turn_off()
+            return None
+
+    def remember(self, key: _Key | None, scanned: Scanned) -> None:
+        if self._connection is not None and key is not None and scanned.error is None:
+            width, height, _, mean, mean_square = astuple(scanned)
+            self._unsaved.append((*key, _RULES, width, height, *mean, *mean_square))
+
+    def save(self) -> None:
+        if self._connection is None or not self._unsaved:
+            return
+        try:
+            with self._connection:
+                marks = ",".join("?" * len(self._unsaved[0]))
+                self._connection.executemany(f"INSERT OR REPLACE INTO images VALUES ({marks})", self._unsaved)
+        except sqlite3.Error:
+            self.turn_off()
+        self._unsaved = []
+
+    def turn_off(self) -> None:
+        if self._connection is not None:
+            with suppress(sqlite3.Error):
+                self._connection.close()
+        self._connection = None
+
+
+@contextmanager
+def _memory() -> Iterator[_Memory]:
+    memory = _Memory(_connect())
+    try:
+        yield memory
+    finally:
+        memory.turn_off()
+
+
+def _connect() -> sqlite3.Connection | None:
+    folder = Path(os.environ.get("FEWSIGHT_CACHE") or platformdirs.user_cache_dir("fewsight"))
+    connection = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(folder / "images.sqlite", timeout=10)
+        connection.execute("PRAGMA synchronous = OFF")  # lost at worst, never needed
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS images (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, "
+            "rules INTEGER, width INTEGER, height INTEGER, r REAL, g REAL, b REAL, rr REAL, gg REAL, bb REAL) WITHOUT ROWID"
+        )
+        connection.execute("SELECT rules, bb FROM images LIMIT 1").fetchone()
+    except (OSError, sqlite3.Error):
+        if connection is not None:
+            connection.close()
+        return None
+    return connection

@@ -1,0 +1,134 @@
+"""Which samples a run trains on, validates on or is evaluated on. Labels meet by name, never by position."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fewsight.data.samples import Dataset, Sample, classes_in, named
+from fewsight.data.sources import read_dataset
+from fewsight.errors import DataError
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Samples to evaluate; `labels[i]` is the position of `samples[i].label` in the run's classes."""
+
+    root: Path
+    split: str  # "all" where a folder was taken whole
+    samples: tuple[Sample, ...]
+    labels: tuple[int, ...]
+
+
+def training_samples(
+    dataset: Dataset, *, merge_val: bool = False
+) -> tuple[tuple[str, ...], tuple[Sample, ...], tuple[Sample, ...]]:
+    """(class names in code-point order, samples to train on, samples to validate on).
+
+    With `merge_val` the val split is trained on as well and nothing is left to validate on.
+
+    Raises:
+        DataError: no train split, fewer than 2 classes, a class with one image, names that differ only by
+            case, or a label in val that train lacks.
+    """
+    root = dataset.root
+    if "train" not in dataset.splits:
+        raise DataError(f"{root}: no train split; found {named(dataset.splits) or 'none'}")
+    train, val = dataset.splits["train"], dataset.splits.get("val", ())
+    classes = classes_in(train)
+    _check_case(root, classes_in((*train, *val)))
+    if len(classes) < 2:
+        raise DataError(f"{root}: only one class to train on ({classes[0]}); at least 2 are needed")
+    unknown = sorted(set(classes_in(val)) - set(classes))
+    if unknown:
+        raise DataError(
+            f"{root}: val holds classes that train lacks ({named(unknown)}); add them to train or drop them"
+        )
+    if merge_val and not val:
+        raise DataError(f"{root}: there is no val split to merge; found {named(dataset.splits)}")
+    joined = merge_val or dataset.split_by_seed  # a class of two images may be drawn 1 + 1
+    check_class_sizes(root, (*train, *val) if joined else train)
+    return (classes, (*train, *val), ()) if merge_val else (classes, train, val)
+
+
+def check_class_sizes(root: Path, samples: Iterable[Sample]) -> None:
+    """Every class has at least 2 images.
+
+    Raises:
+        DataError: names the classes with one.
+    """
+    counts = Counter(sample.label for sample in samples)
+    single = sorted(label for label, count in counts.items() if count < 2)
+    if single:
+        raise DataError(
+            f"{root}: {_classes_have(single)} one image to train on ({named(single)}); at least 2 are needed"
+        )
+
+
+def evaluation_samples(
+    path: str | Path,
+    classes: Sequence[str],
+    split: str | None = None,
+    *,
+    holdout: float = 0.2,
+    seed: int = 0,
+    trained_on: Path | None = None,
+) -> EvaluationSet:
+    """The samples of one split at `path`, with labels as positions in the run's `classes`.
+
+    Without `split`: test, else val. Data without named splits is taken whole, unless it is what the run was
+    `trained_on`: then val is cut from it by `holdout` and `seed` as it was for training, and so it is wherever
+    `split` asks for one.
+
+    Raises:
+        DataError: there is no such split, it has no labels, or it has classes that the run does not know.
+    """
+    dataset = read_dataset(path, holdout=holdout, seed=seed)
+    name, samples = _choose_split(dataset, Path(path), split, trained_on)
+    position = {label: i for i, label in enumerate(classes)}
+    unknown = sorted({sample.label for sample in samples} - set(position))
+    if unknown:
+        raise DataError(
+            f"{path}: {name} holds classes that the run was not trained on ({named(unknown)}); "
+            f"the run knows {len(classes):,} ({named(classes)})"
+        )
+    return EvaluationSet(dataset.root, name, samples, tuple(position[sample.label] for sample in samples))
+
+
+def _choose_split(
+    dataset: Dataset, path: Path, split: str | None, trained_on: Path | None
+) -> tuple[str, tuple[Sample, ...]]:
+    if split is None:
+        known = trained_on is not None and path.resolve() == trained_on.resolve()
+        if "train" not in dataset.splits or (
+            dataset.split_by_seed and not (known and "val" in dataset.splits)
+        ):
+            return "all", _whole(dataset)
+        split = next((name for name in ("test", "val") if name in dataset.splits), "test")
+    if split in ("valid", "validation") and split not in dataset.splits:
+        split = "val"
+    if split in dataset.splits:
+        return split, dataset.splits[split]
+    found = f"splits with labels: {named(dataset.splits)}"
+    if split in dataset.unlabelled:
+        raise DataError(f"{path}: {split} has no labels, so it can be predicted but not evaluated; {found}")
+    raise DataError(f"{path}: no split {split!r}; {found}")
+
+
+def _whole(dataset: Dataset) -> tuple[Sample, ...]:
+    samples = (sample for part in dataset.splits.values() for sample in part)
+    return tuple(sorted(samples, key=lambda sample: sample.path))
+
+
+def _check_case(root: Path, names: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise DataError(
+                f"{root}: class names {other!r} and {name!r} differ only by case; rename or join them"
+            )
+
+
+def _classes_have(labels: Sequence[str]) -> str:
+    return f"{len(labels):,} {'class has' if len(labels) == 1 else 'classes have'}"

@@ -1,0 +1,181 @@
+"""From a path that a user gives to a Dataset: folders here, manifests in manifest.py."""
+
+import os
+import re
+from collections import Counter
+from pathlib import Path, PurePath
+
+from fewsight.data.decode import IMAGE_SUFFIXES
+from fewsight.data.manifest import MANIFEST_SUFFIXES, read_manifest
+from fewsight.data.samples import Dataset, Sample, named
+from fewsight.data.splits import split_by_seed
+from fewsight.errors import DataError
+
+_SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+_SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
+_VAL_NAMES = ("valid", "validation")  # read as val where there is no val
+_SPLIT_NAMES = frozenset(["train", "training", "val", "valid", "validation", "test", "testing"])
+_TEST_IMAGE_FOLDERS = frozenset({"imgs", "images"})  # a test split's one folder, not a class
+_WORDNET_ID = re.compile(r"n\d{8}")
+
+
+def read_dataset(path: str | Path, *, holdout: float = 0.2, seed: int = 0) -> Dataset:
+    """The dataset at `path`: folders with splits, one level of class folders, or a CSV or Parquet manifest.
+
+    Args:
+        path: a folder, or a manifest file.
+        holdout: the part of each class that becomes val where the data does not name its splits.
+        seed: the seed of that draw.
+
+    Raises:
+        DataError: nothing usable is there; the message says what was found and what is expected.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_folder(path, holdout=holdout, seed=seed)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder (looked in {Path.cwd()})")
+    if path.suffix.lower() in MANIFEST_SUFFIXES:
+        return read_manifest(path, holdout=holdout, seed=seed)
+    raise DataError(
+        f"{path}: a dataset is a folder of class folders, or a .csv or .parquet manifest with the columns "
+        "path,label[,split] (unpack an archive first)"
+    )
+
+
+def images_under(folder: Path, ignored: Counter[str]) -> list[str]:
+    """Paths of the images at any depth below `folder`, relative to it, in code-point order.
+
+    Links are followed, each real folder once, so a loop ends. What is passed over is counted in `ignored`.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    images: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    waiting = [""]
+    while waiting:
+        prefix = waiting.pop()
+        here = folder / prefix
+        identity = here.stat()
+        if (identity.st_dev, identity.st_ino) in seen:
+            ignored["link to a folder already read"] += 1
+            continue
+        seen.add((identity.st_dev, identity.st_ino))
+        files, folders = _entries(here, ignored)
+        images += [prefix + name for name in files if is_image(name)]
+        ignored["other file"] += sum(not is_image(name) for name in files)
+        waiting += [f"{prefix}{name}/" for name in reversed(folders)]
+    return sorted(images)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is passed over: a leading dot, or an operating system's own."""
+    return name.startswith(".") or name in _SYSTEM_FOLDERS or name.lower() in _SYSTEM_FILES
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name ends like an image that fewsight reads; upper or lower case."""
+    return PurePath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _entries(folder: Path, ignored: Counter[str]) -> tuple[list[str], list[str]]:
+    """The names of the visible (files, folders) directly in `folder`, sorted; the rest is counted."""
+    files, folders = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_hidden(entry.name):
+                    ignored["hidden folder" if entry.is_dir() else "hidden file"] += 1
+                elif entry.is_dir():
+                    folders.append(entry.name)
+                elif entry.is_file():
+                    files.append(entry.name)
+                else:
+                    ignored["broken link" if entry.is_symlink() else "other file"] += 1
+    except OSError as error:
+        raise DataError(f"{folder}: this folder cannot be read ({error.strerror or error})") from None
+    return sorted(files), sorted(folders)
+
+
+def _read_folder(root: Path, *, holdout: float, seed: int) -> Dataset:
+    ignored: Counter[str] = Counter()
+    files, folders = _entries(root, ignored)
+    if not files and not folders:
+        raise DataError(
+            f"{root}: this folder is empty; expected class folders, or train/ with class folders in it"
+        )
+    loose = sum(is_image(name) for name in files)
+    ignored["image outside a class folder"] += loose
+    ignored["other file"] += len(files) - loose
+    if "train" in folders:
+        return _read_splits(root, folders, ignored)
+    if folders and _SPLIT_NAMES.issuperset(name.lower() for name in folders):
+        raise DataError(
+            f"{root}: holds {named(f'{name}/' for name in folders)} but no train/; name the training split "
+            "train/, or give one split's folder alone to evaluate it"
+        )
+    samples = _class_folders(root, "", folders, ignored)
+    if not samples:
+        raise DataError(f"{root}: {_why_no_classes(root, loose, folders)}")
+    train, val = split_by_seed(samples, holdout=holdout, seed=seed)
+    splits = {"train": train} | ({"val": val} if val else {})
+    return Dataset(root, splits, "classes", _counted(ignored), split_by_seed=True)
+
+
+def _read_splits(root: Path, folders: list[str], ignored: Counter[str]) -> Dataset:
+    splits: dict[str, tuple[Sample, ...]] = {}
+    unlabelled: dict[str, tuple[str, ...]] = {}
+    for name in folders:
+        files, classes = _entries(root / name, ignored)
+        loose = [f"{name}/{file}" for file in files if is_image(file)]
+        ignored["other file"] += len(files) - len(loose)
+        samples = _class_folders(root, f"{name}/", classes, ignored)
+        if name == "train" and not samples:
+            raise DataError(f"{root / name}: {_why_no_classes(root / name, len(loose), classes)}")
+        if len(classes) == 1 and classes[0].lower() in _TEST_IMAGE_FOLDERS and name != "train":
+            loose += [sample.path for sample in samples]
+            samples = []
+        if samples:
+            splits[name] = tuple(samples)
+            ignored["image outside a class folder"] += len(loose)
+        elif loose:
+            unlabelled[name] = tuple(sorted(loose))
+        else:
+            ignored["folder without images"] += 1
+    alias = next((name for name in _VAL_NAMES if name in splits), None)
+    if alias is not None and "val" not in splits and "val" not in unlabelled:
+        splits["val"] = splits.pop(alias)
+    return Dataset(root, splits, _splits_layout(splits, unlabelled), _counted(ignored), unlabelled)
+
+
+def _splits_layout(splits: dict[str, tuple[Sample, ...]], unlabelled: dict[str, tuple[str, ...]]) -> str:
+    challenge = "val" in splits and "test" in unlabelled
+    wnids = all(_WORDNET_ID.fullmatch(sample.label) for sample in splits["train"])
+    return "vipriors" if challenge and wnids else "splits"
+
+
+def _class_folders(root: Path, prefix: str, folders: list[str], ignored: Counter[str]) -> list[Sample]:
+    """The samples of `folders`, which lie in `root / prefix` and whose names are the classes."""
+    samples = []
+    for label in folders:
+        images = images_under(root / prefix / label, ignored)
+        ignored["empty class folder"] += not images
+        samples += [Sample(f"{prefix}{label}/{image}", label) for image in images]
+    return sorted(samples, key=lambda sample: sample.path)
+
+
+def _why_no_classes(folder: Path, num_loose: int, folders: list[str]) -> str:
+    wanted = "expected one folder a class with its images in it"
+    if num_loose:
+        hint = " (if 'train' is one of your classes, rename its folder)" if folder.name == "train" else ""
+        return f"{num_loose:,} images lie directly in this folder and none in class folders; {wanted}{hint}"
+    if folders:
+        return (
+            f"no images in its folders ({named(folders)}); {wanted}, as {', '.join(sorted(IMAGE_SUFFIXES))}"
+        )
+    return f"no class folders; {wanted}"
+
+
+def _counted(ignored: Counter[str]) -> dict[str, int]:
+    return {reason: count for reason, count in sorted(ignored.items()) if count}

@@ -1,0 +1,151 @@
+"""Which image stands in which batch, and the batches themselves: augmented, the same for any number of workers."""
+
+import math
+import multiprocessing
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fewsight.augment import augment_image
+from fewsight.data import load_image
+from fewsight.errors import DataError
+from fewsight.recipes import Augment
+from fewsight.rng import SAMPLE, image_stream, order_stream, stream
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The plan of every epoch: a function of (seed, epoch) alone.
+
+    Batches of an epoch differ in size by at most one, no image is dropped, and no part of a batch has fewer
+    than two images (a lone one has no batch statistics).
+
+    Args:
+        labels: class index of each image, [N].
+        batch_size: nominal size; batches are at most this large unless that would leave lone images.
+        parts: pieces that a batch is cut into (gradient accumulation).
+        sampling: draw classes equally often, images with replacement (`data.balance = "sampling"`).
+    """
+
+    labels: tuple[int, ...]
+    batch_size: int
+    seed: int
+    parts: int = 1
+    sampling: bool = False
+
+    @property
+    def num_steps(self) -> int:
+        """Batches an epoch."""
+        count = len(self.labels)
+        return max(1, min(math.ceil(count / self.batch_size), count // (2 * self.parts)))
+
+    def epoch(self, epoch: int) -> list[np.ndarray]:
+        """The image indices of each batch of `epoch`."""
+        rng = order_stream(self.seed, epoch)
+        if self.sampling:
+            labels = np.asarray(self.labels)
+            share = 1 / np.bincount(labels)[labels]
+            order = rng.choice(len(labels), len(labels), p=share / share.sum())
+        else:
+            order = rng.permutation(len(self.labels))
+        return np.array_split(order, self.num_steps)
+
+
+class AugmentedImages(Dataset[Any]):
+    """Training images, augmented; a key is (epoch, index) and alone decides what happens to the image."""
+
+    def __init__(self, root: Path, paths: Sequence[str], augment: Augment, seed: int) -> None:
+        self.root, self.paths, self.augment, self.seed = root, paths, augment, seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def image(self, epoch: int, index: int) -> np.ndarray:
+        """uint8 [px, px, 3], after crop, flip and policy."""
+        image = load_image(self.root / self.paths[index])
+        return augment_image(image, self.augment, image_stream(self.seed, epoch, index))
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> "np.ndarray | DataError":
+        """uint8 [B, px, px, 3]; an image that fails comes back as the error, which the loop raises."""
+        try:
+            return np.stack([self.image(epoch, index) for epoch, index in keys])
+        except DataError as error:
+            return error
+
+
+def batches(
+    images: AugmentedImages,
+    plan: Batches,
+    *,
+    first_epoch: int,
+    first_step: int,
+    num_epochs: int,
+    workers: int,
+    pin: bool = False,
+) -> Iterator[tuple[int, int, Tensor, np.ndarray]]:
+    """Every batch from (first_epoch, first_step) on: (epoch, step, uint8 [B, px, px, 3], indices [B]).
+
+    Raises:
+        DataError: an image that could be read before training can no longer be; it is named.
+    """
+    positions = [
+        (epoch, step, indices)
+        for epoch in range(first_epoch, num_epochs)
+        for step, indices in enumerate(plan.epoch(epoch))
+        if epoch > first_epoch or step >= first_step
+    ]
+    keys = [[(epoch, int(index)) for index in indices] for epoch, _, indices in positions]
+    loaded = map(images.__getitems__, keys) if workers == 0 else _load_beside(images, keys, workers)
+    for (epoch, step, indices), batch in zip(positions, loaded, strict=True):
+        if isinstance(batch, DataError):
+            raise DataError(f"{batch} (epoch {epoch + 1}, step {step + 1}; it could be read before training began)")
+        tensor = torch.from_numpy(batch)
+        yield epoch, step, tensor.pin_memory() if pin else tensor, indices
+
+
+def class_shares(labels: Sequence[int], num_classes: int) -> list[int]:
+    """Images of each class."""
+    return np.bincount(np.asarray(labels), minlength=num_classes).tolist()
+
+
+def sample_positions(num_images: int, most: int, seed: int) -> np.ndarray:
+    """At most `most` image indices, drawn by `seed`, in order."""
+    if num_images <= most:
+        return np.arange(num_images)
+    return np.sort(stream(seed, SAMPLE).choice(num_images, most, replace=False))
+
+
+def _load_beside(
+    images: AugmentedImages, keys: list[list[tuple[int, int]]], workers: int
+) -> Iterator["np.ndarray | DataError"]:
+    context = multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
+    loader = DataLoader(
+        images,
+        batch_sampler=keys,
+        num_workers=workers,
+        collate_fn=_as_is,
+        worker_init_fn=_quiet_worker,
+        multiprocessing_context=context,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+        yield from loader
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _quiet_worker(_: int) -> None:
+    """Ctrl-C reaches the whole process group; only the main process answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

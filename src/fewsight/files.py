@@ -1,0 +1,103 @@
+"""Atomic, checked files: the only code that replaces one.
+
+A file appears whole under its name or not at all: it is written beside its place, flushed to the disk and
+renamed. Readers check what they read and name the file when it is not what it should be.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fewsight.errors import RunError
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` atomically.
+
+    Raises:
+        RunError: the folder cannot be written or the disk is full; what stood there before still stands.
+    """
+    with replacing(path) as part:
+        part.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` in UTF-8, atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` by `value` as JSON, atomically. Floats keep every bit; NaN is refused."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a new name beside `path` to write to; when the block ends well, it becomes `path` in one step."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield part
+        with part.open("rb") as handle:
+            os.fsync(handle.fileno())
+        part.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        refuse(path, error)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, where the system can (not on Windows)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def make_folder(path: Path) -> None:
+    """Create `path` and its parents.
+
+    Raises:
+        RunError: the system refuses, with its reason.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        refuse(path, error)
+
+
+def refuse(path: Path, error: OSError) -> NoReturn:
+    """Turn an operating system's error on writing `path` into one line that says what to do."""
+    reason = error.strerror or str(error)
+    raise RunError(
+        f"cannot write {path}: {reason}. What was saved before is intact; free the space or choose a folder "
+        "that can be written, then run the same command again."
+    ) from error
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        RunError: the file is missing, cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing: {path.parent} is not a whole run folder.") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path}: {error}. Restore the file from a copy of the run.") from error
+
+
+def digest_of(data: bytes) -> str:
+    """BLAKE2b of `data`, 128 bits in hexadecimal: what state and run files are checked against."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

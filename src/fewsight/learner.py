@@ -1,0 +1,138 @@
+"""What changes while a stage trains: model, loss, optimiser, moving average; and one step of it."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from fewsight.device import autocast
+from fewsight.losses import Targets
+from fewsight.model import Classifier
+from fewsight.recipes import Stage
+
+
+class Learner:
+    """Model, loss, SGD and, where the stage asks for it, a moving average of the weights.
+
+    Args:
+        model: trained in place, on `device`.
+        loss: `(logits, features, targets) -> (scalar, what to log)`; its own weights are trained too.
+        num_steps: steps an epoch, for the average's half-life.
+        precision: float32, bf16 or fp16 (with a scaled loss).
+    """
+
+    def __init__(
+        self, model: Classifier, loss: nn.Module, stage: Stage, num_steps: int, device: torch.device, precision: str
+    ) -> None:
+        self.model, self.loss, self.stage = model, loss, stage
+        self.device, self.precision = device, precision
+        self.named = {f"model.{name}": weight for name, weight in model.named_parameters()}
+        self.named |= {f"loss.{name}": weight for name, weight in loss.named_parameters()}
+        self.optimizer = _sgd(self.named, stage, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        half_life = stage.ema_half_life_epochs * num_steps
+        self.average = moving_average(model, half_life) if half_life else None
+
+    def step(self, images: Tensor, targets: Targets, rate: float) -> tuple[float, dict[str, float]]:
+        """One optimiser step on a batch, in `stage.accumulate` parts; returns the batch's loss and what to log."""
+        self.model.train()
+        self.loss.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=self.device)
+        logged: dict[str, float] = {}
+        for rows in np.array_split(np.arange(len(images)), self.stage.accumulate):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            with autocast(self.device, self.precision):
+                logits, features = self.model(images[part])
+            loss, extra = self.loss(logits, features, targets.part(part))
+            share = len(rows) / len(images)
+            self.scaler.scale(loss * share).backward()
+            total += loss.detach() * share
+            for name, value in extra.items():
+                logged[name] = logged.get(name, 0.0) + share * value
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return float(total), logged
+
+    def averaged(self) -> nn.Module:
+        """The model to test and to keep: the moving average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def finish(self) -> None:
+        """Put the moving average into the model, at the stage's end."""
+        if self.average is not None:
+            self.model.load_state_dict(self.average.module.state_dict())
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain values from which `load` restores every bit."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
+        for name, weight in self.named.items():
+            if "momentum_buffer" in self.optimizer.state[weight]:
+                tensors[f"momentum.{name}"] = self.optimizer.state[weight]["momentum_buffer"]
+        if self.average is not None:
+            tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        return {name: _plain(value) for name, value in tensors.items()}, {"scaler": self.scaler.state_dict()}
+
+    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Restore what `state` gave."""
+        self.model.load_state_dict(_under("model.", tensors))
+        self.loss.load_state_dict(_under("loss.", tensors))
+        momentum = _under("momentum.", tensors)
+        for name, weight in self.named.items():
+            if name in momentum:
+                buffer = torch.empty_like(weight)  # in the weight's layout
+                self.optimizer.state[weight]["momentum_buffer"] = buffer.copy_(momentum[name])
+        if self.average is not None:
+            self.average.load_state_dict(_under("average.", tensors))
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(values["scaler"])
+
+
+def moving_average(model: nn.Module, half_life: float) -> AveragedModel:
+    """An exponential moving average of weights and statistics; its memory halves every `half_life` steps.
+
+    It starts as an average over the steps so far, so that a short run is not held back by its first weights.
+    """
+    decay = 0.5 ** (1 / half_life)
+
+    def update(averages: Any, weights: Any, num_averaged: Any) -> None:
+        count = int(num_averaged)
+        share = 1 - min(decay, (1 + count) / (10 + count))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, weights, share)
+        else:
+            for average, weight in zip(averages, weights, strict=True):
+                average.copy_(weight)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+
+
+def _sgd(named: dict[str, nn.Parameter], stage: Stage, device: torch.device) -> torch.optim.SGD:
+    """SGD; weight decay falls on weights of two and more dimensions, not on biases and norms, unless asked for."""
+    decayed = [weight for weight in named.values() if weight.ndim > 1 or stage.optim.decay_norm_bias]
+    others = [weight for weight in named.values() if not (weight.ndim > 1 or stage.optim.decay_norm_bias)]
+    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.SGD(
+        [group for group in groups if group["params"]],
+        lr=0.0,
+        momentum=stage.optim.momentum,
+        nesterov=stage.optim.nesterov,
+        weight_decay=stage.optim.weight_decay,
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
+def _plain(value: Tensor) -> Tensor:
+    """A contiguous copy on the CPU, as safetensors wants it."""
+    return value.detach().to("cpu", copy=True).contiguous()
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,101 @@
+"""Losses: Modules `(logits, features, targets) -> (scalar, what to log)`.
+
+To add one, write its Module here and name it in LOSSES. `fit()` never asks which loss it has; weights that a
+loss owns are trained too.
+"""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fewsight.errors import RecipeError
+from fewsight.recipes import Losses
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a batch should be: class `labels` [B] with share `lam`, `other_labels` [B] with the rest.
+
+    `lam` is 1.0 where images are unmixed.
+    """
+
+    labels: Tensor
+    other_labels: Tensor
+    lam: float = 1.0
+
+    def part(self, rows: slice) -> "Targets":
+        """The same for some rows of the batch."""
+        return Targets(self.labels[rows], self.other_labels[rows], self.lam)
+
+
+class SmoothedCrossEntropy(nn.Module):
+    """Cross-entropy against 1 - e on the true class and e / (K - 1) on each other (the report's formula).
+
+    PyTorch's `label_smoothing` spreads over all K classes: equal to this at e * K / (K - 1). Under CutMix the
+    targets are mixed: lam * L(labels) + (1 - lam) * L(other_labels). With class weights each image counts by
+    the weight of its class, and the sum is divided by the number of images.
+
+    Args:
+        smoothing: e, in [0, 1).
+        class_weights: [K] with mean 1 over the training images, or None.
+
+    Source: Szegedy et al., arXiv 1512.00567; the formula of ResNeSt, arXiv 2004.08955, eq. 5.
+    """
+
+    batches = "shuffled"
+
+    def __init__(self, smoothing: float = 0.1, class_weights: Tensor | None = None) -> None:
+        super().__init__()
+        self.smoothing = smoothing
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def forward(self, logits: Tensor, features: Tensor, targets: Targets) -> tuple[Tensor, dict[str, float]]:
+        """logits [B, K] -> (scalar, {})."""
+        log_probs = functional.log_softmax(logits.float(), dim=1)
+        loss = self._per_image(log_probs, targets.labels)
+        if targets.lam < 1:
+            loss = targets.lam * loss + (1 - targets.lam) * self._per_image(log_probs, targets.other_labels)
+        return loss.mean(), {}
+
+    def _per_image(self, log_probs: Tensor, labels: Tensor) -> Tensor:
+        num_classes = log_probs.shape[1]
+        true = log_probs.gather(1, labels[:, None]).squeeze(1)
+        rest = log_probs.sum(1) - true
+        loss = -(1 - self.smoothing) * true - self.smoothing / max(1, num_classes - 1) * rest
+        return loss if self.class_weights is None else loss * self.class_weights[labels]
+
+
+def cross_entropy(losses: Losses, num_classes: int, num_features: int, weights: Tensor | None) -> nn.Module:
+    """`loss = "ce"`."""
+    return SmoothedCrossEntropy(losses.smoothing, weights)
+
+
+LossBuilder = Callable[[Losses, int, int, Tensor | None], nn.Module]
+LOSSES: dict[str, LossBuilder] = {"ce": cross_entropy}
+
+
+def build_loss(
+    name: str, losses: Losses, *, num_classes: int, num_features: int, class_weights: Tensor | None = None
+) -> nn.Module:
+    """The loss of that name.
+
+    Raises:
+        RecipeError: no such loss; the nearest is named.
+    """
+    if name not in LOSSES:
+        near = difflib.get_close_matches(name, LOSSES, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise RecipeError(f"no loss {name!r}: known are {', '.join(LOSSES)}{hint}")
+    return LOSSES[name](losses, num_classes, num_features, class_weights)
+
+
+def balanced_weights(counts: list[int]) -> Tensor:
+    """[K] weights, inversely proportional to the classes' counts, with mean 1 over the images."""
+    numbers = torch.tensor(counts, dtype=torch.float64)
+    present = (numbers > 0).sum()
+    return torch.where(numbers > 0, numbers.sum() / (present * numbers.clamp(min=1)), 0.0).float()

@@ -1,0 +1,86 @@
+"""A backbone with a linear head, and its weights as named tensors."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fewsight.backbones import TIMM_PREFIX, Backbone, TimmBackbone, build_backbone
+from fewsight.errors import RunError
+
+MAX_NAMED = 5  # names listed for each kind of mismatch
+
+
+class Classifier(nn.Module):
+    """A backbone and a linear head: images [B, 3, H, W] -> (logits [B, num_classes], features [B, D])."""
+
+    def __init__(self, backbone: Backbone | TimmBackbone, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.num_features, num_classes)
+
+    @property
+    def num_classes(self) -> int:
+        return self.head.out_features
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.backbone(images)
+        return self.head(features), features
+
+
+def resolve_stem(train_px: int, backbone_name: str = "") -> str:
+    """The stem that `stem = "auto"` means for a training size; "large" for every model of timm."""
+    if train_px >= 112 or backbone_name.startswith(TIMM_PREFIX):
+        return "large"
+    return "medium" if train_px >= 48 else "small"
+
+
+def build_model(
+    backbone_name: str, num_classes: int, *, stem: str = "large", width: float = 1.0
+) -> Classifier:
+    """A classifier with random weights; the arguments are those of `build_backbone`."""
+    return Classifier(build_backbone(backbone_name, stem=stem, width=width), num_classes)
+
+
+def weights_out(model: nn.Module) -> dict[str, Tensor]:
+    """All weights and norm statistics by name: contiguous copies on the CPU, in the model's precision."""
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str = "weights") -> None:
+    """Copies tensors into the model by name, all of them or none.
+
+    Args:
+        tensors: what `weights_out` gave for a model of the same recipe and classes.
+        source: what the tensors came from, for the message.
+
+    Raises:
+        RunError: when a name is missing, unexpected, or has another shape; the model is unchanged.
+    """
+    own = model.state_dict()
+    problems = _listed("missing", [name for name in own if name not in tensors])
+    problems += _listed("unexpected", [name for name in tensors if name not in own])
+    problems += _listed(
+        "of another shape",
+        [
+            f"{name} (the model has {list(own[name].shape)}, {source} {list(tensors[name].shape)})"
+            for name in own
+            if name in tensors and own[name].shape != tensors[name].shape
+        ],
+    )
+    if problems:
+        raise RunError(
+            f"{source} do not fit the model: {'; '.join(problems)}. "
+            "Use the recipe and the classes that they were trained with"
+        )
+    model.load_state_dict(dict(tensors))
+
+
+def _listed(what: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return [f"{len(names)} {what}: {', '.join(names[:MAX_NAMED])}{more}"]

@@ -1,0 +1,112 @@
+"""Images + model -> scores: log-probabilities of views cut from the original image."""
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fewsight.augment import center_view
+from fewsight.data import load_image
+from fewsight.device import autocast, to_device
+from fewsight.errors import DataError
+from fewsight.model import Classifier, build_model, load_weights
+from fewsight.recipes import Recipe
+from fewsight.runs import Run, read_weights
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of some images, in the order given."""
+
+    start: int  # position of the first
+    log_probs: np.ndarray  # float32 [n, K], natural; rows of NaN where `errors` says why
+    errors: list[str | None]  # [n]
+
+
+class Normalise(nn.Module):
+    """(images - mean) / std, per channel."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 [B, 3, H, W] in [0, 1] -> the same, normalised."""
+        return (images - self.mean) / self.std
+
+
+def load_model(run: Run, device: torch.device) -> Classifier:
+    """The run's trained model, in evaluation mode and channels-last layout."""
+    recipe = run.recipe
+    stem = recipe.model.stem
+    model = build_model(recipe.model.backbone, len(run.classes), stem=stem, width=recipe.model.width)
+    load_weights(model, read_weights(run))
+    return model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+
+
+def center_px(recipe: Recipe) -> int:
+    """The size of the centre view: the first of the recipe's test sizes."""
+    assert recipe.eval.test_px != "auto", "a resolved recipe has its test sizes"
+    return recipe.eval.test_px[0]
+
+
+@torch.inference_mode()
+def score_images(
+    model: nn.Module,
+    normalise: Normalise,
+    paths: Sequence[Path],
+    recipe: Recipe,
+    *,
+    batch_size: int = 64,
+) -> Iterator[Scores]:
+    """Score the centre view of each image; where the recipe flips, the flipped twin's probabilities are averaged.
+
+    The model must be in evaluation mode. An image that cannot be read gets its error and a row of NaN.
+    """
+    device = torch.device(recipe.run.device)
+    px, ratio = center_px(recipe), recipe.eval.crop_ratio
+    workers = 1 if recipe.run.workers == "auto" else max(1, recipe.run.workers)
+    for start, views, errors in _views(paths, px, ratio, batch_size, workers):
+        images = normalise(to_device(torch.from_numpy(views), device))
+        log_probs = _log_probs(model, images, recipe.run.precision)
+        if recipe.augment.flip_prob > 0:
+            flipped = _log_probs(model, images.flip(3), recipe.run.precision)
+            log_probs = torch.logaddexp(log_probs, flipped) - math.log(2)
+        scores = log_probs.cpu().numpy()
+        scores[[error is not None for error in errors]] = np.nan
+        yield Scores(start, scores, errors)
+
+
+def _log_probs(model: nn.Module, images: Tensor, precision: str) -> Tensor:
+    with autocast(images.device, precision):
+        logits, _ = model(images)
+    return torch.log_softmax(logits.float(), dim=1)
+
+
+def _views(
+    paths: Sequence[Path], px: int, ratio: float, batch_size: int, workers: int
+) -> Iterator[tuple[int, np.ndarray, list[str | None]]]:
+    """Batches of (position, uint8 [n, px, px, 3], errors); the next batch loads while one is scored."""
+
+    def load(path: Path) -> tuple[np.ndarray, str | None]:
+        try:
+            return center_view(load_image(path), px, ratio=ratio), None
+        except DataError as error:
+            return np.zeros((px, px, 3), np.uint8), str(error)
+
+    with ThreadPoolExecutor(workers) as pool:
+        starts = range(0, len(paths), batch_size)
+        waiting = [[pool.submit(load, path) for path in paths[start : start + batch_size]] for start in starts[:1]]
+        for start in starts:
+            following = paths[start + batch_size : start + 2 * batch_size]
+            waiting.append([pool.submit(load, path) for path in following])
+            loaded = [future.result() for future in waiting.pop(0)]
+            yield start, np.stack([view for view, _ in loaded]), [error for _, error in loaded]

@@ -1,0 +1,136 @@
+"""What a recipe may say: one strict schema for one and for several stages.
+
+Defaults are the report's values, or our default where the report is silent (see docs and NOTES.md). "auto"
+values are computed from the data and the device before the first step and written into the run resolved.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Pixels = Annotated[int, Field(ge=8, le=4096)]
+Range = Annotated[tuple[Positive, Positive], Field(strict=False)]
+Channels = Annotated[tuple[float, float, float], Field(strict=False)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys and values of another type are errors; nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Data(Section):
+    """Which images train, and how classes are weighed."""
+
+    merge_val: bool = False  # train on train + val, as the report does
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2  # share for val where a folder has no splits
+    split_seed: Annotated[int, Field(ge=0)] = 0  # of that split; runs with other seeds share it
+    balance: Literal["none", "weights", "sampling"] = "none"
+    max_bad: Share = 0.01  # refuse to train when more than this share of the images cannot be read
+    mean: Literal["data"] | Channels = "data"  # of RGB in [0, 1]; "data": measured on the training images
+    std: Literal["data"] | Channels = "data"
+
+
+class Model(Section):
+    """The backbone, its stem and width."""
+
+    backbone: str
+    stem: Literal["auto", "large", "medium", "small"] = "auto"  # total stride 4, 2, 1
+    width: Positive = 1.0
+
+
+class Augment(Section):
+    """The report's five steps, in its order: crop, flip, policy, normalise, CutMix."""
+
+    train_px: Pixels
+    crop_area: Range = (0.08, 1.0)
+    crop_aspect: Range = (3 / 4, 4 / 3)
+    flip_prob: Share = 0.5
+    policy: Literal["autoaugment", "trivialaugment", "none"] = "autoaugment"
+    num_policies: Annotated[int, Field(ge=1, le=25)] = 24
+    fill: Annotated[int, Field(ge=0, le=255)] = 128
+    rotate_signed: bool = True
+    cutmix_prob: Share = 0.5
+    cutmix_alpha: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Augment":
+        for name in ("crop_area", "crop_aspect"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} goes from low to high, got {[low, high]}")
+        if self.crop_area[1] > 1:
+            raise ValueError(f"crop_area is a share of the image, at most 1, got {self.crop_area[1]}")
+        return self
+
+
+class Optim(Section):
+    """SGD with momentum; the rate rises linearly, then falls on a cosine to 0, per step."""
+
+    base_lr: Positive = 0.1  # for 256 images a batch: rate = base_lr * batch_size / 256
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    decay_norm_bias: bool = False  # also decay biases and normalisation parameters
+    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
+
+
+class Losses(Section):
+    """The values that the losses take."""
+
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1  # the report's: epsilon / (K - 1) on each other class
+
+
+class Stage(Section):
+    """One training from a warm restart: a loss, its epochs and batches."""
+
+    loss: str = "ce"
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    accumulate: Count = 1  # parts that a batch is cut into where memory is short
+    ema_half_life_epochs: Annotated[float, Field(ge=0)] = 0.0  # 0: no moving average of the weights
+    optim: Optim = Optim()
+    losses: Losses = Losses()
+
+
+class Eval(Section):
+    """How a run is tested."""
+
+    test_px: Annotated[list[Pixels], Field(min_length=1)] | Literal["auto"] = "auto"
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.875
+    view_seed: Annotated[int, Field(ge=0)] = 0
+    every_epochs: Annotated[int, Field(ge=0)] = 1  # 0: after the last epoch only
+
+
+class Run(Section):
+    """Seed, device and safety."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"  # that compute
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"  # processes that load; 0: none beside
+    select: Literal["last", "best"] = "last"
+    state_minutes: Positive = 5.0  # and after every epoch
+
+
+class Recipe(Section):
+    """A whole training, from images to weights."""
+
+    data: Data = Data()
+    model: Model
+    augment: Augment
+    stages: Annotated[list[Stage], Field(min_length=1)]
+    eval: Eval = Eval()
+    run: Run = Run()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        if self.run.select == "best" and self.data.merge_val:
+            raise ValueError('select = "best" needs a val split, but merge_val trains on it; use select = "last"')
+        if self.run.select == "best" and self.eval.every_epochs == 0:
+            raise ValueError('select = "best" needs eval.every_epochs of at least 1')
+        return self

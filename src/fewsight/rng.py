@@ -1,0 +1,29 @@
+"""Counter-based random streams: every draw is a function of named integers, so nothing needs restoring.
+
+Each stream is a Philox generator whose key holds the seed and the stream's purpose and whose counter holds
+the position (epoch and image, or epoch and step). Worker count, order of work and restarts change nothing.
+"""
+
+import numpy as np
+
+IMAGE, BATCH, ORDER, SPLIT, SAMPLE = range(5)  # what a stream is for
+
+
+def stream(seed: int, purpose: int, epoch: int = 0, position: int = 0) -> np.random.Generator:
+    """A generator of its own for (seed, purpose, epoch, position); all are integers of at most 64 bits."""
+    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, epoch, position]))
+
+
+def image_stream(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """What happens to image `index` of the training set in `epoch`."""
+    return stream(seed, IMAGE, epoch, index)
+
+
+def batch_stream(seed: int, epoch: int, step: int) -> np.random.Generator:
+    """What happens to the whole batch of `step` (counted within `epoch`), CutMix for example."""
+    return stream(seed, BATCH, epoch, step)
+
+
+def order_stream(seed: int, epoch: int) -> np.random.Generator:
+    """The order in which `epoch` visits the training set."""
+    return stream(seed, ORDER, epoch)

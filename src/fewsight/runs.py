@@ -1,0 +1,272 @@
+"""The run folder: write it, read it, nothing else.
+
+A run holds recipe.toml, classes.json, data.json, images.jsonl, run.json, weights.safetensors, log.jsonl,
+metrics.json and state/. No pickle; every file is replaced atomically and checked when it is read.
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+import fewsight
+from fewsight import files
+from fewsight.errors import RunError
+from fewsight.recipes import Recipe, load_recipe, recipe_toml
+
+FORMAT = 1  # of the run folder; a newer one is refused
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run knows of its data (data.json)."""
+
+    source: str  # the data's absolute path when the run began
+    layout: str
+    digest: str  # BLAKE2b over path, size and label of every training and val image
+    counts: dict[str, dict[str, int]]  # split -> class -> images
+    mean: tuple[float, float, float]  # of RGB in [0, 1], training images
+    std: tuple[float, float, float]
+    left_out: list[dict[str, str]]  # {"path", "split", "error"} of images that cannot be read
+    ignored: dict[str, int]  # reason -> other files and folders
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as it was read."""
+
+    path: Path
+    recipe: Recipe
+    classes: tuple[str, ...]
+    data: RunData
+    info: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training came to its end."""
+        return self.info.get("status") == "finished"
+
+
+def check_new(path: Path) -> None:
+    """Refuse a run folder that would overwrite something.
+
+    Raises:
+        RunError: `path` exists and is not an empty folder.
+    """
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists() or path.is_symlink():
+        kind = "a run" if (path / "run.json").exists() else "not empty" if path.is_dir() else "a file"
+        resume = f", or continue it with `fewsight train --resume {path}`" if kind == "a run" else ""
+        raise RunError(f"{path} is already there ({kind}); choose another --out{resume}. Nothing was changed.")
+
+
+def create_run(
+    path: Path,
+    recipe: Recipe,
+    classes: tuple[str, ...],
+    data: RunData,
+    images: Iterable[Mapping[str, Any]],
+    notes: str = "",
+) -> Run:
+    """Write a new run folder, complete but for its weights; run.json comes last and makes it one.
+
+    Raises:
+        RunError: the folder is taken or cannot be written.
+    """
+    check_new(path)
+    files.make_folder(path)
+    info = {
+        "format": FORMAT,
+        "status": "training",
+        "fewsight": fewsight.__version__,
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "commit": _commit(),
+        "device": _device_name(recipe.run.device),
+        "command": " ".join(["fewsight", *sys.argv[1:]]),
+        "seed": recipe.run.seed,
+        "started": now(),
+        "recipe": recipe.model_dump(mode="json"),  # what recipe.toml is compared with on resuming
+    }
+    files.write_text(path / "recipe.toml", recipe_toml(recipe, notes))
+    files.write_json(path / "classes.json", list(classes))
+    files.write_json(path / "data.json", asdict(data))
+    lines = (json.dumps(image, ensure_ascii=False) + "\n" for image in images)
+    files.write_text(path / "images.jsonl", "".join(lines))
+    files.write_json(path / "run.json", info)
+    return Run(path, recipe, classes, data, info)
+
+
+def update_info(run: Run, **values: Any) -> Run:
+    """Replace values of run.json."""
+    info = {**run.info, **values}
+    files.write_json(run.path / "run.json", info)
+    return Run(run.path, run.recipe, run.classes, run.data, info)
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder, without its weights.
+
+    Raises:
+        RunError: not a run folder, not whole, or of a newer format.
+        RecipeError: its recipe was edited into something that is not one.
+    """
+    if not (path / "run.json").is_file():
+        what = "is not there" if not path.exists() else "holds no run.json, so it is not a run folder"
+        raise RunError(f"{path} {what}; expected a folder that `fewsight train` wrote")
+    info = files.read_json(path / "run.json")
+    version = info.get("format") if isinstance(info, dict) else None
+    if not isinstance(version, int) or version > FORMAT:
+        raise RunError(
+            f"{path}: run format {version!r}, but this fewsight {fewsight.__version__} reads up to {FORMAT}; "
+            "upgrade fewsight"
+        )
+    values = files.read_json(path / "data.json")
+    classes = files.read_json(path / "classes.json")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise RunError(f"{path / 'classes.json'}: expected a list of class names")
+    try:
+        values["mean"], values["std"] = tuple(values["mean"]), tuple(values["std"])
+        data = RunData(**values)
+    except (TypeError, KeyError) as error:
+        raise RunError(f"{path / 'data.json'} is not what `fewsight train` wrote: {error}") from error
+    return Run(path, load_recipe(path / "recipe.toml"), tuple(classes), data, info)
+
+
+def read_images(path: Path) -> list[dict[str, Any]]:
+    """The images that a run trains on and selects on: {"split", "path", "label", "size"} each."""
+    try:
+        text = (path / "images.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path / 'images.jsonl'}: {error}") from error
+
+
+def save_weights(run: Run, tensors: Mapping[str, Tensor], **notes: Any) -> Run:
+    """Write weights.safetensors and note its digest in run.json."""
+    data = save(dict(tensors), {"format": str(FORMAT), "classes": json.dumps(run.classes)})
+    files.write_bytes(run.path / WEIGHTS, data)
+    return update_info(run, weights_digest=files.digest_of(data), **notes)
+
+
+def read_weights(run: Run) -> dict[str, Tensor]:
+    """The run's weights, checked against run.json.
+
+    Raises:
+        RunError: no weights yet, or the file is damaged.
+    """
+    if not (run.path / WEIGHTS).is_file():
+        hint = f"finish it with `fewsight train --resume {run.path}`"
+        raise RunError(f"{run.path} has no weights yet: its training did not end; {hint}")
+    return _read_tensors(run.path / WEIGHTS, run.info.get("weights_digest"))
+
+
+def save_state(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Write the state for resuming: tensors under a new name, then state.json, which names them.
+
+    A crash at any moment leaves the state before or this one, whole.
+    """
+    folder = path / "state"
+    files.make_folder(folder)
+    data = save(dict(tensors))
+    digest = files.digest_of(data)
+    name = f"{digest}.safetensors"
+    files.write_bytes(folder / name, data)
+    files.write_json(folder / "state.json", {**values, "tensors": name, "digest": digest})
+    for old in folder.glob("*.safetensors"):
+        if old.name != name:
+            with contextlib.suppress(OSError):
+                old.unlink()
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The last saved state, or None where there is none yet.
+
+    Raises:
+        RunError: the state is damaged.
+    """
+    if not (path / "state" / "state.json").is_file():
+        return None
+    values = files.read_json(path / "state" / "state.json")
+    return _read_tensors(path / "state" / Path(values["tensors"]).name, values["digest"]), values
+
+
+def remove_state(path: Path) -> None:
+    """Delete the state of a finished run: its weights are saved."""
+    folder = path / "state"
+    for file in [folder / "state.json", *folder.glob("*.safetensors")]:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def cut_log(path: Path, num_bytes: int) -> None:
+    """Drop from log.jsonl what came after the state: those steps are run again."""
+    log = path / "log.jsonl"
+    if num_bytes == 0 and not log.exists():
+        return
+    try:
+        with log.open("r+b") as handle:
+            if handle.seek(0, 2) < num_bytes:
+                raise RunError(f"{log} is shorter than when its state was saved; restore it from a copy")
+            handle.truncate(num_bytes)
+    except OSError as error:
+        files.refuse(log, error)
+
+
+def append_log(path: Path, line: Mapping[str, Any]) -> int:
+    """Append a line to log.jsonl; returns the log's size in bytes."""
+    log = path / "log.jsonl"
+    try:
+        with log.open("ab") as handle:
+            handle.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+            return handle.tell()
+    except OSError as error:
+        files.refuse(log, error)
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _read_tensors(file: Path, digest: str | None) -> dict[str, Tensor]:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise RunError(f"cannot read {file}: {error.strerror}") from error
+    if digest != files.digest_of(data):
+        raise RunError(f"{file} is damaged (its digest is not the one that was written); restore it from a copy")
+    try:
+        return dict(load(data))
+    except SafetensorError as error:
+        raise RunError(f"{file} is not a safetensors file: {error}") from error
+
+
+def _commit() -> str | None:
+    """The commit of a fewsight that runs from its git checkout."""
+    folder = Path(__file__).parent
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["git", "-C", str(folder), "rev-parse", "HEAD", "--show-toplevel"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5)
+        commit, top = answer.stdout.split("\n")[:2]
+        return commit if folder.parents[1] == Path(top).resolve() else None
+    return None
+
+
+def _device_name(device: str) -> str:
+    kind = torch.device(device)
+    return f"{device} ({torch.cuda.get_device_name(kind)})" if kind.type == "cuda" else device

@@ -1,0 +1,246 @@
+"""What the commands do, as functions: train, resume, evaluate. The library and the command line share them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from fewsight import files, runs
+from fewsight.augment import contact_sheet
+from fewsight.auto import plan_recipe, starting_values
+from fewsight.console import TrainingReporter, counting, make_console
+from fewsight.data import evaluation_samples
+from fewsight.device import compute_threads, keep_freed_memory, resolve_run
+from fewsight.errors import DataError, RunError
+from fewsight.feed import AugmentedImages
+from fewsight.metrics import Figures, evaluate_scores
+from fewsight.model import resolve_stem
+from fewsight.predict import Normalise, load_model, score_images
+from fewsight.prepare import Prepared, prepare
+from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
+from fewsight.runs import Run
+from fewsight.train import TrainingSet, batch_plan, fit, mix
+
+TEST_RATIOS = (1.0, 320 / 224, 380 / 224, 2.0)  # the report's test sizes over its train size
+
+
+def train(
+    data: Path,
+    out: Path,
+    *,
+    recipe: str | Path = "auto",
+    hours: float = 1.0,
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    preview: int = 0,
+    console: Console | None = None,
+) -> list[Run]:
+    """Train on a folder or manifest; the run folder `out` then holds the model.
+
+    Args:
+        recipe: "auto" (planned from the data, the device and `hours`), a shipped name or a TOML file.
+        overrides: `key.path=value` on top of the recipe.
+        seeds: train once for each, in `out/seed<N>`, all by one plan; none: once, in `out`.
+        preview: write a contact sheet of that many augmented batches and stop; nothing is trained.
+
+    Returns:
+        The finished runs, one a seed.
+
+    Raises:
+        DataError, RecipeError, RunError: before anything is overwritten.
+        Interrupted: Ctrl-C or SIGTERM during training; the state is saved.
+    """
+    console = console or make_console()
+    folders = {seed: out / f"seed{seed}" for seed in seeds} if seeds else {None: out}
+    if not preview:
+        for folder in folders.values():
+            runs.check_new(folder)
+    planned = str(recipe) == "auto"
+    first = parse_recipe(starting_values(), overrides, "auto") if planned else load_recipe(recipe, overrides)
+    settings = resolve_run(first.run)
+    with counting(console, "checking images") as progress:
+        prepared = prepare(data, first.data, progress=progress)
+    _say_data(console, prepared)
+    notes = ""
+    if planned:
+        values, reasons = plan_recipe(prepared, settings, hours, overrides, console)
+        first, notes = parse_recipe(values, overrides, "auto"), "\n".join(reasons)
+    resolved = resolve(first, prepared)
+    if preview:
+        write_preview(resolved, prepared.images, preview, out, console)
+        return []
+    finished = []
+    for seed, folder in folders.items():
+        seeded = resolved if seed is None else _with_seed(resolved, seed)
+        run = runs.create_run(folder, seeded, prepared.classes, prepared.facts, prepared.listed, notes)
+        console.print(f"training {folder}" + ("" if seed is None else f" (seed {seed})"))
+        finished.append(_fit(run, prepared.images, console))
+    return finished
+
+
+def resume(path: Path, *, console: Console | None = None) -> Run:
+    """Continue a run from its last saved state; the finished run equals the uninterrupted one bit for bit.
+
+    Raises:
+        RunError: not a run, or its recipe or data is no longer what it began with; the differences are named.
+    """
+    console = console or make_console()
+    run = runs.read_run(path)
+    if run.finished:
+        console.print(f"{path} is finished; there is nothing to continue")
+        return run
+    source = Path(run.data.source)
+    if not source.exists():
+        raise RunError(f"{path}: its data {source} is not there; bring it back to that place, then resume")
+    with counting(console, "checking images") as progress:
+        prepared = prepare(source, run.recipe.data, progress=progress)
+    if prepared.facts.digest != run.data.digest:
+        raise RunError(f"{path}: {source} is not the data that the run began with: {_data_differences(run, prepared)}")
+    started = run.info.get("recipe")
+    if started is not None:
+        differences = recipe_differences(parse_recipe(started), run.recipe)
+        if differences:
+            raise RunError(
+                f"{path / 'recipe.toml'} was changed since the run began ({'; '.join(differences)}); "
+                "put the values back to resume, or train anew with --recipe"
+            )
+    return _fit(run, prepared.images, console)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of a run on a split, and how many of its images the run was trained on."""
+
+    run: Run
+    split: str
+    figures: Figures
+    num_trained_on: int
+    unreadable: tuple[str, ...]
+
+
+def evaluate(path: Path, data: Path, *, split: str | None = None, console: Console | None = None) -> Evaluation:
+    """Test a run on a split of a dataset; labels match by name.
+
+    Args:
+        split: default `test`, then `val`; a folder without splits is taken whole.
+
+    Raises:
+        DataError: no such split, labels that the run does not know, or no image that can be read.
+        RunError: not a finished run.
+    """
+    console = console or make_console()
+    run = runs.read_run(path)
+    settings = resolve_run(run.recipe.run.model_copy(update={"device": "auto", "threads": "auto", "workers": "auto"}))
+    recipe = run.recipe.model_copy(update={"run": settings})
+    data_settings = run.recipe.data
+    if split is None and run.data.layout == "classes" and data.resolve() == Path(run.data.source):
+        split = "val"  # the same folder: test on what was held out of it
+    found = evaluation_samples(
+        data, run.classes, split, holdout=data_settings.holdout, seed=data_settings.split_seed
+    )
+    device = torch.device(settings.device)
+    keep_freed_memory()
+    model, normalise = load_model(run, device), Normalise(run.data.mean, run.data.std).to(device)
+    image_paths = [found.root / sample.path for sample in found.samples]
+    collected = []
+    assert settings.threads != "auto"
+    with compute_threads(settings.threads), counting(console, "evaluating") as progress:
+        for scores in score_images(model, normalise, image_paths, recipe):
+            collected.append(scores)
+            progress(scores.start + len(scores.errors), len(image_paths))
+    errors = [error for scores in collected for error in scores.errors]
+    readable = np.array([error is None for error in errors])
+    if not readable.any():
+        raise DataError(f"{data}: none of the {len(errors)} images can be read; the first: {errors[0]}")
+    log_probs = np.concatenate([scores.log_probs for scores in collected])[readable]
+    labels = np.array(found.labels)[readable]
+    figures = evaluate_scores(log_probs, labels, run.classes, num_images=len(errors))
+    unreadable = tuple(error for error in errors if error is not None)
+    return Evaluation(run, found.split, figures, _num_trained_on(run, image_paths), unreadable)
+
+
+def resolve(recipe: Recipe, prepared: Prepared) -> Recipe:
+    """Every "auto" value as a number or name, by the data and this device."""
+    px = recipe.augment.train_px
+    stem = recipe.model.stem
+    values = recipe.model_dump()
+    values["model"]["stem"] = resolve_stem(px, recipe.model.backbone) if stem == "auto" else stem
+    if recipe.eval.test_px == "auto":
+        values["eval"]["test_px"] = [4 * round(ratio * px / 4) for ratio in TEST_RATIOS]
+    values["data"] |= {"mean": prepared.facts.mean, "std": prepared.facts.std}
+    values["run"] = resolve_run(recipe.run).model_dump()
+    return Recipe.model_validate(values)
+
+
+def write_preview(recipe: Recipe, images: TrainingSet, count: int, out: Path, console: Console) -> Path:
+    """Write `out/preview.png`: the first `count` augmented batches as the model will see them, CutMix too."""
+    source = AugmentedImages(images.root, images.paths, recipe.augment, recipe.run.seed)
+    plan = batch_plan(recipe, recipe.stages[0], images)
+    labels = torch.tensor(images.labels)
+    sheets, captions = [], []
+    for number in range(count):
+        epoch, step = divmod(number, plan.num_steps)
+        indices = plan.epoch(epoch)[step]
+        batch = source.__getitems__([(epoch, int(index)) for index in indices])
+        if isinstance(batch, Exception):
+            raise batch
+        pixels = torch.from_numpy(batch).permute(0, 3, 1, 2).float()
+        mixed, targets = mix(pixels, labels[indices], recipe, epoch, step)
+        sheets.append(mixed.permute(0, 2, 3, 1).byte().numpy())
+        captions.append([_caption(images, int(index), targets.lam) for index in indices])
+    files.make_folder(out)
+    target = out / "preview.png"
+    with files.replacing(target) as part:
+        contact_sheet(sheets, captions).save(part, format="PNG")
+    console.print(f"wrote {target}: {count} batches of {recipe.stages[0].batch_size} as the model will see them")
+    return target
+
+
+def _caption(images: TrainingSet, index: int, lam: float) -> str:
+    name = images.paths[index].rsplit("/", 1)[-1]
+    return name if lam == 1 else f"{lam:.2f} {name}"
+
+
+def _fit(run: Run, images: TrainingSet, console: Console) -> Run:
+    reporter = TrainingReporter(console)
+    try:
+        return fit(run, images, reporter)
+    finally:
+        reporter.close()
+
+
+def _with_seed(recipe: Recipe, seed: int) -> Recipe:
+    return recipe.model_copy(update={"run": recipe.run.model_copy(update={"seed": seed})})
+
+
+def _say_data(console: Console, prepared: Prepared) -> None:
+    counts = {split: sum(classes.values()) for split, classes in prepared.facts.counts.items()}
+    parts = ", ".join(f"{number:,} {split}" for split, number in counts.items())
+    console.print(f"{len(prepared.classes):,} classes; images: {parts}")
+    if prepared.facts.ignored:
+        ignored = ", ".join(f"{number:,} {reason}" for reason, number in prepared.facts.ignored.items())
+        console.print(f"ignored: {ignored}")
+    for one in prepared.facts.left_out:
+        console.print(f"left out: {one['error']}", markup=False)
+
+
+def _data_differences(run: Run, prepared: Prepared) -> str:
+    before = {(one["split"], one["path"]): (one["label"], one["size"]) for one in runs.read_images(run.path)}
+    after = {(one["split"], one["path"]): (one["label"], one["size"]) for one in prepared.listed}
+    kinds = {
+        "gone": [key for key in before if key not in after],
+        "new": [key for key in after if key not in before],
+        "changed": [key for key in before if key in after and before[key] != after[key]],
+    }
+    told = [f"{len(keys):,} {kind} (first: {keys[0][1]})" for kind, keys in kinds.items() if keys]
+    return ", ".join(told) or "the same images, in another order"
+
+
+def _num_trained_on(run: Run, paths: Sequence[Path]) -> int:
+    root = Path(run.data.source)
+    root = root if root.is_dir() else root.parent
+    trained = {(root / one["path"]).resolve() for one in runs.read_images(run.path) if one["split"] == "train"}
+    return sum(path.resolve() in trained for path in paths)

@@ -1,0 +1,28 @@
+"""What `train` says at its end."""
+
+import statistics
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from fewsight import files
+from fewsight.metrics import Share
+from fewsight.runs import Run
+
+
+def show_run(run: Run, console: Console) -> None:
+    """Where the run lies, and its figure on val."""
+    val = files.read_json(run.path / "metrics.json")["val"]
+    if val is not None:
+        console.print(f"val top-1 {Share(**val['top1'])} on {val['top1']['total']:,} images", markup=False)
+        console.print(f"balanced accuracy {100 * val['balanced_accuracy']:.1f} %, macro-F1 {100 * val['macro_f1']:.1f} %")
+    console.print(f"the run lies in {run.path}", markup=False)
+
+
+def show_seeds(runs: Sequence[Run], console: Console) -> None:
+    """Mean and standard deviation over seeds."""
+    found = [files.read_json(run.path / "metrics.json")["val"] for run in runs]
+    shares = [100 * val["top1"]["value"] for val in found if val is not None]
+    if len(shares) > 1:
+        mean, spread = statistics.mean(shares), statistics.stdev(shares)
+        console.print(f"val top-1 over {len(shares)} seeds: {mean:.1f} ± {spread:.1f} % (mean ± standard deviation)")

@@ -1,0 +1,317 @@
+"""fit(): the one visible loop. It never asks which backbone, loss or policy it has."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fewsight import files, runs
+from fewsight.augment import apply_cutmix, draw_cutmix
+from fewsight.device import compute_threads, keep_freed_memory, to_device
+from fewsight.errors import Interrupted, RunError
+from fewsight.feed import AugmentedImages, Batches, batches, class_shares
+from fewsight.learner import Learner
+from fewsight.losses import Targets, balanced_weights, build_loss
+from fewsight.metrics import Figures, evaluate_scores
+from fewsight.model import Classifier, build_model, load_weights, weights_out
+from fewsight.predict import Normalise, score_images
+from fewsight.recipes import Recipe, Stage
+from fewsight.rng import batch_stream
+from fewsight.runs import Run
+from fewsight.schedule import peak_rate, rate_at
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The images that a run trains on and, where there are any, those of val."""
+
+    root: Path
+    paths: tuple[str, ...]  # relative to root
+    labels: tuple[int, ...]
+    val_paths: tuple[str, ...]
+    val_labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: the next step to take, and what the epoch has summed so far."""
+
+    stage: int = 0
+    epoch: int = 0  # within the stage
+    step: int = 0  # within the epoch
+    loss_sum: float = 0.0  # over the epoch's images so far
+    num_images: int = 0
+    best_top1: float = -1.0  # on val, for select = "best"
+
+
+class Reporter(Protocol):
+    """Who is told how far a run is."""
+
+    def start(self, total_steps: int, done_steps: int) -> None:
+        """The loop begins; `done_steps` of `total_steps` are behind it."""
+
+    def step(self, line: Mapping[str, Any], done_steps: int) -> None:
+        """A step is done."""
+
+    def epoch(self, line: Mapping[str, Any]) -> None:
+        """An epoch is done; `line` is what the log says of it."""
+
+
+def fit(run: Run, data: TrainingSet, reporter: Reporter, weights: Mapping[str, Tensor] | None = None) -> Run:
+    """Train a run to its end, from its last saved state if it has one.
+
+    Args:
+        weights: what to start from instead of a random initialisation.
+
+    Raises:
+        RunError: the loss is not finite, or the folder cannot be written.
+        DataError: an image can no longer be read.
+        Interrupted: Ctrl-C or SIGTERM; the state is saved.
+    """
+    recipe = run.recipe
+    keep_freed_memory()
+    state = runs.read_state(run.path)
+    at = Position(**state[1]["position"]) if state else Position()
+    runs.cut_log(run.path, state[1]["log_bytes"] if state else 0)
+    device = torch.device(recipe.run.device)
+    normalise = Normalise(run.data.mean, run.data.std).to(device)
+    model = initial_model(recipe, len(run.classes))
+    if weights is not None:
+        load_weights(model, weights)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert recipe.run.threads != "auto", "a resolved recipe has its threads"
+    plans = [batch_plan(recipe, stage, data) for stage in recipe.stages]
+    total = sum(plan.num_steps * stage.epochs for plan, stage in zip(plans, recipe.stages, strict=True))
+    reporter.start(total, _steps_before(recipe, plans, at))
+    with compute_threads(recipe.run.threads), signals_that_stop() as stop:
+        for number in range(at.stage, len(recipe.stages)):
+            learner = build_learner(model, recipe, recipe.stages[number], data, len(run.classes), device)
+            if state:
+                learner.load(*state)
+                state = None
+            at = _fit_stage(run, data, learner, plans, at, normalise, reporter, stop)
+            learner.finish()
+    figures = score_val(run, data, model, normalise)
+    if recipe.run.select == "last":
+        run = runs.save_weights(run, weights_out(model))
+    files.write_json(run.path / "metrics.json", {"val": figures.as_json() if figures else None})
+    run = runs.update_info(run, status="finished", finished=runs.now())
+    runs.remove_state(run.path)
+    return run
+
+
+def _fit_stage(
+    run: Run,
+    data: TrainingSet,
+    learner: Learner,
+    plans: list[Batches],
+    at: Position,
+    normalise: Normalise,
+    reporter: Reporter,
+    stop: "StopFlag",
+) -> Position:
+    """One stage, from `at` to the start of the next."""
+    recipe, stage, plan = run.recipe, run.recipe.stages[at.stage], plans[at.stage]
+    before = sum(earlier.epochs for earlier in recipe.stages[: at.stage])  # epochs count on across stages
+    images = AugmentedImages(data.root, data.paths, recipe.augment, recipe.run.seed)
+    labels = torch.tensor(data.labels)
+    peak, total_steps = peak_rate(stage), stage.epochs * plan.num_steps
+    warmup_steps = min(round(stage.optim.warmup_epochs * plan.num_steps), total_steps)
+    saved, began = time.monotonic(), time.monotonic()
+    assert recipe.run.workers != "auto", "a resolved recipe has its workers"
+    feed = batches(
+        images,
+        plan,
+        first_epoch=before + at.epoch,
+        first_step=at.step,
+        num_epochs=before + stage.epochs,
+        workers=recipe.run.workers,
+        pin=learner.device.type == "cuda",
+    )
+    for epoch, step, batch, indices in feed:
+        torch.manual_seed(int(batch_stream(recipe.run.seed, epoch, step).integers(2**62)))
+        inputs, targets = mix(normalise(to_device(batch, learner.device)), labels[indices], recipe, epoch, step)
+        done = (epoch - before) * plan.num_steps + step
+        rate = rate_at(done, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps)
+        loss, extra = learner.step(inputs, targets, rate)
+        if not math.isfinite(loss):
+            raise RunError(_not_finite(run, loss, epoch, step, rate))
+        at = replace(
+            at,
+            step=step + 1,
+            loss_sum=at.loss_sum + loss * len(indices),
+            num_images=at.num_images + len(indices),
+        )
+        line = {"kind": "step", "stage": at.stage, "epoch": epoch + 1, "step": step + 1, "loss": loss, "lr": rate}
+        reporter.step({**line, **extra}, _steps_before(recipe, plans, at))
+        if step % max(1, plan.num_steps // 10) == 0:
+            runs.append_log(run.path, {**line, **extra, "time": runs.now()})
+        if step + 1 == plan.num_steps:
+            at = _end_epoch(run, data, learner, at, normalise, reporter, time.monotonic() - began)
+            began = time.monotonic()
+        if stop.signal_number or at.step == 0 or time.monotonic() - saved > 60 * recipe.run.state_minutes:
+            save_position(run, learner, at)
+            saved = time.monotonic()
+        if stop.signal_number:
+            raise Interrupted(
+                f"interrupted after epoch {epoch + 1}, step {step + 1}; the state is saved. "
+                f"Continue with: fewsight train --resume {run.path}",
+                stop.signal_number,
+            )
+    return replace(at, stage=at.stage + 1, epoch=0, step=0)
+
+
+def _end_epoch(
+    run: Run,
+    data: TrainingSet,
+    learner: Learner,
+    at: Position,
+    normalise: Normalise,
+    reporter: Reporter,
+    seconds: float,
+) -> Position:
+    """Log the epoch, test on val where it is time to, keep the best; returns the start of the next epoch."""
+    recipe, stage = run.recipe, run.recipe.stages[at.stage]
+    earlier = sum(one.epochs for one in recipe.stages[: at.stage])
+    line: dict[str, Any] = {
+        "kind": "epoch",
+        "stage": at.stage,
+        "epoch": earlier + at.epoch + 1,
+        "train_loss": at.loss_sum / at.num_images,
+    }
+    every = recipe.eval.every_epochs
+    if every and ((at.epoch + 1) % every == 0 or at.epoch + 1 == stage.epochs):
+        figures = score_val(run, data, learner.averaged(), normalise)
+        if figures:
+            line |= {"val_top1": figures.top1.value, "val_nll": figures.nll}
+            if recipe.run.select == "best" and figures.top1.value > at.best_top1:
+                at = replace(at, best_top1=figures.top1.value)
+                runs.save_weights(run, weights_out(learner.averaged()), best_epoch=line["epoch"])
+    runs.append_log(run.path, {**line, "seconds": round(seconds, 3), "time": runs.now()})
+    reporter.epoch({**line, "epochs": sum(one.epochs for one in recipe.stages), "seconds": seconds})
+    return replace(at, epoch=at.epoch + 1, step=0, loss_sum=0.0, num_images=0)
+
+
+def initial_model(recipe: Recipe, num_classes: int) -> Classifier:
+    """The model before its first step: a function of the recipe's seed."""
+    torch.manual_seed(recipe.run.seed)
+    return build_model(
+        recipe.model.backbone, num_classes, stem=recipe.model.stem, width=recipe.model.width
+    )
+
+
+def batch_plan(recipe: Recipe, stage: Stage, data: TrainingSet) -> Batches:
+    """Which image stands in which batch of a stage."""
+    sampling = recipe.data.balance == "sampling"
+    return Batches(data.labels, stage.batch_size, recipe.run.seed, stage.accumulate, sampling)
+
+
+def build_learner(
+    model: Classifier,
+    recipe: Recipe,
+    stage: Stage,
+    data: TrainingSet,
+    num_classes: int,
+    device: torch.device,
+) -> Learner:
+    """The model with the stage's loss, fresh optimiser and moving average."""
+    counts = class_shares(data.labels, num_classes)
+    weights = balanced_weights(counts) if recipe.data.balance == "weights" else None
+    torch.manual_seed(recipe.run.seed + 1)  # a loss that owns weights draws them here
+    loss = build_loss(
+        stage.loss,
+        stage.losses,
+        num_classes=num_classes,
+        num_features=model.head.in_features,
+        class_weights=weights,
+    )
+    num_steps = batch_plan(recipe, stage, data).num_steps
+    return Learner(model, loss.to(device), stage, num_steps, device, recipe.run.precision)
+
+
+def mix(images: Tensor, labels: Tensor, recipe: Recipe, epoch: int, step: int) -> tuple[Tensor, Targets]:
+    """CutMix, drawn for the whole batch by (seed, epoch, step)."""
+    labels = labels.to(images.device)
+    rng = batch_stream(recipe.run.seed, epoch, step)
+    _, _, height, width = images.shape
+    augment = recipe.augment
+    drawn = draw_cutmix(
+        rng, len(images), height, width, prob=augment.cutmix_prob, alpha=augment.cutmix_alpha
+    )
+    if drawn is None:
+        return images, Targets(labels, labels)
+    partners = torch.from_numpy(drawn.permutation).to(images.device)
+    return apply_cutmix(images, drawn), Targets(labels, labels[partners], drawn.lam)
+
+
+def score_val(run: Run, data: TrainingSet, model: nn.Module, normalise: Normalise) -> Figures | None:
+    """Figures on val, None where there is no val."""
+    if not data.val_paths:
+        return None
+    model.eval()
+    paths = [data.root / path for path in data.val_paths]
+    scored = list(score_images(model, normalise, paths, run.recipe))
+    errors = [error for scores in scored for error in scores.errors]
+    readable = np.array([error is None for error in errors])
+    log_probs = np.concatenate([scores.log_probs for scores in scored])[readable]
+    labels = np.asarray(data.val_labels)[readable]
+    return evaluate_scores(log_probs, labels, run.classes, num_images=len(errors))
+
+
+def save_position(run: Run, learner: Learner, at: Position) -> None:
+    """Write the state from which the run continues with the same bits."""
+    log = run.path / "log.jsonl"
+    log_bytes = log.stat().st_size if log.exists() else 0
+    tensors, values = learner.state()
+    runs.save_state(run.path, tensors, {**values, "position": asdict(at), "log_bytes": log_bytes})
+
+
+def _steps_before(recipe: Recipe, plans: list[Batches], at: Position) -> int:
+    stages = zip(plans[: at.stage], recipe.stages, strict=False)
+    done = sum(plan.num_steps * stage.epochs for plan, stage in stages)
+    return done + (at.epoch * plans[at.stage].num_steps + at.step if at.stage < len(plans) else 0)
+
+
+def _not_finite(run: Run, loss: float, epoch: int, step: int, rate: float) -> str:
+    return (
+        f"the loss is {loss} at epoch {epoch + 1}, step {step + 1} (rate {rate:.4g}). {run.path} keeps the last "
+        "saved state. Lower the rate (--set stages.0.optim.base_lr=...) or lengthen the warm-up "
+        "(--set stages.0.optim.warmup_epochs=...) in a new run."
+    )
+
+
+@dataclass
+class StopFlag:
+    """Set by the first Ctrl-C or SIGTERM."""
+
+    signal_number: int = 0
+
+
+@contextmanager
+def signals_that_stop() -> Iterator[StopFlag]:
+    """Inside the block the first SIGINT or SIGTERM sets the flag; a second SIGINT ends at once."""
+    flag = StopFlag()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag  # only the main thread may take signals
+        return
+
+    def take(number: int, _frame: object) -> None:
+        if flag.signal_number:
+            signal.default_int_handler(signal.SIGINT, None)
+        flag.signal_number = number
+
+    before = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,98 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.stats import kstest
+
+from fewsight.augment import draw_crop, random_flip, random_resized_crop
+
+
+def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def drawn_boxes(width: int, height: int, count: int, **ranges: tuple[float, float]) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.array([draw_crop(rng, width, height, **ranges) for _ in range(count)])
+
+
+def test_draw_crop_is_uniform_in_area_log_aspect_and_position() -> None:
+    # up to half the area every aspect fits a square, so that no draw is dropped and the laws are exact
+    left, top, right, bottom = drawn_boxes(500, 500, 20_000, area=(0.08, 0.5)).T
+    area = (right - left) * (bottom - top) / 500**2
+    log_aspect = np.log((right - left) / (bottom - top))
+    assert kstest(area, "uniform", (0.08, 0.42)).pvalue > 1e-3
+    assert kstest(log_aspect, "uniform", (math.log(3 / 4), math.log(16 / 9))).pvalue > 1e-3
+    assert kstest(left / (500 - (right - left)), "uniform").pvalue > 1e-3
+    assert kstest(top / (500 - (bottom - top)), "uniform").pvalue > 1e-3
+    assert abs(np.corrcoef([area, log_aspect, left / (500 - (right - left))]) - np.eye(3)).max() < 0.03
+
+
+def test_draw_crop_at_the_reports_ranges_equals_rejection_by_definition() -> None:
+    """Dropped draws thin out large boxes: the same law as a plain vectorised rejection."""
+    left, top, right, bottom = drawn_boxes(500, 375, 5_000).T
+    area = (right - left) * (bottom - top) / (500 * 375)
+    rng = np.random.default_rng(1)
+    share, aspect = (
+        rng.uniform(0.08, 1, 20_000),
+        np.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3), 20_000)),
+    )
+    fits = (np.sqrt(share * 500 * 375 * aspect) <= 500) & (np.sqrt(share * 500 * 375 / aspect) <= 375)
+    assert kstest(area, share[fits]).pvalue > 1e-3
+    assert area.min() >= 0.08 - 1e-9
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 3000), st.integers(1, 3000), st.integers(0, 2**32), st.floats(0.01, 1), st.floats(0.1, 1)
+)
+def test_draw_crop_stays_inside_the_image(
+    width: int, height: int, seed: int, low: float, aspect: float
+) -> None:
+    box = draw_crop(np.random.default_rng(seed), width, height, area=(low, 1), aspect=(aspect, 1 / aspect))
+    left, top, right, bottom = box
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+    assert aspect * (1 - 1e-6) <= (right - left) / (bottom - top) <= 1 / aspect * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "box"),
+    [(1, 500, (0, 250 - 2 / 3, 1, 250 + 2 / 3)), (500, 1, (250 - 2 / 3, 0, 250 + 2 / 3, 1))],
+)
+def test_draw_crop_falls_back_to_the_central_box(width: int, height: int, box: tuple[float, ...]) -> None:
+    assert draw_crop(np.random.default_rng(0), width, height, area=(0.9, 1)) == pytest.approx(box)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (500, 375), (1, 500), (8, 8), (1, 1)])
+def test_random_resized_crop_equals_pil_crop_and_resize(size: tuple[int, int]) -> None:
+    image = noise_image(*size)
+    before = image.tobytes()
+    for seed in range(10):
+        box = draw_crop(np.random.default_rng(seed), *size)
+        expected = image.resize((48, 48), Image.Resampling.BILINEAR, box=box)
+        cropped = random_resized_crop(image, 48, np.random.default_rng(seed))
+        assert cropped.mode == "RGB"
+        assert cropped.tobytes() == expected.tobytes()
+    assert image.tobytes() == before
+
+
+@pytest.mark.parametrize("px", [32, 64, 160])
+def test_random_resized_crop_of_everything_equals_torchvision_resize(px: int) -> None:
+    functional = pytest.importorskip("torchvision.transforms.v2.functional")
+    image = noise_image(64, 64)
+    ours = random_resized_crop(image, px, np.random.default_rng(0), area=(1, 1), aspect=(1, 1))
+    oracle = functional.resize(functional.pil_to_tensor(image), [px, px], antialias=True)
+    assert abs(np.asarray(ours, int) - oracle.permute(1, 2, 0).numpy()).max() <= 1
+
+
+def test_random_flip_mirrors_at_its_rate() -> None:
+    image = noise_image(5, 4)
+    pixels, rng = np.asarray(image), np.random.default_rng(0)
+    flipped = [not np.array_equal(np.asarray(random_flip(image, rng, 0.3)), pixels) for _ in range(5_000)]
+    assert abs(np.mean(flipped) - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 5_000)
+    assert np.array_equal(np.asarray(random_flip(image, rng, 1.0)), pixels[:, ::-1])
+    assert all(random_flip(image, rng, 0.0) is image for _ in range(50))

@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fewsight.augment import center_view
+
+
+def noise_image(width: int, height: int) -> Image.Image:
+    """Coarse noise, enlarged: edges and flat parts."""
+    levels = np.random.default_rng(0).integers(0, 256, (height // 3 + 1, width // 3 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(levels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def two_steps(image: Image.Image, px: int, ratio: float = 0.875) -> np.ndarray:
+    """The usual way: resize the short side, then cut out the centre."""
+    short = round(px / ratio)
+    width, height = (short * side // min(image.size) for side in image.size)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - px) / 2), round((height - px) / 2)
+    return np.asarray(resized.crop((left, top, left + px, top + px))).astype(int)
+
+
+def assert_equal_within_a_level(view: np.ndarray, expected: np.ndarray, beyond: float = 1e-4) -> None:
+    """Two levels only where both passes' roundings fall on ties, in a share of values below `beyond`."""
+    difference = abs(view.astype(int) - expected)
+    assert difference.max() <= 2
+    assert (difference > 1).mean() < beyond
+
+
+@pytest.mark.parametrize("size", [(500, 375), (333, 500), (64, 64), (257, 256), (1000, 223), (8, 8)])
+@pytest.mark.parametrize("px", [1, 8, 64, 224, 320, 380, 448])
+def test_center_view_equals_resize_then_crop(size: tuple[int, int], px: int) -> None:
+    image = noise_image(*size)
+    assert_equal_within_a_level(center_view(image, px), two_steps(image, px))
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.95, 1.0])
+def test_center_view_follows_its_ratio(ratio: float) -> None:
+    image = noise_image(120, 90)
+    assert_equal_within_a_level(center_view(image, 64, ratio=ratio), two_steps(image, 64, ratio))
+
+
+@pytest.mark.parametrize(("px", "resized"), [(224, 256), (320, 366), (380, 434), (448, 512)])
+def test_center_view_resizes_to_the_reports_sizes(px: int, resized: int) -> None:
+    """An image whose short side already has that size is only cut."""
+    image = noise_image(resized + 40, resized)
+    left, top = 20 + (resized - px) // 2, (resized - px) // 2
+    expected = np.asarray(image)[top : top + px, left : left + px]
+    assert np.array_equal(center_view(image, px), expected)
+
+
+def test_center_view_equals_torchvision_on_real_images(fewsight_data: Path) -> None:
+    functional = pytest.importorskip("torchvision.transforms.v2.functional")
+    paths = sorted((fewsight_data / "tiny20" / "val").glob("*/*"))[::100]
+    assert paths
+    for path in paths:
+        image = Image.open(path).convert("RGB")
+        for px in (64, 224):
+            resized = functional.resize(functional.pil_to_tensor(image), [round(px / 0.875)], antialias=True)
+            oracle = functional.center_crop(resized, [px, px]).permute(1, 2, 0).numpy().astype(int)
+            assert_equal_within_a_level(center_view(image, px), oracle, beyond=1e-3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 96))
+def test_center_view_works_for_any_size(width: int, height: int, px: int) -> None:
+    image = Image.new("RGB", (width, height), (10, 20, 30))
+    view = center_view(image, px)
+    assert (view.shape, view.dtype) == ((px, px, 3), np.uint8)
+    assert (view == (10, 20, 30)).all()
+
+
+@pytest.mark.parametrize("size", [(1, 500), (500, 1), (1, 1), (20_000, 2)])
+def test_center_view_shows_the_centre_of_extreme_images(size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, (255, 0, 0))
+    image.paste((0, 255, 0), (size[0] // 2 - 3, size[1] // 2 - 3, size[0] // 2 + 3, size[1] // 2 + 3))
+    view = center_view(image, 224)
+    assert view.shape == (224, 224, 3)
+    assert (view == (0, 255, 0)).all()
+
+
+def test_center_view_leaves_the_image_alone_and_can_become_a_tensor() -> None:
+    image = noise_image(70, 50)
+    before = image.tobytes()
+    view = center_view(image, 32)
+    torch.from_numpy(view)  # would warn, and so fail here, if the array were read-only
+    view[:] = 0
+    assert image.tobytes() == before
