@@ -3,8 +3,8 @@
     python -m benchmarks.step [--batch 8] [--repeats 10] [--px 224] [--precision bf16|float32] [--threads 2]
 
 A step is forward, backward and an SGD update with cross-entropy over 1,000 classes, on random images, in
-training mode. Each side runs in its better memory layout at the precision asked for, which a short trial picks.
-The sides then take turns, so that what else the machine does meets both; each pair of turns gives a ratio.
+training mode. A short trial picks each side's better memory layout at the precision asked for. The sides then
+take turns, so that what else the machine does meets both; each pair of turns gives a ratio.
 """
 
 import argparse
@@ -246,7 +246,7 @@ def write_results(args: argparse.Namespace, setting: dict[str, str], comparisons
         "",
         *(f"- {key}: {value}" for key, value in setting.items()),
         "",
-        "Median (least to most). A ratio is timm's time over ours in a pair of turns; above 1 ours is faster.",
+        "Median (least to most). Ratio: timm's time over ours in a pair of turns; above 1 ours is faster.",
         "",
         "| Model | Ours | timm | Ratio |",
         "|---|---|---|---|",

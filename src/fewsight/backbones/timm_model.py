@@ -38,7 +38,7 @@ class TimmBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.model(images)
-        return features
+        return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def build_timm(name: str) -> TimmBackbone:
@@ -56,5 +56,4 @@ def build_timm(name: str) -> TimmBackbone:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.0)
         raise RecipeError(f"model.backbone: timm has no model {name!r}; the nearest is timm:{near[0]}")
-    with torch.no_grad():
-        return TimmBackbone(timm.create_model(name, pretrained=False, num_classes=0))
+    return TimmBackbone(timm.create_model(name, pretrained=False, num_classes=0))

@@ -2,7 +2,7 @@
 
 from fewsight.data.decode import IMAGE_SUFFIXES, ImageError, decode_bytes, load_image
 from fewsight.data.samples import Dataset, Sample, classes_in, digest
-from fewsight.data.scan import Scanned, channel_stats, scan, scan_image
+from fewsight.data.scanning import Scanned, channel_stats, scan, scan_image
 from fewsight.data.selection import EvaluationSet, check_class_sizes, evaluation_samples, training_samples
 from fewsight.data.sources import images_under, is_hidden, is_image, read_dataset
 from fewsight.data.splits import split_by_seed

@@ -11,13 +11,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from fewsight.data.samples import Dataset, Sample, named
+from fewsight.data.samples import Dataset, Sample, named, val_by_its_name
 from fewsight.data.splits import split_by_seed
 from fewsight.errors import DataError
 
 MANIFEST_SUFFIXES = frozenset({".csv", ".parquet"})
 _COLUMNS = "expected the columns path,label and, if you like, split"
-_VAL_NAMES = ("valid", "validation")
 
 
 def read_manifest(path: Path, *, holdout: float, seed: int) -> Dataset:
@@ -40,10 +39,7 @@ def read_manifest(path: Path, *, holdout: float, seed: int) -> Dataset:
         train, val = split_by_seed(splits[""], holdout=holdout, seed=seed)
         named_splits = {"train": train} | ({"val": val} if val else {})
     else:
-        named_splits = {name: tuple(samples) for name, samples in splits.items()}
-        alias = next((name for name in _VAL_NAMES if name in named_splits), None)
-        if alias is not None and "val" not in named_splits:
-            named_splits["val"] = named_splits.pop(alias)
+        named_splits = val_by_its_name({name: tuple(samples) for name, samples in splits.items()})
     return Dataset(path.parent, named_splits, "manifest", dict(ignored), split_by_seed=drawn)
 
 
@@ -154,7 +150,7 @@ def _check_values(path: Path, rows: list[_Row]) -> None:
         ]
         if empty:
             raise DataError(
-                f"{path}: {len(empty):,} rows have no {column} ({named(empty)}); fill them in or drop them"
+                f"{path}: no {column} in {len(empty):,} of {len(rows):,} rows ({named(empty)}); fill it in"
             )
 
 

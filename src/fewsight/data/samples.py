@@ -7,6 +7,8 @@ from pathlib import Path
 
 from fewsight.errors import DataError
 
+VAL_NAMES = ("valid", "validation")  # other names of val
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -57,6 +59,14 @@ def digest(samples: Iterable[Sample], root: Path) -> str:
             raise DataError(f"{root / sample.path}: cannot be read ({error.strerror})") from None
         result.update(f"{sample.path}\0{size}\0{sample.label}\0".encode("utf-8", "surrogateescape"))
     return result.hexdigest()
+
+
+def val_by_its_name(splits: dict[str, tuple[Sample, ...]]) -> dict[str, tuple[Sample, ...]]:
+    """The same splits, with valid or validation called val where there is no val."""
+    other = next((name for name in VAL_NAMES if name in splits), None)
+    if other is None or "val" in splits:
+        return splits
+    return {"val" if name == other else name: samples for name, samples in splits.items()}
 
 
 def named(names: Iterable[str], limit: int = 5) -> str:

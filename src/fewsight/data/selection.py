@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewsight.data.samples import Dataset, Sample, classes_in, named
+from fewsight.data.samples import VAL_NAMES, Dataset, Sample, classes_in, named
 from fewsight.data.sources import read_dataset
 from fewsight.errors import DataError
 
@@ -76,9 +76,8 @@ def evaluation_samples(
 ) -> EvaluationSet:
     """The samples of one split at `path`, with labels as positions in the run's `classes`.
 
-    Without `split`: test, else val. Data without named splits is taken whole, unless it is what the run was
-    `trained_on`: then val is cut from it by `holdout` and `seed` as it was for training, and so it is wherever
-    `split` asks for one.
+    Without `split`: test, else val. Data without named splits is taken whole, unless the run was `trained_on`
+    it: then val is cut from it by `holdout` and `seed`, as it was for training. So it is when `split` asks.
 
     Raises:
         DataError: there is no such split, it has no labels, or it has classes that the run does not know.
@@ -105,7 +104,7 @@ def _choose_split(
         ):
             return "all", _whole(dataset)
         split = next((name for name in ("test", "val") if name in dataset.splits), "test")
-    if split in ("valid", "validation") and split not in dataset.splits:
+    if split in VAL_NAMES and split not in dataset.splits:
         split = "val"
     if split in dataset.splits:
         return split, dataset.splits[split]

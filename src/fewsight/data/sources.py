@@ -7,13 +7,12 @@ from pathlib import Path, PurePath
 
 from fewsight.data.decode import IMAGE_SUFFIXES
 from fewsight.data.manifest import MANIFEST_SUFFIXES, read_manifest
-from fewsight.data.samples import Dataset, Sample, named
+from fewsight.data.samples import Dataset, Sample, named, val_by_its_name
 from fewsight.data.splits import split_by_seed
 from fewsight.errors import DataError
 
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
-_VAL_NAMES = ("valid", "validation")  # read as val where there is no val
 _SPLIT_NAMES = frozenset(["train", "training", "val", "valid", "validation", "test", "testing"])
 _TEST_IMAGE_FOLDERS = frozenset({"imgs", "images"})  # a test split's one folder, not a class
 _WORDNET_ID = re.compile(r"n\d{8}")
@@ -57,11 +56,15 @@ def images_under(folder: Path, ignored: Counter[str]) -> list[str]:
     while waiting:
         prefix = waiting.pop()
         here = folder / prefix
-        identity = here.stat()
-        if (identity.st_dev, identity.st_ino) in seen:
+        try:
+            status = here.stat()
+        except OSError as error:
+            raise _unreadable(here, error) from None
+        identity = status.st_dev, status.st_ino
+        if identity in seen:
             ignored["link to a folder already read"] += 1
             continue
-        seen.add((identity.st_dev, identity.st_ino))
+        seen.add(identity)
         files, folders = _entries(here, ignored)
         images += [prefix + name for name in files if is_image(name)]
         ignored["other file"] += sum(not is_image(name) for name in files)
@@ -94,8 +97,12 @@ def _entries(folder: Path, ignored: Counter[str]) -> tuple[list[str], list[str]]
                 else:
                     ignored["broken link" if entry.is_symlink() else "other file"] += 1
     except OSError as error:
-        raise DataError(f"{folder}: this folder cannot be read ({error.strerror or error})") from None
+        raise _unreadable(folder, error) from None
     return sorted(files), sorted(folders)
+
+
+def _unreadable(folder: Path, error: OSError) -> DataError:
+    return DataError(f"{folder}: this folder cannot be read ({error.strerror or error})")
 
 
 def _read_folder(root: Path, *, holdout: float, seed: int) -> Dataset:
@@ -103,7 +110,7 @@ def _read_folder(root: Path, *, holdout: float, seed: int) -> Dataset:
     files, folders = _entries(root, ignored)
     if not files and not folders:
         raise DataError(
-            f"{root}: this folder is empty; expected class folders, or train/ with class folders in it"
+            f"{root}: this folder holds nothing; expected class folders, or train/ with class folders in it"
         )
     loose = sum(is_image(name) for name in files)
     ignored["image outside a class folder"] += loose
@@ -143,9 +150,8 @@ def _read_splits(root: Path, folders: list[str], ignored: Counter[str]) -> Datas
             unlabelled[name] = tuple(sorted(loose))
         else:
             ignored["folder without images"] += 1
-    alias = next((name for name in _VAL_NAMES if name in splits), None)
-    if alias is not None and "val" not in splits and "val" not in unlabelled:
-        splits["val"] = splits.pop(alias)
+    if "val" not in unlabelled:
+        splits = val_by_its_name(splits)
     return Dataset(root, splits, _splits_layout(splits, unlabelled), _counted(ignored), unlabelled)
 
 
@@ -169,7 +175,7 @@ def _why_no_classes(folder: Path, num_loose: int, folders: list[str]) -> str:
     wanted = "expected one folder a class with its images in it"
     if num_loose:
         hint = " (if 'train' is one of your classes, rename its folder)" if folder.name == "train" else ""
-        return f"{num_loose:,} images lie directly in this folder and none in class folders; {wanted}{hint}"
+        return f"images lie directly in this folder ({num_loose:,}) and none in class folders; {wanted}{hint}"
     if folders:
         return (
             f"no images in its folders ({named(folders)}); {wanted}, as {', '.join(sorted(IMAGE_SUFFIXES))}"

@@ -41,7 +41,7 @@ class Scanned:
 def scan(
     root: Path, samples: Sequence[Sample], *, workers: int, progress: Callable[[int, int], None] | None = None
 ) -> list[Scanned]:
-    """Decode every file once, in the order of `samples`; a file known by path, size and time is not read again.
+    """What each file holds, in order; one known by its path, size and time is not decoded again.
 
     Args:
         root: the dataset's root.
@@ -195,7 +195,8 @@ def _connect() -> sqlite3.Connection | None:
         connection.execute("PRAGMA synchronous = OFF")  # lost at worst, never needed
         connection.execute(
             "CREATE TABLE IF NOT EXISTS images (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, "
-            "rules INTEGER, width INTEGER, height INTEGER, r REAL, g REAL, b REAL, rr REAL, gg REAL, bb REAL) WITHOUT ROWID"
+            "rules INTEGER, width INTEGER, height INTEGER, "
+            "r REAL, g REAL, b REAL, rr REAL, gg REAL, bb REAL) WITHOUT ROWID"
         )
         connection.execute("SELECT rules, bb FROM images LIMIT 1").fetchone()
     except (OSError, sqlite3.Error):

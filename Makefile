@@ -1,0 +1,37 @@
+# Everything is set up in .venv at the root; each target installs what it needs first.
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHONUTF8 := 1
+
+.PHONY: demo test test-all check format bench setup clean
+
+demo: setup ## train on scikit-learn's digits, test, show the result
+	$(BIN)/fewsight demo --out runs/demo-$$(date +%Y%m%d-%H%M%S)
+
+test: check ## format, lint, types, then the tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
+
+test-all: check ## the slow ones too: full-size backbones, kills, resumes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+check: setup
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks
+
+bench: setup ## every benchmark; they refuse to start while another process uses a core
+	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.tiny20 $(FEWSIGHT_DATA)
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml tools/setup.sh
+	PYTHON="$(PYTHON)" sh tools/setup.sh
+	touch .venv/installed
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

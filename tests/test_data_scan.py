@@ -1,0 +1,165 @@
+"""Every file decoded once, bad ones as answers, remembered outside the data folder."""
+
+import os
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fewsight.data import Sample, Scanned, channel_stats, scan, scanning
+
+
+def images(root: Path, count: int = 70) -> list[Sample]:
+    rng = np.random.default_rng(0)
+    root.mkdir(exist_ok=True)
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 256, (3, 4 + i % 3, 3)).astype(np.uint8)).save(root / f"{i:03}.png")
+    return [Sample(f"{i:03}.png", "a") for i in range(count)]
+
+
+def cache_file() -> Path:
+    return Path(os.environ["FEWSIGHT_CACHE"]) / "images.sqlite"
+
+
+def count_decodes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    decoded: list[Path] = []
+    load = scanning.load_image
+
+    def counting(path: Path) -> Image.Image:
+        decoded.append(path)
+        return load(path)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(scanning, "load_image", counting)
+    return decoded
+
+
+def test_scan_measures_each_image_in_order(tmp_path: Path) -> None:
+    samples = images(tmp_path / "data")
+    found = scan(tmp_path / "data", samples, workers=3)
+    for sample, one in zip(samples, found, strict=True):
+        values = np.asarray(Image.open(tmp_path / "data" / sample.path)) / 255
+        assert (one.height, one.width, one.error) == (*values.shape[:2], None)
+        assert np.allclose(one.mean, values.mean((0, 1)))
+        assert np.allclose(one.mean_square, (values**2).mean((0, 1)))
+
+
+def test_scan_reports_bad_files_by_name(tmp_path: Path) -> None:
+    samples = images(tmp_path / "data", 3)
+    (tmp_path / "data/001.png").write_bytes(b"")
+    (tmp_path / "data/002.png").unlink()
+    found = scan(tmp_path / "data", samples, workers=2)
+    assert found[0].error is None
+    assert found[1] == Scanned(0, 0, "001.png: empty file (0 bytes)")
+    assert found[2].error == "002.png: cannot be read (No such file or directory)"
+
+
+def test_scan_remembers_good_files_and_tries_bad_ones_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = images(tmp_path / "data")
+    (tmp_path / "data/005.png").write_bytes(b"text")
+    first = scan(tmp_path / "data", samples, workers=2)
+    decoded = count_decodes(monkeypatch)
+    assert scan(tmp_path / "data", samples, workers=2) == first
+    assert [path.name for path in decoded] == ["005.png"]
+    assert cache_file().exists()
+    assert len(list((tmp_path / "data").iterdir())) == len(samples)
+
+
+def test_scan_reads_a_changed_file_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = images(tmp_path / "data")
+    scan(tmp_path / "data", samples, workers=2)
+    path = tmp_path / "data/007.png"
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns + 1
+    os.utime(path, ns=times)
+    decoded = count_decodes(monkeypatch)
+    scan(tmp_path / "data", samples, workers=2)
+    assert decoded == [path]
+
+
+def test_scan_forgets_what_older_rules_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = images(tmp_path / "data", 4)
+    scan(tmp_path / "data", samples, workers=1)
+    monkeypatch.setattr(scanning, "_RULES", 99)
+    decoded = count_decodes(monkeypatch)
+    scan(tmp_path / "data", samples, workers=1)
+    assert len(decoded) == 4
+
+
+@pytest.mark.parametrize("damage", ["corrupt", "cut", "other table", "folder", "unwritable"])
+def test_scan_goes_on_without_its_memory(
+    tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = images(tmp_path / "data", 40)
+    first = scan(tmp_path / "data", samples, workers=2)
+    file = cache_file()
+    if damage == "corrupt":
+        file.write_bytes(b"nonsense" * 1000)
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:5000])
+    elif damage == "other table":
+        file.unlink()
+        connection = sqlite3.connect(file)
+        connection.execute("CREATE TABLE images (path TEXT)")
+        connection.close()
+    elif damage == "folder":
+        file.unlink()
+        file.mkdir()
+    else:
+        monkeypatch.setenv("FEWSIGHT_CACHE", str(tmp_path / "data/000.png/sub"))
+    assert scan(tmp_path / "data", samples, workers=2) == first
+
+
+def test_scan_tells_its_progress(tmp_path: Path) -> None:
+    samples = images(tmp_path / "data")
+    told: list[tuple[int, int]] = []
+    scan(tmp_path / "data", samples, workers=2, progress=lambda done, total: told.append((done, total)))
+    assert told[0] == (0, 70)
+    assert told[-1] == (70, 70)
+    assert told == sorted(told)
+    told.clear()
+    scan(tmp_path / "data", samples, workers=2, progress=lambda done, total: told.append((done, total)))
+    assert told == [(70, 70)]
+
+
+def test_two_scans_at_once_agree(tmp_path: Path) -> None:
+    samples = images(tmp_path / "data", 200)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: scan(tmp_path / "data", samples, workers=2), range(4)))
+    assert all(result == results[0] for result in results)
+
+
+def test_scan_stops_early_when_it_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = images(tmp_path / "data", 5)
+    decoded = count_decodes(monkeypatch)
+
+    def interrupt(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scan(tmp_path / "data", samples * 400, workers=1, progress=interrupt)
+    assert len(decoded) < 1000
+
+
+def test_scan_copes_with_names_that_are_not_unicode(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        Image.new("RGB", (2, 2)).save(tmp_path / name)
+    except OSError:
+        pytest.skip("this file system refuses such names")
+    assert [scan(tmp_path, [Sample(name, "a")], workers=1)[0].width for _ in range(2)] == [2, 2]
+
+
+def test_channel_stats_weigh_images_not_pixels(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 100), (255, 0, 51)).save(tmp_path / "0.png")
+    Image.new("RGB", (1, 1), (0, 0, 51)).save(tmp_path / "1.png")
+    found = scan(tmp_path, [Sample("0.png", "a"), Sample("1.png", "a")], workers=1)
+    mean, std = channel_stats([*found, Scanned(0, 0, "bad")])
+    assert np.allclose(mean, (0.5, 0, 0.2))
+    assert np.allclose(std, (0.5, 1 / 255, 1 / 255))
+    with pytest.raises(ValueError, match="no readable image"):
+        channel_stats([Scanned(0, 0, "bad")])

@@ -1,0 +1,303 @@
+"""Folders and manifests to datasets, and every mistake to one line that says what to do."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fewsight.data import images_under, read_dataset
+from fewsight.errors import DataError
+
+
+def fill(root: Path, *names: str) -> Path:
+    """Write a tiny image (or a text, by its suffix) under each name."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix.lower() in (".png", ".jpg"):
+            Image.new("RGB", (2, 2)).save(path, "PNG")
+        elif not name.endswith("/"):
+            path.write_text("text")
+        else:
+            path.mkdir(exist_ok=True)
+    return root
+
+
+def manifest(root: Path, text: str, name: str = "list.csv") -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / name).write_bytes(text.encode())
+    return root / name
+
+
+def listed(root: Path, split: str) -> list[tuple[str, str]]:
+    return [(sample.path, sample.label) for sample in read_dataset(root).splits[split]]
+
+
+def test_splits_are_read_by_name_in_code_point_order(tmp_path: Path) -> None:
+    fill(tmp_path, "train/b/1.png", "train/a/Z.png", "train/a/deep/er/0.PNG", "train/a/a.png", "val/b/2.png",
+         "extra/a/3.jpg")  # fmt: skip
+    dataset = read_dataset(tmp_path)
+    assert (dataset.layout, sorted(dataset.splits)) == ("splits", ["extra", "train", "val"])
+    paths = [sample.path for sample in dataset.splits["train"]]
+    assert paths == ["train/a/Z.png", "train/a/a.png", "train/a/deep/er/0.PNG", "train/b/1.png"]
+    assert listed(tmp_path, "val") == [("val/b/2.png", "b")]
+    assert dataset.classes_of("train") == ("a", "b")
+    assert dataset.classes_of("extra", "val") == ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_valid_is_val_where_there_is_no_val(tmp_path: Path, name: str) -> None:
+    fill(tmp_path, "train/a/1.png", f"{name}/a/2.png")
+    assert listed(tmp_path, "val") == [(f"{name}/a/2.png", "a")]
+    fill(tmp_path, "val/a/3.png")
+    assert listed(tmp_path, "val") == [("val/a/3.png", "a")]
+    assert listed(tmp_path, name) == [(f"{name}/a/2.png", "a")]
+
+
+def test_hidden_and_other_files_are_counted_not_classes(tmp_path: Path) -> None:
+    fill(
+        tmp_path, "train/a/1.png", "train/b/1.png", "train/empty/", "train/loose.png", "train/only_text/a.txt"
+    )
+    fill(tmp_path, "train/a/._1.png", "train/a/Thumbs.db", "train/a/desktop.ini", "train/a/notes.txt")
+    fill(
+        tmp_path,
+        "train/.ipynb_checkpoints/x.png",
+        "train/__MACOSX/x.png",
+        "train/a/@eaDir/x.png",
+        ".git/x.png",
+    )
+    fill(tmp_path, "words.txt", "masks/")
+    dataset = read_dataset(tmp_path)
+    assert dataset.classes_of() == ("a", "b")
+    assert dataset.ignored == {
+        "empty class folder": 2,
+        "folder without images": 1,
+        "hidden file": 3,
+        "hidden folder": 4,
+        "image outside a class folder": 1,
+        "other file": 3,
+    }
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    fill(tmp_path, "data/a/1.png", "data/b/2.png", "elsewhere/3.png")
+    (tmp_path / "data/a/loop").symlink_to(tmp_path / "data", target_is_directory=True)
+    (tmp_path / "data/b/file.png").symlink_to(tmp_path / "elsewhere/3.png")
+    (tmp_path / "data/b/gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "data/c").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    dataset = read_dataset(tmp_path / "data", holdout=0)
+    paths = [sample.path for sample in dataset.splits["train"]]
+    assert paths[-3:] == ["b/2.png", "b/file.png", "c/3.png"]
+    assert dataset.ignored["broken link"] >= 1
+    assert dataset.ignored["link to a folder already read"] >= 1
+
+
+def test_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:
+    fill(tmp_path, "a/x.jpg/1.png", "b/1.png")
+    assert read_dataset(tmp_path, holdout=0).splits["train"][0].path == "a/x.jpg/1.png"
+
+
+def test_unlabelled_test_is_kept_apart(tmp_path: Path) -> None:
+    fill(tmp_path, "train/a/1.png", "train/b/1.png", "test/imgs/img_1.png", "val/a/1.png", "more/1.png")
+    dataset = read_dataset(tmp_path)
+    assert sorted(dataset.splits) == ["train", "val"]
+    assert dataset.unlabelled == {"test": ("test/imgs/img_1.png",), "more": ("more/1.png",)}
+    assert dataset.layout == "splits"
+
+
+def test_vipriors_layout_is_recognised(fewsight_data: Path) -> None:
+    dataset = read_dataset(fewsight_data / "tiny-imagenet-50")
+    assert dataset.layout == "vipriors"
+    assert {name: len(samples) for name, samples in dataset.splits.items()} == {
+        "train": 10_000,
+        "val": 10_000,
+    }
+    assert len(dataset.unlabelled["test"]) == 10_000
+    assert dataset.classes_of("train") == dataset.classes_of("val")
+    assert dataset.ignored == {"other file": 1}
+
+
+def test_class_folders_are_split_by_seed(tmp_path: Path) -> None:
+    fill(tmp_path, *[f"{label}/{i}.png" for label in "ab" for i in range(10)])
+    dataset = read_dataset(tmp_path, holdout=0.3, seed=1)
+    assert (dataset.layout, dataset.split_by_seed) == ("classes", True)
+    assert [len(dataset.splits[name]) for name in ("train", "val")] == [14, 6]
+    assert dataset == read_dataset(tmp_path, holdout=0.3, seed=1)
+    assert dataset != read_dataset(tmp_path, holdout=0.3, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ((), "this folder holds nothing"),
+        (("notes.txt",), "no class folders"),
+        (("1.png", "2.png"), r"images lie directly in this folder \(2\)"),
+        (("train/1.png", "cars/1.png"), r"images lie directly .* \(if 'train' is one of your classes"),
+        (("train/",), "no class folders"),
+        (("train/a/x.txt",), r"no images in its folders \(a\); expected .* \.png"),
+        (("a/", "b/"), r"no images in its folders \(a, b\)"),
+        (("val/a/1.png", "test/a/1.png"), "holds test/, val/ but no train/"),
+        (("Train/a/1.png", "Test/a/1.png"), "holds Test/, Train/ but no train/"),
+        ((".hidden/1.png",), "holds nothing"),
+    ],
+)
+def test_folders_that_are_no_dataset(tmp_path: Path, names: tuple[str, ...], reason: str) -> None:
+    with pytest.raises(DataError, match=reason) as caught:
+        read_dataset(fill(tmp_path, *names))
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_paths_that_are_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nothing: no such file or folder \(looked in"):
+        read_dataset(tmp_path / "nothing")
+    with pytest.raises(DataError, match=r"a\.zip: a dataset is a folder .*\(unpack"):
+        read_dataset(fill(tmp_path, "a.zip") / "a.zip")
+
+
+def test_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, "a/1.png", "b/1.png")
+    scandir = os.scandir
+
+    def refuse(path: Path) -> object:
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"b: this folder cannot be read \(Permission denied\)"):
+        read_dataset(tmp_path)
+
+
+def test_images_under_a_folder_that_went_away(tmp_path: Path) -> None:
+    from collections import Counter
+
+    with pytest.raises(DataError, match="cannot be read"):
+        images_under(tmp_path / "gone", Counter())
+
+
+def test_manifest_keeps_its_order_and_its_text(tmp_path: Path) -> None:
+    fill(tmp_path, "z.png", "in, comma.png", "a b.png", "dir/x.png")
+    text = '\ufeffPath, label ,split,note\r\nz.png,01,train,x\r\n"in, comma.png","two\nlines",train,\r\n\r\n'
+    text += f"./dir/../a b.png,1.0,val,\r\n{tmp_path / 'dir/x.png'},ü,test,\r\n"
+    dataset = read_dataset(manifest(tmp_path, text))
+    assert (dataset.layout, dataset.root, dataset.split_by_seed) == ("manifest", tmp_path, False)
+    train = [(sample.path, sample.label) for sample in dataset.splits["train"]]
+    assert train == [("z.png", "01"), ("in, comma.png", "two\nlines")]
+    assert dataset.splits["val"][0].path == "a b.png"
+    assert dataset.splits["test"][0].path == (tmp_path / "dir/x.png").as_posix()
+
+
+def test_manifest_without_splits_is_split_by_seed(tmp_path: Path) -> None:
+    names = [f"{i}.png" for i in range(20)]
+    fill(tmp_path, *names)
+    rows = [f"{name},{i % 2}" for i, name in enumerate(names)]
+    dataset = read_dataset(manifest(tmp_path, "path,label\n" + "\n".join(rows)))
+    assert [len(dataset.splits[name]) for name in ("train", "val")] == [16, 4]
+    assert dataset.split_by_seed
+    backwards = read_dataset(manifest(tmp_path, "path,label\n" + "\n".join(rows[::-1])))
+    assert set(backwards.splits["val"]) == set(dataset.splits["val"])
+
+
+def test_manifest_counts_a_repeated_row(tmp_path: Path) -> None:
+    fill(tmp_path, "1.png", "2.png")
+    dataset = read_dataset(
+        manifest(tmp_path, "path,label,split\n1.png,a,train\n./1.png,a,train\n2.png,b,valid\n")
+    )
+    assert dataset.ignored == {"repeated row": 1}
+    assert sorted(dataset.splits) == ["train", "val"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty; expected the columns"),
+        ("path,label\n", "no rows"),
+        ("file,class\n1.png,a\n", "no column 'path' and none 'label'; found file, class; expected"),
+        ("path,labels\n1.png,a|b\n", "several labels an image"),
+        ("path,label,label\n1.png,a,b\n", "'label' stands there twice"),
+        ("path;label\n1.png;a\n", "separated by ';'; save it with commas"),
+        ("path\tlabel\n1.png\ta\n", "separated by tabs"),
+        ("path,label\n1.png,\n2.png, \n", r"no label in 2 of 2 rows \(line 2, line 3\)"),
+        ("path,label\n,a\n", "no path in 1 of 1 rows"),
+        ("path,label,split\n1.png,a,\n", "no split in 1 of 1 rows"),
+        (
+            "path,label\n1.png,a\n1.png,b\n",
+            r"1\.png \(line 2 and line 3\) has the labels 'a' and 'b'; one label",
+        ),
+        ("path,label,split\n1.png,a,train\n1.png,a,val\n", "is in the splits 'train' and 'val'"),
+        ("path,label\n1.png,a,b\n", "line 2: 3 values under 2 column names"),
+        ("path,label\n1.png\n", "line 2: 1 values under 2 column names"),
+        ('path,label\n"1.png,a\n', "not a valid CSV file"),
+        (
+            "path,label\nx.png,a\ny.png,a\n1.png,b\n",
+            r"2 of 3 files do not exist \(x.png, y.png\); paths are relative",
+        ),
+        ("path,label\nd\\x.png,a\n", "write / between folders"),
+        ("path,label\n.,a\n", "1 of 1 files do not exist"),
+        ("path,label\na\0b,a\n", "(files do not exist|not a valid CSV)"),
+    ],
+)
+def test_manifests_with_mistakes(tmp_path: Path, text: str, reason: str) -> None:
+    fill(tmp_path, "1.png", "2.png")
+    with pytest.raises(DataError, match=reason) as caught:
+        read_dataset(manifest(tmp_path, text))
+    assert "list.csv" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_manifest_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes("path,label\nä.png,a".encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8 text"):
+        read_dataset(tmp_path / "list.csv")
+
+
+def test_parquet_manifest_equals_csv(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    fill(tmp_path, "1.png", "2.png")
+    columns = {"path": ["1.png", "2.png"], "label": [7, 8], "split": ["train", "val"], "other": [[1], [2]]}
+    parquet.write_table(pa.table(columns), tmp_path / "list.parquet")
+    csv_one = read_dataset(manifest(tmp_path, "path,label,split\n1.png,7,train\n2.png,8,val\n"))
+    assert read_dataset(tmp_path / "list.parquet") == csv_one
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"path": ["1.png"], "label": [["a", "b"]]}, "several labels an image"),
+        ({"path": ["1.png"], "label": [None]}, r"no label in 1 of 1 rows \(row 1\)"),
+        ({"file": ["1.png"]}, "found file;"),
+    ],
+)
+def test_parquet_manifests_with_mistakes(
+    tmp_path: Path, columns: dict[str, list[object]], reason: str
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table(columns), fill(tmp_path, "1.png") / "list.parquet")
+    with pytest.raises(DataError, match=reason):
+        read_dataset(tmp_path / "list.parquet")
+
+
+def test_parquet_that_is_none_and_parquet_without_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = fill(tmp_path, "list.parquet") / "list.parquet"
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        read_dataset(path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"fewsight\[parquet\]"):
+        read_dataset(path)
+
+
+def test_dataset_can_be_moved(tmp_path: Path) -> None:
+    fill(tmp_path / "one", *[f"{label}/{i}.png" for label in "ab" for i in range(5)])
+    before = read_dataset(tmp_path / "one").splits
+    shutil.move(tmp_path / "one", tmp_path / "two")
+    assert read_dataset(tmp_path / "two").splits == before

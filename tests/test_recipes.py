@@ -1,0 +1,105 @@
+"""Recipes: strict, with the nearest name, resolved and shipped as the report says."""
+
+from pathlib import Path
+
+import pytest
+
+from fewsight.errors import RecipeError
+from fewsight.recipes import load_recipe, parse_recipe, recipe_differences, recipe_toml, shipped_recipes
+
+VALUES = {
+    "model": {"backbone": "resnest14"},
+    "augment": {"train_px": 64},
+    "stages": [{"epochs": 3, "batch_size": 4}],
+}
+
+
+def test_defaults_are_the_reports() -> None:
+    recipe = parse_recipe(VALUES)
+    stage, augment = recipe.stages[0], recipe.augment
+    assert (stage.optim.base_lr, stage.optim.momentum, stage.optim.weight_decay) == (0.1, 0.9, 1e-4)
+    assert (stage.optim.warmup_epochs, stage.losses.smoothing, stage.optim.nesterov) == (1.0, 0.1, False)
+    assert (augment.crop_area, augment.crop_aspect) == ((0.08, 1.0), (3 / 4, 4 / 3))
+    assert (augment.policy, augment.num_policies, augment.cutmix_prob) == ("autoaugment", 24, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "train_px", "batch_size"),
+    [
+        ("resnest101_ce", "resnest101", 224, 128),
+        ("resnest101_ce_448", "resnest101", 448, 128),
+        ("tresnet_xl_ce", "tresnet_xl", 224, 256),
+        ("seresnext101_ce", "seresnext101", 224, 128),
+    ],
+)
+def test_shipped_recipe_has_the_reports_values(
+    name: str, backbone: str, train_px: int, batch_size: int
+) -> None:
+    recipe = load_recipe(name)
+    assert (recipe.model.backbone, recipe.augment.train_px) == (backbone, train_px)
+    assert [(stage.loss, stage.epochs, stage.batch_size) for stage in recipe.stages] == [("ce", 250, batch_size)]
+    assert recipe.data.merge_val
+    assert recipe.run.select == "last"
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_recipe_survives_toml(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    (tmp_path / "r.toml").write_text(recipe_toml(recipe, "a heading\nof two lines"))
+    assert load_recipe(tmp_path / "r.toml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.0.optim.bas_lr=1", r"unknown key 'stages.0.optim.bas_lr'; did you mean 'stages.0.optim.base_lr'"),
+        ("augmnt.train_px=3", r"did you mean 'augment'"),
+        ("augment.train_px=big", r"augment.train_px: .*integer, got 'big'"),
+        ("augment.train_px=64.5", r"augment.train_px: .*integer"),
+        ("augment.crop_area=[1.0, 0.5]", r"crop_area goes from low to high"),
+        ("augment.policy=autoaugmnt", r"augment.policy: .*'autoaugment'"),
+        ("stages.3.epochs=2", r"1 stage\(s\), numbered from 0; got '3'"),
+        ("run.seed=-1", r"run.seed: .*greater than or equal to 0"),
+        ("stages.0.batch_size=1", r"batch_size: .*greater than or equal to 2"),
+        ("nothing", r"expected KEY=VALUE"),
+        ("run.seed.deeper=1", r"run.seed"),
+    ],
+)
+def test_wrong_override_is_refused(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe({**VALUES, "run": {}}, [override])
+
+
+def test_override_reaches_into_a_stage() -> None:
+    recipe = parse_recipe(VALUES, ["stages.0.optim.base_lr=0.05", "augment.policy=none", "eval.test_px=[64, 92]"])
+    assert recipe.stages[0].optim.base_lr == 0.05
+    assert recipe.augment.policy == "none"
+    assert recipe.eval.test_px == [64, 92]
+    assert parse_recipe(VALUES).stages[0].optim.base_lr == 0.1, "the given values are not changed"
+
+
+def test_missing_key_is_named() -> None:
+    with pytest.raises(RecipeError, match=r"augment is missing"):
+        parse_recipe({"model": {"backbone": "resnest14"}, "stages": VALUES["stages"]})
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match=r"Did you mean 'resnest101_ce'"):
+        load_recipe("resnest101_cee")
+
+
+def test_broken_toml_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("[model\n")
+    with pytest.raises(RecipeError, match=r"cannot read recipe .*r\.toml"):
+        load_recipe(tmp_path / "r.toml")
+
+
+def test_best_needs_val() -> None:
+    with pytest.raises(RecipeError, match="needs a val split"):
+        parse_recipe({**VALUES, "data": {"merge_val": True}, "run": {"select": "best"}})
+
+
+def test_differences_name_each_value() -> None:
+    old = parse_recipe(VALUES)
+    new = parse_recipe(VALUES, ["stages.0.epochs=9", "run.seed=4"])
+    assert recipe_differences(old, new) == ["stages.0.epochs: 3 -> 9", "run.seed: 0 -> 4"]

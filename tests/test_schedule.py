@@ -1,0 +1,30 @@
+"""Warm-up and cosine by hand."""
+
+import math
+
+import pytest
+
+from fewsight.recipes import Optim, Stage
+from fewsight.schedule import peak_rate, rate_at
+
+
+def test_rate_follows_the_report() -> None:
+    rates = [rate_at(step, peak=0.4, warmup_steps=4, total_steps=12) for step in range(12)]
+    assert rates[:5] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    assert rates[8] == pytest.approx(0.2)  # half way down
+    assert rates[11] == pytest.approx(0.2 * (1 + math.cos(math.pi * 7 / 8)))
+    assert rate_at(12, peak=0.4, warmup_steps=4, total_steps=12) == pytest.approx(0)
+
+
+def test_rate_without_warmup_starts_at_the_peak() -> None:
+    assert rate_at(0, peak=0.3, warmup_steps=0, total_steps=5) == pytest.approx(0.3)
+
+
+def test_rate_of_a_run_that_is_all_warmup_rises() -> None:
+    rates = [rate_at(step, peak=1.0, warmup_steps=5, total_steps=5) for step in range(5)]
+    assert rates == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+
+
+def test_peak_scales_with_the_batch() -> None:
+    assert peak_rate(Stage(epochs=1, batch_size=128)) == pytest.approx(0.05)
+    assert peak_rate(Stage(epochs=1, batch_size=64, optim=Optim(base_lr=0.2))) == pytest.approx(0.05)
