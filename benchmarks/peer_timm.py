@@ -43,9 +43,19 @@ def main() -> None:
     mixup = Mixup(
         mixup_alpha=0.0, cutmix_alpha=1.0, prob=0.5, switch_prob=1.0, label_smoothing=0.1, num_classes=classes
     )
-    shared = {"input_size": (3, args.px, args.px), "batch_size": args.batch, "use_prefetcher": False, "num_workers": 0}
+    shared = {
+        "input_size": (3, args.px, args.px),
+        "batch_size": args.batch,
+        "use_prefetcher": False,
+        "num_workers": 0,
+    }
     feed = create_loader(
-        train, is_training=True, auto_augment="original", interpolation="bilinear", color_jitter=None, **shared
+        train,
+        is_training=True,
+        auto_augment="original",
+        interpolation="bilinear",
+        color_jitter=None,
+        **shared,
     )
     scored = create_loader(test, is_training=False, interpolation="bilinear", crop_pct=0.875, **shared)
     model = create_model(args.model, num_classes=classes).to(memory_format=torch.channels_last)

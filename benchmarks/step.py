@@ -82,9 +82,7 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=10, help="pairs of steps that are measured")
     parser.add_argument("--px", type=int, default=224)
@@ -254,9 +252,7 @@ def write_results(args: argparse.Namespace, setting: dict[str, str], comparisons
     ]
     stem.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     rows = [{**asdict(comparison), "ratios": comparison.ratios} for comparison in comparisons]
-    stem.with_suffix(".json").write_text(
-        json.dumps({**setting, "rows": rows}, indent=1) + "\n", encoding="utf-8"
-    )
+    stem.with_suffix(".json").write_text(json.dumps({**setting, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     print(f"written: {stem}.md, {stem}.json")
 
 

@@ -46,12 +46,8 @@ def test_draw_crop_at_the_reports_ranges_equals_rejection_by_definition() -> Non
 
 
 @settings(deadline=None)
-@given(
-    st.integers(1, 3000), st.integers(1, 3000), st.integers(0, 2**32), st.floats(0.01, 1), st.floats(0.1, 1)
-)
-def test_draw_crop_stays_inside_the_image(
-    width: int, height: int, seed: int, low: float, aspect: float
-) -> None:
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(0, 2**32), st.floats(0.01, 1), st.floats(0.1, 1))
+def test_draw_crop_stays_inside_the_image(width: int, height: int, seed: int, low: float, aspect: float) -> None:
     box = draw_crop(np.random.default_rng(seed), width, height, area=(low, 1), aspect=(aspect, 1 / aspect))
     left, top, right, bottom = box
     assert 0 <= left < right <= width

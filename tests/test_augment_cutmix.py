@@ -13,9 +13,7 @@ from fewsight.rng import batch_stream
 
 def numbered_images(batch_size: int, height: int, width: int) -> torch.Tensor:
     """Every value tells its image, channel and position."""
-    return torch.arange(batch_size * 3 * height * width, dtype=torch.float32).view(
-        batch_size, 3, height, width
-    )
+    return torch.arange(batch_size * 3 * height * width, dtype=torch.float32).view(batch_size, 3, height, width)
 
 
 @settings(deadline=None)
@@ -40,9 +38,7 @@ def test_draw_cutmix_box_is_inside_and_lam_is_its_complement(
 
 def test_draw_cutmix_mixes_a_batch_with_its_probability() -> None:
     for prob in (0.0, 0.3, 0.5, 1.0):
-        mixed = [
-            draw_cutmix(batch_stream(0, 0, step), 4, 8, 8, prob=prob) is not None for step in range(2_000)
-        ]
+        mixed = [draw_cutmix(batch_stream(0, 0, step), 4, 8, 8, prob=prob) is not None for step in range(2_000)]
         assert abs(np.mean(mixed) - prob) <= 4 * math.sqrt(prob * (1 - prob) / 2_000)
 
 

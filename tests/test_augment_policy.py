@@ -74,10 +74,7 @@ def test_sub_policies_are_torchvisions_imagenet_policy() -> None:
 
 def test_sub_policies_hold_25_entries_of_which_the_last_repeats_the_third() -> None:
     without_idle_index = {
-        tuple(
-            (op, prob, None if op in ("equalize", "invert", "autocontrast") else index)
-            for op, prob, index in entry
-        )
+        tuple((op, prob, None if op in ("equalize", "invert", "autocontrast") else index) for op, prob, index in entry)
         for entry in SUB_POLICIES
     }
     assert (len(SUB_POLICIES), len(without_idle_index)) == (25, 20)
@@ -95,9 +92,7 @@ def test_magnitudes_are_ten_even_steps() -> None:
         ("brightness", 0, 0.9),
         ("solarize", 256, 0),
     ]:
-        assert AUTOAUGMENT_MAGNITUDES[operation] == pytest.approx(
-            [low + (high - low) * k / 9 for k in range(10)]
-        )
+        assert AUTOAUGMENT_MAGNITUDES[operation] == pytest.approx([low + (high - low) * k / 9 for k in range(10)])
     assert AUTOAUGMENT_MAGNITUDES["posterize"] == (8, 8, 7, 7, 6, 6, 5, 5, 4, 4)
 
 
@@ -147,9 +142,7 @@ def test_tables_equal_their_definition_and_pil() -> None:
         for bits in (2, 4, 5, 8):
             step = 2 ** (8 - bits)
             assert np.array_equal(applied(image, "posterize", bits), pixels // step * step)
-            assert np.array_equal(
-                applied(image, "posterize", bits), np.asarray(ImageOps.posterize(image, bits))
-            )
+            assert np.array_equal(applied(image, "posterize", bits), np.asarray(ImageOps.posterize(image, bits)))
         for threshold in AUTOAUGMENT_MAGNITUDES["solarize"]:
             expected = np.where(pixels < threshold, pixels, 255 - pixels)
             assert np.array_equal(applied(image, "solarize", threshold), expected)
@@ -159,15 +152,11 @@ def test_tables_equal_their_definition_and_pil() -> None:
 
 
 @settings(deadline=None)
-@given(
-    st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 40), st.integers(0, 255), st.integers(1, 256)
-)
+@given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 40), st.integers(0, 255), st.integers(1, 256))
 def test_equalize_and_autocontrast_equal_pil_bit_for_bit(
     seed: int, width: int, height: int, low: int, span: int
 ) -> None:
-    levels = np.random.default_rng(seed).integers(
-        low, min(low + span, 256), (height, width, 3), dtype=np.uint8
-    )
+    levels = np.random.default_rng(seed).integers(low, min(low + span, 256), (height, width, 3), dtype=np.uint8)
     image = Image.fromarray(levels)
     assert np.array_equal(applied(image, "equalize", 0), np.asarray(ImageOps.equalize(image)))
     assert np.array_equal(applied(image, "autocontrast", 0), np.asarray(ImageOps.autocontrast(image)))
@@ -288,8 +277,7 @@ def test_draw_autoaugment_follows_the_exact_distribution(num_policies: int, rota
         expected[steps] += prob
     rng = np.random.default_rng(1)
     drawn = Counter(
-        tuple(draw_autoaugment(rng, num_policies=num_policies, rotate_signed=rotate_signed))
-        for _ in range(20_000)
+        tuple(draw_autoaugment(rng, num_policies=num_policies, rotate_signed=rotate_signed)) for _ in range(20_000)
     )
     possible = [steps for steps, prob in expected.items() if prob > 1e-12]
     assert set(drawn) <= set(possible)

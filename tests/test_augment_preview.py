@@ -12,9 +12,7 @@ def contains(sheet: np.ndarray, tile: np.ndarray) -> bool:
     """Whether `tile` stands in `sheet` pixel for pixel."""
     px = len(tile)
     rows, columns = np.nonzero((sheet[: -px + 1, : -px + 1] == tile[0, 0]).all(axis=2))
-    return any(
-        np.array_equal(sheet[r : r + px, c : c + px], tile) for r, c in zip(rows, columns, strict=True)
-    )
+    return any(np.array_equal(sheet[r : r + px, c : c + px], tile) for r, c in zip(rows, columns, strict=True))
 
 
 def test_contact_sheet_shows_every_image_exactly() -> None:

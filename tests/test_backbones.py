@@ -297,9 +297,7 @@ def channels_are_innermost(tensor: Tensor) -> bool:
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stem", ["large", "small"])
 @pytest.mark.parametrize(("name", "width"), SMALL)
-def test_channels_last_holds_forward_and_backward(
-    name: str, width: float, stem: str, precision: torch.dtype
-) -> None:
+def test_channels_last_holds_forward_and_backward(name: str, width: float, stem: str, precision: torch.dtype) -> None:
     backbone = build_backbone(name, stem=stem, width=width).to(memory_format=torch.channels_last)
     lost: list[str] = []
     seen: set[str] = set()

@@ -317,9 +317,7 @@ def test_load_image_names_folder_and_missing_file(tmp_path: Path) -> None:
 def test_decode_in_threads_leaves_the_warning_filters_as_they_were() -> None:
     before = warnings.filters[:]
     data = saved(RGB, "PNG")
-    threads = [
-        threading.Thread(target=lambda: [decode_bytes(data, "x") for _ in range(50)]) for _ in range(4)
-    ]
+    threads = [threading.Thread(target=lambda: [decode_bytes(data, "x") for _ in range(50)]) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -56,9 +56,7 @@ def test_scan_reports_bad_files_by_name(tmp_path: Path) -> None:
     assert found[2].error == "002.png: cannot be read (No such file or directory)"
 
 
-def test_scan_remembers_good_files_and_tries_bad_ones_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scan_remembers_good_files_and_tries_bad_ones_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = images(tmp_path / "data")
     (tmp_path / "data/005.png").write_bytes(b"text")
     first = scan(tmp_path / "data", samples, workers=2)
@@ -90,9 +88,7 @@ def test_scan_forgets_what_older_rules_measured(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("damage", ["corrupt", "cut", "other table", "folder", "unwritable"])
-def test_scan_goes_on_without_its_memory(
-    tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scan_goes_on_without_its_memory(tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = images(tmp_path / "data", 40)
     first = scan(tmp_path / "data", samples, workers=2)
     file = cache_file()

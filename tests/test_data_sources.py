@@ -58,9 +58,7 @@ def test_valid_is_val_where_there_is_no_val(tmp_path: Path, name: str) -> None:
 
 
 def test_hidden_and_other_files_are_counted_not_classes(tmp_path: Path) -> None:
-    fill(
-        tmp_path, "train/a/1.png", "train/b/1.png", "train/empty/", "train/loose.png", "train/only_text/a.txt"
-    )
+    fill(tmp_path, "train/a/1.png", "train/b/1.png", "train/empty/", "train/loose.png", "train/only_text/a.txt")
     fill(tmp_path, "train/a/._1.png", "train/a/Thumbs.db", "train/a/desktop.ini", "train/a/notes.txt")
     fill(
         tmp_path,
@@ -204,9 +202,7 @@ def test_manifest_without_splits_is_split_by_seed(tmp_path: Path) -> None:
 
 def test_manifest_counts_a_repeated_row(tmp_path: Path) -> None:
     fill(tmp_path, "1.png", "2.png")
-    dataset = read_dataset(
-        manifest(tmp_path, "path,label,split\n1.png,a,train\n./1.png,a,train\n2.png,b,valid\n")
-    )
+    dataset = read_dataset(manifest(tmp_path, "path,label,split\n1.png,a,train\n./1.png,a,train\n2.png,b,valid\n"))
     assert dataset.ignored == {"repeated row": 1}
     assert sorted(dataset.splits) == ["train", "val"]
 
@@ -274,9 +270,7 @@ def test_parquet_manifest_equals_csv(tmp_path: Path) -> None:
         ({"file": ["1.png"]}, "found file;"),
     ],
 )
-def test_parquet_manifests_with_mistakes(
-    tmp_path: Path, columns: dict[str, list[object]], reason: str
-) -> None:
+def test_parquet_manifests_with_mistakes(tmp_path: Path, columns: dict[str, list[object]], reason: str) -> None:
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -285,9 +279,7 @@ def test_parquet_manifests_with_mistakes(
         read_dataset(tmp_path / "list.parquet")
 
 
-def test_parquet_that_is_none_and_parquet_without_its_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parquet_that_is_none_and_parquet_without_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = fill(tmp_path, "list.parquet") / "list.parquet"
     with pytest.raises(DataError, match="not a readable Parquet file"):
         read_dataset(path)

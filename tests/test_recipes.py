@@ -32,9 +32,7 @@ def test_defaults_are_the_reports() -> None:
         ("seresnext101_ce", "seresnext101", 224, 128),
     ],
 )
-def test_shipped_recipe_has_the_reports_values(
-    name: str, backbone: str, train_px: int, batch_size: int
-) -> None:
+def test_shipped_recipe_has_the_reports_values(name: str, backbone: str, train_px: int, batch_size: int) -> None:
     recipe = load_recipe(name)
     assert (recipe.model.backbone, recipe.augment.train_px) == (backbone, train_px)
     assert [(stage.loss, stage.epochs, stage.batch_size) for stage in recipe.stages] == [("ce", 250, batch_size)]
@@ -52,7 +50,10 @@ def test_recipe_survives_toml(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("stages.0.optim.bas_lr=1", r"unknown key 'stages.0.optim.bas_lr'; did you mean 'stages.0.optim.base_lr'"),
+        (
+            "stages.0.optim.bas_lr=1",
+            r"unknown key 'stages.0.optim.bas_lr'; did you mean 'stages.0.optim.base_lr'",
+        ),
         ("augmnt.train_px=3", r"did you mean 'augment'"),
         ("augment.train_px=big", r"augment.train_px: .*integer, got 'big'"),
         ("augment.train_px=64.5", r"augment.train_px: .*integer"),

@@ -1,9 +1,8 @@
 """The command line: one command, one library function. Torch is imported only by a command that needs it."""
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
@@ -64,7 +63,7 @@ def train(
         max_bad: refuse when more than this share of the images cannot be read (0.01).
         preview: write OUT/preview.png, a contact sheet of that many augmented batches, and train nothing.
     """
-    from fewsight.console import make_console, show_figures
+    from fewsight.console import make_console
     from fewsight.session import resume as resume_run
     from fewsight.session import train as train_run
     from fewsight.summary import show_run, show_seeds
@@ -75,7 +74,9 @@ def train(
         show_run(resume_run(resume, console=console), console)
         return 0
     if data is None or out is None:
-        raise FewsightError("train needs DATA and --out RUN (or --resume RUN): fewsight train photos/ --out runs/photos")
+        raise FewsightError(
+            "train needs DATA and --out RUN (or --resume RUN): fewsight train photos/ --out runs/photos"
+        )
     overrides = list(set_)
     overrides += ["data.merge_val=true"] if merge_val else []
     overrides += [f"data.holdout={holdout}"] if holdout is not None else []
@@ -97,7 +98,13 @@ def train(
 
 
 @app.command
-def evaluate(run: Path, data: Path, *, split: str | None = None, json_: Annotated[Path | None, Parameter(name="--json")] = None) -> int:
+def evaluate(
+    run: Path,
+    data: Path,
+    *,
+    split: str | None = None,
+    json_: Annotated[Path | None, Parameter(name="--json")] = None,
+) -> int:
     """Test a run on a split of a dataset: top-1 and top-5 with intervals, per class, the worst confusions.
 
     Args:
@@ -124,7 +131,13 @@ def evaluate(run: Path, data: Path, *, split: str | None = None, json_: Annotate
 
 
 @app.command
-def predict(run: Path, images: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=False)], *, out: Path | None = None, top_k: int = 5) -> int:
+def predict(
+    run: Path,
+    images: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=False)],
+    *,
+    out: Path | None = None,
+    top_k: int = 5,
+) -> int:
     """Predict the classes of images: files, folders and glob patterns; a row for each, in order.
 
     Args:

@@ -114,7 +114,7 @@ def batches(
 
 def class_shares(labels: Sequence[int], num_classes: int) -> list[int]:
     """Images of each class."""
-    return np.bincount(np.asarray(labels), minlength=num_classes).tolist()
+    return [int(count) for count in np.bincount(np.asarray(labels), minlength=num_classes)]
 
 
 def sample_positions(num_images: int, most: int, seed: int) -> np.ndarray:

@@ -24,7 +24,13 @@ class Learner:
     """
 
     def __init__(
-        self, model: Classifier, loss: nn.Module, stage: Stage, num_steps: int, device: torch.device, precision: str
+        self,
+        model: Classifier,
+        loss: nn.Module,
+        stage: Stage,
+        num_steps: int,
+        device: torch.device,
+        precision: str,
     ) -> None:
         self.model, self.loss, self.stage = model, loss, stage
         self.device, self.precision = device, precision
@@ -116,15 +122,16 @@ def moving_average(model: nn.Module, half_life: float) -> AveragedModel:
 
 def _sgd(named: dict[str, nn.Parameter], stage: Stage, device: torch.device) -> torch.optim.SGD:
     """SGD; weight decay falls on weights of two and more dimensions, not on biases and norms, unless asked for."""
-    decayed = [weight for weight in named.values() if weight.ndim > 1 or stage.optim.decay_norm_bias]
-    others = [weight for weight in named.values() if not (weight.ndim > 1 or stage.optim.decay_norm_bias)]
-    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    decays = {True: stage.optim.weight_decay, False: 0.0}
+    groups: list[dict[str, Any]] = []
+    for decayed, weight_decay in decays.items():
+        weights = [one for one in named.values() if (one.ndim > 1 or stage.optim.decay_norm_bias) == decayed]
+        groups += [{"params": weights, "weight_decay": weight_decay}] if weights else []
     return torch.optim.SGD(
-        [group for group in groups if group["params"]],
+        groups,
         lr=0.0,
         momentum=stage.optim.momentum,
         nesterov=stage.optim.nesterov,
-        weight_decay=stage.optim.weight_decay,
         fused=device.type in ("cpu", "cuda"),
     )
 

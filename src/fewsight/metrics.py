@@ -110,6 +110,4 @@ def _confusions(
     wrong = labels != predicted
     pairs, counts = np.unique(labels[wrong] * len(classes) + predicted[wrong], return_counts=True)
     order = np.lexsort((pairs, -counts))[:most]
-    return tuple(
-        (classes[pairs[i] // len(classes)], classes[pairs[i] % len(classes)], int(counts[i])) for i in order
-    )
+    return tuple((classes[pairs[i] // len(classes)], classes[pairs[i] % len(classes)], int(counts[i])) for i in order)

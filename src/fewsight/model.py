@@ -35,9 +35,7 @@ def resolve_stem(train_px: int, backbone_name: str = "") -> str:
     return "medium" if train_px >= 48 else "small"
 
 
-def build_model(
-    backbone_name: str, num_classes: int, *, stem: str = "large", width: float = 1.0
-) -> Classifier:
+def build_model(backbone_name: str, num_classes: int, *, stem: str = "large", width: float = 1.0) -> Classifier:
     """A classifier with random weights; the arguments are those of `build_backbone`."""
     return Classifier(build_backbone(backbone_name, stem=stem, width=width), num_classes)
 

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewsight.data import Dataset, Sample, Scanned, channel_stats, digest, read_dataset, scan, training_samples
+from fewsight.data import (
+    Dataset,
+    Sample,
+    Scanned,
+    channel_stats,
+    digest,
+    read_dataset,
+    scan,
+    training_samples,
+)
 from fewsight.device import num_cores
 from fewsight.errors import DataError
 from fewsight.feed import sample_positions
@@ -29,9 +38,7 @@ class Prepared:
     sizes: tuple[tuple[int, int], ...]  # (width, height) of each training image
 
 
-def prepare(
-    source: Path, settings: Data, *, progress: Callable[[int, int], None] | None = None
-) -> Prepared:
+def prepare(source: Path, settings: Data, *, progress: Callable[[int, int], None] | None = None) -> Prepared:
     """Read, scan and fix the images that a run trains on and selects on.
 
     Raises:
@@ -47,10 +54,10 @@ def prepare(
     ]
     _check_bad(source, left_out, len(scanned), settings.max_bad)
     train_scanned, val_scanned = scanned[: len(train)], scanned[len(train) :]
-    train, train_scanned = _readable(train, train_scanned)
-    val, _ = _readable(val, val_scanned)
-    _check_counts(source, classes, train, bool(left_out))
-    return _fix(dataset, source, classes, train, val, train_scanned, left_out, settings)
+    kept, kept_scanned = _readable(train, train_scanned)
+    kept_val, _ = _readable(val, val_scanned)
+    _check_counts(source, classes, kept, bool(left_out))
+    return _fix(dataset, source, classes, kept, kept_val, kept_scanned, left_out, settings)
 
 
 def _fix(
@@ -85,7 +92,12 @@ def _fix(
         val_labels=tuple(index[sample.label] for sample in val),
     )
     listed = [
-        {"split": split, "path": one.path, "label": one.label, "size": (dataset.root / one.path).stat().st_size}
+        {
+            "split": split,
+            "path": one.path,
+            "label": one.label,
+            "size": (dataset.root / one.path).stat().st_size,
+        }
         for split, samples in splits.items()
         for one in samples
     ]

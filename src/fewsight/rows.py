@@ -47,7 +47,7 @@ def rows(paths: Sequence[str], log_probs: np.ndarray, errors: Sequence[str | Non
     top_k = min(top_k, len(classes))
     for path, scores, error in zip(paths, log_probs, errors, strict=True):
         row: Row = {"path": path}
-        order = [] if error is not None else np.argsort(-scores, kind="stable")[:top_k]
+        order = np.argsort(-scores, kind="stable")[:top_k]
         for place in range(top_k):
             name = "" if place == 0 else str(place + 1)
             row[f"label{name}"] = classes[order[place]] if error is None else None
@@ -73,7 +73,7 @@ def check_target(target: Path | None) -> None:
 
 
 def write_rows(table: Sequence[Row], target: Path | None) -> None:
-    """Write rows to a file by its suffix, whole or not at all; to the screen as CSV where `target` is None."""
+    """Write rows to a file by its suffix, whole or not at all; to the screen as CSV without a target."""
     if target is None:
         _write_csv(table, sys.stdout)
         return

@@ -1,4 +1,4 @@
-"""What the commands do, as functions: train, resume, evaluate. The library and the command line share them."""
+"""What the commands do, as functions: train, resume, evaluate."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -136,10 +136,13 @@ def evaluate(path: Path, data: Path, *, split: str | None = None, console: Conso
     settings = resolve_run(run.recipe.run.model_copy(update={"device": "auto", "threads": "auto", "workers": "auto"}))
     recipe = run.recipe.model_copy(update={"run": settings})
     data_settings = run.recipe.data
-    if split is None and run.data.layout == "classes" and data.resolve() == Path(run.data.source):
-        split = "val"  # the same folder: test on what was held out of it
     found = evaluation_samples(
-        data, run.classes, split, holdout=data_settings.holdout, seed=data_settings.split_seed
+        data,
+        run.classes,
+        split,
+        holdout=data_settings.holdout,
+        seed=data_settings.split_seed,
+        trained_on=Path(run.data.source),
     )
     device = torch.device(settings.device)
     keep_freed_memory()

@@ -15,7 +15,8 @@ def show_run(run: Run, console: Console) -> None:
     val = files.read_json(run.path / "metrics.json")["val"]
     if val is not None:
         console.print(f"val top-1 {Share(**val['top1'])} on {val['top1']['total']:,} images", markup=False)
-        console.print(f"balanced accuracy {100 * val['balanced_accuracy']:.1f} %, macro-F1 {100 * val['macro_f1']:.1f} %")
+        balanced, macro_f1 = 100 * val["balanced_accuracy"], 100 * val["macro_f1"]
+        console.print(f"balanced accuracy {balanced:.1f} %, macro-F1 {macro_f1:.1f} %")
     console.print(f"the run lies in {run.path}", markup=False)
 
 

@@ -151,7 +151,14 @@ def _fit_stage(
             loss_sum=at.loss_sum + loss * len(indices),
             num_images=at.num_images + len(indices),
         )
-        line = {"kind": "step", "stage": at.stage, "epoch": epoch + 1, "step": step + 1, "loss": loss, "lr": rate}
+        line = {
+            "kind": "step",
+            "stage": at.stage,
+            "epoch": epoch + 1,
+            "step": step + 1,
+            "loss": loss,
+            "lr": rate,
+        }
         reporter.step({**line, **extra}, _steps_before(recipe, plans, at))
         if step % max(1, plan.num_steps // 10) == 0:
             runs.append_log(run.path, {**line, **extra, "time": runs.now()})
@@ -204,9 +211,7 @@ def _end_epoch(
 def initial_model(recipe: Recipe, num_classes: int) -> Classifier:
     """The model before its first step: a function of the recipe's seed."""
     torch.manual_seed(recipe.run.seed)
-    return build_model(
-        recipe.model.backbone, num_classes, stem=recipe.model.stem, width=recipe.model.width
-    )
+    return build_model(recipe.model.backbone, num_classes, stem=recipe.model.stem, width=recipe.model.width)
 
 
 def batch_plan(recipe: Recipe, stage: Stage, data: TrainingSet) -> Batches:
@@ -244,9 +249,7 @@ def mix(images: Tensor, labels: Tensor, recipe: Recipe, epoch: int, step: int) -
     rng = batch_stream(recipe.run.seed, epoch, step)
     _, _, height, width = images.shape
     augment = recipe.augment
-    drawn = draw_cutmix(
-        rng, len(images), height, width, prob=augment.cutmix_prob, alpha=augment.cutmix_alpha
-    )
+    drawn = draw_cutmix(rng, len(images), height, width, prob=augment.cutmix_prob, alpha=augment.cutmix_alpha)
     if drawn is None:
         return images, Targets(labels, labels)
     partners = torch.from_numpy(drawn.permutation).to(images.device)
@@ -283,8 +286,8 @@ def _steps_before(recipe: Recipe, plans: list[Batches], at: Position) -> int:
 
 def _not_finite(run: Run, loss: float, epoch: int, step: int, rate: float) -> str:
     return (
-        f"the loss is {loss} at epoch {epoch + 1}, step {step + 1} (rate {rate:.4g}). {run.path} keeps the last "
-        "saved state. Lower the rate (--set stages.0.optim.base_lr=...) or lengthen the warm-up "
+        f"the loss is {loss} at epoch {epoch + 1}, step {step + 1} (rate {rate:.4g}). "
+        f"{run.path} keeps the last saved state. Lower the rate (--set stages.0.optim.base_lr=...) or lengthen the warm-up "
         "(--set stages.0.optim.warmup_epochs=...) in a new run."
     )
 

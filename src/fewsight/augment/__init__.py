@@ -65,9 +65,7 @@ def augment_image(image: Image.Image, augment: AugmentSettings, rng: np.random.G
     """
     if image.mode != "RGB":
         raise ValueError(f"augment_image needs an RGB image, got mode {image.mode}")
-    image = random_resized_crop(
-        image, augment.train_px, rng, area=augment.crop_area, aspect=augment.crop_aspect
-    )
+    image = random_resized_crop(image, augment.train_px, rng, area=augment.crop_area, aspect=augment.crop_aspect)
     image = random_flip(image, rng, augment.flip_prob)
     # np.array: np.asarray of a PIL image is read-only, about which torch.from_numpy warns
     return np.array(POLICIES[augment.policy](image, rng, augment))

@@ -141,9 +141,7 @@ def autoaugment(
     return image
 
 
-def draw_autoaugment(
-    rng: np.random.Generator, *, num_policies: int = 24, rotate_signed: bool = True
-) -> list[Step]:
+def draw_autoaugment(rng: np.random.Generator, *, num_policies: int = 24, rotate_signed: bool = True) -> list[Step]:
     """Draw what `autoaugment` applies: zero, one or two (operation, signed magnitude)."""
     if not 1 <= num_policies <= len(SUB_POLICIES):
         raise ValueError(f"num_policies is {num_policies}; it must be 1 to {len(SUB_POLICIES)}")

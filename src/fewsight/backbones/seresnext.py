@@ -35,9 +35,7 @@ class Bottleneck(nn.Module):
         self.expand = ConvNormAct(channels, out_channels, slope=None)
         self.gate = SqueezeExcitation(out_channels, max(8, round(out_channels / 16 / 8) * 8))
         same = stride == 1 and in_channels == out_channels
-        self.shortcut = (
-            nn.Identity() if same else ConvNormAct(in_channels, out_channels, stride=stride, slope=None)
-        )
+        self.shortcut = nn.Identity() if same else ConvNormAct(in_channels, out_channels, stride=stride, slope=None)
         nn.init.zeros_(self.expand.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -29,9 +29,7 @@ class TimmBackbone(nn.Module):
         """
         maps: Tensor = self.model.forward_features(images)
         if maps.dim() != 4:
-            raise RunError(
-                f"{type(self.model).__name__} of timm has no feature map: it gives {list(maps.shape)}"
-            )
+            raise RunError(f"{type(self.model).__name__} of timm has no feature map: it gives {list(maps.shape)}")
         if maps.shape[1] != self.model.num_features:
             return maps.permute(0, 3, 1, 2)  # [B, h, w, D] -> [B, D, h, w]
         return maps

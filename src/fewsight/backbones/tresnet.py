@@ -61,11 +61,7 @@ class Bottleneck(nn.Module):
         out_channels = channels * EXPANSION
         self.reduce = ConvNormAct(in_channels, channels, slope=SLOPE)
         self.conv = strided_conv(channels, channels, stride)
-        self.gate = (
-            SqueezeExcitation(channels, max(out_channels // 8, min_squeezed))
-            if min_squeezed
-            else nn.Identity()
-        )
+        self.gate = SqueezeExcitation(channels, max(out_channels // 8, min_squeezed)) if min_squeezed else nn.Identity()
         self.expand = ConvNormAct(channels, out_channels, slope=None)
         self.shortcut = pooled_shortcut(in_channels, out_channels, stride)
         nn.init.zeros_(self.expand.norm.weight)

@@ -214,9 +214,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         return _grey16_to_rgb(image)
     if image.mode == "I":
-        raise _RefusedError(
-            "integers of 32 bits, or with a sign, have no agreed range: save it with 8 or 16 bits"
-        )
+        raise _RefusedError("integers of 32 bits, or with a sign, have no agreed range: save it with 8 or 16 bits")
     if image.mode == "F":
         return _float_to_rgb(image)
     if image.has_transparency_data:
@@ -238,9 +236,7 @@ def _grey16_to_rgb(image: Image.Image) -> Image.Image:
 def _float_to_rgb(image: Image.Image) -> Image.Image:
     grey = np.asarray(image)  # [H, W]
     if not (grey.min() >= 0 and grey.max() <= 1):  # false for NaN too
-        raise _RefusedError(
-            "floating-point values outside 0 to 1 have no agreed range: save it with 8 or 16 bits"
-        )
+        raise _RefusedError("floating-point values outside 0 to 1 have no agreed range: save it with 8 or 16 bits")
     return Image.fromarray(np.rint(grey * 255).astype(np.uint8)).convert("RGB")
 
 

@@ -86,9 +86,7 @@ def _read_parquet(path: Path) -> list[_Row]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
-        raise DataError(
-            f"{path}: Parquet needs the extra 'parquet': pip install 'fewsight[parquet]'"
-        ) from None
+        raise DataError(f"{path}: Parquet needs the extra 'parquet': pip install 'fewsight[parquet]'") from None
     try:
         with parquet.ParquetFile(path) as file:
             header = list(file.schema_arrow.names)
@@ -98,9 +96,7 @@ def _read_parquet(path: Path) -> list[_Row]:
         raise DataError(f"{path}: not a readable Parquet file ({_one_line(error)})") from None
     values = {name: table.column(header[i]).to_pylist() for name, i in columns.items()}
     return [
-        _Row(
-            f"row {number + 1}", {name: _text(path, name, column[number]) for name, column in values.items()}
-        )
+        _Row(f"row {number + 1}", {name: _text(path, name, column[number]) for name, column in values.items()})
         for number in range(table.num_rows)
     ]
 
@@ -122,9 +118,7 @@ def _one_line(error: Exception) -> str:
 def _columns(path: Path, header: list[str]) -> dict[str, int]:
     """Where path, label and split stand in the header; case and blanks around a name do not matter."""
     names = [name.strip().lower() for name in header]
-    twice = sorted(
-        name for name, count in Counter(names).items() if count > 1 and name in ("path", "label", "split")
-    )
+    twice = sorted(name for name, count in Counter(names).items() if count > 1 and name in ("path", "label", "split"))
     if twice:
         raise DataError(f"{path}: the column {twice[0]!r} stands there twice; one label an image; {_COLUMNS}")
     missing = [name for name in ("path", "label") if name not in names]
@@ -138,20 +132,14 @@ def _columns(path: Path, header: list[str]) -> dict[str, int]:
                 raise DataError(f"{path}: separated by {called}; save it with commas")
     if "label" in missing and "labels" in names:
         raise DataError(f"{path}: several labels an image (column 'labels') are not supported; {_COLUMNS}")
-    raise DataError(
-        f"{path}: no column {' and none '.join(map(repr, missing))}; found {named(header, 10)}; {_COLUMNS}"
-    )
+    raise DataError(f"{path}: no column {' and none '.join(map(repr, missing))}; found {named(header, 10)}; {_COLUMNS}")
 
 
 def _check_values(path: Path, rows: list[_Row]) -> None:
     for column in ("path", "label", "split"):
-        empty = [
-            row.place for row in rows if not getattr(row, column) and (column != "split" or row.has_split)
-        ]
+        empty = [row.place for row in rows if not getattr(row, column) and (column != "split" or row.has_split)]
         if empty:
-            raise DataError(
-                f"{path}: no {column} in {len(empty):,} of {len(rows):,} rows ({named(empty)}); fill it in"
-            )
+            raise DataError(f"{path}: no {column} in {len(empty):,} of {len(rows):,} rows ({named(empty)}); fill it in")
 
 
 def _without_repeats(path: Path, rows: list[_Row], ignored: Counter[str]) -> list[_Row]:

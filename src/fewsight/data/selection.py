@@ -99,9 +99,7 @@ def _choose_split(
 ) -> tuple[str, tuple[Sample, ...]]:
     if split is None:
         known = trained_on is not None and path.resolve() == trained_on.resolve()
-        if "train" not in dataset.splits or (
-            dataset.split_by_seed and not (known and "val" in dataset.splits)
-        ):
+        if "train" not in dataset.splits or (dataset.split_by_seed and not (known and "val" in dataset.splits)):
             return "all", _whole(dataset)
         split = next((name for name in ("test", "val") if name in dataset.splits), "test")
     if split in VAL_NAMES and split not in dataset.splits:
@@ -124,9 +122,7 @@ def _check_case(root: Path, names: Sequence[str]) -> None:
     for name in names:
         other = seen.setdefault(name.casefold(), name)
         if other != name:
-            raise DataError(
-                f"{root}: class names {other!r} and {name!r} differ only by case; rename or join them"
-            )
+            raise DataError(f"{root}: class names {other!r} and {name!r} differ only by case; rename or join them")
 
 
 def _classes_have(labels: Sequence[str]) -> str:

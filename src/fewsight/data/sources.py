@@ -177,9 +177,7 @@ def _why_no_classes(folder: Path, num_loose: int, folders: list[str]) -> str:
         hint = " (if 'train' is one of your classes, rename its folder)" if folder.name == "train" else ""
         return f"images lie directly in this folder ({num_loose:,}) and none in class folders; {wanted}{hint}"
     if folders:
-        return (
-            f"no images in its folders ({named(folders)}); {wanted}, as {', '.join(sorted(IMAGE_SUFFIXES))}"
-        )
+        return f"no images in its folders ({named(folders)}); {wanted}, as {', '.join(sorted(IMAGE_SUFFIXES))}"
     return f"no class folders; {wanted}"
 
 
