@@ -7,7 +7,9 @@ cosine with 5 warm-up epochs, its `original` AutoAugment, CutMix at 0.5, smoothi
 
 import argparse
 import json
+import statistics
 import time
+from typing import Any
 
 START = time.perf_counter()
 
@@ -18,6 +20,28 @@ from timm.models import create_model  # noqa: E402
 from timm.optim import create_optimizer_v2  # noqa: E402
 from timm.scheduler import CosineLRScheduler  # noqa: E402
 from timm.utils import ModelEmaV3  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
+
+
+def epochs_that_fit(args: argparse.Namespace, classes: int, feed: DataLoader[Any]) -> int:
+    """Epochs that end within --hours, counted from the start of this process, by the pace of one epoch's batches."""
+    model = create_model(args.model, num_classes=classes).to(memory_format=torch.channels_last)
+    optimizer = create_optimizer_v2(model, opt="sgd", lr=1e-6, momentum=0.9)
+    seconds = []
+    then = time.perf_counter()
+    for images, labels in feed:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = torch.nn.functional.cross_entropy(
+                model(images.contiguous(memory_format=torch.channels_last)), labels
+            )
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        seconds.append(time.perf_counter() - then)
+        then = time.perf_counter()
+    epoch = statistics.median(seconds) * len(feed)
+    left = args.hours * 3600 - (time.perf_counter() - START)
+    return max(1, int((left - epoch) / epoch))  # one epoch's time for scoring
 
 
 def main() -> None:
@@ -26,6 +50,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--hours", type=float, default=0.0, help="as many epochs as fit, instead of --epochs")
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--px", type=int, default=64)
@@ -61,6 +86,8 @@ def main() -> None:
     model = create_model(args.model, num_classes=classes).to(memory_format=torch.channels_last)
     average = ModelEmaV3(model, decay=args.ema, use_warmup=True) if args.ema else None
     optimizer = create_optimizer_v2(model, opt="sgd", lr=args.lr, momentum=0.9, weight_decay=1e-4)
+    if args.hours:
+        args.epochs = epochs_that_fit(args, classes, feed)
     schedule = CosineLRScheduler(optimizer, t_initial=args.epochs, warmup_t=5, warmup_lr_init=1e-5, warmup_prefix=True)
     loss_of = SoftTargetCrossEntropy()
     for epoch in range(args.epochs):

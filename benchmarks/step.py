@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.machine import busy_processes, commit, device_name
 from fewsight.model import build_model
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,7 +41,6 @@ TIMM_NAMES = {
 }
 NUM_CLASSES = 1000
 LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
-BUSY_SHARE = 0.3  # of one core, taken by another process
 TRIAL_STEPS = 3
 WARM_UP_STEPS = 2
 
@@ -160,33 +159,6 @@ def synchronize(device: torch.device) -> None:
 # --- the machine --------------------------------------------------------------------------------------------
 
 
-def busy_processes(seconds: float = 1.0) -> list[str]:
-    """Other processes that use more than `BUSY_SHARE` of a core, from /proc; empty where there is none."""
-    before = cpu_ticks()
-    time.sleep(seconds)
-    ticks_a_second = os.sysconf("SC_CLK_TCK") if before else 1
-    shares = {
-        process: (ticks - before.get(process, ticks)) / ticks_a_second / seconds
-        for process, ticks in cpu_ticks().items()
-    }
-    return [f"pid {pid} {name}: {share:.0%}" for (pid, name), share in shares.items() if share > BUSY_SHARE]
-
-
-def cpu_ticks() -> dict[tuple[int, str], int]:
-    """(pid, name) -> clock ticks used so far, for every process but this one."""
-    ticks = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            head, _, tail = stat.read_text().rpartition(")")
-        except OSError:
-            continue  # it has ended
-        pid, _, name = head.partition(" (")
-        fields = tail.split()
-        if int(pid) != os.getpid():
-            ticks[int(pid), name] = int(fields[11]) + int(fields[12])  # user and system time
-    return ticks
-
-
 def describe(args: argparse.Namespace, busy: list[str]) -> dict[str, str]:
     return {
         "command": f"python -m benchmarks.step {' '.join(sys.argv[1:])}".strip(),
@@ -198,25 +170,6 @@ def describe(args: argparse.Namespace, busy: list[str]) -> dict[str, str]:
         "setting": f"{args.px} px, batch {args.batch}, {args.precision}, {args.repeats} pairs of steps",
         "other load": "; ".join(busy) or "none",
     }
-
-
-def device_name(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(torch.device(device))
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores, {platform.system()}"
-
-
-def commit() -> str:
-    def git(*arguments: str) -> str:
-        folder = Path(__file__).parent
-        return subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=False
-        ).stdout.strip()
-
-    return (git("rev-parse", "--short", "HEAD") or "none") + (" with changes" if git("status", "-s") else "")
 
 
 # --- results ------------------------------------------------------------------------------------------------

@@ -1,23 +1,96 @@
-"""Data + device + hours -> a recipe, with reasons."""
+"""Data + device + hours -> a recipe, with reasons.
 
+The planner climbs a ladder of (backbone, stem, width, size), probes the pace of each rung with real steps, and
+takes the highest that still sees every image often enough in the time. Epochs then fill the time. Nothing after
+the plan reads the clock, so the plan in recipe.toml repeats the run.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from rich.console import Console
 
+from fewsight.console import counting, duration
+from fewsight.device import compute_threads, keep_freed_memory, to_device
+from fewsight.errors import RecipeError
+from fewsight.feed import AugmentedImages
+from fewsight.losses import Targets
+from fewsight.predict import Normalise
 from fewsight.prepare import Prepared
-from fewsight.recipes import Run
+from fewsight.recipes import Recipe, Run, parse_recipe
+from fewsight.train import build_learner, initial_model
+
+SHARE_TO_USE = 0.93  # of the time; the rest is for a machine that slows down
+START_SECONDS = 4.0  # of a command before it can look at the clock: Python and torch
+PROBE_SHARE = 0.06  # of the time, for probing at most
+MOST_EPOCHS = 300
+MEMORY_SHARE = 0.5  # of the memory that is free, for one step
+TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A model and the size of the images that it is trained on."""
+
+    backbone: str
+    stem: str
+    width: float
+    train_px: int
+
+    def __str__(self) -> str:
+        width = "" if self.width == 1 else f" at {self.width:g} of its width"
+        return f"{self.backbone}{width}, {self.stem} stem, {self.train_px} px"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a probe found."""
+
+    step_seconds: float  # of a training step, a batch
+    load_seconds: float  # of loading and augmenting, a batch, on one core
+    score_seconds: float  # of scoring one image, loading included
+    image_bytes: int  # kept for the backward pass, one image
+
+
+def ladder(native_px: int) -> list[Rung]:
+    """Rungs from cheap to dear, for images whose shorter side is about `native_px`."""
+    if native_px < 48:
+        px = max(16, 4 * round(native_px / 4))
+        rungs = [("resnest14", "medium", 0.5), ("resnest14", "small", 0.5), ("resnest14", "small", 1.0)]
+        rungs += [("resnest26", "small", 1.0), ("resnest50", "small", 1.0)]
+        return [Rung(*rung, px) for rung in rungs]
+    if native_px < 112:
+        px = min(96, 16 * round(native_px / 16))
+        rungs = [("resnest14", "large", 1.0), ("resnest14", "medium", 0.75), ("resnest26", "medium", 1.0)]
+        rungs += [("resnest50", "medium", 1.0), ("resnest101", "medium", 1.0)]
+        return [Rung(*rung, px) for rung in rungs]
+    steps = [("resnest14", 96), ("resnest14", 128), ("resnest26", 128), ("resnest26", 160), ("resnest50", 160)]
+    steps += [("resnest50", 192), ("resnest50", 224), ("resnest101", 224)]
+    return [Rung(name, "large", 1.0, px) for name, px in steps if px <= max(128, native_px)]
+
+
+def wanted_epochs(num_images: int) -> int:
+    """How often every image should be seen before more model is worth its time: fewer images, more often."""
+    return round(25 + 45 * math.sqrt(1000 / max(250, num_images)))
 
 
 def starting_values() -> dict[str, Any]:
+    """The recipe that the plan fills in; our choice of values, measured on tiny20's val (NOTES.md)."""
     return {
-        "model": {"backbone": "resnest14"},
-        "augment": {"train_px": 64},
+        "model": {"backbone": "resnest14", "stem": "large"},
+        "augment": {"train_px": 64, "crop_area": [0.25, 1.0]},
         "stages": [
             {
-                "epochs": 60,
+                "epochs": 1,
                 "batch_size": 50,
-                "ema_half_life_epochs": 3.0,
-                "optim": {"base_lr": 0.3, "weight_decay": 5e-4, "nesterov": True, "warmup_epochs": 3.0},
+                "optim": {"base_lr": 0.3, "nesterov": True, "weight_decay": 5e-4, "warmup_epochs": 3.0},
             }
         ],
         "eval": {"every_epochs": 0},
@@ -25,6 +98,158 @@ def starting_values() -> dict[str, Any]:
 
 
 def plan_recipe(
-    prepared: Prepared, settings: Run, hours: float, overrides: Any, console: Console
-) -> tuple[dict[str, Any], list[str]]:
-    return starting_values(), []
+    prepared: Prepared,
+    settings: Run,
+    hours: float,
+    overrides: Sequence[str],
+    console: Console,
+    *,
+    began: float,
+) -> tuple[Recipe, list[str]]:
+    """The recipe for this data, device and time, and why.
+
+    Args:
+        settings: the resolved [run] section.
+        hours: of the whole command, for one seed.
+        overrides: values that the user fixed; the plan works around them.
+        began: `time.monotonic()` when the command began.
+
+    Raises:
+        RecipeError: the time is not enough for a single epoch.
+    """
+    if not hours > 0:
+        raise RecipeError(f"--hours {hours:g}: expected more than 0")
+    budget = hours * 3600
+    native = int(np.median([min(size) for size in prepared.sizes]))
+    num_images, num_val = len(prepared.images.paths), len(prepared.images.val_paths)
+    wanted = wanted_epochs(num_images)
+    reasons = [
+        f"{num_images:,} training images of {len(prepared.classes):,} classes, median shorter side {native} px; "
+        f"{settings.device}, {settings.precision}, {settings.threads} threads, {settings.workers} loading processes"
+    ]
+    chosen: tuple[Recipe, Pace, int] | None = None
+    tried: set[str] = set()
+    probing = time.monotonic()
+    rungs = ladder(native)
+    with counting(console, "probing") as progress:
+        for number, rung in enumerate(rungs):
+            progress(number, len(rungs))
+            recipe = parse_recipe(_with_rung(rung, num_images, settings), overrides, "auto")
+            if (key := f"{recipe.model} {recipe.augment}") in tried:
+                continue  # an override fixed what the ladder varies
+            tried.add(key)
+            pace = probe(recipe, prepared)
+            left = _seconds_left(budget, began, num_val * pace.score_seconds)
+            epochs = int(left / _epoch_seconds(pace, recipe, num_images))
+            reasons.append(f"{rung}: {1e3 * pace.step_seconds:.0f} ms a step, {epochs:,} epochs in the time")
+            if chosen is None or epochs >= wanted:
+                chosen = recipe, pace, epochs
+            used = time.monotonic() - probing
+            if epochs < 2 * wanted or used > PROBE_SHARE * budget:
+                break
+    assert chosen is not None, "a ladder has rungs"
+    recipe, pace, epochs = chosen
+    epochs = min(MOST_EPOCHS, int(_seconds_left(budget, began, num_val * pace.score_seconds)
+                                  / _epoch_seconds(pace, recipe, num_images)))  # fmt: skip
+    if epochs < 1:
+        raise RecipeError(
+            f"--hours {hours:g} is not enough for one epoch of {num_images:,} images on this device "
+            f"(an epoch takes about {duration(_epoch_seconds(pace, recipe, num_images))}); give more hours"
+        )
+    recipe = _with_epochs(recipe, overrides, epochs, pace)
+    reasons.append(
+        f"chosen: {recipe.model.backbone} at {recipe.augment.train_px} px, {recipe.stages[0].epochs} epochs "
+        f"(about {wanted} are wanted before a larger model pays), batch {recipe.stages[0].batch_size}"
+    )
+    return recipe, reasons
+
+
+def probe(recipe: Recipe, prepared: Prepared) -> Pace:
+    """The pace of a few real steps: seconds and bytes."""
+    keep_freed_memory()
+    device = torch.device(recipe.run.device)
+    stage, images = recipe.stages[0], prepared.images
+    source = AugmentedImages(images.root, images.paths, recipe.augment, recipe.run.seed)
+    size = min(stage.batch_size, len(images.paths))
+    assert recipe.run.threads != "auto", "the settings are resolved"
+    with compute_threads(recipe.run.threads):
+        start = time.perf_counter()
+        batch = source.__getitems__([(0, index) for index in range(size)])
+        if isinstance(batch, Exception):
+            raise batch
+        load_seconds = time.perf_counter() - start
+        model = initial_model(recipe, len(prepared.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        learner = build_learner(model, recipe, stage, images, len(prepared.classes), device)
+        normalise = Normalise(prepared.facts.mean, prepared.facts.std).to(device)
+        labels = torch.tensor(images.labels[:size], device=device)
+        seconds = []
+        for _ in range(1 + TIMED_STEPS):
+            start = time.perf_counter()
+            inputs = normalise(to_device(torch.from_numpy(batch), device))
+            learner.step(inputs, Targets(labels, labels), 1e-6)
+            seconds.append(time.perf_counter() - start)
+        image_bytes = _bytes_kept(learner.model, inputs[:2]) // 2
+    step = statistics.median(seconds[1:])
+    return Pace(step, load_seconds, 0.8 * (step + load_seconds) / size, image_bytes)
+
+
+def _bytes_kept(model: torch.nn.Module, images: torch.Tensor) -> int:
+    """What autograd keeps of a forward pass in float32, each storage once."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model(images)
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    return max(0, sum(kept.values()) - weights)
+
+
+def _epoch_seconds(pace: Pace, recipe: Recipe, num_images: int) -> float:
+    workers = recipe.run.workers
+    assert workers != "auto", "the settings are resolved"
+    step = (
+        pace.step_seconds + pace.load_seconds if workers == 0 else max(pace.step_seconds, pace.load_seconds / workers)
+    )
+    return step * num_images / min(recipe.stages[0].batch_size, num_images)
+
+
+def _seconds_left(budget: float, began: float, testing: float) -> float:
+    return SHARE_TO_USE * budget - START_SECONDS - (time.monotonic() - began) - testing
+
+
+def _with_rung(rung: Rung, num_images: int, settings: Run) -> dict[str, Any]:
+    values = starting_values()
+    values["model"] = {"backbone": rung.backbone, "stem": rung.stem, "width": rung.width}
+    values["augment"]["train_px"] = rung.train_px
+    values["stages"][0]["batch_size"] = max(16, min(128, round(num_images / 20)))
+    values["run"] = settings.model_dump()
+    return values
+
+
+def _with_epochs(recipe: Recipe, overrides: Sequence[str], epochs: int, pace: Pace) -> Recipe:
+    values = recipe.model_dump()
+    stage = values["stages"][0]
+    stage["epochs"] = epochs
+    stage["ema_half_life_epochs"] = round(epochs / 25, 2)
+    stage["optim"]["warmup_epochs"] = min(3.0, round(epochs / 10, 1))
+    needed = pace.image_bytes * stage["batch_size"]
+    stage["accumulate"] = max(1, math.ceil(needed / max(1, MEMORY_SHARE * free_memory(recipe.run.device))))
+    return parse_recipe(values, overrides, "auto")
+
+
+def free_memory(device: str) -> int:
+    """Bytes that are free on the device; for a CPU the machine's available memory."""
+    kind = torch.device(device)
+    if kind.type == "cuda":
+        return torch.cuda.mem_get_info(kind)[0]
+    if kind.type == "mps":
+        return int(torch.mps.recommended_max_memory())
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 4 * 2**30

@@ -41,10 +41,9 @@ def resolve_run(run: Run) -> Run:
     cores = num_cores()
     if run.workers != "auto":
         workers = run.workers
-    elif device.type == "cpu":
-        workers = 0 if cores <= 3 else cores // 4
     else:
-        workers = min(16, cores - 1)
+        wanted = min(16, cores - 1) if device.type != "cpu" else 0 if cores <= 3 else cores // 4
+        workers = wanted if run.threads == "auto" else max(0, min(wanted, cores - run.threads))
     threads = run.threads if run.threads != "auto" else max(1, cores - workers)
     if threads + workers > cores and (run.threads != "auto" or run.workers != "auto"):
         raise RecipeError(

@@ -1,11 +1,12 @@
 """Which image stands in which batch, and the batches themselves: augmented, the same for any number of workers."""
 
+import contextlib
 import math
 import multiprocessing
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fewsight.augment import augment_image
 from fewsight.data import load_image
-from fewsight.errors import DataError
+from fewsight.errors import DataError, RunError
 from fewsight.recipes import Augment
 from fewsight.rng import SAMPLE, image_stream, order_stream, stream
 
@@ -26,27 +27,25 @@ from fewsight.rng import SAMPLE, image_stream, order_stream, stream
 class Batches:
     """The plan of every epoch: a function of (seed, epoch) alone.
 
-    Batches of an epoch differ in size by at most one, no image is dropped, and no part of a batch has fewer
-    than two images (a lone one has no batch statistics).
+    Batches of an epoch differ in size by at most one, no image is dropped, and no batch has fewer than two
+    images (a lone one has no batch statistics).
 
     Args:
-        labels: class index of each image, [N].
-        batch_size: nominal size; batches are at most this large unless that would leave lone images.
-        parts: pieces that a batch is cut into (gradient accumulation).
+        labels: class index of each image, [N], N >= 2.
+        batch_size: nominal size, at least 2; no batch is larger, but for one of 3 where 2 would leave a lone image.
         sampling: draw classes equally often, images with replacement (`data.balance = "sampling"`).
     """
 
     labels: tuple[int, ...]
     batch_size: int
     seed: int
-    parts: int = 1
     sampling: bool = False
 
     @property
     def num_steps(self) -> int:
         """Batches an epoch."""
         count = len(self.labels)
-        return max(1, min(math.ceil(count / self.batch_size), count // (2 * self.parts)))
+        return max(1, min(math.ceil(count / self.batch_size), count // 2))
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
         """The image indices of each batch of `epoch`."""
@@ -91,25 +90,44 @@ def batches(
     num_epochs: int,
     workers: int,
     pin: bool = False,
-) -> Iterator[tuple[int, int, Tensor, np.ndarray]]:
+) -> Generator[tuple[int, int, Tensor, np.ndarray]]:
     """Every batch from (first_epoch, first_step) on: (epoch, step, uint8 [B, px, px, 3], indices [B]).
 
     Raises:
         DataError: an image that could be read before training can no longer be; it is named.
     """
-    positions = [
-        (epoch, step, indices)
-        for epoch in range(first_epoch, num_epochs)
-        for step, indices in enumerate(plan.epoch(epoch))
-        if epoch > first_epoch or step >= first_step
-    ]
-    keys = [[(epoch, int(index)) for index in indices] for epoch, _, indices in positions]
+
+    def positions() -> Iterator[tuple[int, int, np.ndarray]]:
+        for epoch in range(first_epoch, num_epochs):
+            for step, indices in enumerate(plan.epoch(epoch)):
+                if epoch > first_epoch or step >= first_step:
+                    yield epoch, step, indices
+
+    keys = ([(epoch, int(index)) for index in indices] for epoch, _, indices in positions())
     loaded = map(images.__getitems__, keys) if workers == 0 else _load_beside(images, keys, workers)
-    for (epoch, step, indices), batch in zip(positions, loaded, strict=True):
+    for (epoch, step, indices), batch in zip(positions(), loaded, strict=True):
         if isinstance(batch, DataError):
             raise DataError(f"{batch} (epoch {epoch + 1}, step {step + 1}; it could be read before training began)")
         tensor = torch.from_numpy(batch)
         yield epoch, step, tensor.pin_memory() if pin else tensor, indices
+
+
+@contextlib.contextmanager
+def naming_lost_workers() -> Iterator[None]:
+    """Inside the block, the end of a loading process stops the run with what to do; it can surface anywhere.
+
+    Raises:
+        RunError: the system ended a loading process.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RunError(
+            f"a process that loads images has ended ({str(error).splitlines()[0]}); often memory ran out: close other "
+            "programs, then continue from the last saved state with --resume, or train anew with --set run.workers=0"
+        ) from error
 
 
 def class_shares(labels: Sequence[int], num_classes: int) -> list[int]:
@@ -125,12 +143,12 @@ def sample_positions(num_images: int, most: int, seed: int) -> np.ndarray:
 
 
 def _load_beside(
-    images: AugmentedImages, keys: list[list[tuple[int, int]]], workers: int
+    images: AugmentedImages, keys: Iterator[list[tuple[int, int]]], workers: int
 ) -> Iterator["np.ndarray | DataError"]:
     context = multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
     loader = DataLoader(
         images,
-        batch_sampler=keys,
+        batch_sampler=keys,  # drawn as the training goes: all epochs' keys together would be large
         num_workers=workers,
         collate_fn=_as_is,
         worker_init_fn=_quiet_worker,
@@ -138,7 +156,8 @@ def _load_beside(
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
-        yield from loader
+        loaded = iter(loader)
+    yield from loaded
 
 
 def _as_is(batch: Any) -> Any:
@@ -146,6 +165,7 @@ def _as_is(batch: Any) -> Any:
 
 
 def _quiet_worker(_: int) -> None:
-    """Ctrl-C reaches the whole process group; only the main process answers it."""
+    """Ctrl-C, and SIGTERM from a service manager, reach the whole process group; only the main process answers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -53,6 +53,13 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+def remove_parts(folder: Path) -> None:
+    """Delete what killed processes left beside files of `folder`; no process may be writing there."""
+    for part in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries to the disk, where the system can (not on Windows)."""
     with contextlib.suppress(OSError):

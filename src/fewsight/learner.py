@@ -1,8 +1,8 @@
 """What changes while a stage trains: model, loss, optimiser, moving average; and one step of it."""
 
+import itertools
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -36,7 +36,7 @@ class Learner:
         self.device, self.precision = device, precision
         self.named = {f"model.{name}": weight for name, weight in model.named_parameters()}
         self.named |= {f"loss.{name}": weight for name, weight in loss.named_parameters()}
-        self.optimizer = _sgd(self.named, stage, device)
+        self.optimizer = _sgd(self.named, stage, device, precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         half_life = stage.ema_half_life_epochs * num_steps
         self.average = moving_average(model, half_life) if half_life else None
@@ -49,12 +49,11 @@ class Learner:
             group["lr"] = rate
         total = torch.zeros((), device=self.device)
         logged: dict[str, float] = {}
-        for rows in np.array_split(np.arange(len(images)), self.stage.accumulate):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
+        for part in parts_of(len(images), self.stage.accumulate):
             with autocast(self.device, self.precision):
                 logits, features = self.model(images[part])
             loss, extra = self.loss(logits, features, targets.part(part))
-            share = len(rows) / len(images)
+            share = (part.stop - part.start) / len(images)
             self.scaler.scale(loss * share).backward()
             total += loss.detach() * share
             for name, value in extra.items():
@@ -101,6 +100,13 @@ class Learner:
             self.scaler.load_state_dict(values["scaler"])
 
 
+def parts_of(num_images: int, most: int) -> list[slice]:
+    """Cut a batch into `most` parts that differ in size by at most one; fewer, where one would have a lone image."""
+    parts = max(1, min(most, num_images // 2))
+    edges = [num_images * number // parts for number in range(parts + 1)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
+
+
 def moving_average(model: nn.Module, half_life: float) -> AveragedModel:
     """An exponential moving average of weights and statistics; its memory halves every `half_life` steps.
 
@@ -120,8 +126,11 @@ def moving_average(model: nn.Module, half_life: float) -> AveragedModel:
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
-def _sgd(named: dict[str, nn.Parameter], stage: Stage, device: torch.device) -> torch.optim.SGD:
-    """SGD; weight decay falls on weights of two and more dimensions, not on biases and norms, unless asked for."""
+def _sgd(named: dict[str, nn.Parameter], stage: Stage, device: torch.device, precision: str) -> torch.optim.SGD:
+    """SGD; weight decay falls on weights of two and more dimensions, not on biases and norms, unless asked for.
+
+    Not fused in fp16: where the first step overflows, torch's fused SGD leaves its momentum uninitialised.
+    """
     decays = {True: stage.optim.weight_decay, False: 0.0}
     groups: list[dict[str, Any]] = []
     for decayed, weight_decay in decays.items():
@@ -132,7 +141,7 @@ def _sgd(named: dict[str, nn.Parameter], stage: Stage, device: torch.device) -> 
         lr=0.0,
         momentum=stage.optim.momentum,
         nesterov=stage.optim.nesterov,
-        fused=device.type in ("cpu", "cuda"),
+        fused=device.type in ("cpu", "cuda") and precision != "fp16",
     )
 
 

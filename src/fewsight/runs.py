@@ -6,6 +6,7 @@ metrics.json and state/. No pickle; every file is replaced atomically and checke
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -110,8 +111,8 @@ def create_run(
 
 
 def update_info(run: Run, **values: Any) -> Run:
-    """Replace values of run.json."""
-    info = {**run.info, **values}
+    """Replace values of run.json; the others stay as they stand there."""
+    info = {**files.read_json(run.path / "run.json"), **values}
     files.write_json(run.path / "run.json", info)
     return Run(run.path, run.recipe, run.classes, run.data, info)
 
@@ -176,17 +177,16 @@ def read_weights(run: Run) -> dict[str, Tensor]:
 def save_state(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     """Write the state for resuming: tensors under a new name, then state.json, which names them.
 
-    A crash at any moment leaves the state before or this one, whole.
+    A crash at any moment leaves the state before or this one, whole. One digest covers both files.
     """
     folder = path / "state"
     files.make_folder(folder)
     data = save(dict(tensors))
-    digest = files.digest_of(data)
-    name = f"{digest}.safetensors"
-    files.write_bytes(folder / name, data)
-    files.write_json(folder / "state.json", {**values, "tensors": name, "digest": digest})
+    digest = _state_digest(values, data)
+    files.write_bytes(folder / f"{digest}.safetensors", data)
+    files.write_json(folder / "state.json", {"digest": digest, "values": values})
     for old in folder.glob("*.safetensors"):
-        if old.name != name:
+        if old.stem != digest:
             with contextlib.suppress(OSError):
                 old.unlink()
 
@@ -197,15 +197,26 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     Raises:
         RunError: the state is damaged.
     """
-    if not (path / "state" / "state.json").is_file():
+    file = path / "state" / "state.json"
+    if not file.is_file():
         return None
-    values = files.read_json(path / "state" / "state.json")
-    return _read_tensors(path / "state" / Path(values["tensors"]).name, values["digest"]), values
+    state = files.read_json(file)
+    if not isinstance(state, dict) or not isinstance(state.get("digest"), str) or not isinstance(state["values"], dict):
+        raise RunError(f"{file} is damaged: it is not what `fewsight train` wrote; restore it from a copy")
+    digest, values = state["digest"], state["values"]
+    data = _read_bytes(file.with_name(Path(digest).name + ".safetensors"))
+    if digest != _state_digest(values, data):
+        raise RunError(
+            f"{file.parent} is damaged (its digest is not the one that was written); restore it from a copy, "
+            "or delete it to begin the run anew"
+        )
+    return dict(load(data)), values
 
 
 def remove_state(path: Path) -> None:
     """Delete the state of a finished run: its weights are saved."""
     folder = path / "state"
+    remove_leftovers(path)
     for file in [folder / "state.json", *folder.glob("*.safetensors")]:
         with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)
@@ -213,26 +224,42 @@ def remove_state(path: Path) -> None:
         folder.rmdir()
 
 
+def remove_leftovers(path: Path) -> None:
+    """Delete what a killed process was still writing; nothing ever reads it."""
+    files.remove_parts(path)
+    files.remove_parts(path / "state")
+
+
 def cut_log(path: Path, num_bytes: int) -> None:
     """Drop from log.jsonl what came after the state: those steps are run again."""
     log = path / "log.jsonl"
-    if num_bytes == 0 and not log.exists():
+    size = log.stat().st_size if log.is_file() else 0
+    if size < num_bytes:
+        raise RunError(f"{log} is shorter than when the state was saved; restore it from a copy")
+    if size == num_bytes:
         return
     try:
-        with log.open("r+b") as handle:
-            if handle.seek(0, 2) < num_bytes:
-                raise RunError(f"{log} is shorter than when its state was saved; restore it from a copy")
-            handle.truncate(num_bytes)
+        os.truncate(log, num_bytes)
     except OSError as error:
         files.refuse(log, error)
 
 
-def append_log(path: Path, line: Mapping[str, Any]) -> int:
-    """Append a line to log.jsonl; returns the log's size in bytes."""
+def append_log(path: Path, line: Mapping[str, Any]) -> None:
+    """Append a line to log.jsonl."""
     log = path / "log.jsonl"
     try:
         with log.open("ab") as handle:
             handle.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+    except OSError as error:
+        files.refuse(log, error)
+
+
+def sync_log(path: Path) -> int:
+    """Flush log.jsonl to the disk, so that no state is ahead of it; returns its size in bytes."""
+    log = path / "log.jsonl"
+    try:
+        with log.open("ab") as handle:
+            os.fsync(handle.fileno())
             return handle.tell()
     except OSError as error:
         files.refuse(log, error)
@@ -243,11 +270,20 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _read_tensors(file: Path, digest: str | None) -> dict[str, Tensor]:
+def _read_bytes(file: Path) -> bytes:
     try:
-        data = file.read_bytes()
+        return file.read_bytes()
     except OSError as error:
         raise RunError(f"cannot read {file}: {error.strerror}") from error
+
+
+def _state_digest(values: Mapping[str, Any], data: bytes) -> str:
+    """Of the values as JSON keeps them and of the tensors."""
+    return files.digest_of(json.dumps(values, sort_keys=True).encode() + files.digest_of(data).encode())
+
+
+def _read_tensors(file: Path, digest: str | None) -> dict[str, Tensor]:
+    data = _read_bytes(file)
     if digest != files.digest_of(data):
         raise RunError(f"{file} is damaged (its digest is not the one that was written); restore it from a copy")
     try:

@@ -1,5 +1,6 @@
 """What the commands do, as functions: train, resume, evaluate."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ from fewsight.augment import contact_sheet
 from fewsight.auto import plan_recipe, starting_values
 from fewsight.console import TrainingReporter, counting, make_console
 from fewsight.data import evaluation_samples
-from fewsight.device import compute_threads, keep_freed_memory, resolve_run
-from fewsight.errors import DataError, RunError
+from fewsight.device import compute_threads, keep_freed_memory, resolve_device, resolve_run
+from fewsight.errors import DataError, RecipeError, RunError
 from fewsight.feed import AugmentedImages
 from fewsight.metrics import Figures, evaluate_scores
 from fewsight.model import resolve_stem
@@ -53,6 +54,7 @@ def train(
         DataError, RecipeError, RunError: before anything is overwritten.
         Interrupted: Ctrl-C or SIGTERM during training; the state is saved.
     """
+    began = time.monotonic()
     console = console or make_console()
     folders = {seed: out / f"seed{seed}" for seed in seeds} if seeds else {None: out}
     if not preview:
@@ -66,8 +68,9 @@ def train(
     _say_data(console, prepared)
     notes = ""
     if planned:
-        values, reasons = plan_recipe(prepared, settings, hours, overrides, console)
-        first, notes = parse_recipe(values, overrides, "auto"), "\n".join(reasons)
+        first, reasons = plan_recipe(prepared, settings, hours, overrides, console, began=began)
+        notes = "\n".join(reasons)
+        console.print(f"the plan:\n{notes}", markup=False)
     resolved = resolve(first, prepared)
     if preview:
         write_preview(resolved, prepared.images, preview, out, console)
@@ -92,13 +95,6 @@ def resume(path: Path, *, console: Console | None = None) -> Run:
     if run.finished:
         console.print(f"{path} is finished; there is nothing to continue")
         return run
-    source = Path(run.data.source)
-    if not source.exists():
-        raise RunError(f"{path}: its data {source} is not there; bring it back to that place, then resume")
-    with counting(console, "checking images") as progress:
-        prepared = prepare(source, run.recipe.data, progress=progress)
-    if prepared.facts.digest != run.data.digest:
-        raise RunError(f"{path}: {source} is not the data that the run began with: {_data_differences(run, prepared)}")
     started = run.info.get("recipe")
     if started is not None:
         differences = recipe_differences(parse_recipe(started), run.recipe)
@@ -107,6 +103,14 @@ def resume(path: Path, *, console: Console | None = None) -> Run:
                 f"{path / 'recipe.toml'} was changed since the run began ({'; '.join(differences)}); "
                 "put the values back to resume, or train anew with --recipe"
             )
+    resolve_device(run.recipe.run.device)
+    source = Path(run.data.source)
+    if not source.exists():
+        raise RunError(f"{path}: its data {source} is not there; bring it back to that place, then resume")
+    with counting(console, "checking images") as progress:
+        prepared = prepare(source, run.recipe.data, progress=progress)
+    if prepared.facts.digest != run.data.digest:
+        raise RunError(f"{path}: {source} is not the data that the run began with: {_data_differences(run, prepared)}")
     return _fit(run, prepared.images, console)
 
 
@@ -166,7 +170,13 @@ def evaluate(path: Path, data: Path, *, split: str | None = None, console: Conso
 
 
 def resolve(recipe: Recipe, prepared: Prepared) -> Recipe:
-    """Every "auto" value as a number or name, by the data and this device."""
+    """Every "auto" value as a number or name, by the data and this device.
+
+    Raises:
+        RecipeError: the recipe asks for what the data or the device lacks.
+    """
+    if recipe.run.select == "best" and not prepared.images.val_paths:
+        raise RecipeError('run.select = "best" needs a val split, but the data has none; use "last"')
     px = recipe.augment.train_px
     stem = recipe.model.stem
     values = recipe.model_dump()

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from fewsight import files, runs
 from fewsight.augment import apply_cutmix, draw_cutmix
 from fewsight.device import compute_threads, keep_freed_memory, to_device
-from fewsight.errors import Interrupted, RunError
-from fewsight.feed import AugmentedImages, Batches, batches, class_shares
+from fewsight.errors import DataError, Interrupted, RunError
+from fewsight.feed import AugmentedImages, Batches, batches, class_shares, naming_lost_workers
 from fewsight.learner import Learner
 from fewsight.losses import Targets, balanced_weights, build_loss
 from fewsight.metrics import Figures, evaluate_scores
@@ -28,6 +28,11 @@ from fewsight.recipes import Recipe, Stage
 from fewsight.rng import batch_stream
 from fewsight.runs import Run
 from fewsight.schedule import peak_rate, rate_at
+
+_LOWER_RATE = (
+    "{path} keeps the last saved state. Lower the rate (--set stages.0.optim.base_lr=...) or lengthen the warm-up "
+    "(--set stages.0.optim.warmup_epochs=...) in a new run."
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ def fit(run: Run, data: TrainingSet, reporter: Reporter, weights: Mapping[str, T
     """
     recipe = run.recipe
     keep_freed_memory()
+    runs.remove_leftovers(run.path)
     state = runs.read_state(run.path)
     at = Position(**state[1]["position"]) if state else Position()
     runs.cut_log(run.path, state[1]["log_bytes"] if state else 0)
@@ -92,7 +98,9 @@ def fit(run: Run, data: TrainingSet, reporter: Reporter, weights: Mapping[str, T
     plans = [batch_plan(recipe, stage, data) for stage in recipe.stages]
     total = sum(plan.num_steps * stage.epochs for plan, stage in zip(plans, recipe.stages, strict=True))
     reporter.start(total, _steps_before(recipe, plans, at))
-    with compute_threads(recipe.run.threads), signals_that_stop() as stop:
+    with compute_threads(recipe.run.threads), signals_that_stop() as stop, naming_lost_workers():
+        if state:
+            _check_threads(run, state[1]["threads"])
         for number in range(at.stage, len(recipe.stages)):
             learner = build_learner(model, recipe, recipe.stages[number], data, len(run.classes), device)
             if state:
@@ -100,6 +108,9 @@ def fit(run: Run, data: TrainingSet, reporter: Reporter, weights: Mapping[str, T
                 state = None
             at = _fit_stage(run, data, learner, plans, at, normalise, reporter, stop)
             learner.finish()
+    if recipe.run.select == "best":
+        run = runs.read_run(run.path)  # its weights' digest was noted there
+        load_weights(model, runs.read_weights(run))
     figures = score_val(run, data, model, normalise)
     if recipe.run.select == "last":
         run = runs.save_weights(run, weights_out(model))
@@ -137,43 +148,44 @@ def _fit_stage(
         workers=recipe.run.workers,
         pin=learner.device.type == "cuda",
     )
-    for epoch, step, batch, indices in feed:
-        torch.manual_seed(int(batch_stream(recipe.run.seed, epoch, step).integers(2**62)))
-        inputs, targets = mix(normalise(to_device(batch, learner.device)), labels[indices], recipe, epoch, step)
-        done = (epoch - before) * plan.num_steps + step
-        rate = rate_at(done, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps)
-        loss, extra = learner.step(inputs, targets, rate)
-        if not math.isfinite(loss):
-            raise RunError(_not_finite(run, loss, epoch, step, rate))
-        at = replace(
-            at,
-            step=step + 1,
-            loss_sum=at.loss_sum + loss * len(indices),
-            num_images=at.num_images + len(indices),
-        )
-        line = {
-            "kind": "step",
-            "stage": at.stage,
-            "epoch": epoch + 1,
-            "step": step + 1,
-            "loss": loss,
-            "lr": rate,
-        }
-        reporter.step({**line, **extra}, _steps_before(recipe, plans, at))
-        if step % max(1, plan.num_steps // 10) == 0:
-            runs.append_log(run.path, {**line, **extra, "time": runs.now()})
-        if step + 1 == plan.num_steps:
-            at = _end_epoch(run, data, learner, at, normalise, reporter, time.monotonic() - began)
-            began = time.monotonic()
-        if stop.signal_number or at.step == 0 or time.monotonic() - saved > 60 * recipe.run.state_minutes:
-            save_position(run, learner, at)
-            saved = time.monotonic()
-        if stop.signal_number:
-            raise Interrupted(
-                f"interrupted after epoch {epoch + 1}, step {step + 1}; the state is saved. "
-                f"Continue with: fewsight train --resume {run.path}",
-                stop.signal_number,
+    with closing(feed):  # ends its processes, whatever happens
+        for epoch, step, batch, indices in feed:
+            torch.manual_seed(int(batch_stream(recipe.run.seed, epoch, step).integers(2**62)))
+            inputs, targets = mix(normalise(to_device(batch, learner.device)), labels[indices], recipe, epoch, step)
+            done = (epoch - before) * plan.num_steps + step
+            rate = rate_at(done, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps)
+            loss, extra = learner.step(inputs, targets, rate)
+            if not math.isfinite(loss):
+                raise RunError(_not_finite(run, loss, epoch, step, rate))
+            at = replace(
+                at,
+                step=step + 1,
+                loss_sum=at.loss_sum + loss * len(indices),
+                num_images=at.num_images + len(indices),
             )
+            line = {
+                "kind": "step",
+                "stage": at.stage,
+                "epoch": epoch + 1,
+                "step": step + 1,
+                "loss": loss,
+                "lr": rate,
+            }
+            reporter.step({**line, **extra}, _steps_before(recipe, plans, at))
+            if step % max(1, plan.num_steps // 10) == 0:
+                runs.append_log(run.path, {**line, **extra, "time": runs.now()})
+            if step + 1 == plan.num_steps:
+                at = _end_epoch(run, data, learner, at, normalise, reporter, time.monotonic() - began)
+                began = time.monotonic()
+            if stop.signal_number or at.step == 0 or time.monotonic() - saved > 60 * recipe.run.state_minutes:
+                save_position(run, learner, at)
+                saved = time.monotonic()
+            if stop.signal_number:
+                raise Interrupted(
+                    f"interrupted after epoch {epoch + 1}, step {step + 1}; the state is saved. "
+                    f"Continue with: fewsight train --resume {run.path}",
+                    stop.signal_number,
+                )
     return replace(at, stage=at.stage + 1, epoch=0, step=0)
 
 
@@ -217,7 +229,7 @@ def initial_model(recipe: Recipe, num_classes: int) -> Classifier:
 def batch_plan(recipe: Recipe, stage: Stage, data: TrainingSet) -> Batches:
     """Which image stands in which batch of a stage."""
     sampling = recipe.data.balance == "sampling"
-    return Batches(data.labels, stage.batch_size, recipe.run.seed, stage.accumulate, sampling)
+    return Batches(data.labels, stage.batch_size, recipe.run.seed, sampling)
 
 
 def build_learner(
@@ -257,25 +269,38 @@ def mix(images: Tensor, labels: Tensor, recipe: Recipe, epoch: int, step: int) -
 
 
 def score_val(run: Run, data: TrainingSet, model: nn.Module, normalise: Normalise) -> Figures | None:
-    """Figures on val, None where there is no val."""
+    """Figures on val, None where there is no val.
+
+    Raises:
+        DataError: an image can no longer be read.
+        RunError: a score is not finite.
+    """
     if not data.val_paths:
         return None
     model.eval()
     paths = [data.root / path for path in data.val_paths]
     scored = list(score_images(model, normalise, paths, run.recipe))
-    errors = [error for scores in scored for error in scores.errors]
-    readable = np.array([error is None for error in errors])
-    log_probs = np.concatenate([scores.log_probs for scores in scored])[readable]
-    labels = np.asarray(data.val_labels)[readable]
-    return evaluate_scores(log_probs, labels, run.classes, num_images=len(errors))
+    for error in (error for scores in scored for error in scores.errors if error is not None):
+        raise DataError(f"{error} (val; it could be read before training began)")
+    log_probs = np.concatenate([scores.log_probs for scores in scored])
+    if not np.isfinite(log_probs).all():
+        raise RunError(f"the model's scores on val are not finite. {_LOWER_RATE.format(path=run.path)}")
+    return evaluate_scores(log_probs, np.asarray(data.val_labels), run.classes)
 
 
 def save_position(run: Run, learner: Learner, at: Position) -> None:
     """Write the state from which the run continues with the same bits."""
-    log = run.path / "log.jsonl"
-    log_bytes = log.stat().st_size if log.exists() else 0
     tensors, values = learner.state()
-    runs.save_state(run.path, tensors, {**values, "position": asdict(at), "log_bytes": log_bytes})
+    values |= {"position": asdict(at), "log_bytes": runs.sync_log(run.path), "threads": torch.get_num_threads()}
+    runs.save_state(run.path, tensors, values)
+
+
+def _check_threads(run: Run, before: int) -> None:
+    if before != torch.get_num_threads():
+        raise RunError(
+            f"{run.path} was trained with {before} compute threads, but torch computes with "
+            f"{torch.get_num_threads()} here, which changes the last bits; resume it where it began"
+        )
 
 
 def _steps_before(recipe: Recipe, plans: list[Batches], at: Position) -> int:
@@ -285,11 +310,8 @@ def _steps_before(recipe: Recipe, plans: list[Batches], at: Position) -> int:
 
 
 def _not_finite(run: Run, loss: float, epoch: int, step: int, rate: float) -> str:
-    return (
-        f"the loss is {loss} at epoch {epoch + 1}, step {step + 1} (rate {rate:.4g}). "
-        f"{run.path} keeps the last saved state. Lower the rate (--set stages.0.optim.base_lr=...) or lengthen the warm-up "
-        "(--set stages.0.optim.warmup_epochs=...) in a new run."
-    )
+    where = f"epoch {epoch + 1}, step {step + 1} (rate {rate:.4g})"
+    return f"the loss is {loss} at {where}. {_LOWER_RATE.format(path=run.path)}"
 
 
 @dataclass

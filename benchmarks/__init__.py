@@ -1,0 +1,1 @@
+"""Runnable comparisons; each prints and keeps its machine, versions, medians and spread."""
