@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from fewsight.backbones import TIMM_PREFIX
 from fewsight.console import counting, duration
 from fewsight.device import compute_threads, keep_freed_memory, to_device
 from fewsight.errors import RecipeError
 from fewsight.feed import AugmentedImages
 from fewsight.losses import Targets
+from fewsight.model import resolve_stem
 from fewsight.predict import Normalise
 from fewsight.prepare import Prepared
 from fewsight.recipes import Recipe, Run, parse_recipe
@@ -68,8 +70,8 @@ def ladder(native_px: int) -> list[Rung]:
         return [Rung(*rung, px) for rung in rungs]
     if native_px < 112:
         px = min(96, 16 * round(native_px / 16))
-        rungs = [("resnest14", "large", 1.0), ("resnest14", "medium", 0.75), ("resnest26", "medium", 1.0)]
-        rungs += [("resnest50", "medium", 1.0), ("resnest101", "medium", 1.0)]
+        rungs = [("resnest14", "large", 1.0), ("resnest26", "large", 1.0), ("resnest50", "large", 1.0)]
+        rungs += [("resnest26", "medium", 1.0), ("resnest50", "medium", 1.0), ("resnest101", "medium", 1.0)]
         return [Rung(*rung, px) for rung in rungs]
     steps = [("resnest14", 96), ("resnest14", 128), ("resnest26", 128), ("resnest26", 160), ("resnest50", 160)]
     steps += [("resnest50", 192), ("resnest50", 224), ("resnest101", 224)]
@@ -134,7 +136,7 @@ def plan_recipe(
     with counting(console, "probing") as progress:
         for number, rung in enumerate(rungs):
             progress(number, len(rungs))
-            recipe = parse_recipe(_with_rung(rung, num_images, settings), overrides, "auto")
+            recipe = with_own_stem(parse_recipe(_with_rung(rung, num_images, settings), overrides, "auto"))
             if (key := f"{recipe.model} {recipe.augment}") in tried:
                 continue  # an override fixed what the ladder varies
             tried.add(key)
@@ -230,6 +232,16 @@ def _with_rung(rung: Rung, num_images: int, settings: Run) -> dict[str, Any]:
     return values
 
 
+def with_own_stem(recipe: Recipe) -> Recipe:
+    """The recipe with its stem resolved, where the user fixed a backbone or a stem that the ladder does not know."""
+    model = recipe.model
+    if model.backbone.startswith(TIMM_PREFIX):
+        model = model.model_copy(update={"stem": "large", "width": 1.0})
+    elif model.stem == "auto":
+        model = model.model_copy(update={"stem": resolve_stem(recipe.augment.train_px, model.backbone)})
+    return recipe.model_copy(update={"model": model})
+
+
 def _with_epochs(recipe: Recipe, overrides: Sequence[str], epochs: int, pace: Pace) -> Recipe:
     values = recipe.model_dump()
     stage = values["stages"][0]
@@ -238,7 +250,7 @@ def _with_epochs(recipe: Recipe, overrides: Sequence[str], epochs: int, pace: Pa
     stage["optim"]["warmup_epochs"] = min(3.0, round(epochs / 10, 1))
     needed = pace.image_bytes * stage["batch_size"]
     stage["accumulate"] = max(1, math.ceil(needed / max(1, MEMORY_SHARE * free_memory(recipe.run.device))))
-    return parse_recipe(values, overrides, "auto")
+    return with_own_stem(parse_recipe(values, overrides, "auto"))
 
 
 def free_memory(device: str) -> int:

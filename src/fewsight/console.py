@@ -4,23 +4,36 @@ import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from fewsight.metrics import Figures
 
 PLAIN_SECONDS = 30.0  # between two plain lines, where they are not epochs
+PLAIN_WIDTH = 10_000  # of a log file: its lines are never broken
+FIGURE_CELLS = 42  # what the table of classes needs beside the names
+MIN_NAME_CELLS = 16
 
 
 def make_console(file: Any = None) -> Console:
-    """A console that never breaks a line of a log file."""
-    console = Console(file=file or sys.stdout, highlight=False)
-    return console if console.is_terminal else Console(file=file or sys.stdout, highlight=False, width=200)
+    """A console that prints text as it is (no markup), and never breaks a line of a log file."""
+    console = Console(file=file or sys.stdout, highlight=False, markup=False, emoji=False)
+    if console.is_interactive:
+        return console
+    return Console(
+        file=file or sys.stdout,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        force_terminal=False,
+        width=PLAIN_WIDTH,
+        soft_wrap=True,
+    )
 
 
 def duration(seconds: float) -> str:
@@ -38,7 +51,7 @@ class TrainingReporter:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.total = self.done = self.first = 0
+        self.total = self.done = 0
         self.times: deque[tuple[float, int]] = deque(maxlen=200)
         self.spoke = time.monotonic()
         self.loss: float | None = None
@@ -47,13 +60,12 @@ class TrainingReporter:
 
     def start(self, total_steps: int, done_steps: int) -> None:
         """Open the bar."""
-        self.total, self.done, self.first = total_steps, done_steps, done_steps
+        self.total, self.done = total_steps, done_steps
         self.times.append((time.monotonic(), done_steps))
         if done_steps:
             self.console.print(f"continuing after step {done_steps:,} of {total_steps:,}")
-        if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
-            self.bar = Progress(*columns, console=self.console, transient=True, refresh_per_second=4)
+        if self.console.is_interactive:
+            self.bar = _bar(self.console, "{task.description}", "{task.fields[left]}")
             self.task = self.bar.add_task("training", total=total_steps, completed=done_steps, left="")
             self.bar.start()
 
@@ -64,22 +76,23 @@ class TrainingReporter:
         self.loss = line["loss"] if self.loss is None else 0.95 * self.loss + 0.05 * line["loss"]
         text = f"epoch {line['epoch']} · loss {self.loss:.3f} · rate {line['lr']:.2g}"
         if self.bar:
-            self.bar.update(self.task, completed=done_steps, description=text, left=f"{self.left()} left")
+            self.bar.update(self.task, completed=done_steps, description=text, left=self.left())
         elif time.monotonic() - self.spoke > PLAIN_SECONDS:
-            self._say(f"{text} · step {done_steps:,} of {self.total:,} · {self.left()} left")
+            self._say(f"{text} · step {done_steps:,} of {self.total:,} · {self.left()}")
 
     def epoch(self, line: Mapping[str, Any]) -> None:
         """Say what an epoch gave; in a terminal only where it was tested."""
-        text = f"epoch {line['epoch']:>3} of {line['epochs']} · train loss {line['train_loss']:.3f}"
+        text = f"epoch {line['epoch']:>{len(str(line['epochs']))}} of {line['epochs']}"
+        text += f" · train loss {line['train_loss']:.3f}"
         if "val_top1" in line:
             text += f" · val top-1 {100 * line['val_top1']:.1f} %"
         if self.bar is None or "val_top1" in line:
-            self._say(f"{text} · {duration(line['seconds'])} · {self.left()} left")
+            self._say(f"{text} · {duration(line['seconds'])}" + (f" · {self.left()}" if self.done < self.total else ""))
 
     def left(self) -> str:
         """The time left, from the pace of the last steps."""
         (then, before), (last, done) = self.times[0], self.times[-1]
-        return duration((last - then) / max(1, done - before) * (self.total - done))
+        return duration((last - then) / max(1, done - before) * (self.total - done)) + " left"
 
     def close(self) -> None:
         """Take the bar away."""
@@ -93,15 +106,14 @@ class TrainingReporter:
 
 
 @contextlib.contextmanager
-def counting(console: Console, what: str) -> Iterator[Any]:
+def counting(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
     """Yield `update(done, total)`, which shows a count while it grows; nothing is left on the screen."""
-    if not console.is_terminal:
+    if not console.is_interactive:
         yield lambda done, total: None
         return
-    columns = (TextColumn(what), BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f}"))
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with _bar(console, what, "{task.completed:,.0f} of {task.total:,.0f}") as bar:
+        task = bar.add_task(what, total=1, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
 def show_figures(console: Console, figures: Figures, title: str, *, most: int = 10) -> None:
@@ -109,29 +121,54 @@ def show_figures(console: Console, figures: Figures, title: str, *, most: int = 
     top1, top5 = figures.top1, figures.top5
     unread = figures.num_images - top1.total
     count = f"{top1.total:,} images" if not unread else f"{top1.total:,} of {figures.num_images:,} images"
-    console.print(f"[bold]{escape(title)}[/bold] · {count}" + (f" ({unread:,} unreadable)" if unread else ""))
-    console.print(f"  top-1              {top1}   (Wilson 95 % interval)")
+    unreadable = f" ({unread:,} unreadable)" if unread else ""
+    console.print(f"{printable(title)} · {count}{unreadable}", style="bold")
+    console.print(f"  top-1              {top1}  (Wilson 95 % interval)")
     console.print(f"  top-{figures.top_k}              {top5}")
     console.print(f"  balanced accuracy  {100 * figures.balanced_accuracy:.1f} %")
     console.print(f"  macro-F1           {100 * figures.macro_f1:.1f} %")
-    there = [one for one in figures.classes if one.recall is not None]
-    ranked = sorted(there, key=lambda one: (one.recall, one.name))
-    shown = ranked if len(ranked) <= most else ranked[:most]
-    heading = "per class" if len(ranked) <= most else f"the {most} weakest of {len(ranked)} classes"
-    table = Table(heading, "images", "recall", "precision", "F1", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for one in shown:
-        cells = [f"{100 * value:.1f} %" if value is not None else "-" for value in (one.recall, one.precision)]
-        f1 = "-" if one.f1 is None else f"{100 * one.f1:.1f} %"
-        table.add_row(escape(printable(one.name)), f"{one.count:,}", *cells, f1)
-    console.print(table)
+    console.print(_class_table(console, figures, most))
     if figures.confusions:
         console.print("worst confusions (true → taken for)")
+        cells = max(MIN_NAME_CELLS, (console.width - 12) // 2)
         for true, taken, number in figures.confusions[:5]:
-            console.print(f"  {escape(printable(true))} → {escape(printable(taken))}  {number:,}")
+            console.print(f"  {shortened(true, cells)} → {shortened(taken, cells)}  {number:,}")
+
+
+def _class_table(console: Console, figures: Figures, most: int) -> Table:
+    """The classes by recall, weakest first; without those that have no image here."""
+    ranked = sorted((one for one in figures.classes if one.recall is not None), key=lambda one: (one.recall, one.name))
+    heading = "per class" if len(ranked) <= most else f"{most} weakest of {len(ranked):,} classes"
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(heading, no_wrap=True)
+    for name in ("images", "recall", "precision", "F1"):
+        table.add_column(name, justify="right", no_wrap=True)
+    cells = max(MIN_NAME_CELLS, console.width - FIGURE_CELLS)
+    for one in ranked[:most]:
+        values = ["-" if value is None else f"{100 * value:.1f} %" for value in (one.recall, one.precision, one.f1)]
+        table.add_row(shortened(one.name, cells), f"{one.count:,}", *values)
+    return table
+
+
+def shortened(name: str, cells: int) -> str:
+    """A name as a terminal can show it, in at most so many cells."""
+    name = printable(name)
+    return name if cell_len(name) <= cells else set_cell_size(name, cells - 1) + "…"
 
 
 def printable(name: str) -> str:
-    """A class or file name that cannot move the cursor or turn the line around."""
-    return "".join(sign if sign.isprintable() else f"\\u{ord(sign):04x}" for sign in name)
+    """A name that cannot break the line, move the cursor or turn the reading direction: such signs are escaped."""
+    return "".join(sign if sign.isprintable() else _escaped(sign) for sign in name)
+
+
+def _escaped(sign: str) -> str:
+    code = ord(sign)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"  # a byte of a file name that is not UTF-8
+    return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(sign, f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
+
+
+def _bar(console: Console, before: str, after: str) -> Progress:
+    """A bar as wide as the terminal leaves, gone when it stops."""
+    text, count = (TextColumn(part, markup=False) for part in (before, after))
+    return Progress(text, BarColumn(bar_width=None), count, console=console, transient=True, expand=True)

@@ -33,7 +33,34 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` as JSON, atomically. Floats keep every bit; NaN is refused."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value, indent=1) + "\n")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON. Names stay readable; those with bytes that are not UTF-8 are escaped, so that they come back."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    return text
+
+
+def check_target(path: Path, option: str) -> None:
+    """Refuse a file that could not be written later, before the work that it is for.
+
+    Args:
+        option: what the user wrote, for the message.
+
+    Raises:
+        RunError: `path` is a folder, or its folder is not there or may not be written.
+    """
+    if path.is_dir():
+        raise RunError(f"{option} {path}: this is a folder; give the name of a file in it")
+    if not path.parent.is_dir():
+        raise RunError(f"{option} {path}: the folder {path.parent} is not there; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise RunError(f"{option} {path}: the folder {path.parent} may not be written; choose another place")
 
 
 @contextlib.contextmanager

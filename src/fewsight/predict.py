@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fewsight.augment import center_view
 from fewsight.data import load_image
-from fewsight.device import autocast, to_device
+from fewsight.device import autocast, resolve_run, to_device
 from fewsight.errors import DataError
 from fewsight.model import Classifier, build_model, load_weights
 from fewsight.recipes import Recipe
@@ -50,6 +50,17 @@ def load_model(run: Run, device: torch.device) -> Classifier:
     model = build_model(recipe.model.backbone, len(run.classes), stem=stem, width=recipe.model.width)
     load_weights(model, read_weights(run))
     return model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+
+
+def testing_recipe(run: Run) -> Recipe:
+    """The run's recipe for this machine: its device, threads and workers; the trained precision on the same kind."""
+    trained = run.recipe.run
+    settings = resolve_run(
+        trained.model_copy(update={"device": "auto", "precision": "auto", "threads": "auto", "workers": "auto"})
+    )
+    if settings.device.split(":")[0] == trained.device.split(":")[0]:
+        settings = settings.model_copy(update={"precision": trained.precision})
+    return run.recipe.model_copy(update={"run": settings})
 
 
 def center_px(recipe: Recipe) -> int:

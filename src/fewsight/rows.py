@@ -1,11 +1,13 @@
 """Prediction rows: one for each input, in order, to CSV, JSON lines or Parquet."""
 
+import contextlib
 import csv
 import glob
 import json
+import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,6 +18,7 @@ from fewsight.data import images_under
 from fewsight.errors import DataError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
+ROW_GROUP = 10_000  # rows that a Parquet file holds together
 Row = dict[str, Any]
 
 
@@ -23,80 +26,122 @@ def expand(inputs: Sequence[str]) -> list[str]:
     """Files, folders and glob patterns as a list of files, in the order given.
 
     A folder gives its images, also those of its sub-folders, in code-point order; hidden ones are left out. A
-    name that matches nothing stays in the list: its row will say so.
+    name or pattern that matches nothing and a folder without images stay in the list: their row says so.
     """
     paths: list[str] = []
     for one in inputs:
-        path = Path(one)
-        if path.is_dir():
-            paths += _images_below(path)
-        elif path.exists() or not glob.has_magic(one):
-            paths.append(one)
+        # os.path answers False for what cannot be a path at all; pathlib raises
+        if os.path.lexists(one) or not glob.has_magic(one):
+            paths += _images_below(one)
         else:
             found = sorted(glob.glob(one, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
-            for match in found:
-                paths += _images_below(Path(match)) if Path(match).is_dir() else [match]
-            if not found:
-                paths.append(one)
+            paths += [path for match in found for path in _images_below(match)] or [one]
     return paths
+
+
+def column_names(top_k: int) -> list[str]:
+    """`path, label, prob, label2, prob2, ..., error`."""
+    numbers = ["", *(str(place) for place in range(2, top_k + 1))]
+    return ["path", *(f"{kind}{number}" for number in numbers for kind in ("label", "prob")), "error"]
 
 
 def rows(paths: Sequence[str], log_probs: np.ndarray, errors: Sequence[str | None], classes: Sequence[str],
          top_k: int) -> Iterator[Row]:  # fmt: skip
-    """`path, label, prob, label2, prob2, ..., error` for each of `paths`; log_probs [n, K]."""
-    top_k = min(top_k, len(classes))
+    """A row for each of `paths`, with the columns of `column_names`; log_probs [n, K], top_k <= K."""
+    names = column_names(top_k)
     for path, scores, error in zip(paths, log_probs, errors, strict=True):
-        row: Row = {"path": path}
-        order = np.argsort(-scores, kind="stable")[:top_k]
-        for place in range(top_k):
-            name = "" if place == 0 else str(place + 1)
-            row[f"label{name}"] = classes[order[place]] if error is None else None
-            row[f"prob{name}"] = float(np.exp(scores[order[place]])) if error is None else None
-        row["error"] = error
-        yield row
+        values: list[Any] = [_text(path)]
+        for place in np.argsort(-scores, kind="stable")[:top_k]:
+            # the shortest decimal that is this float32
+            values += [None, None] if error else [_text(classes[place]), float(str(np.exp(scores[place])))]
+        yield dict(zip(names, [*values, _reason(path, error) if error else None], strict=True))
 
 
 def check_target(target: Path | None) -> None:
-    """Refuse a file type that cannot be written, before anything is predicted.
+    """Refuse a file that cannot be written, before anything is predicted.
 
     Raises:
         DataError: the suffix is not one of SUFFIXES, or Parquet lacks its extra.
+        RunError: a folder, or in a folder that is not there.
     """
     if target is None:
         return
     if target.suffix.lower() not in SUFFIXES:
-        raise DataError(f"--out {target}: expected a name that ends in {', '.join(SUFFIXES)}")
-    if not target.parent.is_dir():
-        raise DataError(f"--out {target}: the folder {target.parent} is not there; create it first")
+        raise DataError(f"--out {target}: expected the name of a file that ends in {', '.join(SUFFIXES)}")
+    files.check_target(target, "--out")
     if target.suffix.lower() == ".parquet":
         _pyarrow()
 
 
-def write_rows(table: Sequence[Row], target: Path | None) -> None:
-    """Write rows to a file by its suffix, whole or not at all; to the screen as CSV without a target."""
+@contextlib.contextmanager
+def writing(target: Path | None, top_k: int) -> Iterator[Callable[[Sequence[Row]], None]]:
+    """Yield `write(rows)`, which writes them as they come; to the screen as CSV without a target.
+
+    The file appears under its name when the block ends well, and not at all otherwise.
+    """
     if target is None:
-        _write_csv(table, sys.stdout)
+        yield _csv_writer(sys.stdout, top_k)
         return
+    kind = target.suffix.lower()
     with files.replacing(target) as part:
-        if target.suffix.lower() == ".parquet":
-            arrow, parquet = _pyarrow()
-            parquet.write_table(arrow.Table.from_pylist(list(table)), part)
+        if kind == ".parquet":
+            with _parquet_writer(part, top_k) as write:
+                yield write
             return
         with part.open("w", encoding="utf-8", newline="") as handle:
-            if target.suffix.lower() == ".csv":
-                _write_csv(table, handle)
-            else:
-                handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
+            yield _csv_writer(handle, top_k) if kind == ".csv" else _json_writer(handle)
 
 
-def _write_csv(table: Sequence[Row], handle: TextIO) -> None:
-    writer = csv.DictWriter(handle, list(table[0]) if table else ["path", "label", "prob", "error"])
+def _csv_writer(handle: TextIO, top_k: int) -> Callable[[Sequence[Row]], None]:
+    writer = csv.DictWriter(handle, column_names(top_k))
     writer.writeheader()
-    writer.writerows(table)
+    return writer.writerows
 
 
-def _images_below(folder: Path) -> list[str]:
-    return [str(folder / name) for name in images_under(folder, Counter())]
+def _json_writer(handle: TextIO) -> Callable[[Sequence[Row]], None]:
+    return lambda table: handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table)
+
+
+@contextlib.contextmanager
+def _parquet_writer(part: Path, top_k: int) -> Iterator[Callable[[Sequence[Row]], None]]:
+    arrow, parquet = _pyarrow()
+    fields = {name: arrow.float64() if name.startswith("prob") else arrow.string() for name in column_names(top_k)}
+    schema = arrow.schema(list(fields.items()))
+    waiting: list[Row] = []
+
+    def write_group() -> None:
+        writer.write_table(arrow.Table.from_pylist(waiting, schema=schema))
+        waiting.clear()
+
+    def write(table: Sequence[Row]) -> None:
+        waiting.extend(table)
+        if len(waiting) >= ROW_GROUP:
+            write_group()
+
+    with parquet.ParquetWriter(part, schema) as writer:
+        yield write
+        write_group()
+
+
+def _images_below(path: str) -> list[str]:
+    """The images of a folder; any other path, and a folder without images, as it is."""
+    if not os.path.isdir(path):  # noqa: PTH112
+        return [path]
+    return [str(Path(path) / name) for name in images_under(Path(path), Counter())] or [path]
+
+
+def _reason(path: str, error: str) -> str:
+    """Why there is no prediction; the path stands in its own column."""
+    if os.path.isdir(path):  # noqa: PTH112
+        return "no image in this folder"
+    if glob.has_magic(path) and not os.path.lexists(path):
+        return "no file matches this pattern"
+    return _text(error.removeprefix(f"{Path(path)}: "))
+
+
+def _text(name: str) -> str:
+    r"""A name as valid Unicode: a byte of it that is not UTF-8 becomes `\xff`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -27,6 +27,7 @@ from fewsight.recipes import Recipe, load_recipe, recipe_toml
 
 FORMAT = 1  # of the run folder; a newer one is refused
 WEIGHTS = "weights.safetensors"
+PREVIEW = "preview.png"  # what `train --preview` leaves; a run may begin beside it
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ def check_new(path: Path) -> None:
     """Refuse a run folder that would overwrite something.
 
     Raises:
-        RunError: `path` exists and is not an empty folder.
+        RunError: `path` exists and is not an empty folder (a preview may lie there).
     """
-    if path.is_dir() and not any(path.iterdir()):
+    if path.is_dir() and all(child.name == PREVIEW for child in path.iterdir()):
         return
     if path.exists() or path.is_symlink():
         kind = "a run" if (path / "run.json").exists() else "not empty" if path.is_dir() else "a file"
@@ -101,13 +102,25 @@ def create_run(
         "started": now(),
         "recipe": recipe.model_dump(mode="json"),  # what recipe.toml is compared with on resuming
     }
-    files.write_text(path / "recipe.toml", recipe_toml(recipe, notes))
-    files.write_json(path / "classes.json", list(classes))
-    files.write_json(path / "data.json", asdict(data))
-    lines = (json.dumps(image, ensure_ascii=False) + "\n" for image in images)
-    files.write_text(path / "images.jsonl", "".join(lines))
-    files.write_json(path / "run.json", info)
+    try:
+        files.write_text(path / "recipe.toml", recipe_toml(recipe, notes))
+        files.write_json(path / "classes.json", list(classes))
+        files.write_json(path / "data.json", asdict(data))
+        files.write_text(path / "images.jsonl", "".join(files.json_text(image) + "\n" for image in images))
+        files.write_json(path / "run.json", info)
+    except RunError:
+        _remove_begun(path)
+        raise
     return Run(path, recipe, classes, data, info)
+
+
+def _remove_begun(path: Path) -> None:
+    """Take away what `create_run` wrote before it failed, so that the same command can be run again."""
+    for name in ("recipe.toml", "classes.json", "data.json", "images.jsonl", "run.json"):
+        with contextlib.suppress(OSError):
+            (path / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        path.rmdir()
 
 
 def update_info(run: Run, **values: Any) -> Run:
@@ -201,7 +214,11 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     if not file.is_file():
         return None
     state = files.read_json(file)
-    if not isinstance(state, dict) or not isinstance(state.get("digest"), str) or not isinstance(state["values"], dict):
+    if (
+        not isinstance(state, dict)
+        or not isinstance(state.get("digest"), str)
+        or not isinstance(state.get("values"), dict)
+    ):
         raise RunError(f"{file} is damaged: it is not what `fewsight train` wrote; restore it from a copy")
     digest, values = state["digest"], state["values"]
     data = _read_bytes(file.with_name(Path(digest).name + ".safetensors"))

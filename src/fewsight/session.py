@@ -1,5 +1,8 @@
 """What the commands do, as functions: train, resume, evaluate."""
 
+import contextlib
+import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +15,17 @@ from rich.console import Console
 from fewsight import files, runs
 from fewsight.augment import contact_sheet
 from fewsight.auto import plan_recipe, starting_values
-from fewsight.console import TrainingReporter, counting, make_console
+from fewsight.backbones import TIMM_PREFIX
+from fewsight.console import TrainingReporter, counting, make_console, printable
 from fewsight.data import evaluation_samples
 from fewsight.device import compute_threads, keep_freed_memory, resolve_device, resolve_run
 from fewsight.errors import DataError, RecipeError, RunError
 from fewsight.feed import AugmentedImages
+from fewsight.losses import build_loss
 from fewsight.metrics import Figures, evaluate_scores
-from fewsight.model import resolve_stem
-from fewsight.predict import Normalise, load_model, score_images
-from fewsight.prepare import Prepared, prepare
+from fewsight.model import build_model, resolve_stem
+from fewsight.predict import Normalise, load_model, score_images, testing_recipe
+from fewsight.prepare import NAMED_IN_MESSAGE, Prepared, prepare
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
 from fewsight.runs import Run
 from fewsight.train import TrainingSet, batch_plan, fit, mix
@@ -57,12 +62,13 @@ def train(
     began = time.monotonic()
     console = console or make_console()
     folders = {seed: out / f"seed{seed}" for seed in seeds} if seeds else {None: out}
-    if not preview:
-        for folder in folders.values():
-            runs.check_new(folder)
     planned = str(recipe) == "auto"
+    if planned and not 0 < hours < math.inf:
+        raise RecipeError(f"--hours {hours:g}: expected a number above 0, for example 0.5")
+    _check_place(out, [] if preview else list(folders.values()))
     first = parse_recipe(starting_values(), overrides, "auto") if planned else load_recipe(recipe, overrides)
     settings = resolve_run(first.run)
+    check_parts(first)
     with counting(console, "checking images") as progress:
         prepared = prepare(data, first.data, progress=progress)
     _say_data(console, prepared)
@@ -137,8 +143,7 @@ def evaluate(path: Path, data: Path, *, split: str | None = None, console: Conso
     """
     console = console or make_console()
     run = runs.read_run(path)
-    settings = resolve_run(run.recipe.run.model_copy(update={"device": "auto", "threads": "auto", "workers": "auto"}))
-    recipe = run.recipe.model_copy(update={"run": settings})
+    recipe = testing_recipe(run)
     data_settings = run.recipe.data
     found = evaluation_samples(
         data,
@@ -148,13 +153,13 @@ def evaluate(path: Path, data: Path, *, split: str | None = None, console: Conso
         seed=data_settings.split_seed,
         trained_on=Path(run.data.source),
     )
-    device = torch.device(settings.device)
+    device = torch.device(recipe.run.device)
     keep_freed_memory()
     model, normalise = load_model(run, device), Normalise(run.data.mean, run.data.std).to(device)
     image_paths = [found.root / sample.path for sample in found.samples]
     collected = []
-    assert settings.threads != "auto"
-    with compute_threads(settings.threads), counting(console, "evaluating") as progress:
+    assert recipe.run.threads != "auto"
+    with compute_threads(recipe.run.threads), counting(console, "evaluating") as progress:
         for scores in score_images(model, normalise, image_paths, recipe):
             collected.append(scores)
             progress(scores.start + len(scores.errors), len(image_paths))
@@ -167,6 +172,22 @@ def evaluate(path: Path, data: Path, *, split: str | None = None, console: Conso
     figures = evaluate_scores(log_probs, labels, run.classes, num_images=len(errors))
     unreadable = tuple(error for error in errors if error is not None)
     return Evaluation(run, found.split, figures, _num_trained_on(run, image_paths), unreadable)
+
+
+def check_parts(recipe: Recipe) -> None:
+    """Build the backbone and the losses without memory, so that a wrong name fails before the images are read.
+
+    Raises:
+        RecipeError: there is no such backbone or loss, or the backbone has no such stem or width.
+    """
+    name, stem = recipe.model.backbone, recipe.model.stem
+    stem = resolve_stem(recipe.augment.train_px, name) if stem == "auto" else stem
+    # timm's models read values from tensors while they are built
+    weightless = contextlib.nullcontext() if name.startswith(TIMM_PREFIX) else torch.device("meta")
+    with weightless:
+        model = build_model(name, 2, stem=stem, width=recipe.model.width)
+    for stage in recipe.stages:
+        build_loss(stage.loss, stage.losses, num_classes=2, num_features=model.head.in_features)
 
 
 def resolve(recipe: Recipe, prepared: Prepared) -> Recipe:
@@ -205,10 +226,12 @@ def write_preview(recipe: Recipe, images: TrainingSet, count: int, out: Path, co
         sheets.append(mixed.permute(0, 2, 3, 1).byte().numpy())
         captions.append([_caption(images, int(index), targets.lam) for index in indices])
     files.make_folder(out)
-    target = out / "preview.png"
+    target = out / runs.PREVIEW
     with files.replacing(target) as part:
         contact_sheet(sheets, captions).save(part, format="PNG")
-    console.print(f"wrote {target}: {count} batches of {recipe.stages[0].batch_size} as the model will see them")
+    sizes = sorted({len(sheet) for sheet in sheets})
+    number = "1 batch" if count == 1 else f"{count} batches"
+    console.print(f"wrote {target}: {number} of {' or '.join(map(str, sizes))} images as the model will see them")
     return target
 
 
@@ -229,6 +252,19 @@ def _with_seed(recipe: Recipe, seed: int) -> Recipe:
     return recipe.model_copy(update={"run": recipe.run.model_copy(update={"seed": seed})})
 
 
+def _check_place(out: Path, folders: Sequence[Path]) -> None:
+    """Refuse a place where the runs could not be written, before the images are read."""
+    if folders and folders[0] != out and (out / "run.json").exists():
+        runs.check_new(out)  # says that it is a run
+    for folder in folders:
+        runs.check_new(folder)
+    there = next(parent for parent in (out, *out.absolute().parents) if os.path.lexists(parent))
+    if not there.is_dir():
+        raise RunError(f"--out {out}: {there} is a file, not a folder; choose another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RunError(f"--out {out}: the folder {there} may not be written; choose another place")
+
+
 def _say_data(console: Console, prepared: Prepared) -> None:
     counts = {split: sum(classes.values()) for split, classes in prepared.facts.counts.items()}
     parts = ", ".join(f"{number:,} {split}" for split, number in counts.items())
@@ -236,8 +272,11 @@ def _say_data(console: Console, prepared: Prepared) -> None:
     if prepared.facts.ignored:
         ignored = ", ".join(f"{number:,} {reason}" for reason, number in prepared.facts.ignored.items())
         console.print(f"ignored: {ignored}")
-    for one in prepared.facts.left_out:
-        console.print(f"left out: {one['error']}", markup=False)
+    left_out = prepared.facts.left_out
+    for one in left_out[:NAMED_IN_MESSAGE]:
+        console.print(f"left out: {printable(one['error'])}")
+    if len(left_out) > NAMED_IN_MESSAGE:
+        console.print(f"left out: {len(left_out) - NAMED_IN_MESSAGE:,} more, named in the run's data.json")
 
 
 def _data_differences(run: Run, prepared: Prepared) -> str:

@@ -1,0 +1,426 @@
+"""fit(): from the smallest data up, stopped and killed at any moment, and resumed to the same bits."""
+
+import json
+import shutil
+import signal
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from fewsight import runs, train
+from fewsight.console import make_console
+from fewsight.errors import DataError, Interrupted, RecipeError, RunError
+from fewsight.model import Classifier, build_model
+from fewsight.prepare import prepare
+from fewsight.recipes import parse_recipe
+from fewsight.runs import Run
+from fewsight.session import resolve, resume
+from fewsight.train import TrainingSet, fit
+
+STAGE = {"epochs": 2, "batch_size": 4, "optim": {"base_lr": 2.0, "warmup_epochs": 0.5}}
+VALUES = {
+    "model": {"backbone": "resnest14", "stem": "small", "width": 0.125},
+    "augment": {"train_px": 16},
+    "stages": [STAGE],
+    "eval": {"test_px": [16]},
+    "run": {"device": "cpu", "threads": 1, "workers": 0, "precision": "float32"},
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "average, best, accumulated": {
+        "run": {**VALUES["run"], "select": "best"},  # type: ignore[dict-item]
+        "stages": [{**STAGE, "ema_half_life_epochs": 0.5, "accumulate": 2}],
+    },
+    "worker, sampling": {"run": {**VALUES["run"], "workers": 1}, "data": {"balance": "sampling"}},  # type: ignore[dict-item]
+    "two stages, averages, weights": {
+        "data": {"balance": "weights"},
+        "stages": [{**STAGE, "ema_half_life_epochs": 1.0}, {**STAGE, "epochs": 1, "ema_half_life_epochs": 0.3}],
+    },
+    "bf16, nesterov, no val between": {
+        "run": {**VALUES["run"], "precision": "bf16"},  # type: ignore[dict-item]
+        "stages": [{**STAGE, "optim": {"base_lr": 1.0, "nesterov": True}}],
+        "eval": {"test_px": [24], "every_epochs": 0},
+    },
+}
+NO_TENSOR: dict[str, Tensor] = {}
+
+
+class Death(BaseException):
+    """Stands for a kill: nothing after it runs."""
+
+
+class Quiet:
+    """A reporter that says nothing."""
+
+    def start(self, total_steps: int, done_steps: int) -> None:
+        self.total_steps, self.done_steps = total_steps, done_steps
+
+    def step(self, line: Mapping[str, Any], done_steps: int) -> None:
+        pass
+
+    def epoch(self, line: Mapping[str, Any]) -> None:
+        pass
+
+
+class SignalAfter(Quiet):
+    """Sends the process a signal in a step, counted from where the run goes on."""
+
+    def __init__(self, number: int = signal.SIGINT, steps: int = 1) -> None:
+        self.number, self.steps = number, steps
+
+    def step(self, line: Mapping[str, Any], done_steps: int) -> None:
+        if done_steps == self.done_steps + self.steps:
+            signal.raise_signal(self.number)
+
+
+class DieAfter(Quiet):
+    """Ends the process, as far as fit() can tell, in step `step` of the run."""
+
+    def __init__(self, step: int) -> None:
+        self.last = step
+
+    def step(self, line: Mapping[str, Any], done_steps: int) -> None:
+        if done_steps == self.last:
+            raise Death
+
+
+def begin(
+    images: Path, out: Path, settings: Mapping[str, Any] | None = None, *overrides: str
+) -> tuple[Run, TrainingSet]:
+    """A new run folder over a folder of images, and the images."""
+    recipe = parse_recipe({**VALUES, **(settings or {})}, overrides)
+    prepared = prepare(images, recipe.data)
+    run = runs.create_run(out, resolve(recipe, prepared), prepared.classes, prepared.facts, prepared.listed)
+    return run, prepared.images
+
+
+def again(path: Path) -> Run:
+    """What `fewsight train --resume` does."""
+    return resume(path, console=make_console(StringIO()))
+
+
+def log_lines(path: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("time", "seconds")} for line in lines]
+
+
+def outcome(path: Path) -> tuple[bytes, bytes, list[dict[str, Any]]]:
+    """All that must be equal: weights, metrics, and the log apart from its times."""
+    return (path / "weights.safetensors").read_bytes(), (path / "metrics.json").read_bytes(), log_lines(path)
+
+
+def assert_finished_alike(path: Path, expected: Path) -> None:
+    run = runs.read_run(path)
+    assert run.finished
+    assert log_lines(path) == log_lines(expected)
+    assert outcome(path) == outcome(expected)
+    assert runs.read_weights(run)
+    assert not list(path.rglob("*.part"))
+    assert not (path / "state").exists()
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Uninterrupted runs by setting, made where they are first asked for."""
+    return {}
+
+
+def uninterrupted(whole: dict[str, Path], images: Path, name: str, factory: pytest.TempPathFactory) -> Path:
+    if name not in whole:
+        whole[name] = factory.mktemp("whole") / "run"
+        fit(*begin(images, whole[name], SETTINGS[name]), Quiet())
+    return whole[name]
+
+
+@pytest.mark.parametrize("counts", [(2, 2), (2, 3), (3, 2, 2)])
+def test_fit_runs_from_two_classes_of_two_images(tmp_path: Path, counts: tuple[int, ...]) -> None:
+    for number, count in enumerate(counts):
+        (tmp_path / "images" / f"class{number}").mkdir(parents=True)
+        for image in range(count):
+            Image.new("RGB", (20, 20), (80 * number, 30 * image, 9)).save(
+                tmp_path / f"images/class{number}/{image}.png"
+            )
+    run = fit(*begin(tmp_path / "images", tmp_path / "run"), Quiet())
+    assert run.finished
+    assert runs.read_weights(run)
+    assert [line["kind"] for line in log_lines(run.path)].count("epoch") == 2
+
+
+def test_fit_learns(class_images: Path, tmp_path: Path) -> None:
+    run, images = begin(class_images, tmp_path / "run", {"augment": {"train_px": 16, "policy": "none"}},
+                        "stages.0.epochs=12", "augment.cutmix_prob=0.0", "eval.every_epochs=0")  # fmt: skip
+    fit(run, images, Quiet())
+    losses = [line["train_loss"] for line in log_lines(run.path) if line["kind"] == "epoch"]
+    assert losses[-1] < 0.8 * losses[0]
+    assert json.loads((run.path / "metrics.json").read_text())["val"]["top1"]["count"] >= 4
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_run_stopped_after_every_step_equals_the_uninterrupted(
+    class_images: Path, tmp_path: Path, name: str, whole: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    expected = uninterrupted(whole, class_images, name, tmp_path_factory)
+    run, images = begin(class_images, tmp_path / "run", SETTINGS[name])
+    stops = 0
+    while not run.finished:
+        number = (signal.SIGINT, signal.SIGTERM)[stops % 2]
+        try:
+            run = fit(runs.read_run(run.path), images, SignalAfter(number))
+        except Interrupted as stopped:
+            assert stopped.signal_number == number
+            assert f"fewsight train --resume {run.path}" in str(stopped)
+            stops += 1
+    assert stops == (12 if "two stages" in name else 8), "every step was stopped after once"
+    assert_finished_alike(run.path, expected)
+
+
+@pytest.mark.parametrize("name", ["average, best, accumulated", "two stages, averages, weights"])
+@pytest.mark.parametrize("state_minutes", [5.0, 1e-9])
+def test_run_that_died_in_any_step_equals_the_uninterrupted(
+    class_images: Path,
+    tmp_path: Path,
+    name: str,
+    state_minutes: float,
+    whole: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Steps after the last state are run again; what they logged is not logged twice."""
+    expected = uninterrupted(whole, class_images, name, tmp_path_factory)
+    run, images = begin(class_images, tmp_path / "run", SETTINGS[name], f"run.state_minutes={state_minutes}")
+    for step in (2, 3, 5, 7):
+        with pytest.raises(Death):
+            fit(runs.read_run(run.path), images, DieAfter(step))
+        with (run.path / "log.jsonl").open("a") as log:
+            log.write('{"kind": "st')
+    again(run.path)
+    assert_finished_alike(run.path, expected)
+
+
+def test_run_that_died_at_any_write_equals_the_uninterrupted(
+    class_images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Before each file appears under its name: best weights, run.json, tensors, state.json, metrics."""
+    name = "average, best, accumulated"
+    expected = uninterrupted(whole, class_images, name, tmp_path_factory)
+    run, images = begin(class_images, tmp_path / "run", SETTINGS[name])
+    original = Path.replace
+    deaths = []
+
+    def replace(part: Path, target: Path) -> Path:
+        if target not in deaths[-2:]:  # the second time it may appear
+            deaths.append(target)
+            shutil.copy(part, part.with_name(f".{target.name}.dead.part"))
+            raise Death
+        deaths.append(Path("appeared"))
+        return original(part, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    for _ in range(60):
+        try:
+            run = fit(runs.read_run(run.path), images, Quiet())
+        except Death:
+            continue
+        break
+    monkeypatch.undo()
+    assert len({target.name for target in deaths} - {"appeared"}) > 4
+    assert_finished_alike(run.path, expected)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_no_bit_of_a_run(
+    class_images: Path,
+    tmp_path: Path,
+    workers: int,
+    whole: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    expected = uninterrupted(whole, class_images, "plain", tmp_path_factory)
+    settings = {"run": {**VALUES["run"], "workers": 0}}  # type: ignore[dict-item]
+    run, images = begin(class_images, tmp_path / "run", settings)
+    beside = run.recipe.run.model_copy(update={"workers": workers})  # on however few cores
+    run = Run(run.path, run.recipe.model_copy(update={"run": beside}), run.classes, run.data, run.info)
+    fit(run, images, Quiet())
+    assert_finished_alike(run.path, expected)
+
+
+def test_seeds_give_other_bits(
+    class_images: Path, tmp_path: Path, whole: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    expected = uninterrupted(whole, class_images, "plain", tmp_path_factory)
+    fit(*begin(class_images, tmp_path / "run", {}, "run.seed=1"), Quiet())
+    assert outcome(tmp_path / "run")[0] != outcome(expected)[0]
+
+
+def test_dropout_draws_the_same_after_a_resume(
+    class_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's own generator, which models of timm use, is a function of the step too."""
+
+    def with_dropout(*args: Any, **kwargs: Any) -> Classifier:
+        model = build_model(*args, **kwargs)
+        model.backbone.register_forward_hook(lambda module, _, out: nn.functional.dropout(out, 0.3, module.training))
+        return model
+
+    monkeypatch.setattr(train, "build_model", with_dropout)
+    fit(*begin(class_images, tmp_path / "whole"), Quiet())
+    run, images = begin(class_images, tmp_path / "run")
+    for steps in (3, 2):
+        with pytest.raises(Interrupted):
+            fit(runs.read_run(run.path), images, SignalAfter(steps=steps))
+    torch.rand(7)  # whoever else draws
+    again(run.path)
+    assert_finished_alike(run.path, tmp_path / "whole")
+
+
+def test_moved_run_with_strange_files_resumes_to_the_same_bits(
+    class_images: Path, tmp_path: Path, whole: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    expected = uninterrupted(whole, class_images, "plain", tmp_path_factory)
+    run, images = begin(class_images, tmp_path / "run")
+    with pytest.raises(Interrupted):
+        fit(run, images, SignalAfter(steps=6))
+    moved = Path(shutil.move(run.path, tmp_path / "moved run"))
+    for name in ("0123.safetensors", ".state.json.00aa.part", ".run.json.00aa.part"):
+        (moved / "state" / name).write_bytes(b"stale")
+        (moved / name).write_bytes(b"stale")
+    again(moved)
+    (moved / "0123.safetensors").unlink()
+    assert_finished_alike(moved, expected)
+
+
+def test_metrics_describe_the_weights_that_were_kept(class_images: Path, tmp_path: Path) -> None:
+    """With select = "best" the last epoch's figures are not the kept ones'."""
+    settings = SETTINGS["average, best, accumulated"]
+    run, images = begin(class_images, tmp_path / "run", settings, "stages.0.epochs=6", "stages.0.optim.base_lr=8.0")
+    run = fit(run, images, Quiet())
+    epochs = [line for line in log_lines(run.path) if line["kind"] == "epoch"]
+    best = max(epochs, key=lambda line: line["val_top1"])  # the first of equals
+    val = json.loads((run.path / "metrics.json").read_text())["val"]
+    assert best["epoch"] < 6, "a run whose last epoch is its best shows nothing"
+    assert runs.read_run(run.path).info["best_epoch"] == best["epoch"]
+    assert (val["top1"]["value"], val["nll"]) == (best["val_top1"], best["val_nll"])
+    assert val["nll"] != epochs[-1]["val_nll"]
+
+
+def test_best_without_val_is_refused(class_images: Path, tmp_path: Path) -> None:
+    shutil.rmtree(class_images / "val")
+    with pytest.raises(RecipeError, match="needs a val split"):
+        begin(class_images, tmp_path / "run", {}, "run.select=best")
+    assert not (tmp_path / "run").exists()
+
+
+def test_loss_that_is_not_finite_stops_with_the_step(class_images: Path, tmp_path: Path) -> None:
+    run, images = begin(class_images, tmp_path / "run", {}, "stages.0.optim.base_lr=1e30", "stages.0.epochs=3")
+    with pytest.raises(RunError, match=r"loss is nan at epoch \d, step \d \(rate .*\)\. .*base_lr"):
+        fit(run, images, Quiet())
+    assert not runs.read_run(run.path).finished
+    assert not (run.path / "weights.safetensors").exists()
+
+
+def test_scores_that_are_not_finite_stop_the_run(
+    class_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, images = begin(class_images, tmp_path / "run", {}, "stages.0.epochs=1")
+    monkeypatch.setattr(train, "weights_out", lambda model: pytest.fail("such weights are not kept"))
+    monkeypatch.setattr("fewsight.predict._log_probs", lambda model, images, _: torch.full((len(images), 3), torch.nan))
+    with pytest.raises(RunError, match=r"scores on val are not finite\. .*base_lr"):
+        fit(run, images, Quiet())
+
+
+def test_val_image_that_fails_later_stops_with_its_name(class_images: Path, tmp_path: Path) -> None:
+    run, images = begin(class_images, tmp_path / "run")
+    (class_images / "val" / "bee" / "1.png").unlink()
+    with pytest.raises(DataError, match=r"val/bee/1\.png.*could be read before training began"):
+        fit(run, images, Quiet())
+
+
+@pytest.fixture
+def stopped(class_images: Path, tmp_path: Path) -> Path:
+    """A run that was stopped inside its second epoch."""
+    run, images = begin(class_images, tmp_path / "run")
+    with pytest.raises(Interrupted):
+        fit(run, images, SignalAfter(steps=6))
+    return run.path
+
+
+def files_of(path: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("base_lr = 2.0", "base_lr = 1.0", r"stages\.0\.optim\.base_lr: 2\.0 -> 1\.0"),
+        ("threads = 1", "threads = 2", r"run\.threads: 1 -> 2"),
+        ("holdout = 0.2", "holdout = 0.3", r"data\.holdout: 0\.2 -> 0\.3"),
+    ],
+)
+def test_edited_recipe_is_refused_with_the_difference(stopped: Path, old: str, new: str, told: str) -> None:
+    recipe = stopped / "recipe.toml"
+    assert old in recipe.read_text()
+    recipe.write_text(recipe.read_text().replace(old, new))
+    before = files_of(stopped)
+    with pytest.raises(RunError, match=told):
+        again(stopped)
+    assert files_of(stopped) == before
+
+
+@pytest.mark.parametrize("kind", ["gone", "new", "changed"])
+def test_changed_data_is_refused_with_the_difference(stopped: Path, class_images: Path, kind: str) -> None:
+    image = class_images / "train" / "bee" / ("new.png" if kind == "new" else "1.png")
+    if kind == "gone":
+        image.unlink()
+    else:
+        Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(image)
+    before = files_of(stopped)
+    with pytest.raises(
+        RunError, match=rf"not the data that the run began with: 1 {kind} \(first: train/bee/{image.name}\)"
+    ):
+        again(stopped)
+    assert files_of(stopped) == before
+
+
+def test_missing_data_is_refused(stopped: Path, class_images: Path) -> None:
+    class_images.rename(class_images.with_name("elsewhere"))
+    with pytest.raises(RunError, match="is not there; bring it back"):
+        again(stopped)
+
+
+def test_other_thread_count_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    with pytest.raises(RunError, match=r"trained with 1 compute threads, but torch computes with 7"):
+        again(stopped)
+
+
+def test_finished_run_says_so_and_changes_nothing(class_images: Path, tmp_path: Path) -> None:
+    fit(*begin(class_images, tmp_path / "run", {}, "stages.0.epochs=1"), Quiet())
+    before, said = files_of(tmp_path / "run"), StringIO()
+    assert resume(tmp_path / "run", console=make_console(said)).finished
+    assert "is finished; there is nothing to continue" in said.getvalue()
+    assert files_of(tmp_path / "run") == before
+
+
+def test_signals_are_as_before_after_a_run(stopped: Path) -> None:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert stopped.exists()
+
+
+def test_second_ctrl_c_ends_at_once() -> None:
+    with train.signals_that_stop() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal_number == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
