@@ -1,11 +1,17 @@
 """Fixtures: where the real data lies, small folders of real digits, a cache of our own."""
 
+import io
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
+from sklearn.datasets import load_digits
+
+settings.register_profile("fewsight", deadline=None)  # a machine under load is no failure
+settings.load_profile("fewsight")
 
 
 @pytest.fixture(autouse=True)
@@ -39,3 +45,35 @@ def class_images(tmp_path: Path) -> Path:
                 pixels[:, :, number] += 80  # something to learn
                 Image.fromarray(pixels).save(folder / f"{image}.png")
     return tmp_path / "images"
+
+
+@pytest.fixture(scope="session")
+def digit_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real digits of three classes: train/ 6 each, val/ 4 each, test/ 5 each, 8 x 8 px. Do not change it."""
+    folder = tmp_path_factory.mktemp("digits") / "data"
+    images, labels = load_digits(return_X_y=True)
+    pixels = np.round(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    for digit, name in enumerate(["nought", "one", "two"]):
+        of_class = pixels[labels == digit]
+        for split, first, last in [("train", 0, 6), ("val", 6, 10), ("test", 10, 15)]:
+            place = folder / split / name
+            place.mkdir(parents=True)
+            for index in range(first, last):
+                Image.fromarray(of_class[index]).save(place / f"{index:02d}.png")
+    return folder
+
+
+TINY = ["model.width=0.125", "stages.0.epochs=2", "run.precision=float32", "run.threads=1", "run.workers=0"]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on `digit_images`: the recipe digits, two epochs, an eighth of the width. Do not change it."""
+    from fewsight.console import make_console
+    from fewsight.session import train
+
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        train(digit_images, out, recipe="digits", overrides=TINY, console=make_console(io.StringIO()))
+    return out

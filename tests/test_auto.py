@@ -82,9 +82,7 @@ def test_hours_must_be_positive(prepared: Prepared, hours: float) -> None:
         plan(prepared, hours)
 
 
-def test_too_little_time_is_refused_with_the_epochs_length(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_time_is_refused_with_the_epochs_length(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "probe", lambda recipe, prepared: pace_of(100.0))
     with pytest.raises(RecipeError, match=r"--hours 0\.01 is not enough for one epoch .* takes about 4 min"):
         plan(prepared, 0.01)

@@ -270,3 +270,8 @@ def test_log_is_cut_to_where_the_state_was_saved(run: Run) -> None:
         runs.cut_log(run.path, size + 1)
     runs.cut_log(run.path, 0)
     assert (run.path / "log.jsonl").read_bytes() == b""
+
+
+def test_weights_file_is_the_same_bytes_each_time(run: Run) -> None:
+    digests = {runs.save_weights(run, TENSORS).info["weights_digest"] for _ in range(20)}
+    assert len(digests) == 1

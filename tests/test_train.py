@@ -1,8 +1,14 @@
 """fit(): from the smallest data up, stopped and killed at any moment, and resumed to the same bits."""
 
+import itertools
 import json
+import os
+import random
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
@@ -12,14 +18,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from fewsight import runs, train
 from fewsight.console import make_console
 from fewsight.errors import DataError, Interrupted, RecipeError, RunError
 from fewsight.model import Classifier, build_model
 from fewsight.prepare import prepare
-from fewsight.recipes import parse_recipe
+from fewsight.recipes import Recipe, parse_recipe, recipe_toml
 from fewsight.runs import Run
 from fewsight.session import resolve, resume
 from fewsight.train import TrainingSet, fit
@@ -49,7 +55,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "eval": {"test_px": [24], "every_epochs": 0},
     },
 }
-NO_TENSOR: dict[str, Tensor] = {}
 
 
 class Death(BaseException):
@@ -97,8 +102,15 @@ def begin(
     """A new run folder over a folder of images, and the images."""
     recipe = parse_recipe({**VALUES, **(settings or {})}, overrides)
     prepared = prepare(images, recipe.data)
-    run = runs.create_run(out, resolve(recipe, prepared), prepared.classes, prepared.facts, prepared.listed)
-    return run, prepared.images
+    resolved = resolve(with_workers(recipe, 0), prepared)
+    workers = recipe.run.workers  # on however few cores
+    assert workers != "auto"
+    facts = prepared.classes, prepared.facts, prepared.listed
+    return runs.create_run(out, with_workers(resolved, workers), *facts), prepared.images
+
+
+def with_workers(recipe: Recipe, workers: int) -> Recipe:
+    return recipe.model_copy(update={"run": recipe.run.model_copy(update={"workers": workers})})
 
 
 def again(path: Path) -> Run:
@@ -169,14 +181,17 @@ def test_run_stopped_after_every_step_equals_the_uninterrupted(
     expected = uninterrupted(whole, class_images, name, tmp_path_factory)
     run, images = begin(class_images, tmp_path / "run", SETTINGS[name])
     stops = 0
-    while not run.finished:
+    while True:
         number = (signal.SIGINT, signal.SIGTERM)[stops % 2]
         try:
             run = fit(runs.read_run(run.path), images, SignalAfter(number))
-        except Interrupted as stopped:
-            assert stopped.signal_number == number
-            assert f"fewsight train --resume {run.path}" in str(stopped)
+        except Interrupted as error:
+            stopped = error
             stops += 1
+        else:
+            break
+        assert stopped.signal_number == number
+        assert f"fewsight train --resume {run.path}" in str(stopped)
     assert stops == (12 if "two stages" in name else 8), "every step was stopped after once"
     assert_finished_alike(run.path, expected)
 
@@ -213,27 +228,29 @@ def test_run_that_died_at_any_write_equals_the_uninterrupted(
     """Before each file appears under its name: best weights, run.json, tensors, state.json, metrics."""
     name = "average, best, accumulated"
     expected = uninterrupted(whole, class_images, name, tmp_path_factory)
-    run, images = begin(class_images, tmp_path / "run", SETTINGS[name])
+    run, images = begin(class_images, tmp_path / "run", SETTINGS[name], "run.state_minutes=1e-9")
     original = Path.replace
-    deaths = []
+    died: set[tuple[str, bytes]] = set()
 
     def replace(part: Path, target: Path) -> Path:
-        if target not in deaths[-2:]:  # the second time it may appear
-            deaths.append(target)
+        key = target.name, part.read_bytes().partition(b'"finished":')[0]
+        if key not in died:  # the same bytes appear when they come again
+            died.add(key)
             shutil.copy(part, part.with_name(f".{target.name}.dead.part"))
             raise Death
-        deaths.append(Path("appeared"))
         return original(part, target)
 
     monkeypatch.setattr(Path, "replace", replace)
     for _ in range(60):
         try:
-            run = fit(runs.read_run(run.path), images, Quiet())
+            fit(runs.read_run(run.path), images, Quiet())
         except Death:
             continue
         break
     monkeypatch.undo()
-    assert len({target.name for target in deaths} - {"appeared"}) > 4
+    written = [name for name, _ in died]
+    assert written.count("state.json") == 8
+    assert {"weights.safetensors", "run.json", "metrics.json"} < set(written)
     assert_finished_alike(run.path, expected)
 
 
@@ -246,12 +263,8 @@ def test_workers_change_no_bit_of_a_run(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     expected = uninterrupted(whole, class_images, "plain", tmp_path_factory)
-    settings = {"run": {**VALUES["run"], "workers": 0}}  # type: ignore[dict-item]
-    run, images = begin(class_images, tmp_path / "run", settings)
-    beside = run.recipe.run.model_copy(update={"workers": workers})  # on however few cores
-    run = Run(run.path, run.recipe.model_copy(update={"run": beside}), run.classes, run.data, run.info)
-    fit(run, images, Quiet())
-    assert_finished_alike(run.path, expected)
+    fit(*begin(class_images, tmp_path / "run", {}, f"run.workers={workers}"), Quiet())
+    assert_finished_alike(tmp_path / "run", expected)
 
 
 def test_seeds_give_other_bits(
@@ -404,6 +417,22 @@ def test_other_thread_count_is_refused(stopped: Path, monkeypatch: pytest.Monkey
         again(stopped)
 
 
+def test_state_is_due_by_time_and_after_epochs_unless_saving_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(train.time, "monotonic", lambda: now)
+    keeper = train.StateKeeper(minutes=5.0)
+    assert keeper.is_due(epoch_ended=True)
+    assert not keeper.is_due(epoch_ended=False)
+    keeper.cost = 2.0
+    now += 99
+    assert not keeper.is_due(epoch_ended=True)
+    now += 1
+    assert keeper.is_due(epoch_ended=True)
+    assert not keeper.is_due(epoch_ended=False)
+    now += 201
+    assert keeper.is_due(epoch_ended=False)
+
+
 def test_finished_run_says_so_and_changes_nothing(class_images: Path, tmp_path: Path) -> None:
     fit(*begin(class_images, tmp_path / "run", {}, "stages.0.epochs=1"), Quiet())
     before, said = files_of(tmp_path / "run"), StringIO()
@@ -424,3 +453,153 @@ def test_second_ctrl_c_ends_at_once() -> None:
         assert stop.signal_number == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def command(*arguments: str | Path) -> subprocess.Popen[str]:
+    """`fewsight train ...` in a process, and a process group, of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "fewsight", "train", *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    """What a command said, once it has ended well."""
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    return said
+
+
+def wait_for_log(process: subprocess.Popen[str], log: Path) -> None:
+    """Return when the process has touched its log: it trains."""
+
+    def stamp() -> int:
+        return log.stat().st_mtime_ns if log.exists() else 0
+
+    before = stamp()
+    while process.poll() is None and stamp() == before:
+        time.sleep(0.005)
+
+
+def killed(process: subprocess.Popen[str], log: Path, seconds: float) -> bool:
+    """Kill a process `seconds` after it has begun to train; False where it had ended before."""
+    wait_for_log(process, log)
+    time.sleep(seconds)
+    process.kill()
+    said, _ = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), said
+    return process.returncode != 0
+
+
+def test_killed_command_resumes_to_the_same_bits(class_images: Path, tmp_path: Path) -> None:
+    overrides = ("stages.0.epochs=10", "run.state_minutes=0.001")
+    fit(*begin(class_images, tmp_path / "whole", {}, *overrides), Quiet())
+    (tmp_path / "recipe.toml").write_text(recipe_toml(parse_recipe(VALUES, overrides)))
+    arguments = (class_images, "--out", tmp_path / "run", "--recipe", tmp_path / "recipe.toml")
+    assert killed(command(*arguments), tmp_path / "run" / "log.jsonl", random.uniform(0, 0.3)), "the run was too short"
+    assert "continuing after step" in finished(command("--resume", tmp_path / "run"))
+    assert_finished_alike(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="this system has no process groups")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_the_whole_group_saves_the_state(class_images: Path, tmp_path: Path, number: int) -> None:
+    """Ctrl-C and service managers reach the loading processes too."""
+    settings = SETTINGS["worker, sampling"]
+    fit(*begin(class_images, tmp_path / "whole", settings, "stages.0.epochs=20"), Quiet())
+    begin(class_images, tmp_path / "run", settings, "stages.0.epochs=20")
+    process = command("--resume", tmp_path / "run")
+    wait_for_log(process, tmp_path / "run" / "log.jsonl")
+    os.killpg(process.pid, number)
+    said, _ = process.communicate()
+    assert process.returncode == 128 + number, said
+    assert f"the state is saved. Continue with: fewsight train --resume {tmp_path / 'run'}" in said.replace("\n", " ")
+    assert "continuing after step" in finished(command("--resume", tmp_path / "run"))
+    assert_finished_alike(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_20_random_kills(class_images: Path, tmp_path: Path) -> None:
+    """Small runs of every setting, each killed once to three times at random moments."""
+    overrides = ("run.state_minutes=0.002",)
+    longer = {}
+    for name, values in SETTINGS.items():
+        stages = [{**stage, "epochs": 8 * stage["epochs"]} for stage in values.get("stages", [STAGE])]
+        longer[name] = {**values, "stages": stages}
+    seconds: dict[str, float] = {}
+    for name in longer:
+        run, _ = begin(class_images, tmp_path / name, longer[name], *overrides)
+        process = command("--resume", run.path)
+        wait_for_log(process, run.path / "log.jsonl")
+        began = time.monotonic()
+        finished(process)
+        seconds[name] = time.monotonic() - began
+    kills: list[str] = []
+    for number in itertools.count():
+        if len(kills) >= 20:
+            break
+        name = list(longer)[number % len(longer)]
+        run, _ = begin(class_images, tmp_path / f"killed {number}", longer[name], *overrides)
+        for _ in range(random.randint(1, 3)):
+            moment = random.uniform(0, seconds[name])
+            if killed(command("--resume", run.path), run.path / "log.jsonl", moment):
+                parts = len(list(run.path.rglob("*.part")))
+                kills.append(f"{name}: {moment:.2f} of {seconds[name]:.2f} s, {parts} half-written file(s)")
+        finished(command("--resume", run.path))
+        assert_finished_alike(run.path, tmp_path / name)
+    print("\n".join(kills))
+
+
+@pytest.fixture
+def photographs(fewsight_data: Path, tmp_path: Path) -> Path:
+    """A manifest that gives 14 full-size photographs two classes."""
+    images = sorted((fewsight_data / "imagenet-256").glob("*.JPEG"))[:14]
+    rows = [f"{image},{'left' if number % 2 else 'right'},{'train' if number < 12 else 'val'}"
+            for number, image in enumerate(images)]  # fmt: skip
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    return tmp_path / "list.csv"
+
+
+FULL_SIZE = {
+    "augment": {"train_px": 224},
+    "stages": [{"epochs": 1, "batch_size": 4}],
+    "eval": {"test_px": [224]},
+    "run": {"device": "cpu", "threads": 1, "workers": 0, "precision": "float32", "state_minutes": 1e-9},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("backbone", ["tresnet_xl", "seresnext101"])
+def test_full_size_backbone_takes_real_steps(photographs: Path, tmp_path: Path, backbone: str) -> None:
+    run = fit(*begin(photographs, tmp_path / "run", {**FULL_SIZE, "model": {"backbone": backbone}}), Quiet())
+    losses = [line["loss"] for line in log_lines(run.path) if line["kind"] == "step"]
+    assert len(losses) == 3
+    assert len(set(losses)) == 3
+    assert sum(weight.numel() for weight in runs.read_weights(run).values()) > 45e6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_full_size_resnest_killed_inside_its_epoch_resumes_to_the_same_bits(photographs: Path, tmp_path: Path) -> None:
+    settings = {**FULL_SIZE, "model": {"backbone": "resnest101"}}
+    run = fit(*begin(photographs, tmp_path / "whole", settings), Quiet())
+    assert len([line for line in log_lines(run.path) if line["kind"] == "step"]) == 3
+    begin(photographs, tmp_path / "run", settings)
+    process = command("--resume", tmp_path / "run")
+    state = tmp_path / "run" / "state" / "state.json"
+    while process.poll() is None and not state.exists():
+        time.sleep(0.02)
+    time.sleep(random.uniform(0, 2))
+    process.kill()
+    said, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, said
+    assert json.loads(state.read_text())["values"]["position"]["step"] in (1, 2)
+    assert "continuing after step" in finished(command("--resume", tmp_path / "run"))
+    assert_finished_alike(tmp_path / "run", tmp_path / "whole")

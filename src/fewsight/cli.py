@@ -1,12 +1,14 @@
 """The command line: one command, one library function. Torch is imported only by a command that needs it."""
 
+import contextlib
+import os
+import signal
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
-from rich.console import Console
-from rich.markup import escape
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 import fewsight
 from fewsight.errors import FewsightError, Interrupted
@@ -16,7 +18,9 @@ app = App(
     help="Train strong image classifiers from scratch on few labelled images.",
     version=fewsight.__version__,
     version_flags=["--version"],
+    default_parameter=Parameter(negative=(), show_default=False),
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 
 
@@ -25,7 +29,7 @@ def demo(*, out: Path = Path("runs/demo")) -> int:
     """Train on scikit-learn's digits (50 images a class), test on the rest, and show the result.
 
     Args:
-        out: the run folder to write.
+        out: the run folder to write (runs/demo).
     """
     from fewsight.demo import run_demo
 
@@ -36,59 +40,66 @@ def demo(*, out: Path = Path("runs/demo")) -> int:
 @app.command
 def train(
     data: Path | None = None,
+    /,
     *,
     out: Path | None = None,
     resume: Path | None = None,
-    recipe: str = "auto",
-    hours: float = 1.0,
-    set_: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),
-    seeds: str = "",
-    merge_val: Annotated[bool, Parameter(negative="")] = False,
+    recipe: str | None = None,
+    hours: float | None = None,
+    set_: Annotated[tuple[str, ...], Parameter(name="--set")] = (),
+    seeds: str | None = None,
+    merge_val: bool = False,
     holdout: float | None = None,
     max_bad: float | None = None,
-    preview: int = 0,
+    preview: int | None = None,
 ) -> int:
     """Train a classifier on a folder of class folders, a folder with train/ val/ test/, or a CSV or Parquet manifest.
 
     Args:
         data: the folder or manifest.
         out: the run folder to write; it must not exist yet.
-        resume: continue this run instead; recipe and data path come from the run.
-        recipe: auto, the name of a shipped recipe (see `fewsight recipes`) or a TOML file.
-        hours: the time that `auto` plans for, the whole command.
+        resume: continue this run instead; its recipe and data path come from the run.
+        recipe: auto (the default), a shipped recipe (see `fewsight recipes`) or a TOML file.
+        hours: the time that `auto` plans for, the whole command (1).
         set_: KEY=VALUE on top of the recipe, for example stages.0.optim.base_lr=0.05; may be repeated.
-        seeds: train once for each seed by one plan, for example 0,1,2; runs lie in OUT/seed0 and so on.
+        seeds: train once for each seed by one plan, for example 0,1,2; the runs lie in OUT/seed0 and so on.
         merge_val: train on train + val, as the report does.
-        holdout: share of the images for val where the folder has no splits (0.2).
+        holdout: share of each class kept for val where the data has no splits (0.2).
         max_bad: refuse when more than this share of the images cannot be read (0.01).
         preview: write OUT/preview.png, a contact sheet of that many augmented batches, and train nothing.
     """
+    if resume is not None:
+        given = {"DATA": data, "--out": out, "--recipe": recipe, "--hours": hours, "--set": set_ or None,
+                 "--seeds": seeds, "--merge-val": merge_val or None, "--holdout": holdout, "--max-bad": max_bad,
+                 "--preview": preview}  # fmt: skip
+        _refuse_with_resume([name for name, value in given.items() if value is not None])
+    elif data is None or out is None:
+        raise FewsightError("train needs DATA and --out RUN, for example: fewsight train photos/ --out runs/photos")
+    if hours is not None and recipe not in (None, "auto"):
+        raise FewsightError(f"--hours is what `--recipe auto` plans for; leave it out, or --recipe {recipe}")
+    if preview is not None and preview < 1:
+        raise FewsightError(f"--preview {preview}: expected at least 1 batch")
+    seed_list = _seed_list(seeds) if seeds is not None else []
+
     from fewsight.console import make_console
     from fewsight.session import resume as resume_run
     from fewsight.session import train as train_run
     from fewsight.summary import show_run, show_seeds
 
     console = make_console()
-    if resume is not None:
-        _refuse_with_resume(data=data, out=out, recipe=recipe != "auto", set=set_, seeds=seeds, preview=preview)
+    if data is None or out is None:
+        assert resume is not None
         show_run(resume_run(resume, console=console), console)
         return 0
-    if data is None or out is None:
-        raise FewsightError(
-            "train needs DATA and --out RUN (or --resume RUN): fewsight train photos/ --out runs/photos"
-        )
-    overrides = list(set_)
-    overrides += ["data.merge_val=true"] if merge_val else []
-    overrides += [f"data.holdout={holdout}"] if holdout is not None else []
-    overrides += [f"data.max_bad={max_bad}"] if max_bad is not None else []
+    settings = {"data.merge_val": "true" if merge_val else None, "data.holdout": holdout, "data.max_bad": max_bad}
     runs = train_run(
         data,
         out,
-        recipe=recipe,
-        hours=hours,
-        overrides=overrides,
-        seeds=_seed_list(seeds),
-        preview=preview,
+        recipe=recipe or "auto",
+        hours=1.0 if hours is None else hours,
+        overrides=[*set_, *(f"{key}={value}" for key, value in settings.items() if value is not None)],
+        seeds=seed_list,
+        preview=preview or 0,
         console=console,
     )
     for run in runs:
@@ -101,62 +112,62 @@ def train(
 def evaluate(
     run: Path,
     data: Path,
+    /,
     *,
     split: str | None = None,
     json_: Annotated[Path | None, Parameter(name="--json")] = None,
 ) -> int:
-    """Test a run on a split of a dataset: top-1 and top-5 with intervals, per class, the worst confusions.
+    """Test a run on labelled images: top-1 and top-5 with intervals, per class, the worst confusions.
 
     Args:
         run: the run folder.
         data: a dataset as for train; labels match by name.
-        split: default test, then val; a folder without splits is taken whole.
+        split: which one (test, else val); a folder without splits is taken whole.
         json_: also write every figure to this file.
     """
     from fewsight import files
-    from fewsight.console import make_console, show_figures
+    from fewsight.console import make_console, printable, show_figures
     from fewsight.session import evaluate as evaluate_run
 
+    if json_ is not None:
+        files.check_target(json_, "--json")
     console = make_console()
     found = evaluate_run(run, data, split=split, console=console)
-    if found.num_trained_on:
-        console.print(f"[bold]images it was trained on[/bold]: {found.num_trained_on:,} of these; the figures flatter")
     show_figures(console, found.figures, f"{run} on {data} ({found.split})")
+    if found.num_trained_on:
+        console.print(f"note: the run was trained on {found.num_trained_on:,} of these images; the figures flatter")
     for error in found.unreadable[:20]:
-        console.print(f"unreadable: {error}", markup=False)
+        console.print(f"unreadable: {printable(error)}")
+    if len(found.unreadable) > 20:
+        console.print(f"unreadable: {len(found.unreadable) - 20:,} more")
     if json_ is not None:
-        files.write_json(json_, {"run": str(run), "data": str(data), "split": found.split,
-                                 "num_trained_on": found.num_trained_on, **found.figures.as_json()})  # fmt: skip
+        about = {"run": str(run), "data": str(data), "split": found.split, "num_trained_on": found.num_trained_on}
+        files.write_json(json_, about | found.figures.as_json() | {"unreadable": found.unreadable})
+        console.print(f"wrote {json_}")
     return 1 if found.unreadable else 0
 
 
 @app.command
-def predict(
-    run: Path,
-    images: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=False)],
-    *,
-    out: Path | None = None,
-    top_k: int = 5,
-) -> int:
+def predict(run: Path, images: tuple[str, ...], /, *, out: Path | None = None, top_k: int = 5) -> int:
     """Predict the classes of images: files, folders and glob patterns; a row for each, in order.
 
     Args:
         run: the run folder.
-        images: files, folders (expanded in code-point order) or patterns.
+        images: files, folders (their images in code-point order) or quoted patterns.
         out: a .csv, .jsonl or .parquet file; without it CSV goes to the screen.
-        top_k: classes a row.
+        top_k: classes a row (5).
     """
     from fewsight.console import make_console
     from fewsight.inference import predict_files
 
     failed, total = predict_files(run, images, out, top_k=top_k, console=make_console(sys.stderr))
     if out is not None:
-        print(f"wrote {out}: {total:,} rows" + (f", {failed:,} with an error" if failed else ""))
+        print(f"wrote {out}: {total:,} row{'s' * (total != 1)}" + (f", {failed:,} with an error" if failed else ""))
     return 1 if failed else 0
 
 
 @app.command
-def recipes(name: str | None = None) -> int:
+def recipes(name: str | None = None, /) -> int:
     """List the shipped recipes, or print one.
 
     Args:
@@ -165,50 +176,102 @@ def recipes(name: str | None = None) -> int:
     from fewsight.recipes import load_recipe, shipped_recipes
 
     shipped = shipped_recipes()
-    if name is not None:
+    if name == "auto":
+        print("# auto is planned from the data, the device and --hours; `fewsight train` prints the plan and why,\n"
+              "# and RUN/recipe.toml holds it.")  # fmt: skip
+    elif name is not None:
         load_recipe(name)
         print(shipped.get(name, Path(name)).read_text(encoding="utf-8"), end="")
-        return 0
-    print("auto                 the default: planned from the data, the device and --hours")
-    for one, path in shipped.items():
-        print(f"{one:<20} {path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
+    else:
+        print("auto                 the default: planned from the data, the device and --hours")
+        for one, path in shipped.items():
+            print(f"{one:<20} {path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
     return 0
 
 
 def _seed_list(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdecimal() for part in parts):
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and part.isascii() for part in parts):
         raise FewsightError(f"--seeds {text}: expected numbers with commas between, for example 0,1,2")
-    if len(set(parts)) < len(parts):
+    seeds = [int(part) for part in parts]
+    if len(set(seeds)) < len(seeds):
         raise FewsightError(f"--seeds {text}: a seed stands there twice")
-    return [int(part) for part in parts]
+    if max(seeds) >= 2**63:
+        raise FewsightError(f"--seeds {text}: expected seeds below 2^63")
+    return seeds
 
 
-def _refuse_with_resume(**given: object) -> None:
-    names = [f"--{name}" if name != "data" else "DATA" for name, value in given.items() if value]
+def _refuse_with_resume(names: list[str]) -> None:
     if names:
-        raise FewsightError(f"--resume takes recipe and data from the run; leave out {', '.join(names)}")
+        raise FewsightError(f"--resume goes on with the run's own recipe and data; leave out {', '.join(names)}")
 
 
-def main() -> None:
-    """Run the command; known errors are one line on stderr. Exit codes: 0, 1 findings, 2 not done, 130/143."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command (of `sys.argv`); known errors are one line on stderr. Exit codes: 0, 1 findings, 2 not done, 130/143."""
+    for stream in (sys.stdout, sys.stderr):
+        # a stream that is not UTF-8 shows a sign that it lacks as an escape
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        code = app(exit_on_error=False, print_error=False)
+        with _sigterm_raises():
+            result = app(sys.argv[1:] if arguments is None else arguments, exit_on_error=False, print_error=False)
         sys.stdout.flush()
+        code = result if isinstance(result, int) else 0
     except Interrupted as error:
-        console.print(escape(str(error)))
-        code = 128 + error.signal_number
-    except (FewsightError, CycloptsError) as error:
-        console.print(f"fewsight: {escape(str(error))}")
-        code = 2
+        code = _say(f"fewsight: {error}", 128 + error.signal_number)
     except KeyboardInterrupt:
-        console.print("fewsight: interrupted; nothing that was saved before is lost")
-        code = 130
+        code = _say("fewsight: interrupted; nothing that was saved before is lost", 130)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone
-        code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+        code = 128 + 13  # the reader of our output has gone, as with any tool in a pipe
+        _silence(sys.stdout)
+    except FewsightError as error:
+        code = _say(f"fewsight: {error}", 2)
+    except CycloptsError as error:
+        code = _say(f"fewsight: {_explain(error)}", 2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        code = _say(f"fewsight: {where}{error.strerror or error}", 2)
+        if sys.stdout is not None:
+            _silence(sys.stdout)
+    sys.exit(code)
+
+
+def _say(text: str, code: int) -> int:
+    """Print an error as one line (and a line for each item of a list) on stderr."""
+    from fewsight.console import printable
+
+    print("\n  ".join(printable(line) for line in text.split("\n  ")), file=sys.stderr)
+    return code
+
+
+def _explain(error: CycloptsError) -> str:
+    command = " ".join(("fewsight", *(error.command_chain or ())))
+    text = " ".join(str(error).split())
+    if isinstance(error, UnusedCliTokensError):
+        text = f"too many arguments: {' '.join(error.unused_tokens or ())}"
+    return f"{text.rstrip('.')} (see {command} --help)"
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does, so that no half-written file stays; training saves its state."""
+
+    def stop(number: int, _frame: Any) -> NoReturn:
+        raise Interrupted("terminated; nothing that was saved before is lost", number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _silence(stream: Any) -> None:
+    """Send what is left in a stream that cannot be written to nowhere, so that Python's exit does not fail on it."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 if __name__ == "__main__":

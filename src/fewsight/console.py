@@ -5,14 +5,15 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from fewsight.metrics import Figures
+if TYPE_CHECKING:
+    from fewsight.metrics import Figures
 
 PLAIN_SECONDS = 30.0  # between two plain lines, where they are not epochs
 PLAIN_WIDTH = 10_000  # of a log file: its lines are never broken
@@ -116,7 +117,7 @@ def counting(console: Console, what: str) -> Iterator[Callable[[int, int], None]
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
-def show_figures(console: Console, figures: Figures, title: str, *, most: int = 10) -> None:
+def show_figures(console: Console, figures: "Figures", title: str, *, most: int = 10) -> None:
     """The headline with its interval and count, the weakest classes, the worst confusions."""
     top1, top5 = figures.top1, figures.top5
     unread = figures.num_images - top1.total
@@ -135,7 +136,7 @@ def show_figures(console: Console, figures: Figures, title: str, *, most: int = 
             console.print(f"  {shortened(true, cells)} → {shortened(taken, cells)}  {number:,}")
 
 
-def _class_table(console: Console, figures: Figures, most: int) -> Table:
+def _class_table(console: Console, figures: "Figures", most: int) -> Table:
     """The classes by recall, weakest first; without those that have no image here."""
     ranked = sorted((one for one in figures.classes if one.recall is not None), key=lambda one: (one.recall, one.name))
     heading = "per class" if len(ranked) <= most else f"{most} weakest of {len(ranked):,} classes"

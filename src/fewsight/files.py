@@ -69,7 +69,7 @@ def replacing(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield part
-        with part.open("rb") as handle:
+        with part.open("r+b") as handle:
             os.fsync(handle.fileno())
         part.replace(path)
         sync_folder(path.parent)

@@ -170,7 +170,8 @@ def read_images(path: Path) -> list[dict[str, Any]]:
 
 def save_weights(run: Run, tensors: Mapping[str, Tensor], **notes: Any) -> Run:
     """Write weights.safetensors and note its digest in run.json."""
-    data = save(dict(tensors), {"format": str(FORMAT), "classes": json.dumps(run.classes)})
+    described = json.dumps({"format": FORMAT, "classes": run.classes})
+    data = save(dict(tensors), {"fewsight": described})  # one entry: safetensors writes several in any order
     files.write_bytes(run.path / WEIGHTS, data)
     return update_info(run, weights_digest=files.digest_of(data), **notes)
 

@@ -79,7 +79,7 @@ def train(
         console.print(f"the plan:\n{notes}", markup=False)
     resolved = resolve(first, prepared)
     if preview:
-        write_preview(resolved, prepared.images, preview, out, console)
+        write_preview(resolved, prepared, preview, out, console)
         return []
     finished = []
     for seed, folder in folders.items():
@@ -180,8 +180,8 @@ def check_parts(recipe: Recipe) -> None:
     Raises:
         RecipeError: there is no such backbone or loss, or the backbone has no such stem or width.
     """
-    name, stem = recipe.model.backbone, recipe.model.stem
-    stem = resolve_stem(recipe.augment.train_px, name) if stem == "auto" else stem
+    name, asked = recipe.model.backbone, recipe.model.stem
+    stem = resolve_stem(recipe.augment.train_px, name) if asked == "auto" else asked
     # timm's models read values from tensors while they are built
     weightless = contextlib.nullcontext() if name.startswith(TIMM_PREFIX) else torch.device("meta")
     with weightless:
@@ -209,8 +209,9 @@ def resolve(recipe: Recipe, prepared: Prepared) -> Recipe:
     return Recipe.model_validate(values)
 
 
-def write_preview(recipe: Recipe, images: TrainingSet, count: int, out: Path, console: Console) -> Path:
+def write_preview(recipe: Recipe, prepared: Prepared, count: int, out: Path, console: Console) -> Path:
     """Write `out/preview.png`: the first `count` augmented batches as the model will see them, CutMix too."""
+    images = prepared.images
     source = AugmentedImages(images.root, images.paths, recipe.augment, recipe.run.seed)
     plan = batch_plan(recipe, recipe.stages[0], images)
     labels = torch.tensor(images.labels)
@@ -224,26 +225,35 @@ def write_preview(recipe: Recipe, images: TrainingSet, count: int, out: Path, co
         pixels = torch.from_numpy(batch).permute(0, 3, 1, 2).float()
         mixed, targets = mix(pixels, labels[indices], recipe, epoch, step)
         sheets.append(mixed.permute(0, 2, 3, 1).byte().numpy())
-        captions.append([_caption(images, int(index), targets.lam) for index in indices])
+        names = [[prepared.classes[int(label)] for label in part] for part in (targets.labels, targets.other_labels)]
+        stems = [Path(images.paths[index]).stem for index in indices]
+        captions.append([_caption(*each, targets.lam) for each in zip(names[0], names[1], stems, strict=True)])
     files.make_folder(out)
     target = out / runs.PREVIEW
     with files.replacing(target) as part:
         contact_sheet(sheets, captions).save(part, format="PNG")
     sizes = sorted({len(sheet) for sheet in sheets})
-    number = "1 batch" if count == 1 else f"{count} batches"
-    console.print(f"wrote {target}: {number} of {' or '.join(map(str, sizes))} images as the model will see them")
+    shown = "1 batch" if count == 1 else f"{count} batches"
+    console.print(f"wrote {target}: {shown} of {' or '.join(map(str, sizes))} images as the model will see them")
     return target
 
 
-def _caption(images: TrainingSet, index: int, lam: float) -> str:
-    name = images.paths[index].rsplit("/", 1)[-1]
-    return name if lam == 1 else f"{lam:.2f} {name}"
+def _caption(label: str, other_label: str, stem: str, lam: float) -> str:
+    """The class and the file; or both classes, each with its share of the target."""
+    if lam == 1:
+        return f"{printable(label)}\n{printable(stem)}"
+    return f"{lam:.2f} {printable(label)}\n{1 - lam:.2f} {printable(other_label)}"
 
 
 def _fit(run: Run, images: TrainingSet, console: Console) -> Run:
     reporter = TrainingReporter(console)
     try:
         return fit(run, images, reporter)
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"{run.path}: the device's memory is too small for a batch. Train anew with the batch in more parts, "
+            f"for example --set stages.0.accumulate={2 * run.recipe.stages[0].accumulate}, or a smaller train_px"
+        ) from error
     finally:
         reporter.close()
 

@@ -14,10 +14,12 @@ def show_run(run: Run, console: Console) -> None:
     """Where the run lies, and its figure on val."""
     val = files.read_json(run.path / "metrics.json")["val"]
     if val is not None:
-        console.print(f"val top-1 {Share(**val['top1'])} on {val['top1']['total']:,} images", markup=False)
+        top1 = Share(**val["top1"])
+        unread = f" of {val['num_images']:,}" if val["num_images"] != top1.total else ""
+        console.print(f"val top-1 {top1} on {top1.total:,}{unread} images")
         balanced, macro_f1 = 100 * val["balanced_accuracy"], 100 * val["macro_f1"]
         console.print(f"balanced accuracy {balanced:.1f} %, macro-F1 {macro_f1:.1f} %")
-    console.print(f"the run lies in {run.path}", markup=False)
+    console.print(f"the run lies in {run.path}")
 
 
 def show_seeds(runs: Sequence[Run], console: Console) -> None:

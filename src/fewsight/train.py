@@ -137,7 +137,7 @@ def _fit_stage(
     labels = torch.tensor(data.labels)
     peak, total_steps = peak_rate(stage), stage.epochs * plan.num_steps
     warmup_steps = min(round(stage.optim.warmup_epochs * plan.num_steps), total_steps)
-    saved, began = time.monotonic(), time.monotonic()
+    keeper, began = StateKeeper(recipe.run.state_minutes), time.monotonic()
     assert recipe.run.workers != "auto", "a resolved recipe has its workers"
     feed = batches(
         images,
@@ -177,9 +177,8 @@ def _fit_stage(
             if step + 1 == plan.num_steps:
                 at = _end_epoch(run, data, learner, at, normalise, reporter, time.monotonic() - began)
                 began = time.monotonic()
-            if stop.signal_number or at.step == 0 or time.monotonic() - saved > 60 * recipe.run.state_minutes:
-                save_position(run, learner, at)
-                saved = time.monotonic()
+            if stop.signal_number or keeper.is_due(epoch_ended=at.step == 0):
+                keeper.save(run, learner, at)
             if stop.signal_number:
                 raise Interrupted(
                     f"interrupted after epoch {epoch + 1}, step {step + 1}; the state is saved. "
@@ -288,11 +287,29 @@ def score_val(run: Run, data: TrainingSet, model: nn.Module, normalise: Normalis
     return evaluate_scores(log_probs, np.asarray(data.val_labels), run.classes)
 
 
-def save_position(run: Run, learner: Learner, at: Position) -> None:
-    """Write the state from which the run continues with the same bits."""
-    tensors, values = learner.state()
-    values |= {"position": asdict(at), "log_bytes": runs.sync_log(run.path), "threads": torch.get_num_threads()}
-    runs.save_state(run.path, tensors, values)
+class StateKeeper:
+    """Saves the state from which a run continues with the same bits, and decides when.
+
+    It is due every `minutes` and after each epoch; short epochs of a large model wait until saving has cost no
+    more than a fiftieth of the time since the last one. When a state is saved changes no result.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self.minutes, self.last, self.cost = minutes, time.monotonic(), 0.0
+
+    def is_due(self, *, epoch_ended: bool) -> bool:
+        """Whether to save now."""
+        waited = time.monotonic() - self.last
+        return waited > 60 * self.minutes or (epoch_ended and waited >= 50 * self.cost)
+
+    def save(self, run: Run, learner: Learner, at: Position) -> None:
+        """Write the state."""
+        start = time.monotonic()
+        tensors, values = learner.state()
+        values |= {"position": asdict(at), "log_bytes": runs.sync_log(run.path), "threads": torch.get_num_threads()}
+        runs.save_state(run.path, tensors, values)
+        self.last = time.monotonic()
+        self.cost = self.last - start
 
 
 def _check_threads(run: Run, before: int) -> None:
