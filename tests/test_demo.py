@@ -8,6 +8,7 @@ from PIL import Image
 
 from fewsight.console import make_console
 from fewsight.demo import run_demo, write_digits
+from fewsight.errors import RunError
 
 
 def test_digits_folder_has_50_a_class_to_train_on(tmp_path: Path) -> None:
@@ -29,6 +30,13 @@ def test_digits_folder_is_the_same_each_time(tmp_path: Path) -> None:
     paths = sorted(path.relative_to(first) for path in first.rglob("*.png"))
     assert paths == sorted(path.relative_to(second) for path in second.rglob("*.png"))
     assert all((first / path).read_bytes() == (second / path).read_bytes() for path in paths[::50])
+
+
+def test_demo_leaves_an_existing_run_alone(tmp_path: Path) -> None:
+    (tmp_path / "demo").write_text("mine")
+    with pytest.raises(RunError, match="already there"):
+        run_demo(tmp_path / "demo")
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def starting_values() -> dict[str, Any]:
             {
                 "epochs": 1,
                 "batch_size": 50,
-                "optim": {"base_lr": 0.3, "nesterov": True, "weight_decay": 5e-4, "warmup_epochs": 3.0},
+                "optim": {"base_lr": 0.12, "nesterov": True, "weight_decay": 5e-4, "warmup_epochs": 3.0},
             }
         ],
         "eval": {"every_epochs": 0},

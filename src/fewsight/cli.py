@@ -207,7 +207,10 @@ def _refuse_with_resume(names: list[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command (of `sys.argv`); known errors are one line on stderr. Exit codes: 0, 1 findings, 2 not done, 130/143."""
+    """Run the command of `arguments` (`sys.argv`); known errors are one line on stderr.
+
+    Exit codes: 0 done, 1 done with findings, 2 not done, 130 and 143 interrupted.
+    """
     for stream in (sys.stdout, sys.stderr):
         # a stream that is not UTF-8 shows a sign that it lacks as an escape
         with contextlib.suppress(AttributeError, ValueError):
@@ -219,8 +222,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = result if isinstance(result, int) else 0
     except Interrupted as error:
         code = _say(f"fewsight: {error}", 128 + error.signal_number)
-    except KeyboardInterrupt:
-        code = _say("fewsight: interrupted; nothing that was saved before is lost", 130)
+    except KeyboardInterrupt as error:
+        number = error.args[0] if error.args else signal.SIGINT
+        said = "terminated" if number == signal.SIGTERM else "interrupted"
+        code = _say(f"fewsight: {said}; nothing that was saved before is lost", 128 + number)
     except BrokenPipeError:
         code = 128 + 13  # the reader of our output has gone, as with any tool in a pipe
         _silence(sys.stdout)
@@ -257,7 +262,7 @@ def _sigterm_raises() -> Iterator[None]:
     """SIGTERM ends the command as Ctrl-C does, so that no half-written file stays; training saves its state."""
 
     def stop(number: int, _frame: Any) -> NoReturn:
-        raise Interrupted("terminated; nothing that was saved before is lost", number)
+        raise KeyboardInterrupt(number)  # no library takes it for an error of its own
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -1,6 +1,7 @@
 """`fewsight demo`: real data that a dependency ships, from images to a figure."""
 
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 from PIL import Image
@@ -9,6 +10,7 @@ from rich.console import Console
 from fewsight.console import make_console, show_figures
 from fewsight.files import make_folder
 from fewsight.rng import SPLIT, stream
+from fewsight.runs import check_new
 from fewsight.session import evaluate, train
 
 TRAIN_PER_CLASS = 50
@@ -17,14 +19,15 @@ TRAIN_PER_CLASS = 50
 def run_demo(out: Path, *, console: Console | None = None) -> None:
     """Write scikit-learn's digits as a folder beside the run, train on it, test on the rest."""
     console = console or make_console()
+    check_new(out)
     data = write_digits(out.with_name(f"{out.name}-digits"))
     console.print(f"scikit-learn's handwritten digits as images: {data}")
     train(data, out, recipe="digits", console=console)
     found = evaluate(out, data, split="test", console=console)
     show_figures(console, found.figures, "digits, test")
     top1 = found.figures.top1
-    console.print(f"top-1 {top1} on {top1.total:,} images; the run lies in {out}", markup=False)
-    console.print(f"next: fewsight predict {out} {data / 'test'} --out predictions.csv")
+    console.print(f"top-1 {top1} on {top1.total:,} images; the run lies in {out}")
+    console.print(f"next: fewsight predict {quote(str(out))} {quote(str(data / 'test'))} --out predictions.csv")
 
 
 def write_digits(folder: Path) -> Path:
