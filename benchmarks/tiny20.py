@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--split", default="val")
     parser.add_argument("--peers", default="resnet18,resnest14d", help="timm models; may be empty")
+    parser.add_argument("--peer-seeds", default="0", help="the seeds that the peers run too")
     parser.add_argument("--keep", type=Path, help="where the runs are kept; default: a folder that is removed")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--force", action="store_true", help="start although another process uses a core")
@@ -47,7 +48,8 @@ def main() -> int:
         folder = args.keep or Path(scratch)
         for seed in (int(text) for text in args.seeds.split(",")):
             rows.append(ours(args, seed, folder))
-            rows += [peer(args, name, seed) for name in args.peers.split(",") if name]
+            peers = args.peers.split(",") if str(seed) in args.peer_seeds.split(",") else []
+            rows += [peer(args, name, seed) for name in peers if name]
     write(args, rows, busy)
     return 0
 

@@ -11,8 +11,35 @@ from fewsight.cli import app
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "fewsight"
-ORDER = """errors files rng recipes device data augment backbones model losses schedule metrics runs feed predict
-learner train prepare console auto rows summary session inference demo cli __main__""".split()
+ORDER = [
+    "errors",
+    "files",
+    "rng",
+    "recipes",
+    "device",
+    "data",
+    "augment",
+    "backbones",
+    "model",
+    "losses",
+    "schedule",
+    "metrics",
+    "runs",
+    "feed",
+    "predict",
+    "learner",
+    "train",
+    "prepare",
+    "console",
+    "auto",
+    "rows",
+    "summary",
+    "session",
+    "inference",
+    "demo",
+    "cli",
+    "__main__",
+]
 
 
 def imported(path: Path) -> set[str]:
