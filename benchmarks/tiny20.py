@@ -3,7 +3,8 @@
     python -m benchmarks.tiny20 DATA [--hours 0.13] [--seeds 0,1,2] [--split val] [--peers resnet18,resnest14d]
 
 Each side is a whole command in a process of its own, from start to last score, the sides taking turns. Ours is
-`fewsight train` with the default recipe, then one `fewsight evaluate`; the peer is `benchmarks.peer_timm`.
+`fewsight train` with the default recipe, then one `fewsight evaluate`; the peer is `benchmarks.peer_timm`. The
+first seed plans and the others repeat its plan, as `--seeds` does; --plan gives a plan that is there already.
 Everything is chosen on val; score devtest once, at the end (--split devtest).
 """
 
@@ -35,6 +36,7 @@ def main() -> int:
     parser.add_argument("--split", default="val")
     parser.add_argument("--peers", default="resnet18,resnest14d", help="timm models; may be empty")
     parser.add_argument("--peer-seeds", default="0", help="the seeds that the peers run too")
+    parser.add_argument("--plan", type=Path, help="a recipe.toml that every seed repeats")
     parser.add_argument("--keep", type=Path, help="where the runs are kept; default: a folder that is removed")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--force", action="store_true", help="start although another process uses a core")
@@ -58,8 +60,10 @@ def ours(args: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
     """The whole of `fewsight train`, its test on val included; then the split's score, apart from the time."""
     data, run = str(args.data / "tiny20"), str(folder / f"seed{seed}")
     start = time.perf_counter()
-    fewsight("train", data, "--out", run, "--hours", str(args.hours), "--set", f"run.seed={seed}")
+    plan = ["--recipe", str(args.plan)] if args.plan else ["--hours", str(args.hours)]
+    fewsight("train", data, "--out", run, *plan, "--set", f"run.seed={seed}")
     seconds = time.perf_counter() - start
+    args.plan = args.plan or Path(run) / "recipe.toml"
     fewsight("evaluate", run, data, "--split", args.split, "--json", f"{run}.json")
     top1 = json.loads(Path(f"{run}.json").read_text())["top1"]
     return row("fewsight, auto", seed, top1["count"], top1["total"], seconds)

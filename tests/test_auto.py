@@ -67,7 +67,9 @@ def test_plan_says_why(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(auto, "probe", by_depth)
     recipe, reasons = plan(prepared, 0.1)
     assert "40 training images of 2 classes, median shorter side 64 px" in reasons[0]
-    assert reasons[-1].startswith(f"chosen: {recipe.model.backbone} at {recipe.augment.train_px} px")
+    assert reasons[-1].startswith(
+        f"chosen: {recipe.model.backbone}, large stem, 64 px, {recipe.stages[0].epochs} epochs"
+    )
 
 
 def test_plan_works_around_what_is_fixed(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,20 +21,20 @@ from fewsight.backbones import TIMM_PREFIX
 from fewsight.console import counting, duration
 from fewsight.device import compute_threads, keep_freed_memory, to_device
 from fewsight.errors import RecipeError
-from fewsight.feed import AugmentedImages
-from fewsight.losses import Targets
+from fewsight.feed import AugmentedImages, batches
 from fewsight.model import resolve_stem
 from fewsight.predict import Normalise
 from fewsight.prepare import Prepared
 from fewsight.recipes import Recipe, Run, parse_recipe
-from fewsight.train import build_learner, initial_model
+from fewsight.train import batch_plan, build_learner, initial_model, mix
 
-SHARE_TO_USE = 0.93  # of the time; the rest is for a machine that slows down
+SHARE_TO_USE = 0.9  # of the time; the rest is for saving states and a machine that slows down
 START_SECONDS = 4.0  # of a command before it can look at the clock: Python and torch
 PROBE_SHARE = 0.06  # of the time, for probing at most
 MOST_EPOCHS = 300
 MEMORY_SHARE = 0.5  # of the memory that is free, for one step
-TIMED_STEPS = 3
+TIMED_STEPS = 8
+LONG_PROBE_SECONDS = 10.0  # of one rung: a slow device is timed over fewer steps
 EPOCHS_FOR_A_POLICY = 150  # fewer leave a model that has not yet learnt the plain images (NOTES.md)
 
 
@@ -47,17 +47,13 @@ class Rung:
     width: float
     train_px: int
 
-    def __str__(self) -> str:
-        width = "" if self.width == 1 else f" at {self.width:g} of its width"
-        return f"{self.backbone}{width}, {self.stem} stem, {self.train_px} px"
-
 
 @dataclass(frozen=True)
 class Pace:
     """What a probe found."""
 
-    step_seconds: float  # of a training step, a batch
-    load_seconds: float  # of loading and augmenting, a batch, on one core
+    step_seconds: float  # of a training step on a batch that is loaded
+    load_seconds: float  # of loading and augmenting a batch, on one core
     score_seconds: float  # of scoring one image, loading included
     image_bytes: int  # kept for the backward pass, one image
 
@@ -94,6 +90,7 @@ def starting_values() -> dict[str, Any]:
             {
                 "epochs": 1,
                 "batch_size": 50,
+                "ema_half_life_epochs": 1.0,
                 "optim": {"base_lr": 0.12, "nesterov": True, "weight_decay": 5e-4, "warmup_epochs": 3.0},
             }
         ],
@@ -121,40 +118,39 @@ def plan_recipe(
     Raises:
         RecipeError: the time is not enough for a single epoch.
     """
-    if not hours > 0:
-        raise RecipeError(f"--hours {hours:g}: expected more than 0")
-    budget = hours * 3600
+    if not 0 < hours < math.inf:
+        raise RecipeError(f"--hours {hours:g}: expected a number above 0, for example 0.5")
     native = int(np.median([min(size) for size in prepared.sizes]))
     num_images, num_val = len(prepared.images.paths), len(prepared.images.val_paths)
     wanted = wanted_epochs(num_images)
+
+    def epochs_left(recipe: Recipe, pace: Pace) -> int:
+        spent = START_SECONDS + time.monotonic() - began + num_val * pace.score_seconds
+        return int((SHARE_TO_USE * hours * 3600 - spent) / _epoch_seconds(pace, recipe, num_images))
+
     reasons = [
         f"{num_images:,} training images of {len(prepared.classes):,} classes, median shorter side {native} px; "
         f"{settings.device}, {settings.precision}, {settings.threads} threads, {settings.workers} loading processes"
     ]
-    chosen: tuple[Recipe, Pace, int] | None = None
-    tried: set[str] = set()
     probing = time.monotonic()
-    rungs = ladder(native)
+    chosen: tuple[Recipe, Pace] | None = None
+    candidates = _candidates(ladder(native), num_images, settings, overrides)
     with counting(console, "probing") as progress:
-        for number, rung in enumerate(rungs):
-            progress(number, len(rungs))
-            recipe = with_own_stem(parse_recipe(_with_rung(rung, num_images, settings), overrides, "auto"))
-            if (key := f"{recipe.model} {recipe.augment}") in tried:
-                continue  # an override fixed what the ladder varies
-            tried.add(key)
+        for number, recipe in enumerate(candidates):
+            progress(number, len(candidates))
             pace = probe(recipe, prepared)
-            left = _seconds_left(budget, began, num_val * pace.score_seconds)
-            epochs = int(left / _epoch_seconds(pace, recipe, num_images))
-            reasons.append(f"{rung}: {1e3 * pace.step_seconds:.0f} ms a step, {epochs:,} epochs in the time")
+            epochs = epochs_left(recipe, pace)
+            seconds = pace.step_seconds + pace.load_seconds
+            reasons.append(
+                f"{_described(recipe)}: {1e3 * seconds:.0f} ms a step, {max(0, epochs):,} epochs in the time"
+            )
             if chosen is None or epochs >= wanted:
-                chosen = recipe, pace, epochs
-            used = time.monotonic() - probing
-            if epochs < 2 * wanted or used > PROBE_SHARE * budget:
+                chosen = recipe, pace
+            if epochs < 2 * wanted or time.monotonic() - probing > PROBE_SHARE * hours * 3600:
                 break
     assert chosen is not None, "a ladder has rungs"
-    recipe, pace, epochs = chosen
-    epochs = min(MOST_EPOCHS, int(_seconds_left(budget, began, num_val * pace.score_seconds)
-                                  / _epoch_seconds(pace, recipe, num_images)))  # fmt: skip
+    recipe, pace = chosen
+    epochs = min(MOST_EPOCHS, epochs_left(recipe, pace))
     if epochs < 1:
         raise RecipeError(
             f"--hours {hours:g} is not enough for one epoch of {num_images:,} images on this device "
@@ -162,8 +158,8 @@ def plan_recipe(
         )
     recipe = _with_epochs(recipe, overrides, epochs, pace)
     reasons.append(
-        f"chosen: {recipe.model.backbone} at {recipe.augment.train_px} px, {recipe.stages[0].epochs} epochs "
-        f"(about {wanted} are wanted before a larger model pays), batch {recipe.stages[0].batch_size}"
+        f"chosen: {_described(recipe)}, {recipe.stages[0].epochs} epochs (about {wanted} are wanted before a "
+        f"larger model pays), batch {recipe.stages[0].batch_size}, policy {recipe.augment.policy}"
     )
     return recipe, reasons
 
@@ -173,28 +169,31 @@ def probe(recipe: Recipe, prepared: Prepared) -> Pace:
     keep_freed_memory()
     device = torch.device(recipe.run.device)
     stage, images = recipe.stages[0], prepared.images
+    plan = batch_plan(recipe, stage, images)
     source = AugmentedImages(images.root, images.paths, recipe.augment, recipe.run.seed)
-    size = min(stage.batch_size, len(images.paths))
+    normalise = Normalise(prepared.facts.mean, prepared.facts.std).to(device)
+    labels = torch.tensor(images.labels)
+    steps, loads = [], []
     assert recipe.run.threads != "auto", "the settings are resolved"
     with compute_threads(recipe.run.threads):
-        start = time.perf_counter()
-        batch = source.__getitems__([(0, index) for index in range(size)])
-        if isinstance(batch, Exception):
-            raise batch
-        load_seconds = time.perf_counter() - start
         model = initial_model(recipe, len(prepared.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         learner = build_learner(model, recipe, stage, images, len(prepared.classes), device)
-        normalise = Normalise(prepared.facts.mean, prepared.facts.std).to(device)
-        labels = torch.tensor(images.labels[:size], device=device)
-        seconds = []
-        for _ in range(1 + TIMED_STEPS):
-            start = time.perf_counter()
-            inputs = normalise(to_device(torch.from_numpy(batch), device))
-            learner.step(inputs, Targets(labels, labels), 1e-6)
-            seconds.append(time.perf_counter() - start)
+        feed = batches(source, plan, first_epoch=0, first_step=0, num_epochs=1 + TIMED_STEPS, workers=0)
+        then = probing = time.perf_counter()
+        for number, (epoch, step, batch, indices) in enumerate(feed):
+            loaded = time.perf_counter()
+            inputs, targets = mix(normalise(to_device(batch, device)), labels[indices], recipe, epoch, step)
+            learner.step(inputs, targets, 1e-6)  # it gives a float, so the device has finished
+            now = time.perf_counter()
+            if number > 0:  # the first step also chooses kernels
+                loads.append(loaded - then)
+                steps.append(now - loaded)
+            then = now
+            if number == TIMED_STEPS or (number > 1 and now - probing > LONG_PROBE_SECONDS):
+                break
         image_bytes = _bytes_kept(learner.model, inputs[:2]) // 2
-    step = statistics.median(seconds[1:])
-    return Pace(step, load_seconds, 0.8 * (step + load_seconds) / size, image_bytes)
+    step, load = statistics.mean(steps), statistics.mean(loads)
+    return Pace(step, load, 0.8 * (step + load) / len(inputs), image_bytes)
 
 
 def _bytes_kept(model: torch.nn.Module, images: torch.Tensor) -> int:
@@ -221,8 +220,16 @@ def _epoch_seconds(pace: Pace, recipe: Recipe, num_images: int) -> float:
     return step * num_images / min(recipe.stages[0].batch_size, num_images)
 
 
-def _seconds_left(budget: float, began: float, testing: float) -> float:
-    return SHARE_TO_USE * budget - START_SECONDS - (time.monotonic() - began) - testing
+def _candidates(rungs: list[Rung], num_images: int, settings: Run, overrides: Sequence[str]) -> list[Recipe]:
+    """A recipe for each rung, one where the user fixed what the ladder varies."""
+    recipes = [with_own_stem(parse_recipe(_with_rung(rung, num_images, settings), overrides, "auto")) for rung in rungs]
+    return [recipe for number, recipe in enumerate(recipes) if recipe not in recipes[:number]]
+
+
+def _described(recipe: Recipe) -> str:
+    model = recipe.model
+    width = "" if model.width == 1 else f" at {model.width:g} of its width"
+    return f"{model.backbone}{width}, {model.stem} stem, {recipe.augment.train_px} px"
 
 
 def _with_rung(rung: Rung, num_images: int, settings: Run) -> dict[str, Any]:

@@ -117,6 +117,13 @@ def compute_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def same_bits(device: torch.device) -> None:
+    """Let a CUDA device choose only convolutions that give the same bits each time; a CPU always does."""
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+
+
 @functools.cache
 def keep_freed_memory() -> None:
     """Keep freed blocks in the process (glibc only): a step reuses its pages and does not fault them again."""

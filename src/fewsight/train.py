@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fewsight import files, runs
 from fewsight.augment import apply_cutmix, draw_cutmix
-from fewsight.device import compute_threads, keep_freed_memory, to_device
+from fewsight.device import compute_threads, keep_freed_memory, same_bits, to_device
 from fewsight.errors import DataError, Interrupted, RunError
 from fewsight.feed import AugmentedImages, Batches, batches, class_shares, naming_lost_workers
 from fewsight.learner import Learner
@@ -89,6 +89,7 @@ def fit(run: Run, data: TrainingSet, reporter: Reporter, weights: Mapping[str, T
     at = Position(**state[1]["position"]) if state else Position()
     runs.cut_log(run.path, state[1]["log_bytes"] if state else 0)
     device = torch.device(recipe.run.device)
+    same_bits(device)
     normalise = Normalise(run.data.mean, run.data.std).to(device)
     model = initial_model(recipe, len(run.classes))
     if weights is not None:

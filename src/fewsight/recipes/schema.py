@@ -114,7 +114,7 @@ class Run(Section):
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"  # that compute
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"  # processes that load; 0: none beside
     select: Literal["last", "best"] = "last"
-    state_minutes: Positive = 5.0  # and after every epoch
+    state_minutes: Positive = 5.0  # and after each epoch, unless that would take over 2 % of the time
 
 
 class Recipe(Section):
