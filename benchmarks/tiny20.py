@@ -107,10 +107,10 @@ def write(args: argparse.Namespace, rows: list[dict[str, Any]], busy: list[str])
     for kind in dict.fromkeys(line["side"].split(",")[0] for line in rows):
         of_side = [line for line in rows if line["side"].split(",")[0] == kind]
         shares = [100 * line["right"] / line["total"] for line in of_side]
-        deviation = statistics.stdev(shares) if len(shares) > 1 else float("nan")
+        deviation = f" ± {statistics.stdev(shares):.1f}" if len(shares) > 1 else ""
         seconds = statistics.median(line["seconds"] for line in of_side)
         each = ", ".join(f"{wilson(line['right'], line['total'])}" for line in of_side)
-        mean = f"{statistics.mean(shares):.1f} ± {deviation:.1f} %"
+        mean = f"{statistics.mean(shares):.1f}{deviation} %"
         lines.append(f"| {of_side[0]['side']} | {each} | {mean} | {of_side[0]['total']} | {seconds:.0f} |")
     text = "\n".join(lines) + "\n"
     args.out.mkdir(parents=True, exist_ok=True)
