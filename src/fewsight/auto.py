@@ -192,8 +192,8 @@ def probe(recipe: Recipe, prepared: Prepared) -> Pace:
             if number == TIMED_STEPS or (number > 1 and now - probing > LONG_PROBE_SECONDS):
                 break
         image_bytes = _bytes_kept(learner.model, inputs[:2]) // 2
-    step, load = statistics.mean(steps), statistics.mean(loads)
-    return Pace(step, load, 0.8 * (step + load) / len(inputs), image_bytes)
+    computing, loading = statistics.mean(steps), statistics.mean(loads)
+    return Pace(computing, loading, 0.8 * (computing + loading) / len(inputs), image_bytes)
 
 
 def _bytes_kept(model: torch.nn.Module, images: torch.Tensor) -> int:
