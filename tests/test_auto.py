@@ -80,7 +80,7 @@ def test_plan_works_around_what_is_fixed(prepared: Prepared, monkeypatch: pytest
 
 @pytest.mark.parametrize("hours", [0.0, -1.0, float("nan")])
 def test_hours_must_be_positive(prepared: Prepared, hours: float) -> None:
-    with pytest.raises(RecipeError, match=r"--hours .*: expected more than 0"):
+    with pytest.raises(RecipeError, match=r"--hours .*: expected a number above 0"):
         plan(prepared, hours)
 
 
