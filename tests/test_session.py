@@ -8,10 +8,10 @@ from PIL import Image
 from rich.console import Console
 
 from conftest import TINY
-from fewsight import runs
+from fewsight import runs, session
 from fewsight.console import make_console
 from fewsight.data import load_image
-from fewsight.errors import DataError, RecipeError, RunError
+from fewsight.errors import DataError, Interrupted, RecipeError, RunError
 from fewsight.predict import testing_recipe as recipe_for_testing
 from fewsight.prepare import prepare
 from fewsight.recipes import Data, load_recipe
@@ -51,6 +51,18 @@ def test_place_is_checked_before_the_data(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(RunError, match="file is a file, not a folder"):
         train(tmp_path / "nowhere", tmp_path / "file" / "run", recipe="digits")
+
+
+def test_interrupted_seeds_say_how_to_train_the_rest(
+    digit_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise Interrupted("interrupted", 2)
+
+    monkeypatch.setattr(session, "_fit", stopped)
+    place = tmp_path / "runs"
+    with pytest.raises(Interrupted, match=r"--recipe .*seed0/recipe\.toml --set run\.seed=1 --out .*seed1$"):
+        train(digit_images, place, recipe="digits", overrides=TINY, seeds=[0, 1], console=quiet()[0])
 
 
 def test_seeds_may_join_others_but_not_enter_a_run(tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:

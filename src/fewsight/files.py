@@ -113,8 +113,8 @@ def refuse(path: Path, error: OSError) -> NoReturn:
     """Turn an operating system's error on writing `path` into one line that says what to do."""
     reason = error.strerror or str(error)
     raise RunError(
-        f"cannot write {path}: {reason}. What was saved before is intact; free the space or choose a folder "
-        "that can be written, then run the same command again."
+        f"cannot write {path}: {reason}. What was saved before is intact; choose a folder that can be written, or "
+        "free the space, then try again (a training that has begun goes on with fewsight train --resume RUN)."
     ) from error
 
 

@@ -19,7 +19,7 @@ from fewsight.backbones import TIMM_PREFIX
 from fewsight.console import TrainingReporter, counting, make_console, printable
 from fewsight.data import evaluation_samples
 from fewsight.device import compute_threads, keep_freed_memory, resolve_device, resolve_run
-from fewsight.errors import DataError, RecipeError, RunError
+from fewsight.errors import DataError, Interrupted, RecipeError, RunError
 from fewsight.feed import AugmentedImages
 from fewsight.losses import build_loss
 from fewsight.metrics import Figures, evaluate_scores
@@ -86,7 +86,16 @@ def train(
         seeded = resolved if seed is None else _with_seed(resolved, seed)
         run = runs.create_run(folder, seeded, prepared.classes, prepared.facts, prepared.listed, notes)
         console.print(f"training {folder}" + ("" if seed is None else f" (seed {seed})"))
-        finished.append(_fit(run, prepared.images, console))
+        try:
+            finished.append(_fit(run, prepared.images, console))
+        except Interrupted as error:
+            waiting = [one for one in seeds if one != seed and not (out / f"seed{one}").exists()]
+            if not waiting:
+                raise
+            todo = "; ".join(
+                f"--recipe {folder}/recipe.toml --set run.seed={one} --out {out}/seed{one}" for one in waiting
+            )
+            raise Interrupted(f"{error}. The other seeds: fewsight train {data} {todo}", error.signal_number) from error
     return finished
 
 
