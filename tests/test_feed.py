@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fewsight.errors import DataError, RunError
-from fewsight.feed import AugmentedImages, Batches, batches, class_shares, naming_lost_workers, sample_positions
+from fewsight.feed import AugmentedImages, batches, naming_lost_workers, sample_positions
+from fewsight.plans import ShuffledBatches
 from fewsight.recipes import Augment
 
 COUNTS = st.integers(2, 400)
@@ -27,7 +28,7 @@ def augmented(folder: Path, seed: int = 0) -> AugmentedImages:
 def collected(
     images: AugmentedImages, *, first: tuple[int, int] = (0, 0), workers: int = 0, batch_size: int = 4
 ) -> list[tuple[int, int, Tensor, list[int]]]:
-    plan = Batches((0,) * len(images), batch_size, images.seed)
+    plan = ShuffledBatches((0,) * len(images), batch_size, images.seed)
     feed = batches(images, plan, first_epoch=first[0], first_step=first[1], num_epochs=2, workers=workers)
     return [(epoch, step, batch, indices.tolist()) for epoch, step, batch, indices in feed]
 
@@ -41,7 +42,7 @@ def assert_same(one: list[tuple[int, int, Tensor, list[int]]], other: list[tuple
 
 @given(COUNTS, SIZES, st.integers(0, 50))
 def test_epoch_has_every_image_once_and_none_alone(count: int, batch_size: int, epoch: int) -> None:
-    plan = Batches((0,) * count, batch_size, seed=1)
+    plan = ShuffledBatches((0,) * count, batch_size, seed=1)
     drawn = plan.epoch(epoch)
     sizes = [len(batch) for batch in drawn]
     assert len(drawn) == plan.num_steps >= 1
@@ -53,17 +54,17 @@ def test_epoch_has_every_image_once_and_none_alone(count: int, batch_size: int, 
 
 @given(COUNTS, SIZES, st.integers(0, 2**63 - 1))
 def test_epoch_is_a_function_of_seed_and_number(count: int, batch_size: int, seed: int) -> None:
-    plan = Batches((0,) * count, batch_size, seed)
-    one, again = np.concatenate(plan.epoch(3)), np.concatenate(Batches((0,) * count, batch_size, seed).epoch(3))
+    plan = ShuffledBatches((0,) * count, batch_size, seed)
+    one, again = np.concatenate(plan.epoch(3)), np.concatenate(ShuffledBatches((0,) * count, batch_size, seed).epoch(3))
     assert np.array_equal(one, again)
     if count >= 20:
         assert not np.array_equal(one, np.concatenate(plan.epoch(4)))
-        assert not np.array_equal(one, np.concatenate(Batches((0,) * count, batch_size, seed + 1).epoch(3)))
+        assert not np.array_equal(one, np.concatenate(ShuffledBatches((0,) * count, batch_size, seed + 1).epoch(3)))
 
 
 def test_sampling_draws_classes_equally_often() -> None:
     labels = (0,) * 900 + (1,) * 90 + (2,) * 10
-    plan = Batches(labels, 50, seed=0, sampling=True)
+    plan = ShuffledBatches(labels, 50, seed=0, sampling=True)
     drawn = np.concatenate([np.concatenate(plan.epoch(epoch)) for epoch in range(20)])
     shares = np.bincount(np.asarray(labels)[drawn], minlength=3) / len(drawn)
     assert len(drawn) == 20 * 1000, "an epoch is as long as without"
@@ -111,7 +112,7 @@ def test_image_that_fails_later_stops_with_its_name(class_images: Path, workers:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="signals to processes")
 def test_lost_worker_stops_with_what_to_do(class_images: Path) -> None:
     images = augmented(class_images)
-    plan = Batches((0,) * len(images), 2, 0)
+    plan = ShuffledBatches((0,) * len(images), 2, 0)
     feed = batches(images, plan, first_epoch=0, first_step=0, num_epochs=500, workers=1)
     next(feed)
     os.kill(only_child(), signal.SIGKILL)
@@ -122,7 +123,7 @@ def test_lost_worker_stops_with_what_to_do(class_images: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_workers_leave_signals_to_the_main_process_and_end_with_the_feed(class_images: Path) -> None:
     images = augmented(class_images)
-    plan = Batches((0,) * len(images), 2, 0)
+    plan = ShuffledBatches((0,) * len(images), 2, 0)
     feed = batches(images, plan, first_epoch=0, first_step=0, num_epochs=50, workers=1)
     next(feed)
     child = only_child()

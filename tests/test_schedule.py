@@ -26,5 +26,5 @@ def test_rate_of_a_run_that_is_all_warmup_rises() -> None:
 
 
 def test_peak_scales_with_the_batch() -> None:
-    assert peak_rate(Stage(epochs=1, batch_size=128)) == pytest.approx(0.05)
-    assert peak_rate(Stage(epochs=1, batch_size=64, optim=Optim(base_lr=0.2))) == pytest.approx(0.05)
+    assert peak_rate(Stage(epochs=1, batch_size=128), 128) == pytest.approx(0.05)
+    assert peak_rate(Stage(epochs=1, batch_size=64, optim=Optim(base_lr=0.2)), 64) == pytest.approx(0.05)

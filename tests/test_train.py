@@ -73,6 +73,9 @@ class Quiet:
     def epoch(self, line: Mapping[str, Any]) -> None:
         pass
 
+    def say(self, text: str) -> None:
+        pass
+
 
 class SignalAfter(Quiet):
     """Sends the process a signal in a step, counted from where the run goes on."""

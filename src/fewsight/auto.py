@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from fewsight.backbones import TIMM_PREFIX
 from fewsight.console import counting, duration
 from fewsight.device import compute_threads, keep_freed_memory, to_device
 from fewsight.errors import RecipeError
 from fewsight.feed import AugmentedImages, batches
-from fewsight.model import resolve_stem
+from fewsight.model import with_stem
 from fewsight.predict import Normalise
 from fewsight.prepare import Prepared
 from fewsight.recipes import Recipe, Run, parse_recipe
@@ -126,7 +125,7 @@ def plan_recipe(
 
     def epochs_left(recipe: Recipe, pace: Pace) -> int:
         spent = START_SECONDS + time.monotonic() - began + num_val * pace.score_seconds
-        return int((SHARE_TO_USE * hours * 3600 - spent) / _epoch_seconds(pace, recipe, num_images))
+        return int((SHARE_TO_USE * hours * 3600 - spent) / _epoch_seconds(pace, recipe, prepared))
 
     reasons = [
         f"{num_images:,} training images of {len(prepared.classes):,} classes, median shorter side {native} px; "
@@ -154,7 +153,7 @@ def plan_recipe(
     if epochs < 1:
         raise RecipeError(
             f"--hours {hours:g} is not enough for one epoch of {num_images:,} images on this device "
-            f"(an epoch takes about {duration(_epoch_seconds(pace, recipe, num_images))}); give more hours"
+            f"(an epoch takes about {duration(_epoch_seconds(pace, recipe, prepared))}); give more hours"
         )
     recipe = _with_epochs(recipe, overrides, epochs, pace)
     reasons.append(
@@ -182,7 +181,7 @@ def probe(recipe: Recipe, prepared: Prepared) -> Pace:
         then = probing = time.perf_counter()
         for number, (epoch, step, batch, indices) in enumerate(feed):
             loaded = time.perf_counter()
-            inputs, targets = mix(normalise(to_device(batch, device)), labels[indices], recipe, epoch, step)
+            inputs, targets = mix(normalise(to_device(batch, device)), labels, indices, recipe, stage, epoch, step)
             learner.step(inputs, targets, 1e-6)  # it gives a float, so the device has finished
             now = time.perf_counter()
             if number > 0:  # the first step also chooses kernels
@@ -211,18 +210,17 @@ def _bytes_kept(model: torch.nn.Module, images: torch.Tensor) -> int:
     return max(0, sum(kept.values()) - weights)
 
 
-def _epoch_seconds(pace: Pace, recipe: Recipe, num_images: int) -> float:
-    workers = recipe.run.workers
+def _epoch_seconds(pace: Pace, recipe: Recipe, prepared: Prepared) -> float:
+    workers, plan = recipe.run.workers, batch_plan(recipe, recipe.stages[0], prepared.images)
     assert workers != "auto", "the settings are resolved"
-    step = (
-        pace.step_seconds + pace.load_seconds if workers == 0 else max(pace.step_seconds, pace.load_seconds / workers)
-    )
-    return step * num_images / min(recipe.stages[0].batch_size, num_images)
+    beside = workers > 0
+    step = max(pace.step_seconds, pace.load_seconds / workers) if beside else pace.step_seconds + pace.load_seconds
+    return step * plan.num_steps
 
 
 def _candidates(rungs: list[Rung], num_images: int, settings: Run, overrides: Sequence[str]) -> list[Recipe]:
     """A recipe for each rung, one where the user fixed what the ladder varies."""
-    recipes = [with_own_stem(parse_recipe(_with_rung(rung, num_images, settings), overrides, "auto")) for rung in rungs]
+    recipes = [with_stem(parse_recipe(_with_rung(rung, num_images, settings), overrides, "auto")) for rung in rungs]
     return [recipe for number, recipe in enumerate(recipes) if recipe not in recipes[:number]]
 
 
@@ -241,16 +239,6 @@ def _with_rung(rung: Rung, num_images: int, settings: Run) -> dict[str, Any]:
     return values
 
 
-def with_own_stem(recipe: Recipe) -> Recipe:
-    """The recipe with its stem resolved, where the user fixed a backbone or a stem that the ladder does not know."""
-    model = recipe.model
-    if model.backbone.startswith(TIMM_PREFIX):
-        model = model.model_copy(update={"stem": "large", "width": 1.0})
-    elif model.stem == "auto":
-        model = model.model_copy(update={"stem": resolve_stem(recipe.augment.train_px, model.backbone)})
-    return recipe.model_copy(update={"model": model})
-
-
 def _with_epochs(recipe: Recipe, overrides: Sequence[str], epochs: int, pace: Pace) -> Recipe:
     values = recipe.model_dump()
     stage = values["stages"][0]
@@ -261,7 +249,7 @@ def _with_epochs(recipe: Recipe, overrides: Sequence[str], epochs: int, pace: Pa
     stage["optim"]["warmup_epochs"] = min(3.0, round(epochs / 10, 1))
     needed = pace.image_bytes * stage["batch_size"]
     stage["accumulate"] = max(1, math.ceil(needed / max(1, MEMORY_SHARE * free_memory(recipe.run.device))))
-    return with_own_stem(parse_recipe(values, overrides, "auto"))
+    return with_stem(parse_recipe(values, overrides, "auto"))
 
 
 def free_memory(device: str) -> int:

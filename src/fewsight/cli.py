@@ -48,6 +48,7 @@ def train(
     hours: float | None = None,
     set_: Annotated[tuple[str, ...], Parameter(name="--set")] = (),
     seeds: str | None = None,
+    init_from: Path | None = None,
     merge_val: bool = False,
     holdout: float | None = None,
     max_bad: float | None = None,
@@ -63,6 +64,8 @@ def train(
         hours: the time that `auto` plans for, the whole command (1).
         set_: KEY=VALUE on top of the recipe, for example stages.0.optim.base_lr=0.05; may be repeated.
         seeds: train once for each seed by one plan, for example 0,1,2; the runs lie in OUT/seed0 and so on.
+        init_from: start from this run's weights (for --seeds, from its seed0 and so on); they stand for every stage of
+            the recipe but the last. With the recipe auto the run's backbone and size are kept.
         merge_val: train on train + val, as the report does.
         holdout: share of each class kept for val where the data has no splits (0.2).
         max_bad: refuse when more than this share of the images cannot be read (0.01).
@@ -70,8 +73,8 @@ def train(
     """
     if resume is not None:
         given = {"DATA": data, "--out": out, "--recipe": recipe, "--hours": hours, "--set": set_ or None,
-                 "--seeds": seeds, "--merge-val": merge_val or None, "--holdout": holdout, "--max-bad": max_bad,
-                 "--preview": preview}  # fmt: skip
+                 "--seeds": seeds, "--init-from": init_from, "--merge-val": merge_val or None, "--holdout": holdout,
+                 "--max-bad": max_bad, "--preview": preview}  # fmt: skip
         _refuse_with_resume([name for name, value in given.items() if value is not None])
     elif data is None or out is None:
         raise FewsightError("train needs DATA and --out RUN, for example: fewsight train photos/ --out runs/photos")
@@ -99,6 +102,7 @@ def train(
         hours=1.0 if hours is None else hours,
         overrides=[*set_, *(f"{key}={value}" for key, value in settings.items() if value is not None)],
         seeds=seed_list,
+        init_from=init_from,
         preview=preview or 0,
         console=console,
     )

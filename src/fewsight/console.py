@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 30.0  # between two plain lines, where they are not epochs
 PLAIN_WIDTH = 10_000  # of a log file: its lines are never broken
+BAR_CELLS = 40  # what the bar and the time left need beside the text
 FIGURE_CELLS = 42  # what the table of classes needs beside the names
 MIN_NAME_CELLS = 16
 
@@ -56,6 +57,7 @@ class TrainingReporter:
         self.times: deque[tuple[float, int]] = deque(maxlen=200)
         self.spoke = time.monotonic()
         self.loss: float | None = None
+        self.terms: dict[str, float] = {}  # the last of each that the loss logged
         self.bar: Progress | None = None
         self.task = TaskID(0)
 
@@ -75,20 +77,27 @@ class TrainingReporter:
         self.done = done_steps
         self.times.append((time.monotonic(), done_steps))
         self.loss = line["loss"] if self.loss is None else 0.95 * self.loss + 0.05 * line["loss"]
+        self.terms |= line.get("terms", {})
         text = f"epoch {line['epoch']} · loss {self.loss:.3f} · rate {line['lr']:.2g}"
         if self.bar:
+            text += fitting(self.terms, self.console.width - len(text) - BAR_CELLS)
             self.bar.update(self.task, completed=done_steps, description=text, left=self.left())
         elif time.monotonic() - self.spoke > PLAIN_SECONDS:
+            text += fitting(self.terms)
             self._say(f"{text} · step {done_steps:,} of {self.total:,} · {self.left()}")
 
     def epoch(self, line: Mapping[str, Any]) -> None:
         """Say what an epoch gave; in a terminal only where it was tested."""
         text = f"epoch {line['epoch']:>{len(str(line['epochs']))}} of {line['epochs']}"
-        text += f" · train loss {line['train_loss']:.3f}"
+        text += f" · train loss {line['train_loss']:.3f}" + fitting(line.get("terms", {}))
         if "val_top1" in line:
             text += f" · val top-1 {100 * line['val_top1']:.1f} %"
         if self.bar is None or "val_top1" in line:
             self._say(f"{text} · {duration(line['seconds'])}" + (f" · {self.left()}" if self.done < self.total else ""))
+
+    def say(self, text: str) -> None:
+        """Print a line, above the bar."""
+        self._say(text)
 
     def left(self) -> str:
         """The time left, from the pace of the last steps."""
@@ -104,6 +113,17 @@ class TrainingReporter:
     def _say(self, text: str) -> None:
         self.spoke = time.monotonic()
         self.console.print(text)
+
+
+def fitting(terms: Mapping[str, float], cells: int = PLAIN_WIDTH) -> str:
+    """As many of a loss's terms as fit: ` · hardest positive 4.21 · active share 0.83`."""
+    text = ""
+    for name, value in terms.items():
+        more = f" · {name.replace('_', ' ')} {value:.3g}"
+        if len(text) + len(more) > cells:
+            break
+        text += more
+    return text
 
 
 @contextlib.contextmanager

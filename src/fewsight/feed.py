@@ -1,13 +1,11 @@
-"""Which image stands in which batch, and the batches themselves: augmented, the same for any number of workers."""
+"""The batches of a plan: loaded and augmented, the same for any number of workers."""
 
 import contextlib
-import math
 import multiprocessing
 import signal
 import sys
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from fewsight.augment import augment_image
 from fewsight.data import load_image
 from fewsight.errors import DataError, RunError
+from fewsight.plans import Plan
 from fewsight.recipes import Augment
-from fewsight.rng import SAMPLE, image_stream, order_stream, stream
-
-
-@dataclass(frozen=True)
-class Batches:
-    """The plan of every epoch: a function of (seed, epoch) alone.
-
-    Batches of an epoch differ in size by at most one, no image is dropped, and no batch has fewer than two
-    images (a lone one has no batch statistics).
-
-    Args:
-        labels: class index of each image, [N], N >= 2.
-        batch_size: nominal size, at least 2; no batch is larger, but for one of 3 where 2 would leave a lone image.
-        sampling: draw classes equally often, images with replacement (`data.balance = "sampling"`).
-    """
-
-    labels: tuple[int, ...]
-    batch_size: int
-    seed: int
-    sampling: bool = False
-
-    @property
-    def num_steps(self) -> int:
-        """Batches an epoch."""
-        count = len(self.labels)
-        return max(1, min(math.ceil(count / self.batch_size), count // 2))
-
-    def epoch(self, epoch: int) -> list[np.ndarray]:
-        """The image indices of each batch of `epoch`."""
-        rng = order_stream(self.seed, epoch)
-        if self.sampling:
-            labels = np.asarray(self.labels)
-            share = 1 / np.bincount(labels)[labels]
-            order = rng.choice(len(labels), len(labels), p=share / share.sum())
-        else:
-            order = rng.permutation(len(self.labels))
-        return np.array_split(order, self.num_steps)
+from fewsight.rng import SAMPLE, image_stream, stream
 
 
 class AugmentedImages(Dataset[Any]):
@@ -83,7 +46,7 @@ class AugmentedImages(Dataset[Any]):
 
 def batches(
     images: AugmentedImages,
-    plan: Batches,
+    plan: Plan,
     *,
     first_epoch: int,
     first_step: int,
@@ -128,11 +91,6 @@ def naming_lost_workers() -> Iterator[None]:
             f"a process that loads images has ended ({str(error).splitlines()[0]}); often memory ran out: close other "
             "programs, then continue from the last saved state with --resume, or train anew with --set run.workers=0"
         ) from error
-
-
-def class_shares(labels: Sequence[int], num_classes: int) -> list[int]:
-    """Images of each class."""
-    return [int(count) for count in np.bincount(np.asarray(labels), minlength=num_classes)]
 
 
 def sample_positions(num_images: int, most: int, seed: int) -> np.ndarray:

@@ -48,7 +48,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         total = torch.zeros((), device=self.device)
-        logged: dict[str, float] = {}
+        logged: dict[str, Any] = {}
         for part in parts_of(len(images), self.stage.accumulate):
             with autocast(self.device, self.precision):
                 logits, features = self.model(images[part])
@@ -63,7 +63,7 @@ class Learner:
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        return float(total), logged
+        return float(total), {name: float(value) for name, value in logged.items()}  # the device is waited for here
 
     def averaged(self) -> nn.Module:
         """The model to test and to keep: the moving average where there is one."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fewsight.backbones import TIMM_PREFIX, Backbone, TimmBackbone, build_backbone
 from fewsight.errors import RunError
+from fewsight.recipes import Recipe
 
 MAX_NAMED = 5  # names listed for each kind of mismatch
 
@@ -33,6 +34,16 @@ def resolve_stem(train_px: int, backbone_name: str = "") -> str:
     if train_px >= 112 or backbone_name.startswith(TIMM_PREFIX):
         return "large"
     return "medium" if train_px >= 48 else "small"
+
+
+def with_stem(recipe: Recipe) -> Recipe:
+    """The recipe with its stem resolved; a model of timm has its own stem and width."""
+    model = recipe.model
+    if model.backbone.startswith(TIMM_PREFIX):
+        model = model.model_copy(update={"stem": "large", "width": 1.0})
+    elif model.stem == "auto":
+        model = model.model_copy(update={"stem": resolve_stem(recipe.augment.train_px, model.backbone)})
+    return recipe.model_copy(update={"model": model})
 
 
 def build_model(backbone_name: str, num_classes: int, *, stem: str = "large", width: float = 1.0) -> Classifier:

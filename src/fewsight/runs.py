@@ -81,8 +81,13 @@ def create_run(
     data: RunData,
     images: Iterable[Mapping[str, Any]],
     notes: str = "",
+    start: Mapping[str, Any] | None = None,
 ) -> Run:
     """Write a new run folder, complete but for its weights; run.json comes last and makes it one.
+
+    Args:
+        notes: comment lines on top of recipe.toml.
+        start: what is noted of the weights that it starts from; None: random ones.
 
     Raises:
         RunError: the folder is taken or cannot be written.
@@ -100,6 +105,7 @@ def create_run(
         "command": " ".join(["fewsight", *sys.argv[1:]]),
         "seed": recipe.run.seed,
         "started": now(),
+        "start": start,
         "recipe": recipe.model_dump(mode="json"),  # what recipe.toml is compared with on resuming
     }
     try:
@@ -205,15 +211,20 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, A
                 old.unlink()
 
 
+def has_state(path: Path) -> bool:
+    """Whether a state was saved since the run began."""
+    return (path / "state" / "state.json").is_file()
+
+
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The last saved state, or None where there is none yet.
 
     Raises:
         RunError: the state is damaged.
     """
-    file = path / "state" / "state.json"
-    if not file.is_file():
+    if not has_state(path):
         return None
+    file = path / "state" / "state.json"
     state = files.read_json(file)
     if (
         not isinstance(state, dict)

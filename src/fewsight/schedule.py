@@ -5,9 +5,13 @@ import math
 from fewsight.recipes import Stage
 
 
-def peak_rate(stage: Stage) -> float:
-    """The rate after warm-up: base_lr * batch_size / 256 (Goyal et al., arXiv 1706.02677)."""
-    return stage.optim.base_lr * stage.batch_size / 256
+def peak_rate(stage: Stage, batch_size: int) -> float:
+    """The rate after warm-up: lr_scale * base_lr * batch_size / 256 (Goyal et al., arXiv 1706.02677).
+
+    Args:
+        batch_size: nominal, of the stage's plan: P x K where batches are made of classes.
+    """
+    return stage.lr_scale * stage.optim.base_lr * batch_size / 256
 
 
 def rate_at(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> float:

@@ -4,13 +4,14 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from fewsight import files, runs
 from fewsight.augment import contact_sheet
@@ -21,14 +22,15 @@ from fewsight.data import evaluation_samples
 from fewsight.device import compute_threads, keep_freed_memory, resolve_device, resolve_run
 from fewsight.errors import DataError, Interrupted, RecipeError, RunError
 from fewsight.feed import AugmentedImages
-from fewsight.losses import build_loss
+from fewsight.initial import check_fits, model_values, read_start, weights_from
+from fewsight.losses import check_loss, wanted_batches
 from fewsight.metrics import Figures, evaluate_scores
 from fewsight.model import build_model, resolve_stem
 from fewsight.predict import Normalise, load_model, score_images, testing_recipe
 from fewsight.prepare import NAMED_IN_MESSAGE, Prepared, prepare
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
 from fewsight.runs import Run
-from fewsight.train import TrainingSet, batch_plan, fit, mix
+from fewsight.train import TrainingSet, batch_plan, cutmix_prob, fit, mix
 
 TEST_RATIOS = (1.0, 320 / 224, 380 / 224, 2.0)  # the report's test sizes over its train size
 
@@ -41,6 +43,7 @@ def train(
     hours: float = 1.0,
     overrides: Sequence[str] = (),
     seeds: Sequence[int] = (),
+    init_from: Path | None = None,
     preview: int = 0,
     console: Console | None = None,
 ) -> list[Run]:
@@ -50,6 +53,8 @@ def train(
         recipe: "auto" (planned from the data, the device and `hours`), a shipped name or a TOML file.
         overrides: `key.path=value` on top of the recipe.
         seeds: train once for each, in `out/seed<N>`, all by one plan; none: once, in `out`.
+        init_from: start from this run's weights instead of random ones, seed by seed where it holds a run for each.
+            They stand for all stages of the recipe but the last, which alone is trained.
         preview: write a contact sheet of that many augmented batches and stop; nothing is trained.
 
     Returns:
@@ -66,7 +71,14 @@ def train(
     if planned and not 0 < hours < math.inf:
         raise RecipeError(f"--hours {hours:g}: expected a number above 0, for example 0.5")
     _check_place(out, [] if preview else list(folders.values()))
+    sources = {seed: read_start(init_from, seed) for seed in folders} if init_from else {}
+    if sources and planned:
+        overrides = [*model_values(next(iter(sources.values()))), *overrides]  # the plan must fit the weights
     first = parse_recipe(starting_values(), overrides, "auto") if planned else load_recipe(recipe, overrides)
+    if sources:
+        first = _last_stage(first, console)
+    for source in sources.values():
+        check_fits(source, first)
     settings = resolve_run(first.run)
     check_parts(first)
     with counting(console, "checking images") as progress:
@@ -78,22 +90,27 @@ def train(
         notes = "\n".join(reasons)
         console.print(f"the plan:\n{notes}", markup=False)
     resolved = resolve(first, prepared)
+    check_parts(resolved)  # a plan may have cut the batch into parts
     if preview:
         write_preview(resolved, prepared, preview, out, console)
         return []
     finished = []
     for seed, folder in folders.items():
         seeded = resolved if seed is None else _with_seed(resolved, seed)
-        run = runs.create_run(folder, seeded, prepared.classes, prepared.facts, prepared.listed, notes)
+        origin = _origin(sources[seed]) if sources else None
+        weights = _starting_weights(origin, seeded, prepared.classes, console)
+        run = runs.create_run(folder, seeded, prepared.classes, prepared.facts, prepared.listed, notes, origin)
         console.print(f"training {folder}" + ("" if seed is None else f" (seed {seed})"))
         try:
-            finished.append(_fit(run, prepared.images, console))
+            finished.append(_fit(run, prepared.images, console, weights))
         except Interrupted as error:
             waiting = [one for one in seeds if one != seed and not (out / f"seed{one}").exists()]
             if not waiting:
                 raise
             todo = "; ".join(
-                f"--recipe {folder}/recipe.toml --set run.seed={one} --out {out}/seed{one}" for one in waiting
+                f"--recipe {folder}/recipe.toml --set run.seed={one} --out {out}/seed{one}"
+                + (f" --init-from {sources[one].path}" if sources else "")
+                for one in waiting
             )
             raise Interrupted(f"{error}. The other seeds: fewsight train {data} {todo}", error.signal_number) from error
     return finished
@@ -126,7 +143,8 @@ def resume(path: Path, *, console: Console | None = None) -> Run:
         prepared = prepare(source, run.recipe.data, progress=progress)
     if prepared.facts.digest != run.data.digest:
         raise RunError(f"{path}: {source} is not the data that the run began with: {_data_differences(run, prepared)}")
-    return _fit(run, prepared.images, console)
+    origin = None if runs.has_state(path) else run.info.get("start")
+    return _fit(run, prepared.images, console, _starting_weights(origin, run.recipe, run.classes, console))
 
 
 @dataclass(frozen=True)
@@ -187,16 +205,17 @@ def check_parts(recipe: Recipe) -> None:
     """Build the backbone and the losses without memory, so that a wrong name fails before the images are read.
 
     Raises:
-        RecipeError: there is no such backbone or loss, or the backbone has no such stem or width.
+        RecipeError: there is no such backbone or loss, the backbone has no such stem or width, or a loss could not do
+            its work in its stage.
     """
     name, asked = recipe.model.backbone, recipe.model.stem
     stem = resolve_stem(recipe.augment.train_px, name) if asked == "auto" else asked
     # timm's models read values from tensors while they are built
     weightless = contextlib.nullcontext() if name.startswith(TIMM_PREFIX) else torch.device("meta")
     with weightless:
-        model = build_model(name, 2, stem=stem, width=recipe.model.width)
+        build_model(name, 2, stem=stem, width=recipe.model.width)
     for stage in recipe.stages:
-        build_loss(stage.loss, stage.losses, num_classes=2, num_features=model.head.in_features)
+        check_loss(stage, cutmix_prob(recipe, stage))
 
 
 def resolve(recipe: Recipe, prepared: Prepared) -> Recipe:
@@ -213,6 +232,8 @@ def resolve(recipe: Recipe, prepared: Prepared) -> Recipe:
     values["model"]["stem"] = resolve_stem(px, recipe.model.backbone) if stem == "auto" else stem
     if recipe.eval.test_px == "auto":
         values["eval"]["test_px"] = [4 * round(ratio * px / 4) for ratio in TEST_RATIOS]
+    for stage, resolved in zip(recipe.stages, values["stages"], strict=True):
+        resolved |= {"batches": wanted_batches(stage), "cutmix_prob": cutmix_prob(recipe, stage)}
     values["data"] |= {"mean": prepared.facts.mean, "std": prepared.facts.std}
     values["run"] = resolve_run(recipe.run).model_dump()
     return Recipe.model_validate(values)
@@ -222,7 +243,8 @@ def write_preview(recipe: Recipe, prepared: Prepared, count: int, out: Path, con
     """Write `out/preview.png`: the first `count` augmented batches as the model will see them, CutMix too."""
     images = prepared.images
     source = AugmentedImages(images.root, images.paths, recipe.augment, recipe.run.seed)
-    plan = batch_plan(recipe, recipe.stages[0], images)
+    stage = recipe.stages[0]
+    plan = batch_plan(recipe, stage, images)
     labels = torch.tensor(images.labels)
     sheets, captions = [], []
     for number in range(count):
@@ -232,7 +254,7 @@ def write_preview(recipe: Recipe, prepared: Prepared, count: int, out: Path, con
         if isinstance(batch, Exception):
             raise batch
         pixels = torch.from_numpy(batch).permute(0, 3, 1, 2).float()
-        mixed, targets = mix(pixels, labels[indices], recipe, epoch, step)
+        mixed, targets = mix(pixels, labels, indices, recipe, stage, epoch, step)
         sheets.append(mixed.permute(0, 2, 3, 1).byte().numpy())
         names = [[prepared.classes[int(label)] for label in part] for part in (targets.labels, targets.other_labels)]
         stems = [Path(images.paths[index]).stem for index in indices]
@@ -254,17 +276,56 @@ def _caption(label: str, other_label: str, stem: str, lam: float) -> str:
     return f"{lam:.2f} {printable(label)}\n{1 - lam:.2f} {printable(other_label)}"
 
 
-def _fit(run: Run, images: TrainingSet, console: Console) -> Run:
+def _fit(run: Run, images: TrainingSet, console: Console, weights: Mapping[str, Tensor] | None) -> Run:
     reporter = TrainingReporter(console)
     try:
-        return fit(run, images, reporter)
+        return fit(run, images, reporter, weights)
     except torch.OutOfMemoryError as error:
+        parts = (
+            f"with the batch in more parts, for example --set stages.0.accumulate={2 * run.recipe.stages[0].accumulate}"
+        )
+        whole = any(stage.batches == "pk" for stage in run.recipe.stages)  # such a loss takes no accumulation
         raise RunError(
-            f"{run.path}: the device's memory is too small for a batch. Train anew with the batch in more parts, "
-            f"for example --set stages.0.accumulate={2 * run.recipe.stages[0].accumulate}, or a smaller train_px"
+            f"{run.path}: the device's memory is too small for a batch. Train anew "
+            f"{'with a smaller batch_size' if whole else parts}, or a smaller train_px"
         ) from error
     finally:
         reporter.close()
+
+
+def _last_stage(recipe: Recipe, console: Console) -> Recipe:
+    """The recipe without the stages that trained weights stand for."""
+    for number, stage in enumerate(recipe.stages[:-1]):
+        console.print(
+            f"stage {number + 1} ({stage.loss}, {stage.epochs} epochs) is left out: --init-from stands for it"
+        )
+    return recipe.model_copy(update={"stages": recipe.stages[-1:]})
+
+
+def _origin(source: Run) -> dict[str, str]:
+    """What run.json notes of the weights that a run starts from."""
+    return {"run": str(source.path.resolve()), "weights_digest": source.info["weights_digest"]}
+
+
+def _starting_weights(
+    origin: Mapping[str, str] | None, recipe: Recipe, classes: tuple[str, ...], console: Console
+) -> dict[str, Tensor] | None:
+    """The weights that `origin` notes, None where there is none.
+
+    Raises:
+        RunError: that run is not there any more, or its weights are others now.
+    """
+    if origin is None:
+        return None
+    source = read_start(Path(origin["run"]))
+    if source.info["weights_digest"] != origin["weights_digest"]:
+        raise RunError(
+            f"{source.path} has other weights than those that the run began with; put them back, or train anew with "
+            "--init-from"
+        )
+    weights, account = weights_from(source, recipe, classes)
+    console.print(account)
+    return weights
 
 
 def _with_seed(recipe: Recipe, seed: int) -> Recipe:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,11 +18,12 @@ from fewsight import files, runs
 from fewsight.augment import apply_cutmix, draw_cutmix
 from fewsight.device import compute_threads, keep_freed_memory, same_bits, to_device
 from fewsight.errors import DataError, Interrupted, RunError
-from fewsight.feed import AugmentedImages, Batches, batches, class_shares, naming_lost_workers
+from fewsight.feed import AugmentedImages, batches, naming_lost_workers
 from fewsight.learner import Learner
-from fewsight.losses import Targets, balanced_weights, build_loss
+from fewsight.losses import Targets, balanced_weights, build_loss, collapse_of, wanted_batches
 from fewsight.metrics import Figures, evaluate_scores
 from fewsight.model import Classifier, build_model, load_weights, weights_out
+from fewsight.plans import ClassBatches, Plan, ShuffledBatches, class_shares
 from fewsight.predict import Normalise, score_images
 from fewsight.recipes import Recipe, Stage
 from fewsight.rng import batch_stream
@@ -56,6 +57,8 @@ class Position:
     loss_sum: float = 0.0  # over the epoch's images so far
     num_images: int = 0
     best_top1: float = -1.0  # on val, for select = "best"
+    terms: dict[str, list[float]] = field(default_factory=dict)  # what the loss logs: [sum over images, images]
+    collapsed: bool = False  # the loss said so of the last epoch
 
 
 class Reporter(Protocol):
@@ -70,6 +73,9 @@ class Reporter(Protocol):
     def epoch(self, line: Mapping[str, Any]) -> None:
         """An epoch is done; `line` is what the log says of it."""
 
+    def say(self, text: str) -> None:
+        """Something that the user should know now."""
+
 
 def fit(run: Run, data: TrainingSet, reporter: Reporter, weights: Mapping[str, Tensor] | None = None) -> Run:
     """Train a run to its end, from its last saved state if it has one.
@@ -78,7 +84,8 @@ def fit(run: Run, data: TrainingSet, reporter: Reporter, weights: Mapping[str, T
         weights: what to start from instead of a random initialisation.
 
     Raises:
-        RunError: the loss is not finite, or the folder cannot be written.
+        RunError: the loss is not finite, or has collapsed and `run.on_collapse` is "stop", or the folder cannot be
+            written.
         DataError: an image can no longer be read.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
@@ -107,6 +114,7 @@ def fit(run: Run, data: TrainingSet, reporter: Reporter, weights: Mapping[str, T
             if state:
                 learner.load(*state)
                 state = None
+            reporter.say(_stage_line(recipe, number, plans[number], learner))
             at = _fit_stage(run, data, learner, plans, at, normalise, reporter, stop)
             learner.finish()
     if recipe.run.select == "best":
@@ -116,7 +124,7 @@ def fit(run: Run, data: TrainingSet, reporter: Reporter, weights: Mapping[str, T
     if recipe.run.select == "last":
         run = runs.save_weights(run, weights_out(model))
     files.write_json(run.path / "metrics.json", {"val": figures.as_json() if figures else None})
-    run = runs.update_info(run, status="finished", finished=runs.now())
+    run = runs.update_info(run, status="finished", finished=runs.now(), collapsed=at.collapsed)
     runs.remove_state(run.path)
     return run
 
@@ -125,7 +133,7 @@ def _fit_stage(
     run: Run,
     data: TrainingSet,
     learner: Learner,
-    plans: list[Batches],
+    plans: list[Plan],
     at: Position,
     normalise: Normalise,
     reporter: Reporter,
@@ -136,7 +144,7 @@ def _fit_stage(
     before = sum(earlier.epochs for earlier in recipe.stages[: at.stage])  # epochs count on across stages
     images = AugmentedImages(data.root, data.paths, recipe.augment, recipe.run.seed)
     labels = torch.tensor(data.labels)
-    peak, total_steps = peak_rate(stage), stage.epochs * plan.num_steps
+    peak, total_steps = peak_rate(stage, plan.batch_size), stage.epochs * plan.num_steps
     warmup_steps = min(round(stage.optim.warmup_epochs * plan.num_steps), total_steps)
     keeper, began = StateKeeper(recipe.run.state_minutes), time.monotonic()
     assert recipe.run.workers != "auto", "a resolved recipe has its workers"
@@ -152,10 +160,12 @@ def _fit_stage(
     with closing(feed):  # ends its processes, whatever happens
         for epoch, step, batch, indices in feed:
             torch.manual_seed(int(batch_stream(recipe.run.seed, epoch, step).integers(2**62)))
-            inputs, targets = mix(normalise(to_device(batch, learner.device)), labels[indices], recipe, epoch, step)
+            inputs, targets = mix(
+                normalise(to_device(batch, learner.device)), labels, indices, recipe, stage, epoch, step
+            )
             done = (epoch - before) * plan.num_steps + step
             rate = rate_at(done, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps)
-            loss, extra = learner.step(inputs, targets, rate)
+            loss, terms = learner.step(inputs, targets, rate)
             if not math.isfinite(loss):
                 raise RunError(_not_finite(run, loss, epoch, step, rate))
             at = replace(
@@ -163,6 +173,7 @@ def _fit_stage(
                 step=step + 1,
                 loss_sum=at.loss_sum + loss * len(indices),
                 num_images=at.num_images + len(indices),
+                terms=_summed(at.terms, terms, len(indices)),
             )
             line = {
                 "kind": "step",
@@ -171,15 +182,22 @@ def _fit_stage(
                 "step": step + 1,
                 "loss": loss,
                 "lr": rate,
+                **({"terms": terms} if terms else {}),
             }
-            reporter.step({**line, **extra}, _steps_before(recipe, plans, at))
+            reporter.step(line, _steps_before(recipe, plans, at))
             if step % max(1, plan.num_steps // 10) == 0:
-                runs.append_log(run.path, {**line, **extra, "time": runs.now()})
+                runs.append_log(run.path, {**line, "time": runs.now()})
             if step + 1 == plan.num_steps:
                 at = _end_epoch(run, data, learner, at, normalise, reporter, time.monotonic() - began)
                 began = time.monotonic()
-            if stop.signal_number or keeper.is_due(epoch_ended=at.step == 0):
+            stops_here = at.step == 0 and at.collapsed and recipe.run.on_collapse == "stop"
+            if stop.signal_number or stops_here or keeper.is_due(epoch_ended=at.step == 0):
                 keeper.save(run, learner, at)
+            if stops_here:
+                raise RunError(
+                    f"{run.path}: stopped after epoch {epoch + 1}, because the loss has collapsed (the reason stands "
+                    'above and in log.jsonl) and run.on_collapse = "stop". Train anew with what it says to change'
+                )
             if stop.signal_number:
                 raise Interrupted(
                     f"interrupted after epoch {epoch + 1}, step {step + 1}; the state is saved. "
@@ -207,6 +225,9 @@ def _end_epoch(
         "epoch": earlier + at.epoch + 1,
         "train_loss": at.loss_sum / at.num_images,
     }
+    means = {name: total / count for name, (total, count) in at.terms.items()}
+    if means:
+        line["terms"] = means
     every = recipe.eval.every_epochs
     if every and ((at.epoch + 1) % every == 0 or at.epoch + 1 == stage.epochs):
         figures = score_val(run, data, learner.averaged(), normalise)
@@ -215,9 +236,41 @@ def _end_epoch(
             if recipe.run.select == "best" and figures.top1.value > at.best_top1:
                 at = replace(at, best_top1=figures.top1.value)
                 runs.save_weights(run, weights_out(learner.averaged()), best_epoch=line["epoch"])
+    collapse = _collapse(learner, stage, means, at.epoch + 1)
+    if collapse:
+        line["collapse"] = collapse
     runs.append_log(run.path, {**line, "seconds": round(seconds, 3), "time": runs.now()})
     reporter.epoch({**line, "epochs": sum(one.epochs for one in recipe.stages), "seconds": seconds})
-    return replace(at, epoch=at.epoch + 1, step=0, loss_sum=0.0, num_images=0)
+    if collapse and not at.collapsed:  # named once, while it lasts
+        reporter.say(f"warning: epoch {line['epoch']}: {collapse}")
+    return replace(at, epoch=at.epoch + 1, step=0, loss_sum=0.0, num_images=0, terms={}, collapsed=collapse is not None)
+
+
+def _stage_line(recipe: Recipe, number: int, plan: Plan, learner: Learner) -> str:
+    """What a stage does, in words."""
+    stage = recipe.stages[number]
+    batch = "x".join(map(str, plan.shape)) if isinstance(plan, ClassBatches) else str(plan.batch_size)
+    text = (
+        f"stage {number + 1} of {len(recipe.stages)}: {stage.loss}, {stage.epochs} epochs of {plan.num_steps} batches "
+    )
+    text += f"({batch} images{' by class' if isinstance(plan, ClassBatches) else ''}), peak rate "
+    text += f"{peak_rate(stage, plan.batch_size):.3g}"
+    own = [f"{name} {list(weight.shape)}" for name, weight in learner.loss.named_parameters()]
+    return text + (f"; the loss's own weights: {', '.join(own)}" if own else "")
+
+
+def _collapse(learner: Learner, stage: Stage, means: Mapping[str, float], num_epochs: int) -> str | None:
+    """What the loss says has gone wrong, once the warm-up is over."""
+    if num_epochs <= stage.optim.warmup_epochs:
+        return None
+    return collapse_of(learner.loss, means, num_epochs / stage.epochs)
+
+
+def _summed(sums: Mapping[str, list[float]], terms: Mapping[str, float], count: int) -> dict[str, list[float]]:
+    """What the loss has logged so far in the epoch; a term that sat a batch out does not count there."""
+    added = {name: [value * count, count] for name, value in terms.items()}
+    before = {name: sums.get(name, [0.0, 0.0]) for name in added}
+    return {**sums, **{name: [before[name][0] + total, before[name][1] + n] for name, (total, n) in added.items()}}
 
 
 def initial_model(recipe: Recipe, num_classes: int) -> Classifier:
@@ -226,10 +279,12 @@ def initial_model(recipe: Recipe, num_classes: int) -> Classifier:
     return build_model(recipe.model.backbone, num_classes, stem=recipe.model.stem, width=recipe.model.width)
 
 
-def batch_plan(recipe: Recipe, stage: Stage, data: TrainingSet) -> Batches:
+def batch_plan(recipe: Recipe, stage: Stage, data: TrainingSet) -> Plan:
     """Which image stands in which batch of a stage."""
+    if wanted_batches(stage) == "pk":
+        return ClassBatches(data.labels, stage.batch_size, recipe.run.seed, stage.images_per_class)
     sampling = recipe.data.balance == "sampling"
-    return Batches(data.labels, stage.batch_size, recipe.run.seed, sampling)
+    return ShuffledBatches(data.labels, stage.batch_size, recipe.run.seed, sampling)
 
 
 def build_learner(
@@ -240,9 +295,13 @@ def build_learner(
     num_classes: int,
     device: torch.device,
 ) -> Learner:
-    """The model with the stage's loss, fresh optimiser and moving average."""
-    counts = class_shares(data.labels, num_classes)
-    weights = balanced_weights(counts) if recipe.data.balance == "weights" else None
+    """The model with the stage's loss, fresh optimiser and moving average.
+
+    P x K batches show every class equally often, so the loss weighs none there.
+    """
+    plan = batch_plan(recipe, stage, data)
+    weighs = recipe.data.balance == "weights" and isinstance(plan, ShuffledBatches)
+    weights = balanced_weights(class_shares(data.labels, num_classes)) if weighs else None
     torch.manual_seed(recipe.run.seed + 1)  # a loss that owns weights draws them here
     loss = build_loss(
         stage.loss,
@@ -251,21 +310,33 @@ def build_learner(
         num_features=model.head.in_features,
         class_weights=weights,
     )
-    num_steps = batch_plan(recipe, stage, data).num_steps
-    return Learner(model, loss.to(device), stage, num_steps, device, recipe.run.precision)
+    return Learner(model, loss.to(device), stage, plan.num_steps, device, recipe.run.precision)
 
 
-def mix(images: Tensor, labels: Tensor, recipe: Recipe, epoch: int, step: int) -> tuple[Tensor, Targets]:
-    """CutMix, drawn for the whole batch by (seed, epoch, step)."""
-    labels = labels.to(images.device)
+def mix(
+    images: Tensor, labels: Tensor, indices: np.ndarray, recipe: Recipe, stage: Stage, epoch: int, step: int
+) -> tuple[Tensor, Targets]:
+    """CutMix, drawn for the whole batch by (seed, epoch, step).
+
+    Args:
+        images: [B, 3, H, W], the batch.
+        labels: [N], of the whole training set; `indices` [B] says which of it stand in the batch.
+    """
+    device = images.device
+    own, which = labels[indices].to(device), torch.from_numpy(indices).to(device)
     rng = batch_stream(recipe.run.seed, epoch, step)
     _, _, height, width = images.shape
-    augment = recipe.augment
-    drawn = draw_cutmix(rng, len(images), height, width, prob=augment.cutmix_prob, alpha=augment.cutmix_alpha)
+    prob, alpha = cutmix_prob(recipe, stage), recipe.augment.cutmix_alpha
+    drawn = draw_cutmix(rng, len(images), height, width, prob=prob, alpha=alpha)
     if drawn is None:
-        return images, Targets(labels, labels)
-    partners = torch.from_numpy(drawn.permutation).to(images.device)
-    return apply_cutmix(images, drawn), Targets(labels, labels[partners], drawn.lam)
+        return images, Targets(own, own, images=which)
+    partners = torch.from_numpy(drawn.permutation).to(device)
+    return apply_cutmix(images, drawn), Targets(own, own[partners], drawn.lam, which)
+
+
+def cutmix_prob(recipe: Recipe, stage: Stage) -> float:
+    """The probability that a batch of the stage is mixed."""
+    return recipe.augment.cutmix_prob if stage.cutmix_prob == "auto" else stage.cutmix_prob
 
 
 def score_val(run: Run, data: TrainingSet, model: nn.Module, normalise: Normalise) -> Figures | None:
@@ -321,7 +392,7 @@ def _check_threads(run: Run, before: int) -> None:
         )
 
 
-def _steps_before(recipe: Recipe, plans: list[Batches], at: Position) -> int:
+def _steps_before(recipe: Recipe, plans: list[Plan], at: Position) -> int:
     stages = zip(plans[: at.stage], recipe.stages, strict=False)
     done = sum(plan.num_steps * stage.epochs for plan, stage in stages)
     return done + (at.epoch * plans[at.stage].num_steps + at.step if at.stage < len(plans) else 0)

@@ -132,7 +132,7 @@ def _explain(problem: dict[str, Any]) -> str:
 
 def _is_union_tag(part: int | str) -> bool:
     """Pydantic adds the tried alternative of a union to the location; users never wrote it."""
-    return isinstance(part, str) and ("[" in part or part in ("int", "str", "constrained-int"))
+    return isinstance(part, str) and ("[" in part or part.removeprefix("constrained-") in ("int", "str", "float"))
 
 
 def _keys_at(location: Sequence[int | str]) -> list[str]:

@@ -70,7 +70,7 @@ class Augment(Section):
 class Optim(Section):
     """SGD with momentum; the rate rises linearly, then falls on a cosine to 0, per step."""
 
-    base_lr: Positive = 0.1  # for 256 images a batch: rate = base_lr * batch_size / 256
+    base_lr: Positive = 0.1  # for 256 images a batch: rate = base_lr * images a batch / 256
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
@@ -78,18 +78,40 @@ class Optim(Section):
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
 
 
+class Triplet(Section):
+    """Batch-hard triplet."""
+
+    margin: Positive | Literal["soft"] = 0.3  # Euclidean distance; "soft": log(1 + exp(positive - negative))
+    normalise: bool = False  # features to length 1 first
+    mixed: Literal["skip", "lam"] = "skip"  # what a CutMix batch gives: nothing, or both labels' losses by lam
+
+
+class ArcFace(Section):
+    """ArcFace on a head of its own."""
+
+    scale: Positive = 30.0
+    margin_rad: Annotated[float, Field(ge=0, lt=1.5)] = 0.5
+
+
 class Losses(Section):
     """The values that the losses take."""
 
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1  # the report's: epsilon / (K - 1) on each other class
+    triplet: Triplet = Triplet()
+    arcface: ArcFace = ArcFace()
+    weights: dict[str, Positive] = {}  # of the terms of a sum; 1 where none is given
 
 
 class Stage(Section):
     """One training from a warm restart: a loss, its epochs and batches."""
 
-    loss: str = "ce"
+    loss: str = "ce"  # or a sum: "ce+triplet", "ce+arcface"
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
+    batches: Literal["auto", "shuffled", "pk"] = "auto"  # auto: what the loss wants; pk: P classes x K images
+    images_per_class: Annotated[int, Field(ge=2)] = 4  # K; P = batch_size / K, at most the classes; then K grows
+    lr_scale: Positive = 1.0  # on base_lr, for a stage that starts from trained weights
+    cutmix_prob: Share | Literal["auto"] = "auto"  # of this stage; auto: augment's
     accumulate: Count = 1  # parts that a batch is cut into where memory is short
     ema_half_life_epochs: Annotated[float, Field(ge=0)] = 0.0  # 0: no moving average of the weights
     optim: Optim = Optim()
@@ -114,6 +136,7 @@ class Run(Section):
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"  # that compute
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"  # processes that load; 0: none beside
     select: Literal["last", "best"] = "last"
+    on_collapse: Literal["stop", "continue"] = "continue"  # when a loss says that it has collapsed
     state_minutes: Positive = 5.0  # and after each epoch, unless that would take over 2 % of the time
 
 

@@ -1,35 +1,10 @@
-"""Losses: Modules `(logits, features, targets) -> (scalar, what to log)`.
-
-To add one, write its Module here and name it in LOSSES. `fit()` never asks which loss it has; weights that a
-loss owns are trained too.
-"""
-
-import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
+"""Cross-entropy with the report's label smoothing."""
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from fewsight.errors import RecipeError
+from fewsight.losses.targets import Targets, at_least_float32
 from fewsight.recipes import Losses
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What a batch should be: class `labels` [B] with share `lam`, `other_labels` [B] with the rest.
-
-    `lam` is 1.0 where images are unmixed.
-    """
-
-    labels: Tensor
-    other_labels: Tensor
-    lam: float = 1.0
-
-    def part(self, rows: slice) -> "Targets":
-        """The same for some rows of the batch."""
-        return Targets(self.labels[rows], self.other_labels[rows], self.lam)
 
 
 class SmoothedCrossEntropy(nn.Module):
@@ -47,6 +22,8 @@ class SmoothedCrossEntropy(nn.Module):
     """
 
     batches = "shuffled"
+    trains_head = True
+    unmixed_only = False
 
     def __init__(self, smoothing: float = 0.1, class_weights: Tensor | None = None) -> None:
         super().__init__()
@@ -54,9 +31,9 @@ class SmoothedCrossEntropy(nn.Module):
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", class_weights, persistent=False)
 
-    def forward(self, logits: Tensor, features: Tensor, targets: Targets) -> tuple[Tensor, dict[str, float]]:
+    def forward(self, logits: Tensor, features: Tensor, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
         """logits [B, K] -> (scalar, {})."""
-        log_probs = functional.log_softmax(logits.float(), dim=1)
+        log_probs = torch.log_softmax(at_least_float32(logits), dim=1)
         loss = self._per_image(log_probs, targets.labels)
         if targets.lam < 1:
             loss = targets.lam * loss + (1 - targets.lam) * self._per_image(log_probs, targets.other_labels)
@@ -70,28 +47,9 @@ class SmoothedCrossEntropy(nn.Module):
         return loss if self.class_weights is None else loss * self.class_weights[labels]
 
 
-def cross_entropy(losses: Losses, num_classes: int, num_features: int, weights: Tensor | None) -> nn.Module:
-    """`loss = "ce"`."""
-    return SmoothedCrossEntropy(losses.smoothing, weights)
-
-
-LossBuilder = Callable[[Losses, int, int, Tensor | None], nn.Module]
-LOSSES: dict[str, LossBuilder] = {"ce": cross_entropy}
-
-
-def build_loss(
-    name: str, losses: Losses, *, num_classes: int, num_features: int, class_weights: Tensor | None = None
-) -> nn.Module:
-    """The loss of that name.
-
-    Raises:
-        RecipeError: no such loss; the nearest is named.
-    """
-    if name not in LOSSES:
-        near = difflib.get_close_matches(name, LOSSES, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise RecipeError(f"no loss {name!r}: known are {', '.join(LOSSES)}{hint}")
-    return LOSSES[name](losses, num_classes, num_features, class_weights)
+def cross_entropy(losses: Losses, num_classes: int, num_features: int, class_weights: Tensor | None) -> nn.Module:
+    """`ce`."""
+    return SmoothedCrossEntropy(losses.smoothing, class_weights)
 
 
 def balanced_weights(counts: list[int]) -> Tensor:

@@ -1,0 +1,119 @@
+"""Batch-hard triplet loss on the pooled features."""
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fewsight.losses.targets import Targets, at_least_float32
+from fewsight.recipes import Losses
+
+LEAST_SQUARED_DISTANCE = 1e-12  # below it a pair has no direction to be pushed in
+COLLAPSED_DISTANCE = 0.5  # of the margin: hardest negatives this near, and ...
+COLLAPSED_GAP = 0.1  # ... hardest positives no nearer than this much of the margin: the loss rests at the margin
+
+
+class BatchHardTriplet(nn.Module):
+    """Mean over anchors of [m + max over positives d(a, p) - min over negatives d(a, n)]+, within the batch.
+
+    Distances are Euclidean, on features as they are. A positive is another image of the anchor's class: a copy
+    of the same image is neither positive nor negative. Anchors without a positive or without a negative do not
+    count. The pairs are chosen by a matrix product of centred features, and the chosen distances computed anew
+    by difference, since the product loses small ones in float32. Computed in float32 at least.
+
+    A CutMix image has no one identity, so a mixed batch gives 0 (`mixed = "skip"`) or, as a choice,
+    lam * L(labels) + (1 - lam) * L(other_labels) (`mixed = "lam"`).
+
+    Args:
+        margin: m, in units of distance, or "soft" for log(1 + exp(d(a, p) - d(a, n))).
+        normalise: bring features to length 1 first.
+
+    Source: Hermans et al., arXiv 1703.07737, eq. 5.
+    """
+
+    batches = "pk"
+    trains_head = False
+
+    def __init__(
+        self,
+        margin: float | Literal["soft"] = 0.3,
+        *,
+        normalise: bool = False,
+        mixed: Literal["skip", "lam"] = "skip",
+    ) -> None:
+        super().__init__()
+        self.margin, self.normalise, self.mixed = margin, normalise, mixed
+
+    @property
+    def unmixed_only(self) -> bool:
+        """Whether it learns nothing from a mixed batch."""
+        return self.mixed == "skip"
+
+    def forward(self, logits: Tensor, features: Tensor, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
+        """features [B, D] -> (scalar, distances of the hardest pairs, share of active anchors, feature norm)."""
+        if targets.lam < 1 and self.unmixed_only:
+            return 0 * features.sum(), {}
+        features = at_least_float32(features)
+        norm = features.detach().norm(dim=1).mean()
+        if self.normalise:
+            features = functional.normalize(features, dim=1)
+        squared = squared_distances(features.detach())
+        images = targets.images
+        same_image = torch.eye(len(features), dtype=torch.bool, device=features.device)
+        if images is not None:
+            same_image = images[:, None] == images
+        loss, logged = self._hardest(features, squared, targets.labels, same_image)
+        if targets.lam < 1:
+            other, _ = self._hardest(features, squared, targets.other_labels, same_image)
+            loss = targets.lam * loss + (1 - targets.lam) * other
+        return loss, {**logged, "feature_norm": norm}
+
+    def _hardest(
+        self, features: Tensor, squared: Tensor, labels: Tensor, same_image: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        same_class = labels[:, None] == labels
+        farthest, positives = squared.masked_fill(~same_class | same_image, -torch.inf).max(1)
+        nearest, negatives = squared.masked_fill(same_class | same_image, torch.inf).min(1)
+        counts = (farthest > -torch.inf) & (nearest < torch.inf)  # has a positive and a negative
+        chosen = features[torch.cat([positives, negatives])].view(2, *features.shape)
+        distances = (features - chosen).square().sum(2).clamp(min=LEAST_SQUARED_DISTANCE).sqrt()  # [2, B]
+        gap = distances[0] - distances[1]
+        each = functional.softplus(gap) if self.margin == "soft" else functional.relu(gap + self.margin)
+        share = counts / counts.sum().clamp(min=1)  # [B], of the mean over the anchors that count
+        with torch.no_grad():
+            hardest = (distances * share).sum(1)
+            active = ((gap > 0 if self.margin == "soft" else each > 0) * share).sum()
+        logged = {"hardest_positive": hardest[0], "hardest_negative": hardest[1], "active_share": active}
+        return (each * share).sum(), logged
+
+    def collapse(self, means: Mapping[str, float], progress: float) -> str | None:
+        """All features in one point: every distance near 0, the loss at its margin, no direction to learn in."""
+        positive, negative = means.get("hardest_positive"), means.get("hardest_negative")
+        unit = 1.0 if self.margin == "soft" else self.margin
+        if positive is None or negative is None:
+            return None
+        if negative > COLLAPSED_DISTANCE * unit or negative - positive > COLLAPSED_GAP * unit:
+            return None
+        rest = f"{math.log(2):.2f} (log 2)" if self.margin == "soft" else f"its margin {self.margin:g}"
+        softer = "" if self.margin == "soft" else ', or take losses.triplet.margin = "soft"'
+        return (
+            f"the triplet loss has collapsed: the hardest positive lies {positive:.2g} and the hardest negative "
+            f"{negative:.2g} away, the features are nearly one point and the loss rests at {rest}. Start from "
+            f"weights trained with ce (--init-from RUN), lower the rate (lr_scale = 0.1){softer}"
+        )
+
+
+def squared_distances(features: Tensor) -> Tensor:
+    """[B, D] -> [B, B], by one matrix product; around the mean, where float32 loses the least."""
+    centred = features - features.mean(0)
+    lengths = centred.square().sum(1)
+    return torch.addmm(lengths[:, None] + lengths, centred, centred.T, alpha=-2)
+
+
+def triplet(losses: Losses, num_classes: int, num_features: int, class_weights: Tensor | None) -> nn.Module:
+    """`triplet`."""
+    values = losses.triplet
+    return BatchHardTriplet(values.margin, normalise=values.normalise, mixed=values.mixed)
