@@ -152,7 +152,9 @@ def evaluate(
 
 
 @app.command
-def predict(run: Path, images: tuple[str, ...], /, *, out: Path | None = None, top_k: int = 5) -> int:
+def predict(
+    run: Path, images: tuple[str, ...], /, *, out: Path | None = None, top_k: int = 5, features: bool = False
+) -> int:
     """Predict the classes of images: files, folders and glob patterns; a row for each, in order.
 
     Args:
@@ -160,11 +162,16 @@ def predict(run: Path, images: tuple[str, ...], /, *, out: Path | None = None, t
         images: files, folders (their images in code-point order) or quoted patterns.
         out: a .csv, .jsonl or .parquet file; without it CSV goes to the screen.
         top_k: classes a row (5).
+        features: also write the pooled features beside OUT, a row for each: new.csv, new.features.npy.
     """
     from fewsight.console import make_console
     from fewsight.inference import predict_files
+    from fewsight.rows import features_file
 
-    failed, total = predict_files(run, images, out, top_k=top_k, console=make_console(sys.stderr))
+    console = make_console(sys.stderr)
+    failed, total = predict_files(run, images, out, top_k=top_k, console=console, features=features)
+    if out is not None and features:
+        print(f"wrote {features_file(out)}: float32, a row for each of {out}")
     if out is not None:
         print(f"wrote {out}: {total:,} row{'s' * (total != 1)}" + (f", {failed:,} with an error" if failed else ""))
     return 1 if failed else 0

@@ -26,6 +26,7 @@ class Scores:
     start: int  # position of the first
     log_probs: np.ndarray  # float32 [n, K], natural; rows of NaN where `errors` says why
     errors: list[str | None]  # [n]
+    features: np.ndarray | None = None  # float32 [n, D], pooled, where they were asked for; NaN as above
 
 
 class Normalise(nn.Module):
@@ -77,29 +78,40 @@ def score_images(
     recipe: Recipe,
     *,
     batch_size: int = 64,
+    features: bool = False,
 ) -> Iterator[Scores]:
     """Score the centre view of each image; where the recipe flips, the flipped twin's probabilities are averaged.
 
     The model must be in evaluation mode. An image that cannot be read gets its error and a row of NaN.
+
+    Args:
+        features: also give the pooled features, those of the flipped twin averaged in.
     """
     device = torch.device(recipe.run.device)
     px, ratio = center_px(recipe), recipe.eval.crop_ratio
     workers = 1 if recipe.run.workers == "auto" else max(1, recipe.run.workers)
     for start, views, errors in _views(paths, px, ratio, batch_size, workers):
         images = normalise(to_device(torch.from_numpy(views), device))
-        log_probs = _log_probs(model, images, recipe.run.precision)
+        log_probs, pooled = _forward(model, images, recipe.run.precision)
         if recipe.augment.flip_prob > 0:
-            flipped = _log_probs(model, images.flip(3), recipe.run.precision)
+            flipped, pooled_flipped = _forward(model, images.flip(3), recipe.run.precision)
             log_probs = torch.logaddexp(log_probs, flipped) - math.log(2)
-        scores = log_probs.cpu().numpy()
-        scores[[error is not None for error in errors]] = np.nan
-        yield Scores(start, scores, errors)
+            pooled = (pooled + pooled_flipped) / 2
+        failed = [error is not None for error in errors]
+        yield Scores(start, _rows(log_probs, failed), errors, _rows(pooled, failed) if features else None)
 
 
-def _log_probs(model: nn.Module, images: Tensor, precision: str) -> Tensor:
+def _forward(model: nn.Module, images: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+    """Natural log-probabilities [B, K] and pooled features [B, D], both float32."""
     with autocast(images.device, precision):
-        logits, _ = model(images)
-    return torch.log_softmax(logits.float(), dim=1)
+        logits, features = model(images)
+    return torch.log_softmax(logits.float(), dim=1), features.float()
+
+
+def _rows(values: Tensor, failed: list[bool]) -> np.ndarray:
+    rows: np.ndarray = values.cpu().numpy()
+    rows[failed] = np.nan
+    return rows
 
 
 def _views(

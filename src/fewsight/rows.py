@@ -92,6 +92,30 @@ def writing(target: Path | None, top_k: int) -> Iterator[Callable[[Sequence[Row]
             yield _csv_writer(handle, top_k) if kind == ".csv" else _json_writer(handle)
 
 
+def features_file(target: Path) -> Path:
+    """Where the features of the predictions in `target` lie: new.csv -> new.features.npy."""
+    return target.with_suffix(".features.npy")
+
+
+@contextlib.contextmanager
+def writing_features(target: Path | None, num_rows: int, num_features: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yield `write(features)` for float32 [n, D], in the order of the rows; nothing is written without a target.
+
+    The file is NumPy's format: float32 [num_rows, num_features], without pickle.
+    """
+    if target is None:
+        yield lambda features: None
+        return
+    with files.replacing(target) as part, part.open("wb") as handle:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (num_rows, num_features)}
+        np.lib.format.write_array_header_1_0(handle, header)
+
+        def write(features: np.ndarray) -> None:
+            handle.write(features.astype("<f4").tobytes())
+
+        yield write
+
+
 def _csv_writer(handle: TextIO, top_k: int) -> Callable[[Sequence[Row]], None]:
     writer = csv.DictWriter(handle, column_names(top_k))
     writer.writeheader()

@@ -91,8 +91,8 @@ def check_loss(stage: Stage, cutmix_prob: float) -> None:
         loss = build_loss(stage.loss, stage.losses, num_classes=2, num_features=1)
     if loss.batches == "pk" and stage.accumulate > 1:
         raise RecipeError(
-            f"loss {stage.loss!r} seeks the hardest pairs of the whole batch, so it takes no accumulation, got accumulate "
-            f"= {stage.accumulate}; set it to 1 and, where memory is short, take a smaller batch_size or train_px"
+            f"loss {stage.loss!r} seeks the hardest pairs of the whole batch, so it takes no accumulation (accumulate "
+            f"is {stage.accumulate}); set it to 1 and, where memory is short, take a smaller batch_size or train_px"
         )
     if loss.unmixed_only and cutmix_prob >= 1:
         raise RecipeError(
