@@ -12,6 +12,7 @@ from fewsight.device import resolve_run
 from fewsight.errors import RecipeError
 from fewsight.prepare import Prepared, prepare
 from fewsight.recipes import Data, Recipe, Run
+from fewsight.train import batch_plan
 
 QUIET = Console(quiet=True)
 
@@ -45,7 +46,7 @@ def by_depth(recipe: Recipe, _: Prepared) -> auto.Pace:
 
 def total_seconds(recipe: Recipe, prepared: Prepared) -> float:
     stage = recipe.stages[0]
-    steps = len(prepared.images.paths) / stage.batch_size
+    steps = batch_plan(recipe, stage, prepared.images).num_steps
     return by_depth(recipe, prepared).step_seconds * steps * stage.epochs
 
 
@@ -86,7 +87,7 @@ def test_hours_must_be_positive(prepared: Prepared, hours: float) -> None:
 
 def test_too_little_time_is_refused_with_the_epochs_length(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "probe", lambda recipe, prepared: pace_of(100.0))
-    with pytest.raises(RecipeError, match=r"--hours 0\.01 is not enough for one epoch .* takes about 4 min"):
+    with pytest.raises(RecipeError, match=r"--hours 0\.01 is not enough for one epoch .* takes about 5 min"):
         plan(prepared, 0.01)
 
 

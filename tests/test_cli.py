@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import fewsight
 from conftest import TINY
@@ -148,6 +149,20 @@ def test_recipes_are_listed_and_printed(command: Command) -> None:
         ("train data --out new --recipe digits --set augment.train_px=big", "valid integer, got 'big'"),
         ("train data --out new --recipe digits --set model.backbone=resnst14", "the nearest is 'resnest14'"),
         ("train data --out new --recipe digits --set stages.0.loss=cee", "did you mean 'ce'?"),
+        ("train data --out new --recipe digits --set stages.0.loss=ce+triplt", "did you mean 'triplet'?"),
+        ("train data --out new --recipe digits --set stages.0.loss=triplet", "untrained; use 'ce+triplet'"),
+        (
+            "train data --out new --recipe digits --set stages.0.losses.triplet.margin=wide",
+            "stages.0.losses.triplet.margin",
+        ),
+        (
+            "train data --out new --recipe digits --set stages.0.losses.arcface.margin=0.3",
+            "'stages.0.losses.arcface.margin_rad'?",
+        ),
+        ("train data --out new --recipe digits --set run.on_collapse=stopp", "'stop' or 'continue', got 'stopp'"),
+        ("train data --out new --recipe digits --init-from nowhere", "nowhere is not there"),
+        ("train data --out new --recipe digits --init-from data", "data holds no run.json"),
+        ("train --resume data --init-from data", "leave out --init-from"),
         ("train data --out new --recipe digits --set run.device=cuda:77", "'cuda:77' is not there"),
         ("train data --out new --recipe digits --set run.threads=9999", "lower one of them"),
         ("train data --out new --recipe digits --set data.balance=wieghts", "'weights' or 'sampling', got 'wieghts'"),
@@ -467,6 +482,30 @@ def test_predict_writes_a_file(
     assert answer == Answer(0, f"wrote {target}: 15 rows\n", "")
     assert list(tmp_path.iterdir()) == [target]
     assert len(target.read_text().splitlines()) == 15 + (suffix == "csv")
+
+
+def test_features_lie_beside_the_predictions(
+    command: Command, tiny_run: Path, digit_images: Path, tmp_path: Path
+) -> None:
+    images = [digit_images / "test" / "one", tmp_path / "missing.png", digit_images / "test" / "two" / "10.png"]
+    answer = command("predict", tiny_run, *images, "--out", tmp_path / "new.csv", "--features")
+    assert answer.code == 1
+    assert f"wrote {tmp_path / 'new.features.npy'}" in answer.out
+    features = np.load(tmp_path / "new.features.npy", allow_pickle=False)
+    rows = list(csv.DictReader((tmp_path / "new.csv").read_text(encoding="utf-8").splitlines()))
+    head = load_file(tiny_run / "weights.safetensors")
+    assert features.dtype == np.float32
+    assert features.shape == (len(rows), head["head.weight"].shape[1])
+    assert [bool(row["error"]) for row in rows] == np.isnan(features).all(axis=1).tolist()
+    logits = features @ head["head.weight"].T + head["head.bias"]  # the digits recipe flips nothing
+    names = json.loads((tiny_run / "classes.json").read_text())
+    assert all(row["error"] or names[scores.argmax()] == row["label"] for row, scores in zip(rows, logits, strict=True))
+
+
+def test_features_need_a_file(refused: Callable[..., str], tiny_run: Path, digit_images: Path) -> None:
+    assert "--features writes a file beside the predictions, so it needs --out" in refused(
+        "predict", tiny_run, digit_images, "--features"
+    )
 
 
 def test_prediction_does_not_depend_on_the_others(command: Command, tiny_run: Path, digit_images: Path) -> None:

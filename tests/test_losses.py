@@ -1,17 +1,30 @@
-"""Losses against a plain loop over their definition."""
+"""Losses against a plain loop over their definition, their sums, and what is refused before training."""
 
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fewsight.errors import RecipeError
-from fewsight.losses import SmoothedCrossEntropy, Targets, balanced_weights, build_loss
-from fewsight.recipes import Losses
+from fewsight.losses import (
+    LOSSES,
+    SmoothedCrossEntropy,
+    Targets,
+    WeightedSum,
+    balanced_weights,
+    build_loss,
+    check_loss,
+    collapse_of,
+    wanted_batches,
+)
+from fewsight.recipes import Losses, Stage
+from fewsight.recipes.schema import Triplet
 
 
-def by_definition(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> list[float]:
+def by_definition(logits: Tensor, labels: Tensor, smoothing: float) -> list[float]:
     """-sum_i q_i log p_i with q = 1 - e on the true class and e / (K - 1) on each other."""
     losses = []
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
@@ -19,6 +32,43 @@ def by_definition(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) 
         rest = smoothing / max(1, len(row) - 1)
         losses.append(-sum((1 - smoothing if k == label else rest) * (v - total) for k, v in enumerate(row)))
     return losses
+
+
+def build(name: str, losses: Losses | None = None) -> nn.Module:
+    torch.manual_seed(0)
+    return build_loss(name, losses or Losses(), num_classes=3, num_features=5)
+
+
+def batch(*, lam: float = 1.0) -> tuple[Tensor, Tensor, Targets]:
+    """Logits, features and targets: 3 classes of 3 images, 5 features."""
+    draw = torch.Generator().manual_seed(4)
+    labels = torch.arange(3).repeat_interleave(3)
+    logits, features = torch.randn(9, 3, generator=draw), torch.randn(9, 5, generator=draw)
+    return logits, features, Targets(labels, labels.roll(1), lam)
+
+
+def stage(loss: str = "ce", **values: object) -> Stage:
+    return Stage.model_validate({"loss": loss, "epochs": 1, "batch_size": 8, **values})
+
+
+class Stranger(nn.Module):
+    """A loss that declares no more than it must."""
+
+    batches = "shuffled"
+    trains_head = False
+    unmixed_only = False
+
+    def forward(self, logits: Tensor, features: Tensor, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
+        return features.square().mean(), {"largest": features.detach().max()}
+
+
+class Speaks(Stranger):
+    def __init__(self, text: str | None) -> None:
+        super().__init__()
+        self.text = text
+
+    def collapse(self, means: Mapping[str, float], progress: float) -> str | None:
+        return None if self.text is None else f"{self.text} {means['x']:g} {progress:g}"
 
 
 @pytest.mark.parametrize("num_classes", [2, 5, 1000])
@@ -32,12 +82,30 @@ def test_cross_entropy_equals_its_definition(num_classes: int, smoothing: float)
     assert logged == {}
 
 
-def test_cross_entropy_equals_pytorch_at_the_scaled_smoothing() -> None:
+@pytest.mark.parametrize("num_classes", [2, 10])
+def test_cross_entropy_equals_pytorch_at_the_scaled_smoothing(num_classes: int) -> None:
     torch.manual_seed(1)
-    logits, labels = torch.randn(8, 10, dtype=torch.float64), torch.randint(10, (8,))
+    logits, labels = torch.randn(8, num_classes, dtype=torch.float64), torch.randint(num_classes, (8,))
     ours, _ = SmoothedCrossEntropy(0.1)(logits, logits, Targets(labels, labels))
-    theirs = functional.cross_entropy(logits.float(), labels, label_smoothing=0.1 * 10 / 9)
-    torch.testing.assert_close(ours, theirs)
+    theirs = functional.cross_entropy(logits, labels, label_smoothing=0.1 * num_classes / (num_classes - 1))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+
+
+def test_cross_entropy_gradient_is_right_with_mixed_targets() -> None:
+    torch.manual_seed(2)
+    logits = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    targets = Targets(torch.tensor([0, 1, 2, 3]), torch.tensor([3, 1, 4, 0]), 0.3)
+    assert torch.autograd.gradcheck(lambda one: SmoothedCrossEntropy(0.1)(one, one, targets)[0], (logits,))
+
+
+def test_cross_entropy_of_16_bit_logits_is_computed_in_float32() -> None:
+    torch.manual_seed(2)
+    logits, labels = torch.randn(8, 10).bfloat16(), torch.arange(8)
+    (loss, _), (wide, _) = (
+        SmoothedCrossEntropy()(one, one, Targets(labels, labels)) for one in (logits, logits.float())
+    )
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, wide)
 
 
 def test_mixed_targets_mix_the_losses() -> None:
@@ -65,6 +133,161 @@ def test_balanced_weights_average_to_one_over_the_images() -> None:
     assert sum(w * n for w, n in zip(weights.tolist(), counts, strict=True)) == pytest.approx(16)
 
 
-def test_unknown_loss_names_the_nearest() -> None:
-    with pytest.raises(RecipeError, match=r"did you mean 'ce'"):
-        build_loss("cee", Losses(), num_classes=3, num_features=8)
+def test_part_of_targets_takes_those_rows() -> None:
+    labels = torch.arange(6)
+    part = Targets(labels, labels.flip(0), 0.3, labels + 10).part(slice(2, 4))
+    assert (part.labels.tolist(), part.other_labels.tolist(), part.lam) == ([2, 3], [3, 2], 0.3)
+    assert part.images is not None
+    assert part.images.tolist() == [12, 13]
+    assert Targets(labels, labels).part(slice(2, 4)).images is None
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("ce+triplet", {}),
+        ("ce + triplet", {"triplet": 0.5}),
+        ("arcface+ce", {"ce": 2.0, "arcface": 0.25}),
+        ("ce+triplet+arcface", {"triplet": 3.0}),
+    ],
+)
+@pytest.mark.parametrize("lam", [1.0, 0.4])
+def test_sum_is_the_weighted_sum_and_logs_each_term(name: str, weights: dict[str, float], lam: float) -> None:
+    logits, features, targets = batch(lam=lam)
+    losses = Losses(weights=weights, triplet=Triplet(mixed="lam"))
+    loss = build(name, losses)
+    assert isinstance(loss, WeightedSum)
+    value, logged = loss(logits, features, targets)
+    total = 0.0
+    names = [one.strip() for one in name.split("+")]
+    for one in names:
+        alone, extra = loss.terms[one](logits, features, targets)
+        total += weights.get(one, 1.0) * alone.item()
+        assert logged[one].item() == pytest.approx(alone.item())
+        assert extra.items() <= logged.items()
+    assert value.item() == pytest.approx(total, rel=1e-6)
+    assert not any(one.requires_grad for one in logged.values())
+
+
+def test_sum_has_the_weighted_gradient() -> None:
+    logits, features, targets = batch()
+    ce, triplet = build("ce"), build("ce+triplet").terms["triplet"]
+    whole, parts = (tuple(one.clone().requires_grad_() for one in (logits, features)) for _ in range(2))
+    build("ce+triplet", Losses(weights={"ce": 2.0, "triplet": 0.5}))(*whole, targets)[0].backward()
+    (2.0 * ce(*parts, targets)[0] + 0.5 * triplet(*parts, targets)[0]).backward()
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+        assert one.grad is not None
+        assert one.grad.abs().max() > 0
+
+
+def test_one_loss_with_a_weight_is_weighted() -> None:
+    logits, features, targets = batch()
+    plain, weighted = (build("ce", Losses(weights=weights)) for weights in ({}, {"ce": 3.0}))
+    assert isinstance(plain, SmoothedCrossEntropy)
+    assert weighted(logits, features, targets)[0].item() == pytest.approx(
+        3 * plain(logits, features, targets)[0].item()
+    )
+
+
+def test_sum_logs_no_term_that_sat_out() -> None:
+    logits, features, targets = batch(lam=0.4)
+    value, logged = build("ce+triplet")(logits, features, targets)
+    assert set(logged) == {"ce"}
+    assert value.item() == pytest.approx(build("ce")(logits, features, targets)[0].item())
+
+
+def test_sum_trains_the_weights_of_its_terms() -> None:
+    assert [tuple(one.shape) for one in build("ce+arcface").parameters()] == [(3, 5)]
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "message"),
+    [
+        ("cee", {}, r"no loss 'cee': known are ce, triplet, arcface.*did you mean 'ce'"),
+        ("ce+tripplet", {}, r"no loss 'tripplet'.*did you mean 'triplet'"),
+        ("ce+arc_face", {}, r"no loss 'arc_face'.*did you mean 'arcface'"),
+        ("ce+triplet", {"triplt": 0.5}, r"no loss 'triplt'.*did you mean 'triplet'"),
+        ("zzz", {}, r"no loss 'zzz'(?!.*did you mean)"),
+        ("", {}, r"no loss ''"),
+        ("ce+", {}, r"no loss ''"),
+        ("ce+ce", {}, r"loss 'ce\+ce': a loss stands there twice"),
+        ("ce+triplet", {"arcface": 2.0}, r"losses\.weights: 'arcface' is no part of loss 'ce\+triplet'"),
+        ("triplet", {}, r"loss 'triplet' leaves the linear head.*untrained; use 'ce\+triplet'"),
+        ("arcface", {}, r"loss 'arcface' leaves the linear head.*untrained; use 'ce\+arcface'"),
+        ("triplet+arcface", {"triplet": 2.0}, r"untrained; use 'ce\+triplet\+arcface'"),
+    ],
+)
+def test_loss_that_cannot_train_is_refused(name: str, weights: dict[str, float], message: str) -> None:
+    losses = Losses(weights=weights)
+    with pytest.raises(RecipeError, match=message):
+        build(name, losses)
+    with pytest.raises(RecipeError, match=message):
+        check_loss(stage(name, losses=losses), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "says", "wanted"),
+    [
+        ("ce", "auto", "shuffled"),
+        ("ce+arcface", "auto", "shuffled"),
+        ("ce+triplet", "auto", "pk"),
+        ("arcface+triplet+ce", "auto", "pk"),
+        ("ce+triplet", "shuffled", "shuffled"),
+        ("ce", "pk", "pk"),
+    ],
+)
+def test_batches_are_what_the_stage_says_else_what_the_loss_wants(name: str, says: str, wanted: str) -> None:
+    assert wanted_batches(stage(name, batches=says)) == wanted
+
+
+@pytest.mark.parametrize("batches", ["auto", "shuffled", "pk"])
+def test_accumulation_is_refused_where_images_are_compared(batches: str) -> None:
+    with pytest.raises(RecipeError, match=r"'ce\+triplet' seeks the hardest.*accumulate is 2.*batch_size or train_px"):
+        check_loss(stage("ce+triplet", accumulate=2, batches=batches), 0.0)
+    check_loss(stage("ce+triplet", batches=batches), 0.0)
+    check_loss(stage("ce+arcface", accumulate=2, batches=batches), 0.0)
+    check_loss(stage("ce", accumulate=2, batches=batches), 0.0)
+
+
+def test_mixing_every_batch_is_refused_where_the_loss_skips_them() -> None:
+    with pytest.raises(RecipeError, match=r"'ce\+triplet' learns from unmixed batches only.*cutmix_prob = 1 mixes"):
+        check_loss(stage("ce+triplet"), 1.0)
+    check_loss(stage("ce+triplet"), 0.99)
+    check_loss(stage("ce+triplet", losses=Losses(triplet=Triplet(mixed="lam"))), 1.0)
+    check_loss(stage("ce+arcface"), 1.0)
+    check_loss(stage("ce"), 1.0)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_class_batches_of_fewer_than_four_are_refused(batch_size: int) -> None:
+    for one in (stage("ce+triplet", batch_size=batch_size), stage("ce", batch_size=batch_size, batches="pk")):
+        with pytest.raises(RecipeError, match=rf"batch_size = {batch_size}: .*at least 2 x 2 = 4"):
+            check_loss(one, 0.0)
+    check_loss(stage("ce", batch_size=batch_size), 0.0)
+    check_loss(stage("ce+triplet", batch_size=4), 0.0)
+
+
+def test_loss_of_a_stranger_needs_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOSSES, "stranger", lambda *_: Stranger())
+    logits, features, targets = batch()
+    loss = build("ce+stranger", Losses(weights={"stranger": 0.5}))
+    value, logged = loss(logits, features, targets)
+    own = features.square().mean().item()
+    assert value.item() == pytest.approx(build("ce")(logits, features, targets)[0].item() + 0.5 * own)
+    assert logged["stranger"].item() == pytest.approx(own)
+    assert logged["largest"] == features.max()
+    assert collapse_of(loss, {}, 1.0) is None
+    check_loss(stage("ce+stranger", accumulate=2), 1.0)
+    with pytest.raises(RecipeError, match=r"did you mean 'stranger'"):
+        build("ce+strange")
+
+
+def test_collapse_of_a_sum_is_the_first_terms_that_has() -> None:
+    terms = {"a": Stranger(), "b": Speaks(None), "c": Speaks("late"), "d": Speaks("later")}
+    loss = WeightedSum(terms, {})
+    assert collapse_of(loss, {"x": 2.0}, 0.5) == "late 2 0.5"
+    assert collapse_of(WeightedSum({"a": Stranger(), "b": Speaks(None)}, {}), {"x": 2.0}, 0.5) is None
+    assert collapse_of(terms["d"], {"x": 1.0}, 1.0) == "later 1 1"
+    assert collapse_of(SmoothedCrossEntropy(), {"x": 2.0}, 0.5) is None
+    assert collapse_of(build("ce+triplet+arcface"), {}, 1.0) is None, "nothing logged, nothing said"

@@ -40,9 +40,27 @@ def test_shipped_recipe_has_the_reports_values(name: str, backbone: str, train_p
     assert recipe.run.select == "last"
 
 
+@pytest.mark.parametrize(
+    ("name", "first", "loss", "batches"),
+    [
+        ("resnest101_ce_triplet", "resnest101_ce", "ce+triplet", "pk"),
+        ("resnest101_ce_arcface", "resnest101_ce", "ce+arcface", "auto"),
+        ("tresnet_xl_ce_triplet", "tresnet_xl_ce", "ce+triplet", "pk"),
+        ("seresnext101_ce_arcface", "seresnext101_ce", "ce+arcface", "auto"),
+    ],
+)
+def test_metric_loss_recipe_goes_on_from_its_cross_entropy_run(name: str, first: str, loss: str, batches: str) -> None:
+    recipe, ce = load_recipe(name), load_recipe(first)
+    assert recipe.model_copy(update={"stages": recipe.stages[:1]}) == ce, "so that --init-from may stand for it"
+    last = recipe.stages[1]
+    assert (last.loss, last.epochs, last.batches, last.optim) == (loss, 200, batches, ce.stages[0].optim)
+    assert (last.batch_size, last.lr_scale) == (ce.stages[0].batch_size, 1.0)
+    assert (last.losses.triplet.margin, last.losses.arcface.scale, last.losses.arcface.margin_rad) == (0.3, 30.0, 0.5)
+
+
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_recipe_survives_toml(name: str, tmp_path: Path) -> None:
-    recipe = load_recipe(name)
+    recipe = load_recipe(name, ["stages.0.losses.weights.ce=0.5", 'stages.0.losses.triplet.margin="soft"'])
     (tmp_path / "r.toml").write_text(recipe_toml(recipe, "a heading\nof two lines"))
     assert load_recipe(tmp_path / "r.toml") == recipe
 
@@ -59,6 +77,10 @@ def test_recipe_survives_toml(name: str, tmp_path: Path) -> None:
         ("augment.train_px=64.5", r"augment.train_px: .*integer"),
         ("augment.crop_area=[1.0, 0.5]", r"crop_area goes from low to high"),
         ("augment.policy=autoaugmnt", r"augment.policy: .*'autoaugment'"),
+        ("stages.0.losses.triplet.margn=1", r"did you mean 'stages.0.losses.triplet.margin'"),
+        ("stages.0.losses.triplet.margin=0", r"stages.0.losses.triplet.margin: .*greater than 0"),
+        ("stages.0.losses.weights.ce=-1", r"stages.0.losses.weights.ce: .*greater than 0"),
+        ("stages.0.cutmix_prob=2", r"stages.0.cutmix_prob: .*less than or equal to 1"),
         ("stages.3.epochs=2", r"1 stage\(s\), numbered from 0; got '3'"),
         ("run.seed=-1", r"run.seed: .*greater than or equal to 0"),
         ("stages.0.batch_size=1", r"batch_size: .*greater than or equal to 2"),

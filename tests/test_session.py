@@ -14,7 +14,7 @@ from fewsight.data import load_image
 from fewsight.errors import DataError, Interrupted, RecipeError, RunError
 from fewsight.predict import testing_recipe as recipe_for_testing
 from fewsight.prepare import prepare
-from fewsight.recipes import Data, load_recipe
+from fewsight.recipes import Data, load_recipe, shipped_recipes
 from fewsight.session import check_parts, evaluate, resolve, train
 
 
@@ -36,7 +36,7 @@ def test_unknown_part_is_refused_before_the_data_is_read(override: str, message:
         train(tmp_path / "nowhere", tmp_path / "run", recipe="digits", overrides=[override])
 
 
-@pytest.mark.parametrize("name", ["resnest101_ce", "tresnet_xl_ce", "seresnext101_ce", "digits"])
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_shipped_recipe_has_known_parts(name: str) -> None:
     check_parts(load_recipe(name))
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fewsight import runs, train
+from fewsight import losses, runs, train
 from fewsight.console import make_console
 from fewsight.errors import DataError, Interrupted, RecipeError, RunError
 from fewsight.model import Classifier, build_model
@@ -48,6 +48,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "two stages, averages, weights": {
         "data": {"balance": "weights"},
         "stages": [{**STAGE, "ema_half_life_epochs": 1.0}, {**STAGE, "epochs": 1, "ema_half_life_epochs": 0.3}],
+    },
+    "ce, then all losses on classes": {
+        "stages": [{**STAGE, "epochs": 1}, {**STAGE, "loss": "ce+triplet+arcface", "images_per_class": 2}],
     },
     "bf16, nesterov, no val between": {
         "run": {**VALUES["run"], "precision": "bf16"},  # type: ignore[dict-item]
@@ -186,8 +189,9 @@ def test_run_stopped_after_every_step_equals_the_uninterrupted(
     stops = 0
     while True:
         number = (signal.SIGINT, signal.SIGTERM)[stops % 2]
+        reporter = SignalAfter(number)
         try:
-            run = fit(runs.read_run(run.path), images, SignalAfter(number))
+            run = fit(runs.read_run(run.path), images, reporter)
         except Interrupted as error:
             stopped = error
             stops += 1
@@ -195,11 +199,13 @@ def test_run_stopped_after_every_step_equals_the_uninterrupted(
             break
         assert stopped.signal_number == number
         assert f"fewsight train --resume {run.path}" in str(stopped)
-    assert stops == (12 if "two stages" in name else 8), "every step was stopped after once"
+    assert stops == reporter.total_steps >= 8, "every step was stopped after once"
     assert_finished_alike(run.path, expected)
 
 
-@pytest.mark.parametrize("name", ["average, best, accumulated", "two stages, averages, weights"])
+@pytest.mark.parametrize(
+    "name", ["average, best, accumulated", "two stages, averages, weights", "ce, then all losses on classes"]
+)
 @pytest.mark.parametrize("state_minutes", [5.0, 1e-9])
 def test_run_that_died_in_any_step_equals_the_uninterrupted(
     class_images: Path,
@@ -255,6 +261,105 @@ def test_run_that_died_at_any_write_equals_the_uninterrupted(
     assert written.count("state.json") == 8
     assert {"weights.safetensors", "run.json", "metrics.json"} < set(written)
     assert_finished_alike(run.path, expected)
+
+
+def test_log_carries_what_the_losses_say(
+    class_images: Path, whole: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    lines = log_lines(uninterrupted(whole, class_images, "ce, then all losses on classes", tmp_path_factory))
+    steps = [line for line in lines if line["kind"] == "step" and line["stage"] == 1]
+    assert not any("terms" in line for line in lines if line["stage"] == 0)
+    assert len(steps) == 6, "13 images in batches of 2 classes x 2"
+    mixed = [line["terms"] for line in steps if "triplet" not in line["terms"]]
+    unmixed = [line["terms"] for line in steps if "triplet" in line["terms"]]
+    assert mixed, "a batch of each kind"
+    assert unmixed, "a batch of each kind"
+    for line in steps:
+        terms = line["terms"]
+        assert line["loss"] == pytest.approx(terms["ce"] + terms["arcface"] + terms.get("triplet", 0.0), rel=1e-5)
+    means = [line["terms"] for line in lines if line["kind"] == "epoch" and line["stage"] == 1]
+    for number, mean in enumerate(means):
+        of_epoch = [line["terms"] for line in steps[3 * number : 3 * number + 3]]
+        for name in ("arcface", "hardest_positive", "hardest_negative", "target_angle_deg"):
+            values = [terms[name] for terms in of_epoch if name in terms]
+            assert name not in mean if not values else mean[name] == pytest.approx(sum(values) / len(values))
+
+
+class Listening(Quiet):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_stages_start_anew_with_their_own_loss_and_rate(class_images: Path, tmp_path: Path) -> None:
+    values = {"stages": [STAGE, {**STAGE, "loss": "ce+triplet", "lr_scale": 0.1, "cutmix_prob": 0.0}]}
+    reporter = Listening()
+    run = fit(*begin(class_images, tmp_path / "run", values), reporter)
+    first, second = (stage for stage in run.recipe.stages)
+    assert (first.batches, first.cutmix_prob, second.batches, second.cutmix_prob) == ("shuffled", 0.5, "pk", 0.0)
+    assert "stage 1 of 2: ce, 2 epochs of 4 batches (4 images), peak rate 0.0312" in reporter.said[0]
+    assert (
+        "stage 2 of 2: ce+triplet, 2 epochs of 3 batches (2x2 images by class), peak rate 0.00313" in reporter.said[1]
+    )
+    steps = [line for line in log_lines(run.path) if line["kind"] == "step"]
+    rates = [[line["lr"] for line in steps if line["stage"] == stage] for stage in (0, 1)]
+    assert rates[1][0] == 0, "it warms up again"
+    assert max(rates[1]) == pytest.approx(0.1 * max(rates[0]))
+    assert all("triplet" in line["terms"] for line in steps if line["stage"] == 1), "no batch of it is mixed"
+
+
+class Sunken(nn.Module):
+    """Stands for a loss that has collapsed from its second epoch on."""
+
+    batches, trains_head, unmixed_only = "shuffled", True, False
+
+    def forward(
+        self, logits: torch.Tensor, features: torch.Tensor, targets: Any
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        return logits.square().mean(), {"depth": 3.0}
+
+    def collapse(self, means: Mapping[str, float], progress: float) -> str | None:
+        assert means == {"depth": 3.0}
+        return "it lies on the ground; raise it" if progress >= 0.5 else None
+
+
+def test_collapse_is_named_once_and_noted(class_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(losses.LOSSES, "sunken", lambda *_: Sunken())
+    reporter = Listening()
+    run = fit(*begin(class_images, tmp_path / "run", {}, "stages.0.loss=sunken", "stages.0.epochs=4"), reporter)
+    warnings = [text for text in reporter.said if "warning" in text]
+    assert warnings == ["warning: epoch 2: it lies on the ground; raise it"]
+    named = [line.get("collapse") for line in log_lines(run.path) if line["kind"] == "epoch"]
+    assert named == [None, *["it lies on the ground; raise it"] * 3]
+    assert run.finished
+    assert run.info["collapsed"] is True
+
+
+def test_collapse_stops_the_run_where_the_recipe_says_so(
+    class_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(losses.LOSSES, "sunken", lambda *_: Sunken())
+    overrides = ("stages.0.loss=sunken", "stages.0.epochs=4", "run.on_collapse=stop")
+    run, images = begin(class_images, tmp_path / "run", {}, *overrides)
+    with pytest.raises(RunError, match=r'stopped after epoch 2, because the loss has collapsed .*on_collapse = "stop"'):
+        fit(run, images, Quiet())
+    assert not runs.read_run(run.path).finished
+    assert runs.has_state(run.path)
+
+
+def test_triplet_collapse_is_found_in_a_real_run(class_images: Path, tmp_path: Path) -> None:
+    """At a rate that is far too high from scratch, the features shrink into one point."""
+    reporter = Listening()
+    values = {"stages": [{**STAGE, "epochs": 24, "batch_size": 6, "loss": "ce+triplet", "cutmix_prob": 0.0}]}
+    run = fit(*begin(class_images, tmp_path / "run", values, "stages.0.optim.base_lr=20.0"), reporter)
+    assert any("the triplet loss has collapsed" in text and "--init-from" in text for text in reporter.said)
+    named = [line for line in log_lines(run.path) if "collapse" in line]
+    assert named[-1]["epoch"] == 24
+    assert named[-1]["terms"]["triplet"] == pytest.approx(0.3, rel=0.2), "it rests at the margin"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -349,7 +454,8 @@ def test_scores_that_are_not_finite_stop_the_run(
 ) -> None:
     run, images = begin(class_images, tmp_path / "run", {}, "stages.0.epochs=1")
     monkeypatch.setattr(train, "weights_out", lambda model: pytest.fail("such weights are not kept"))
-    monkeypatch.setattr("fewsight.predict._log_probs", lambda model, images, _: torch.full((len(images), 3), torch.nan))
+    lost = torch.full((1,), torch.nan)
+    monkeypatch.setattr("fewsight.predict._forward", lambda model, images, _: (lost.expand(len(images), 3), lost))
     with pytest.raises(RunError, match=r"scores on val are not finite\. .*base_lr"):
         fit(run, images, Quiet())
 
@@ -478,7 +584,7 @@ def finished(process: subprocess.Popen[str]) -> str:
 
 
 def wait_for_log(process: subprocess.Popen[str], log: Path) -> None:
-    """Return when the process has touched its log: it trains."""
+    """Return when the process has touched its log (or another file that it keeps): it trains."""
 
     def stamp() -> int:
         return log.stat().st_mtime_ns if log.exists() else 0
@@ -503,7 +609,8 @@ def test_killed_command_resumes_to_the_same_bits(class_images: Path, tmp_path: P
     fit(*begin(class_images, tmp_path / "whole", {}, *overrides), Quiet())
     (tmp_path / "recipe.toml").write_text(recipe_toml(parse_recipe(VALUES, overrides)))
     arguments = (class_images, "--out", tmp_path / "run", "--recipe", tmp_path / "recipe.toml")
-    assert killed(command(*arguments), tmp_path / "run" / "log.jsonl", random.uniform(0, 0.3)), "the run was too short"
+    saved = tmp_path / "run" / "state" / "state.json"
+    assert killed(command(*arguments), saved, random.uniform(0, 0.3)), "the run was too short"
     assert "continuing after step" in finished(command("--resume", tmp_path / "run"))
     assert_finished_alike(tmp_path / "run", tmp_path / "whole")
 

@@ -194,9 +194,9 @@ def recipes(name: str | None = None, /) -> int:
         load_recipe(name)
         print(shipped.get(name, Path(name)).read_text(encoding="utf-8"), end="")
     else:
-        print("auto                 the default: planned from the data, the device and --hours")
+        print("auto                     the default: planned from the data, the device and --hours")
         for one, path in shipped.items():
-            print(f"{one:<20} {path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
+            print(f"{one:<24} {path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
     return 0
 
 

@@ -12,8 +12,8 @@ from fewsight.losses.targets import Targets, at_least_float32
 from fewsight.recipes import Losses
 
 LEAST_SQUARED_DISTANCE = 1e-12  # below it a pair has no direction to be pushed in
-COLLAPSED_DISTANCE = 0.5  # of the margin: hardest negatives this near, and ...
-COLLAPSED_GAP = 0.1  # ... hardest positives no nearer than this much of the margin: the loss rests at the margin
+# a collapse, in units of the margin: every distance is small, and negatives lead positives by next to nothing
+COLLAPSED_POSITIVE, COLLAPSED_NEGATIVE, COLLAPSED_LEAD = 1.0, 0.5, 0.1
 
 
 class BatchHardTriplet(nn.Module):
@@ -95,7 +95,8 @@ class BatchHardTriplet(nn.Module):
         unit = 1.0 if self.margin == "soft" else self.margin
         if positive is None or negative is None:
             return None
-        if negative > COLLAPSED_DISTANCE * unit or negative - positive > COLLAPSED_GAP * unit:
+        small = positive < COLLAPSED_POSITIVE * unit and negative < COLLAPSED_NEGATIVE * unit
+        if not small or negative - positive > COLLAPSED_LEAD * unit:
             return None
         rest = f"{math.log(2):.2f} (log 2)" if self.margin == "soft" else f"its margin {self.margin:g}"
         softer = "" if self.margin == "soft" else ', or take losses.triplet.margin = "soft"'

@@ -1,0 +1,228 @@
+"""ArcFace against a plain loop over its definition and against pytorch-metric-learning."""
+
+import math
+
+import pytest
+import torch
+from pytorch_metric_learning.losses import ArcFaceLoss
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional
+
+from fewsight.losses import ArcFace, Targets
+from fewsight.losses.arcface import add_margin
+
+MARGIN = 0.5
+STEEP = math.pi - MARGIN  # the angle past which cos(theta + m) would rise again
+
+
+def by_definition(
+    features: Tensor, weight: Tensor, labels: Tensor, scale: float = 30.0, margin: float = MARGIN
+) -> list[float]:
+    """Each image's cross-entropy over s * cos(theta_j), with the margin on its own class."""
+    losses = []
+    for row, label in zip(features.tolist(), labels.tolist(), strict=True):
+        cosines = [
+            sum(a * b for a, b in zip(row, one, strict=True)) / math.hypot(*row) / math.hypot(*one)
+            for one in weight.tolist()
+        ]
+        theta = math.acos(cosines[label])
+        past = theta > math.pi - margin
+        true = math.cos(theta) - margin * math.sin(margin) if past else math.cos(theta + margin)
+        logits = [scale * (true if k == label else cosine) for k, cosine in enumerate(cosines)]
+        top = max(logits)
+        losses.append(top + math.log(sum(math.exp(one - top) for one in logits)) - logits[label])
+    return losses
+
+
+def at_angle(direction: Tensor, theta: float, length: float = 1.0) -> Tensor:
+    """A vector of that length at that angle to `direction`."""
+    draw = torch.randn(direction.shape, dtype=direction.dtype, generator=torch.Generator().manual_seed(0))
+    direction = direction / direction.norm()
+    across = draw - (draw @ direction) * direction
+    return length * (math.cos(theta) * direction + math.sin(theta) * across / across.norm())
+
+
+def case(*angles: float, dtype: torch.dtype = torch.float64) -> tuple[ArcFace, Tensor, Tensor]:
+    """A loss of 7 classes and 4 features; 6 random features with their labels, then one at each angle to its own."""
+    torch.manual_seed(0)
+    loss = ArcFace(7, 4, margin_rad=MARGIN).to(dtype)
+    labels = torch.tensor([0, 1, 2, 3, 4, 5, *range(len(angles))])
+    weight = loss.weight.detach()
+    placed = [at_angle(weight[number], angle, 3.0) for number, angle in enumerate(angles)]
+    return loss, torch.cat([torch.randn(6, 4, dtype=dtype), *(one[None] for one in placed)]), labels
+
+
+def of(loss: ArcFace, features: Tensor, targets: Targets) -> tuple[float, dict[str, float], Tensor, Tensor]:
+    """The loss, what it logs, and its gradients for the features and for its weight."""
+    leaf = features.clone().requires_grad_()
+    value, logged = loss(leaf, leaf, targets)
+    gradients = torch.autograd.grad(value, (leaf, loss.weight))
+    return value.item(), {name: one.item() for name, one in logged.items()}, *gradients
+
+
+ANGLES = (0.01, 1.0, STEEP - 0.05, STEEP + 0.05, math.pi - 0.01)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+@pytest.mark.parametrize("margin", [0.0, 0.5, 1.2])
+def test_loss_equals_its_definition(scale: float, margin: float) -> None:
+    loss, features, labels = case(*ANGLES)
+    loss.scale, loss.margin_rad = scale, margin
+    value, _, _, _ = of(loss, features, Targets(labels, labels))
+    expected = by_definition(features, loss.weight, labels, scale, margin)
+    assert value == pytest.approx(sum(expected) / len(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("margin", [0.0, 0.5, 1.2])
+def test_loss_equals_pytorch_metric_learning(margin: float, dtype: torch.dtype, rtol: float) -> None:
+    loss, features, labels = case(0.2, 1.0, STEEP - 0.05, STEEP + 0.05, 3.0, dtype=dtype)
+    loss.margin_rad = margin
+    theirs = ArcFaceLoss(7, 4, margin=math.degrees(margin), scale=30)
+    theirs.W.data = loss.weight.detach().T.clone()
+    leaf = features.clone().requires_grad_()
+    their_value = theirs(leaf, labels)
+    their_gradients = torch.autograd.grad(their_value, (leaf, theirs.W))
+    value, _, for_features, for_weight = of(loss, features, Targets(labels, labels))
+    assert value == pytest.approx(their_value.item(), rel=rtol)
+    torch.testing.assert_close(for_features, their_gradients[0], rtol=rtol, atol=rtol)
+    torch.testing.assert_close(for_weight, their_gradients[1].T, rtol=rtol, atol=rtol)
+    assert for_weight.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("lam", [1.0, 0.3])
+def test_gradients_are_right_on_both_sides_of_the_branch(lam: float) -> None:
+    loss, features, labels = case(*ANGLES)
+    targets = Targets(labels, labels.roll(1), lam)
+
+    def value(features: Tensor, weight: Tensor) -> Tensor:
+        return functional_call(loss, {"weight": weight}, (features, features, targets))[0]
+
+    assert torch.autograd.gradcheck(value, (features.requires_grad_(), loss.weight.detach().requires_grad_()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_margin_at_the_ends_has_its_value_and_a_finite_gradient(dtype: torch.dtype) -> None:
+    above = 1 + 2 * torch.finfo(dtype).eps
+    cosine = torch.tensor([1.0, above, -1.0, -above], dtype=dtype, requires_grad=True)
+    shifted = add_margin(cosine, MARGIN)
+    (gradient,) = torch.autograd.grad(shifted.sum(), cosine)
+    opposite = -1 - MARGIN * math.sin(MARGIN)
+    assert shifted.tolist() == pytest.approx([math.cos(MARGIN)] * 2 + [opposite] * 2, rel=1e-6)
+    assert gradient.tolist() == pytest.approx([math.cos(MARGIN)] * 2 + [1, 1], rel=1e-6)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1, 0.5, 1.4])
+def test_margin_has_the_analytic_gradient(margin: float) -> None:
+    near = [10.0**-power for power in range(1, 7)]
+    distance = torch.tensor([*near, *torch.linspace(0.2, 1.95, 60).tolist(), *(2 - one for one in near)])
+    cosine = (1 - distance.double()).requires_grad_()
+    (gradient,) = torch.autograd.grad(add_margin(cosine, margin).sum(), cosine)
+    for found, one in zip(gradient.tolist(), cosine.tolist(), strict=True):
+        theta = 2 * math.asin(math.sqrt((1 - one) / 2))
+        past = theta > math.pi - margin
+        assert found == pytest.approx(1 if past else math.sin(theta + margin) / math.sin(theta), rel=1e-9)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1, 0.5, 1.0, 1.49])
+def test_margin_never_rises_as_the_angle_grows(margin: float) -> None:
+    theta = torch.linspace(0, math.pi, 20_001, dtype=torch.float64)
+    close = math.pi - margin + torch.linspace(-1e-6, min(1e-6, margin), 2_001, dtype=torch.float64)
+    for angles in (theta, close):
+        shifted = add_margin(angles.cos(), margin)
+        assert (shifted[1:] - shifted[:-1]).max() <= 1e-15
+        assert (shifted <= angles.cos() + 1e-15).all(), "never easier than without"
+
+
+def test_zero_margin_is_scaled_cosine_cross_entropy() -> None:
+    loss, features, labels = case(*ANGLES)
+    loss.margin_rad = 0.0
+    cosine = functional.cosine_similarity(features[:, None], loss.weight[None], dim=2)
+    value, logged, _, _ = of(loss, features, Targets(labels, labels))
+    assert value == pytest.approx(functional.cross_entropy(30 * cosine, labels).item(), rel=1e-9)
+    assert logged["margin_share"] == pytest.approx((cosine.argmax(1) == labels).double().mean().item())
+
+
+def test_mixed_targets_mix_the_losses_and_what_is_logged() -> None:
+    loss, features, labels = case(*ANGLES)
+    others = labels.roll(2)
+    value, logged, _, _ = of(loss, features, Targets(labels, others, 0.3))
+    first, second = (sum(by_definition(features, loss.weight, one)) / len(labels) for one in (labels, others))
+    assert value == pytest.approx(0.3 * first + 0.7 * second, rel=1e-9)
+    (_, one, _, _), (_, other, _, _) = (of(loss, features, Targets(which, which)) for which in (labels, others))
+    assert logged == pytest.approx({name: 0.3 * one[name] + 0.7 * other[name] for name in one})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_value_is_the_same_inside_autocast(dtype: torch.dtype) -> None:
+    loss, features, labels = case(*ANGLES, dtype=torch.float32)
+    features, targets = features.to(dtype), Targets(labels, labels)
+    value, logged, *gradients = of(loss, features, targets)
+    leaf = features.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside, logged_inside = loss(leaf, leaf, targets)
+    gradients_inside = torch.autograd.grad(inside, (leaf, loss.weight))
+    assert inside.dtype == torch.float32
+    assert inside.item() == value == of(loss, features.float(), targets)[0]
+    assert {name: one.item() for name, one in logged_inside.items()} == logged
+    assert all(torch.equal(one, other) for one, other in zip(gradients_inside, gradients, strict=True))
+
+
+def test_feature_of_length_zero_gives_a_finite_loss_and_gradient() -> None:
+    loss, features, labels = case(1.0, dtype=torch.float32)
+    features[0] = 0
+    value, logged, *gradients = of(loss, features, Targets(labels, labels))
+    assert math.isfinite(value)
+    assert all(math.isfinite(one) for one in logged.values())
+    assert all(one.isfinite().all() for one in gradients)
+
+
+def test_length_of_features_and_weights_does_not_matter() -> None:
+    loss, features, labels = case(1.0)
+    value, _, _, _ = of(loss, features, Targets(labels, labels))
+    with torch.no_grad():
+        loss.weight.mul_(torch.arange(1, 8)[:, None])
+    assert of(loss, 100 * features, Targets(labels, labels))[0] == pytest.approx(value, rel=1e-9)
+
+
+def test_what_is_logged_is_right_by_hand() -> None:
+    loss = ArcFace(3, 2, margin_rad=MARGIN)
+    angles, labels = [math.radians(one) for one in (10.0, 50.0, 85.0)], [0, 0, 1]
+    with torch.no_grad():
+        loss.weight.copy_(torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]]))  # at 0, 90 and 180 degrees
+    features = torch.tensor([[math.cos(one), math.sin(one)] for one in angles])
+    targets = Targets(torch.tensor(labels), torch.tensor(labels))
+    _, logged, _, _ = of(loss, features, targets)
+    cosines = [[math.cos(one - math.radians(k)) for k in (0, 90, 180)] for one in angles]
+    others = [(sum(row) - row[label]) / 2 for row, label in zip(cosines, labels, strict=True)]
+    assert logged["target_angle_deg"] == pytest.approx((10 + 50 + 5) / 3, rel=1e-4)
+    assert logged["other_angle_deg"] == pytest.approx(sum(math.degrees(math.acos(one)) for one in others) / 3, rel=1e-4)
+    assert logged["margin_share"] == pytest.approx(2 / 3), "50 + 28.6 degrees is farther than 40 to the second class"
+
+
+def test_collapse_speaks_when_features_stand_no_nearer_to_their_own_class() -> None:
+    torch.manual_seed(1)
+    loss = ArcFace(20, 64)
+    labels = torch.arange(20).repeat(10)
+    features = torch.randn(200, 64)
+    targets = Targets(labels, labels)
+    _, unlearnt, _, _ = of(loss, features, targets)
+    _, learnt, _, _ = of(loss, features / 8 + loss.weight.detach()[labels], targets)
+    assert unlearnt["other_angle_deg"] - unlearnt["target_angle_deg"] < 2 < 30 < learnt["other_angle_deg"] - 40
+    assert loss.collapse(unlearnt, 0.24) is None, "too early to tell"
+    text = loss.collapse(unlearnt, 0.25)
+    assert text is not None
+    assert "after 25% of the stage" in text
+    assert "losses.arcface.margin_rad (now 0.5)" in text
+    assert loss.collapse(learnt, 1.0) is None
+    assert loss.collapse({}, 1.0) is None
+    assert loss.collapse({"ce": 1.0}, 1.0) is None
+
+
+def test_loss_has_a_head_of_its_own() -> None:
+    torch.manual_seed(2)
+    loss = ArcFace(50, 400)
+    assert [(name, tuple(one.shape)) for name, one in loss.named_parameters()] == [("weight", (50, 400))]
+    assert loss.weight.norm(dim=1).tolist() == pytest.approx([1.0] * 50, abs=0.2)
+    assert (loss.batches, loss.trains_head, loss.unmixed_only) == ("shuffled", False, False)
