@@ -125,6 +125,13 @@ def test_margin_has_the_analytic_gradient(margin: float) -> None:
         assert found == pytest.approx(1 if past else math.sin(theta + margin) / math.sin(theta), rel=1e-9)
 
 
+def test_margin_loses_no_digits_near_one_in_float32() -> None:
+    cosine = 1 - torch.tensor([1e-2, 1e-4, 1e-6])
+    narrow, wide = cosine.clone().requires_grad_(), cosine.double().requires_grad_()
+    gradients = [torch.autograd.grad(add_margin(one, MARGIN).sum(), one)[0] for one in (narrow, wide)]
+    torch.testing.assert_close(gradients[0].double(), gradients[1], rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("margin", [0.0, 0.1, 0.5, 1.0, 1.49])
 def test_margin_never_rises_as_the_angle_grows(margin: float) -> None:
     theta = torch.linspace(0, math.pi, 20_001, dtype=torch.float64)

@@ -276,6 +276,10 @@ def test_collapse_is_silent_for_healthy_features(margin: Margin) -> None:
     for features in (noise, centres[labels] + 0.1 * noise, centres[labels] + 1e-4 * noise):
         _, logged, _ = of(loss, features, plain(labels))
         assert loss.collapse(logged, 1.0) is None
+    alike = noise[::2].repeat_interleave(2, 0) + 1e-3 * noise  # in pairs of two classes
+    _, logged, _ = of(loss, alike, plain(torch.arange(32) % 8))
+    assert logged["hardest_negative"] < 0.1
+    assert loss.collapse(logged, 1.0) is None, "classes overlap, but features are no point"
     assert loss.collapse({}, 1.0) is None
     assert loss.collapse({"ce": 0.1}, 1.0) is None
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from fewsight.losses.targets import Targets, at_least_float32
 from fewsight.recipes import Losses
 
-LEAST_SQUARED_DISTANCE = 1e-12  # below it a pair has no direction to be pushed in
+LEAST_DISTANCE = 1e-6  # below it a pair has no direction to be pushed in
 # a collapse, in units of the margin: every distance is small, and negatives lead positives by next to nothing
 COLLAPSED_POSITIVE, COLLAPSED_NEGATIVE, COLLAPSED_LEAD = 1.0, 0.5, 0.1
 
@@ -78,15 +78,16 @@ class BatchHardTriplet(nn.Module):
         farthest, positives = squared.masked_fill(~same_class | same_image, -torch.inf).max(1)
         nearest, negatives = squared.masked_fill(same_class | same_image, torch.inf).min(1)
         counts = (farthest > -torch.inf) & (nearest < torch.inf)  # has a positive and a negative
-        chosen = features[torch.cat([positives, negatives])].view(2, *features.shape)
-        distances = (features - chosen).square().sum(2).clamp(min=LEAST_SQUARED_DISTANCE).sqrt()  # [2, B]
-        gap = distances[0] - distances[1]
+        hardest = [
+            (features - features[pairs]).norm(dim=1).clamp(min=LEAST_DISTANCE) for pairs in (positives, negatives)
+        ]
+        gap = hardest[0] - hardest[1]
         each = functional.softplus(gap) if self.margin == "soft" else functional.relu(gap + self.margin)
         share = counts / counts.sum().clamp(min=1)  # [B], of the mean over the anchors that count
         with torch.no_grad():
-            hardest = (distances * share).sum(1)
+            positive, negative = ((distance * share).sum() for distance in hardest)
             active = ((gap > 0 if self.margin == "soft" else each > 0) * share).sum()
-        logged = {"hardest_positive": hardest[0], "hardest_negative": hardest[1], "active_share": active}
+        logged = {"hardest_positive": positive, "hardest_negative": negative, "active_share": active}
         return (each * share).sum(), logged
 
     def collapse(self, means: Mapping[str, float], progress: float) -> str | None:
