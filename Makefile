@@ -25,6 +25,7 @@ format: setup
 
 bench: setup ## every benchmark; they refuse to start while another process uses a core
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.tiny20 $(FEWSIGHT_DATA)
 
 setup: .venv/installed

@@ -251,3 +251,15 @@ def test_fp16_overflow_in_the_first_step_changes_nothing_but_the_scale() -> None
     assert all(torch.equal(weight, before[name]) for name, weight in weights(learner).items())
     assert not any(name.startswith("momentum.") for name in learner.state()[0]), "nothing uninitialised is kept"
     assert learner.scaler.get_scale() == 2.0**126
+
+
+def test_what_a_loss_logs_becomes_floats_and_nan_is_left_out() -> None:
+    class Talking(nn.Module):
+        def forward(self, logits: Tensor, features: Tensor, targets: Targets) -> tuple[Tensor, dict[str, Any]]:
+            return logits.sum(), {"tensor": torch.tensor(2.0), "float": 3.0, "nothing": torch.tensor(math.nan)}
+
+    learner = tiny()
+    learner.loss = Talking()
+    _, logged = learner.step(*batch(0), rate=0.1)
+    assert logged == {"tensor": 2.0, "float": 3.0}
+    assert all(type(value) is float for value in logged.values())

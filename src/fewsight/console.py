@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PLAIN_SECONDS = 30.0  # between two plain lines, where they are not epochs
 PLAIN_WIDTH = 10_000  # of a log file: its lines are never broken
-BAR_CELLS = 40  # what the bar and the time left need beside the text
+BAR_CELLS = 28  # what the bar and the time left need beside the text
 FIGURE_CELLS = 42  # what the table of classes needs beside the names
 MIN_NAME_CELLS = 16
 
@@ -87,12 +87,12 @@ class TrainingReporter:
             self._say(f"{text} · step {done_steps:,} of {self.total:,} · {self.left()}")
 
     def epoch(self, line: Mapping[str, Any]) -> None:
-        """Say what an epoch gave; in a terminal only where it was tested."""
+        """Say what an epoch gave; in a terminal only where it was tested or its loss has more to say."""
         text = f"epoch {line['epoch']:>{len(str(line['epochs']))}} of {line['epochs']}"
         text += f" · train loss {line['train_loss']:.3f}" + fitting(line.get("terms", {}))
         if "val_top1" in line:
             text += f" · val top-1 {100 * line['val_top1']:.1f} %"
-        if self.bar is None or "val_top1" in line:
+        if self.bar is None or "val_top1" in line or "terms" in line:
             self._say(f"{text} · {duration(line['seconds'])}" + (f" · {self.left()}" if self.done < self.total else ""))
 
     def say(self, text: str) -> None:

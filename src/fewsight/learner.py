@@ -1,6 +1,7 @@
 """What changes while a stage trains: model, loss, optimiser, moving average; and one step of it."""
 
 import itertools
+import math
 from typing import Any
 
 import torch
@@ -63,7 +64,8 @@ class Learner:
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        return float(total), {name: float(value) for name, value in logged.items()}  # the device is waited for here
+        terms = {name: float(value) for name, value in logged.items()}  # here the device is waited for
+        return float(total), {name: value for name, value in terms.items() if not math.isnan(value)}
 
     def averaged(self) -> nn.Module:
         """The model to test and to keep: the moving average where there is one."""

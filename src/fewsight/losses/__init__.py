@@ -9,7 +9,8 @@ a sum (`loss = "ce+yours"`, `losses.weights.yours = 0.5`). What it may declare:
 - `collapse(means, progress) -> str | None`, optional: given an epoch's means of what it logs and the share of the
   stage that is done, what has gone wrong and what to change.
 
-Weights that it owns are trained too. `fit()` never asks which loss it has.
+What it logs are floats or 0-dimensional tensors; one that is NaN has no value in this batch and is left out. Weights
+that it owns are trained too. `fit()` never asks which loss it has.
 """
 
 import difflib

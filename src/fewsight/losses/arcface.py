@@ -42,7 +42,9 @@ class ArcFace(nn.Module):
         nn.init.normal_(self.weight, std=num_features**-0.5)  # about length 1
 
     def forward(self, logits: Tensor, features: Tensor, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
-        """features [B, D] -> (scalar, mean angles to the true and the other classes, share past the margin)."""
+        """features [B, D] -> (scalar, what to log): mean angle to the true class, angle of the mean cosine to the
+        others, share of images past the margin.
+        """
         with torch.autocast(features.device.type, enabled=False):
             features = at_least_float32(features)
             lengths = features.norm(dim=1, keepdim=True).clamp(min=LEAST_LENGTH) * self.weight.norm(dim=1)  # [B, K]

@@ -55,11 +55,11 @@ class BatchHardTriplet(nn.Module):
     def forward(self, logits: Tensor, features: Tensor, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
         """features [B, D] -> (scalar, distances of the hardest pairs, share of active anchors, feature norm)."""
         if targets.lam < 1 and self.unmixed_only:
-            return 0 * features.sum(), {}
+            return (0 * at_least_float32(features)).sum(), {}
         features = at_least_float32(features)
         norm = features.detach().norm(dim=1).mean()
         if self.normalise:
-            features = functional.normalize(features, dim=1)
+            features = functional.normalize(features, dim=1, eps=LEAST_DISTANCE)
         squared = squared_distances(features.detach())
         images = targets.images
         same_image = torch.eye(len(features), dtype=torch.bool, device=features.device)
@@ -83,10 +83,11 @@ class BatchHardTriplet(nn.Module):
         ]
         gap = hardest[0] - hardest[1]
         each = functional.softplus(gap) if self.margin == "soft" else functional.relu(gap + self.margin)
-        share = counts / counts.sum().clamp(min=1)  # [B], of the mean over the anchors that count
+        share = counts.to(features.dtype) / counts.sum().clamp(min=1)  # [B], of the mean over the anchors that count
         with torch.no_grad():
-            positive, negative = ((distance * share).sum() for distance in hardest)
-            active = ((gap > 0 if self.margin == "soft" else each > 0) * share).sum()
+            shown = share / counts.any()  # NaN where none counts: nothing to log
+            positive, negative = ((distance * shown).sum() for distance in hardest)
+            active = ((gap > 0 if self.margin == "soft" else each > 0) * shown).sum()
         logged = {"hardest_positive": positive, "hardest_negative": negative, "active_share": active}
         return (each * share).sum(), logged
 
