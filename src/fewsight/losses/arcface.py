@@ -35,9 +35,17 @@ class ArcFace(nn.Module):
     trains_head = False
     unmixed_only = False
 
-    def __init__(self, num_classes: int, num_features: int, *, scale: float = 30.0, margin_rad: float = 0.5) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        num_features: int,
+        *,
+        scale: float = 30.0,
+        margin_rad: float = 0.5,
+        centre: bool = False,
+    ) -> None:
         super().__init__()
-        self.scale, self.margin_rad = scale, margin_rad
+        self.scale, self.margin_rad, self.centre = scale, margin_rad, centre
         self.weight = nn.Parameter(torch.empty(num_classes, num_features))
         nn.init.normal_(self.weight, std=num_features**-0.5)  # about length 1
 
@@ -47,6 +55,8 @@ class ArcFace(nn.Module):
         """
         with torch.autocast(features.device.type, enabled=False):
             features = at_least_float32(features)
+            if self.centre:
+                features = features - features.mean(0)
             lengths = features.norm(dim=1, keepdim=True).clamp(min=LEAST_LENGTH) * self.weight.norm(dim=1)  # [B, K]
             cosine = functional.linear(features, self.weight) / lengths  # divided after the product: fewer passes
             loss, logged = self._of(cosine, targets.labels)
@@ -98,4 +108,4 @@ def add_margin(cosine: Tensor, margin_rad: float) -> Tensor:
 def arcface(losses: Losses, num_classes: int, num_features: int, class_weights: Tensor | None) -> nn.Module:
     """`arcface`."""
     values = losses.arcface
-    return ArcFace(num_classes, num_features, scale=values.scale, margin_rad=values.margin_rad)
+    return ArcFace(num_classes, num_features, scale=values.scale, margin_rad=values.margin_rad, centre=values.centre)
