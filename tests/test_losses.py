@@ -67,7 +67,7 @@ class Speaks(Stranger):
         super().__init__()
         self.text = text
 
-    def collapse(self, means: Mapping[str, float], progress: float) -> str | None:
+    def collapse(self, means: Mapping[str, float], first: Mapping[str, float], progress: float) -> str | None:
         return None if self.text is None else f"{self.text} {means['x']:g} {progress:g}"
 
 
@@ -277,7 +277,7 @@ def test_loss_of_a_stranger_needs_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     assert value.item() == pytest.approx(build("ce")(logits, features, targets)[0].item() + 0.5 * own)
     assert logged["stranger"].item() == pytest.approx(own)
     assert logged["largest"] == features.max()
-    assert collapse_of(loss, {}, 1.0) is None
+    assert collapse_of(loss, {}, {}, 1.0) is None
     check_loss(stage("ce+stranger", accumulate=2), 1.0)
     with pytest.raises(RecipeError, match=r"did you mean 'stranger'"):
         build("ce+strange")
@@ -286,8 +286,8 @@ def test_loss_of_a_stranger_needs_one_line(monkeypatch: pytest.MonkeyPatch) -> N
 def test_collapse_of_a_sum_is_the_first_terms_that_has() -> None:
     terms = {"a": Stranger(), "b": Speaks(None), "c": Speaks("late"), "d": Speaks("later")}
     loss = WeightedSum(terms, {})
-    assert collapse_of(loss, {"x": 2.0}, 0.5) == "late 2 0.5"
-    assert collapse_of(WeightedSum({"a": Stranger(), "b": Speaks(None)}, {}), {"x": 2.0}, 0.5) is None
-    assert collapse_of(terms["d"], {"x": 1.0}, 1.0) == "later 1 1"
-    assert collapse_of(SmoothedCrossEntropy(), {"x": 2.0}, 0.5) is None
-    assert collapse_of(build("ce+triplet+arcface"), {}, 1.0) is None, "nothing logged, nothing said"
+    assert collapse_of(loss, {"x": 2.0}, {}, 0.5) == "late 2 0.5"
+    assert collapse_of(WeightedSum({"a": Stranger(), "b": Speaks(None)}, {}), {"x": 2.0}, {}, 0.5) is None
+    assert collapse_of(terms["d"], {"x": 1.0}, {}, 1.0) == "later 1 1"
+    assert collapse_of(SmoothedCrossEntropy(), {"x": 2.0}, {}, 0.5) is None
+    assert collapse_of(build("ce+triplet+arcface"), {}, {}, 1.0) is None, "nothing logged, nothing said"

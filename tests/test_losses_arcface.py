@@ -217,14 +217,23 @@ def test_collapse_speaks_when_features_stand_no_nearer_to_their_own_class() -> N
     _, unlearnt, _, _ = of(loss, features, targets)
     _, learnt, _, _ = of(loss, features / 8 + loss.weight.detach()[labels], targets)
     assert unlearnt["other_angle_deg"] - unlearnt["target_angle_deg"] < 2 < 30 < learnt["other_angle_deg"] - 40
-    assert loss.collapse(unlearnt, 0.24) is None, "too early to tell"
-    text = loss.collapse(unlearnt, 0.25)
+    assert loss.collapse(unlearnt, {}, 0.24) is None, "too early to tell"
+    text = loss.collapse(unlearnt, {}, 0.25)
     assert text is not None
-    assert "after 25% of the stage" in text
-    assert "losses.arcface.margin_rad (now 0.5)" in text
-    assert loss.collapse(learnt, 1.0) is None
-    assert loss.collapse({}, 1.0) is None
-    assert loss.collapse({"ce": 1.0}, 1.0) is None
+    assert "the features do not part" in text
+    assert "losses.weights.arcface" in text
+    assert "losses.arcface.margin_rad, now 0.5" in text
+    assert loss.collapse(learnt, {}, 1.0) is None
+    assert loss.collapse({}, {}, 1.0) is None
+    assert loss.collapse({"ce": 1.0}, {}, 1.0) is None
+
+
+def test_collapse_speaks_at_once_when_features_flee_past_the_margin() -> None:
+    loss = ArcFace(20, 64, margin_rad=0.5)
+    for angle, other, says in ((156.0, 159.0, True), (152.0, 170.0, True), (150.0, 170.0, False)):
+        text = loss.collapse({"target_angle_deg": angle, "other_angle_deg": other}, {}, 0.05)
+        assert (text is not None) == says
+        assert text is None or "flee to where the margin no longer acts" in text
 
 
 def test_loss_has_a_head_of_its_own() -> None:

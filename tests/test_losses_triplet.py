@@ -1,6 +1,7 @@
 """The batch-hard triplet loss against a plain loop over its definition and against pytorch-metric-learning."""
 
 import math
+import re
 from typing import Literal
 
 import pytest
@@ -255,18 +256,30 @@ def test_identical_features_give_a_finite_gradient(margin: Margin, normalise: bo
 
 
 @pytest.mark.parametrize("normalise", [False, True])
-@pytest.mark.parametrize(("margin", "rests"), [(0.3, r"its margin 0\.3"), (2.0, r"its margin 2"), ("soft", "log 2")])
+@pytest.mark.parametrize(
+    ("margin", "rests"), [(0.3, r"its margin 0\.3"), (2.0, r"its margin 2"), ("soft", r"0\.69 \(log 2\)")]
+)
 def test_collapse_speaks_when_features_are_one_point(margin: Margin, rests: str, normalise: bool) -> None:
     loss, targets = BatchHardTriplet(margin, normalise=normalise), plain(torch.arange(8).repeat_interleave(4))
     for spread in (0.0, 1e-4, 1e-3):
         features = torch.ones(1, 64) + spread * drawn(9, 32, 64, dtype=torch.float32)
         value, logged, _ = of(loss, features, targets)
         assert value == pytest.approx(math.log(2) if margin == "soft" else margin, rel=0.05)
-        text = loss.collapse(logged, 0.1)
+        text = loss.collapse(logged, {}, 0.1)
         assert text is not None
-        assert ('"soft"' in text) == (margin != "soft")
-        with pytest.raises(ValueError, match=rf"collapsed.*{rests}.*--init-from RUN.*lr_scale = 0\.1"):
-            raise ValueError(text)
+        assert ("normalise = true" in text) == (not normalise)
+        assert re.search(rf"has collapsed and rests at {rests}.*lr_scale = 0\.1.*losses\.weights\.triplet", text)
+
+
+def test_collapse_is_named_while_distances_shrink() -> None:
+    loss, first = BatchHardTriplet(0.3), {"hardest_positive": 17.0, "hardest_negative": 11.0, "active_share": 1.0}
+    shrinking = {"hardest_positive": 4.0, "hardest_negative": 2.4, "active_share": 0.99}
+    text = loss.collapse(shrinking, first, 0.2)
+    assert text is not None
+    assert "is collapsing: the hardest positive lies 4 and the hardest negative 2.4 away, 99% of the anchors" in text
+    assert loss.collapse({**shrinking, "active_share": 0.9}, first, 0.2) is None, "an order comes"
+    assert loss.collapse({**shrinking, "hardest_positive": 5.0}, first, 0.2) is None
+    assert loss.collapse(shrinking, {}, 0.2) is None
 
 
 @pytest.mark.parametrize("margin", MARGINS)
@@ -275,16 +288,16 @@ def test_collapse_is_silent_for_healthy_features(margin: Margin) -> None:
     centres, noise = drawn(10, 8, 64, dtype=torch.float32), drawn(11, 32, 64, dtype=torch.float32)
     for features in (noise, centres[labels] + 0.1 * noise, centres[labels] + 1e-4 * noise):
         _, logged, _ = of(loss, features, plain(labels))
-        assert loss.collapse(logged, 1.0) is None
+        assert loss.collapse(logged, {}, 1.0) is None
     alike = noise[::2].repeat_interleave(2, 0) + 1e-3 * noise  # in pairs of two classes
     _, logged, _ = of(loss, alike, plain(torch.arange(32) % 8))
     assert logged["hardest_negative"] < 0.1
-    assert loss.collapse(logged, 1.0) is None, "classes overlap, but features are no point"
-    assert loss.collapse({}, 1.0) is None
-    assert loss.collapse({"ce": 0.1}, 1.0) is None
+    assert loss.collapse(logged, {}, 1.0) is None, "classes overlap, but features are no point"
+    assert loss.collapse({}, {}, 1.0) is None
+    assert loss.collapse({"ce": 0.1}, {}, 1.0) is None
 
 
 def test_collapse_is_silent_where_no_anchor_counts() -> None:
     loss = BatchHardTriplet(0.3)
     _, logged, _ = of(loss, drawn(12, 6, 64), plain([0, 1, 2, 3, 4, 5]))
-    assert loss.collapse(logged, 1.0) is None, "healthy features, of which none has a positive"
+    assert loss.collapse(logged, {}, 1.0) is None, "healthy features, of which none has a positive"

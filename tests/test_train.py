@@ -322,8 +322,8 @@ class Sunken(nn.Module):
     ) -> tuple[torch.Tensor, dict[str, float]]:
         return logits.square().mean(), {"depth": 3.0}
 
-    def collapse(self, means: Mapping[str, float], progress: float) -> str | None:
-        assert means == {"depth": 3.0}
+    def collapse(self, means: Mapping[str, float], first: Mapping[str, float], progress: float) -> str | None:
+        assert means == first == {"depth": 3.0}
         return "it lies on the ground; raise it" if progress >= 0.5 else None
 
 
@@ -356,7 +356,9 @@ def test_triplet_collapse_is_found_in_a_real_run(class_images: Path, tmp_path: P
     reporter = Listening()
     values = {"stages": [{**STAGE, "epochs": 24, "batch_size": 6, "loss": "ce+triplet", "cutmix_prob": 0.0}]}
     run = fit(*begin(class_images, tmp_path / "run", values, "stages.0.optim.base_lr=20.0"), reporter)
-    assert any("the triplet loss has collapsed" in text and "--init-from" in text for text in reporter.said)
+    warnings = [text for text in reporter.said if "collaps" in text]
+    assert "the triplet loss" in warnings[0]
+    assert "lr_scale = 0.1" in warnings[0]
     named = [line for line in log_lines(run.path) if "collapse" in line]
     assert named[-1]["epoch"] == 24
     assert named[-1]["terms"]["triplet"] == pytest.approx(0.3, rel=0.2), "it rests at the margin"

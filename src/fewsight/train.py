@@ -58,6 +58,7 @@ class Position:
     num_images: int = 0
     best_top1: float = -1.0  # on val, for select = "best"
     terms: dict[str, list[float]] = field(default_factory=dict)  # what the loss logs: [sum over images, images]
+    first: dict[str, float] = field(default_factory=dict)  # their means over the stage's first epoch
     collapsed: bool = False  # the loss said so of the last epoch
 
 
@@ -236,14 +237,17 @@ def _end_epoch(
             if recipe.run.select == "best" and figures.top1.value > at.best_top1:
                 at = replace(at, best_top1=figures.top1.value)
                 runs.save_weights(run, weights_out(learner.averaged()), best_epoch=line["epoch"])
-    collapse = _collapse(learner, stage, means, at.epoch + 1)
+    first = means if at.epoch == 0 else at.first
+    warm = at.epoch + 1 > stage.optim.warmup_epochs
+    collapse = collapse_of(learner.loss, means, first, (at.epoch + 1) / stage.epochs) if warm else None
     if collapse:
         line["collapse"] = collapse
     runs.append_log(run.path, {**line, "seconds": round(seconds, 3), "time": runs.now()})
     reporter.epoch({**line, "epochs": sum(one.epochs for one in recipe.stages), "seconds": seconds})
     if collapse and not at.collapsed:  # named once, while it lasts
         reporter.say(f"warning: epoch {line['epoch']}: {collapse}")
-    return replace(at, epoch=at.epoch + 1, step=0, loss_sum=0.0, num_images=0, terms={}, collapsed=collapse is not None)
+    at = replace(at, first=first, collapsed=collapse is not None)
+    return replace(at, epoch=at.epoch + 1, step=0, loss_sum=0.0, num_images=0, terms={})
 
 
 def _stage_line(recipe: Recipe, number: int, plan: Plan, learner: Learner) -> str:
@@ -257,13 +261,6 @@ def _stage_line(recipe: Recipe, number: int, plan: Plan, learner: Learner) -> st
     text += f"{peak_rate(stage, plan.batch_size):.3g}"
     own = [f"{name} {list(weight.shape)}" for name, weight in learner.loss.named_parameters()]
     return text + (f"; the loss's own weights: {', '.join(own)}" if own else "")
-
-
-def _collapse(learner: Learner, stage: Stage, means: Mapping[str, float], num_epochs: int) -> str | None:
-    """What the loss says has gone wrong, once the warm-up is over."""
-    if num_epochs <= stage.optim.warmup_epochs:
-        return None
-    return collapse_of(learner.loss, means, num_epochs / stage.epochs)
 
 
 def _summed(sums: Mapping[str, list[float]], terms: Mapping[str, float], count: int) -> dict[str, list[float]]:

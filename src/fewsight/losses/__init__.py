@@ -6,8 +6,8 @@ a sum (`loss = "ce+yours"`, `losses.weights.yours = 0.5`). What it may declare:
 - `batches`: "shuffled", or "pk" where it compares images within the batch (and so takes no accumulation);
 - `trains_head`: whether the linear head, which predicts, learns from it;
 - `unmixed_only`: whether it learns nothing from a CutMix batch;
-- `collapse(means, progress) -> str | None`, optional: given an epoch's means of what it logs and the share of the
-  stage that is done, what has gone wrong and what to change.
+- `collapse(means, first, progress) -> str | None`, optional: given the means of what it logs over an epoch and over the
+  stage's first, and the share of the stage that is done, what has gone wrong and what to change.
 
 What it logs are floats or 0-dimensional tensors; one that is NaN has no value in this batch and is left out. Weights
 that it owns are trained too. `fit()` never asks which loss it has.

@@ -11,7 +11,7 @@ from fewsight.losses.targets import Targets, at_least_float32
 from fewsight.recipes import Losses
 
 LEAST_LENGTH = 1e-6  # a feature shorter than this has no direction
-PATIENCE = 0.25  # share of a stage after which angles must have moved
+PATIENCE = 0.25  # share of a stage after which angles must have parted
 LEAST_LEAD_DEG = 2.0  # by which the true class is then nearer than the mean of the others
 
 
@@ -35,17 +35,9 @@ class ArcFace(nn.Module):
     trains_head = False
     unmixed_only = False
 
-    def __init__(
-        self,
-        num_classes: int,
-        num_features: int,
-        *,
-        scale: float = 30.0,
-        margin_rad: float = 0.5,
-        centre: bool = False,
-    ) -> None:
+    def __init__(self, num_classes: int, num_features: int, *, scale: float = 30.0, margin_rad: float = 0.5) -> None:
         super().__init__()
-        self.scale, self.margin_rad, self.centre = scale, margin_rad, centre
+        self.scale, self.margin_rad = scale, margin_rad
         self.weight = nn.Parameter(torch.empty(num_classes, num_features))
         nn.init.normal_(self.weight, std=num_features**-0.5)  # about length 1
 
@@ -55,8 +47,6 @@ class ArcFace(nn.Module):
         """
         with torch.autocast(features.device.type, enabled=False):
             features = at_least_float32(features)
-            if self.centre:
-                features = features - features.mean(0)
             lengths = features.norm(dim=1, keepdim=True).clamp(min=LEAST_LENGTH) * self.weight.norm(dim=1)  # [B, K]
             cosine = functional.linear(features, self.weight) / lengths  # divided after the product: fewer passes
             loss, logged = self._of(cosine, targets.labels)
@@ -81,15 +71,20 @@ class ArcFace(nn.Module):
             satisfied = (with_margin > nearest).to(cosine.dtype).mean()
         return loss, {"target_angle_deg": angle, "other_angle_deg": other_angle, "margin_share": satisfied}
 
-    def collapse(self, means: Mapping[str, float], progress: float) -> str | None:
-        """Features that stand no nearer to their own class than to the others."""
+    def collapse(self, means: Mapping[str, float], first: Mapping[str, float], progress: float) -> str | None:
+        """Features that flee every class past pi - m, where no margin acts, or stand no nearer to their own class."""
         angle, other = means.get("target_angle_deg"), means.get("other_angle_deg")
-        if angle is None or other is None or progress < PATIENCE or other - angle >= LEAST_LEAD_DEG:
+        if angle is None or other is None:
             return None
+        fled = angle > 180 - math.degrees(self.margin_rad)
+        if not fled and (progress < PATIENCE or other - angle >= LEAST_LEAD_DEG):
+            return None
+        what = "the features flee to where the margin no longer acts" if fled else "the features do not part"
         return (
-            f"ArcFace does not learn: after {progress:.0%} of the stage features stand at {angle:.0f} degrees to their "
-            f"own class and at {other:.0f} to the others. Start from weights trained with ce (--init-from RUN), lower "
-            f"losses.arcface.margin_rad (now {self.margin_rad:g}) or the rate (lr_scale = 0.1)"
+            f"ArcFace has collapsed, {what}: they stand at {angle:.0f} degrees to their own class and at {other:.0f} to "
+            "the others. In a new run start from weights trained with ce, lower its weight "
+            f"(losses.weights.arcface), its margin (losses.arcface.margin_rad, now {self.margin_rad:g}) or the rate "
+            "(lr_scale = 0.1)"
         )
 
 
@@ -108,4 +103,4 @@ def add_margin(cosine: Tensor, margin_rad: float) -> Tensor:
 def arcface(losses: Losses, num_classes: int, num_features: int, class_weights: Tensor | None) -> nn.Module:
     """`arcface`."""
     values = losses.arcface
-    return ArcFace(num_classes, num_features, scale=values.scale, margin_rad=values.margin_rad, centre=values.centre)
+    return ArcFace(num_classes, num_features, scale=values.scale, margin_rad=values.margin_rad)

@@ -49,18 +49,22 @@ class WeightedSum(nn.Module):
                 logged |= {name: value.detach(), **extra}
         return total, logged
 
-    def collapse(self, means: Mapping[str, float], progress: float) -> str | None:
+    def collapse(self, means: Mapping[str, float], first: Mapping[str, float], progress: float) -> str | None:
         """The first term's that has collapsed."""
-        found = (collapse_of(term, means, progress) for term in self.terms.values())
+        found = (collapse_of(term, means, first, progress) for term in self.terms.values())
         return next((text for text in found if text), None)
 
 
-def collapse_of(loss: nn.Module, means: Mapping[str, float], progress: float) -> str | None:
+Collapse = Callable[[Mapping[str, float], Mapping[str, float], float], str | None]
+
+
+def collapse_of(loss: nn.Module, means: Mapping[str, float], first: Mapping[str, float], progress: float) -> str | None:
     """What the loss says has gone wrong, and what to change; None from a loss that never says so.
 
     Args:
         means: of what the loss logs, over an epoch.
+        first: the same of the stage's first epoch.
         progress: share of the stage that is done.
     """
-    says: Callable[[Mapping[str, float], float], str | None] | None = getattr(loss, "collapse", None)
-    return None if says is None else says(means, progress)
+    says: Collapse | None = getattr(loss, "collapse", None)
+    return None if says is None else says(means, first, progress)

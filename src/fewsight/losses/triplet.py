@@ -12,8 +12,10 @@ from fewsight.losses.targets import Targets, at_least_float32
 from fewsight.recipes import Losses
 
 LEAST_DISTANCE = 1e-6  # below it a pair has no direction to be pushed in
-# a collapse, in units of the margin: every distance is small, and negatives lead positives by next to nothing
+# collapsed, in units of the margin: every distance is small, and negatives lead positives by next to nothing
 COLLAPSED_POSITIVE, COLLAPSED_NEGATIVE, COLLAPSED_LEAD = 1.0, 0.5, 0.1
+# on the way there: distances have shrunk to this share of the stage's first epoch, and no more anchors are satisfied
+SHRUNKEN, UNSATISFIED = 0.25, 0.95
 
 
 class BatchHardTriplet(nn.Module):
@@ -91,21 +93,25 @@ class BatchHardTriplet(nn.Module):
         logged = {"hardest_positive": positive, "hardest_negative": negative, "active_share": active}
         return (each * share).sum(), logged
 
-    def collapse(self, means: Mapping[str, float], progress: float) -> str | None:
-        """All features in one point: every distance near 0, the loss at its margin, no direction to learn in."""
+    def collapse(self, means: Mapping[str, float], first: Mapping[str, float], progress: float) -> str | None:
+        """Features that draw together into one point: distances fall to 0, the loss to its margin."""
         positive, negative = means.get("hardest_positive"), means.get("hardest_negative")
-        unit = 1.0 if self.margin == "soft" else self.margin
         if positive is None or negative is None:
             return None
+        unit = 1.0 if self.margin == "soft" else self.margin
         small = positive < COLLAPSED_POSITIVE * unit and negative < COLLAPSED_NEGATIVE * unit
-        if not small or negative - positive > COLLAPSED_LEAD * unit:
+        collapsed = small and negative - positive < COLLAPSED_LEAD * unit
+        shrinks = positive < SHRUNKEN * first.get("hardest_positive", 0.0) and means["active_share"] > UNSATISFIED
+        if not collapsed and not shrinks:
             return None
         rest = f"{math.log(2):.2f} (log 2)" if self.margin == "soft" else f"its margin {self.margin:g}"
-        softer = "" if self.margin == "soft" else ', or take losses.triplet.margin = "soft"'
+        what = f"has collapsed and rests at {rest}" if collapsed else "is collapsing"
+        remedies = ["lower the rate (lr_scale = 0.1)", "lower its weight (losses.weights.triplet)"]
+        remedies += [] if self.normalise else ["normalise the features (losses.triplet.normalise = true)"]
         return (
-            f"the triplet loss has collapsed: the hardest positive lies {positive:.2g} and the hardest negative "
-            f"{negative:.2g} away, the features are nearly one point and the loss rests at {rest}. Start from "
-            f"weights trained with ce (--init-from RUN), lower the rate (lr_scale = 0.1){softer}"
+            f"the triplet loss {what}: the hardest positive lies {positive:.2g} and the hardest negative "
+            f"{negative:.2g} away, {means['active_share']:.0%} of the anchors are unsatisfied, and the features draw "
+            f"together into one point. In a new run start from weights trained with ce, {', or '.join(remedies)}"
         )
 
 

@@ -91,7 +91,6 @@ class ArcFace(Section):
 
     scale: Positive = 30.0
     margin_rad: Annotated[float, Field(ge=0, lt=1.5)] = 0.5
-    centre: bool = False  # take the batch's mean from the features first
 
 
 class Losses(Section):
