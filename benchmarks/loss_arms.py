@@ -79,6 +79,7 @@ def main() -> int:
     parser.add_argument("data", type=Path, help="the folder that holds tiny20/")
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
+    parser.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="train these alone")
     parser.add_argument("--split", default="val")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
@@ -98,7 +99,7 @@ def folder(args: argparse.Namespace, arm: str, seed: int) -> Path:
 
 def train(args: argparse.Namespace) -> int:
     """Every run that is not finished, seed by seed, `jobs` at a time; an arm waits for the weights it starts from."""
-    waiting = [(arm, seed) for seed in SEEDS for arm in ARMS if seed in ARMS[arm].seeds]
+    waiting = [(arm, seed) for seed in SEEDS for arm in args.only if seed in ARMS[arm].seeds]
     lock = threading.Condition()
     failed: list[str] = []
 
