@@ -79,10 +79,10 @@ class ArcFace(nn.Module):
         fled = angle > 180 - math.degrees(self.margin_rad)
         if not fled and (progress < PATIENCE or other - angle >= LEAST_LEAD_DEG):
             return None
-        what = "the features flee to where the margin no longer acts" if fled else "the features do not part"
+        what = "features flee to where the margin no longer acts" if fled else "features do not part"
         return (
-            f"ArcFace has collapsed, {what}: they stand at {angle:.0f} degrees to their class and at {other:.0f} to the "
-            "others. In a new run start from weights trained with ce, lower its weight "
+            f"ArcFace has collapsed, {what}: they stand at {angle:.0f} degrees to their class and at {other:.0f} to "
+            "the others. In a new run start from weights trained with ce, lower its weight "
             f"(losses.weights.arcface), its margin (losses.arcface.margin_rad, now {self.margin_rad:g}) or the rate "
             "(lr_scale = 0.1)"
         )
