@@ -25,6 +25,7 @@ ORDER = [
     "schedule",
     "metrics",
     "runs",
+    "scores",
     "plans",
     "feed",
     "predict",

@@ -119,6 +119,8 @@ def evaluate(
     /,
     *,
     split: str | None = None,
+    views: str = "center",
+    scores: Path | None = None,
     json_: Annotated[Path | None, Parameter(name="--json")] = None,
 ) -> int:
     """Test a run on labelled images: top-1 and top-5 with intervals, per class, the worst confusions.
@@ -127,6 +129,8 @@ def evaluate(
         run: the run folder.
         data: a dataset as for train; labels match by name.
         split: which one (test, else val); a folder without splits is taken whole.
+        views: center (one view), report (every test size, two crops), or names such as center-224,random-320.
+        scores: the folder that keeps every view's scores (RUN/scores/SPLIT).
         json_: also write every figure to this file.
     """
     from fewsight import files
@@ -136,16 +140,19 @@ def evaluate(
     if json_ is not None:
         files.check_target(json_, "--json")
     console = make_console()
-    found = evaluate_run(run, data, split=split, console=console)
-    show_figures(console, found.figures, f"{run} on {data} ({found.split})")
+    found = evaluate_run(run, data, split=split, views=views, scores=scores, console=console)
+    seen = found.views[0] if len(found.views) == 1 else f"{len(found.views)} views"
+    show_figures(console, found.figures, f"{run} on {data} ({found.split}, {seen})")
     if found.num_trained_on:
         console.print(f"note: the run was trained on {found.num_trained_on:,} of these images; the figures flatter")
     for error in found.unreadable[:20]:
         console.print(f"unreadable: {printable(error)}")
     if len(found.unreadable) > 20:
         console.print(f"unreadable: {len(found.unreadable) - 20:,} more")
+    console.print(printable(found.kept))
     if json_ is not None:
-        about = {"run": str(run), "data": str(data), "split": found.split, "num_trained_on": found.num_trained_on}
+        about: dict[str, Any] = {"run": str(run), "data": str(data), "split": found.split}
+        about |= {"views": found.views, "num_trained_on": found.num_trained_on}
         files.write_json(json_, about | found.figures.as_json() | {"unreadable": found.unreadable})
         console.print(f"wrote {json_}")
     return 1 if found.unreadable else 0
@@ -153,7 +160,15 @@ def evaluate(
 
 @app.command
 def predict(
-    run: Path, images: tuple[str, ...], /, *, out: Path | None = None, top_k: int = 5, features: bool = False
+    run: Path,
+    images: tuple[str, ...],
+    /,
+    *,
+    out: Path | None = None,
+    top_k: int = 5,
+    views: str = "center",
+    features: bool = False,
+    scores: Path | None = None,
 ) -> int:
     """Predict the classes of images: files, folders and glob patterns; a row for each, in order.
 
@@ -162,14 +177,17 @@ def predict(
         images: files, folders (their images in code-point order) or quoted patterns.
         out: a .csv, .jsonl or .parquet file; without it CSV goes to the screen.
         top_k: classes a row (5).
+        views: center (one view), report (every test size, two crops), or names such as center-224,random-320.
         features: also write the pooled features beside OUT, a row for each: new.csv, new.features.npy.
+        scores: also keep every view's scores in this folder; the same command goes on there where it stopped.
     """
     from fewsight.console import make_console
     from fewsight.inference import predict_files
     from fewsight.rows import features_file
 
-    console = make_console(sys.stderr)
-    failed, total = predict_files(run, images, out, top_k=top_k, console=console, features=features)
+    failed, total = predict_files(
+        run, images, out, top_k=top_k, console=make_console(sys.stderr), views=views, features=features, scores=scores
+    )
     if out is not None and features:
         print(f"wrote {features_file(out)}: float32, a row for each of {out}")
     if out is not None:

@@ -1,7 +1,8 @@
 """Images + model -> scores: log-probabilities of views cut from the original image."""
 
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fewsight.augment import center_view
-from fewsight.data import load_image
-from fewsight.device import autocast, resolve_run, to_device
+from fewsight.augment import View, cut_view, named_views
+from fewsight.data import decode_bytes, read_bytes
+from fewsight.device import autocast, compute_threads, keep_freed_memory, resolve_run, to_device
 from fewsight.errors import DataError
 from fewsight.model import Classifier, build_model, load_weights
 from fewsight.recipes import Recipe
-from fewsight.runs import Run, read_weights
+from fewsight.runs import Run, read_weights, trained_files
+from fewsight.scores import About, Image, Store, append, begin, finish, images_digest
+
+PART_PIXELS = 64 * 224**2  # of one view, that go through the model at a time
 
 
 @dataclass(frozen=True)
@@ -24,9 +28,15 @@ class Scores:
     """Scores of some images, in the order given."""
 
     start: int  # position of the first
-    log_probs: np.ndarray  # float32 [n, K], natural; rows of NaN where `errors` says why
+    results: np.ndarray  # float32 [V, n, K], natural log-probabilities of each view; NaN where `errors` says why
     errors: list[str | None]  # [n]
-    features: np.ndarray | None = None  # float32 [n, D], pooled, where they were asked for; NaN as above
+    digests: list[str]  # [n], 64 bits of each file's BLAKE2b in hexadecimal; empty where it cannot be read
+    features: np.ndarray | None = None  # float32 [n, D], pooled, the views' mean, where asked for; NaN as above
+
+    @property
+    def log_probs(self) -> np.ndarray:
+        """float32 [n, K]: the mean of the views' probabilities."""
+        return mean_probs(self.results)
 
 
 class Normalise(nn.Module):
@@ -64,10 +74,90 @@ def testing_recipe(run: Run) -> Recipe:
     return run.recipe.model_copy(update={"run": settings})
 
 
-def center_px(recipe: Recipe) -> int:
-    """The size of the centre view: the first of the recipe's test sizes."""
+def mean_probs(log_probs: np.ndarray) -> np.ndarray:
+    """The log of the mean of probabilities over the first axis: float32 [V, ...] -> [...]."""
+    peak = log_probs.max(0)
+    mean: np.ndarray = peak + np.log(np.exp(log_probs - peak).mean(0))
+    return mean
+
+
+def views_of(recipe: Recipe, names: str = "center") -> tuple[View, ...]:
+    """The views that `--views` names for a resolved recipe.
+
+    Raises:
+        RecipeError: no such view.
+    """
     assert recipe.eval.test_px != "auto", "a resolved recipe has its test sizes"
-    return recipe.eval.test_px[0]
+    return named_views(names, recipe.eval.test_px)
+
+
+def run_scores(run: Run, paths: Sequence[Path], views: Sequence[View], *, features: bool = False) -> Iterator[Scores]:
+    """Score images with a run's model on this machine; see `score_images`.
+
+    Raises:
+        RunError: not a finished run.
+    """
+    recipe = testing_recipe(run)
+    device = torch.device(recipe.run.device)
+    keep_freed_memory()
+    model, normalise = load_model(run, device), Normalise(run.data.mean, run.data.std).to(device)
+    assert recipe.run.threads != "auto", "a resolved recipe has its threads"
+    with compute_threads(recipe.run.threads):
+        yield from score_images(model, normalise, paths, recipe, views=views, features=features)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A file to score: where it lies, how the store names it, its label if it has one."""
+
+    file: Path
+    name: str
+    label: str | None = None
+
+
+def score_into(
+    folder: Path,
+    run: Run,
+    images: Sequence[Labelled],
+    views: Sequence[View],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Store:
+    """Score images into a store, or what is missing of it; one that was cut short goes on where it stopped.
+
+    Raises:
+        RunError: not a finished run; the folder holds other scores or cannot be written.
+    """
+    recipe, trained = testing_recipe(run), trained_files(run)
+    sizes = [(one.name, one.label, _file_size(one.file)) for one in images]
+    about = About(
+        classes=run.classes,
+        count=len(images),
+        images_digest=images_digest(sizes),
+        weights_digest=str(run.info.get("weights_digest")),
+        view_seed=recipe.eval.view_seed,
+        crop_ratio=recipe.eval.crop_ratio,
+        flip=recipe.augment.flip_prob > 0,
+        precision=str(recipe.run.precision),
+    )
+    store = begin(folder, about, [view.name for view in views])
+    missing = [view for view in views if view.name in store.views]
+    rest = images[store.done :] if missing else ()
+    for scores in run_scores(run, [one.file for one in rest], missing) if rest else ():
+        first = store.done + scores.start
+        lines = [
+            Image(one.name, one.label, error, digest, one.file.resolve() in trained)
+            for one, error, digest in zip(images[first:], scores.errors, scores.digests, strict=False)
+        ]
+        append(store, first, scores.results, lines)
+        progress(first + len(lines), len(images))
+    return finish(store)
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return -1  # its row will say why
 
 
 @torch.inference_mode()
@@ -77,28 +167,46 @@ def score_images(
     paths: Sequence[Path],
     recipe: Recipe,
     *,
+    views: Sequence[View] = (),
     batch_size: int = 64,
     features: bool = False,
 ) -> Iterator[Scores]:
-    """Score the centre view of each image; where the recipe flips, the flipped twin's probabilities are averaged.
+    """Score views of each image; where the recipe flips, the flipped twin's probabilities are averaged in each.
 
-    The model must be in evaluation mode. An image that cannot be read gets its error and a row of NaN.
+    The model must be in evaluation mode. An image that cannot be read gets its error and rows of NaN.
 
     Args:
-        features: also give the pooled features, those of the flipped twin averaged in.
+        views: which; none: the centre at the recipe's first test size.
+        features: also give the pooled features, the mean over views and flips.
     """
-    device = torch.device(recipe.run.device)
-    px, ratio = center_px(recipe), recipe.eval.crop_ratio
+    views = views or views_of(recipe)
     workers = 1 if recipe.run.workers == "auto" else max(1, recipe.run.workers)
-    for start, views, errors in _views(paths, px, ratio, batch_size, workers):
-        images = normalise(to_device(torch.from_numpy(views), device))
+    for start, loaded in _loaded(paths, views, recipe, batch_size, workers):
+        scored = [
+            _score(model, normalise, [one.views[number] for one in loaded], recipe) for number in range(len(views))
+        ]
+        failed = [one.error is not None for one in loaded]
+        results = np.stack([_rows(log_probs, failed) for log_probs, _ in scored])
+        pooled = _rows(torch.stack([one for _, one in scored]).mean(0), failed) if features else None
+        yield Scores(start, results, [one.error for one in loaded], [one.digest for one in loaded], pooled)
+
+
+def _score(
+    model: nn.Module, normalise: Normalise, views: Sequence[np.ndarray], recipe: Recipe
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [n, K] and features [n, D] of one view of some images, in parts that memory holds."""
+    device, px = torch.device(recipe.run.device), views[0].shape[0]
+    part = max(1, PART_PIXELS // px**2)
+    found = []
+    for first in range(0, len(views), part):
+        images = normalise(to_device(torch.from_numpy(np.stack(views[first : first + part])), device))
         log_probs, pooled = _forward(model, images, recipe.run.precision)
         if recipe.augment.flip_prob > 0:
             flipped, pooled_flipped = _forward(model, images.flip(3), recipe.run.precision)
             log_probs = torch.logaddexp(log_probs, flipped) - math.log(2)
             pooled = (pooled + pooled_flipped) / 2
-        failed = [error is not None for error in errors]
-        yield Scores(start, _rows(log_probs, failed), errors, _rows(pooled, failed) if features else None)
+        found.append((log_probs, pooled))
+    return torch.cat([log_probs for log_probs, _ in found]), torch.cat([pooled for _, pooled in found])
 
 
 def _forward(model: nn.Module, images: Tensor, precision: str) -> tuple[Tensor, Tensor]:
@@ -114,16 +222,30 @@ def _rows(values: Tensor, failed: list[bool]) -> np.ndarray:
     return rows
 
 
-def _views(
-    paths: Sequence[Path], px: int, ratio: float, batch_size: int, workers: int
-) -> Iterator[tuple[int, np.ndarray, list[str | None]]]:
-    """Batches of (position, uint8 [n, px, px, 3], errors); the next batch loads while one is scored."""
+@dataclass(frozen=True)
+class _Loaded:
+    """The views of one file, its digest, or why there are none."""
 
-    def load(path: Path) -> tuple[np.ndarray, str | None]:
+    views: list[np.ndarray]  # uint8 [px, px, 3] each
+    digest: str
+    error: str | None = None
+
+
+def _loaded(
+    paths: Sequence[Path], views: Sequence[View], recipe: Recipe, batch_size: int, workers: int
+) -> Iterator[tuple[int, list[_Loaded]]]:
+    """Batches of (position, files); each is decoded once, and the next batch loads while one is scored."""
+    seed, ratio = recipe.eval.view_seed, recipe.eval.crop_ratio
+
+    def load(path: Path) -> _Loaded:
+        digest = ""
         try:
-            return center_view(load_image(path), px, ratio=ratio), None
+            data = read_bytes(path)
+            digest = hashlib.blake2b(data, digest_size=8).hexdigest()
+            image = decode_bytes(data, str(path))
+            return _Loaded([cut_view(image, view, digest, view_seed=seed, ratio=ratio) for view in views], digest)
         except DataError as error:
-            return np.zeros((px, px, 3), np.uint8), str(error)
+            return _Loaded([np.zeros((view.px, view.px, 3), np.uint8) for view in views], digest, str(error))
 
     with ThreadPoolExecutor(workers) as pool:
         starts = range(0, len(paths), batch_size)
@@ -131,5 +253,4 @@ def _views(
         for start in starts:
             following = paths[start + batch_size : start + 2 * batch_size]
             waiting.append([pool.submit(load, path) for path in following])
-            loaded = [future.result() for future in waiting.pop(0)]
-            yield start, np.stack([view for view, _ in loaded]), [error for _, error in loaded]
+            yield start, [future.result() for future in waiting.pop(0)]

@@ -98,19 +98,20 @@ def features_file(target: Path) -> Path:
 
 
 @contextlib.contextmanager
-def writing_features(target: Path | None, num_rows: int, num_features: int) -> Iterator[Callable[[np.ndarray], None]]:
+def writing_features(target: Path | None, num_rows: int) -> Iterator[Callable[[np.ndarray], None]]:
     """Yield `write(features)` for float32 [n, D], in the order of the rows; nothing is written without a target.
 
-    The file is NumPy's format: float32 [num_rows, num_features], without pickle.
+    The file is NumPy's format: float32 [num_rows, D], without pickle.
     """
     if target is None:
         yield lambda features: None
         return
     with files.replacing(target) as part, part.open("wb") as handle:
-        header = {"descr": "<f4", "fortran_order": False, "shape": (num_rows, num_features)}
-        np.lib.format.write_array_header_1_0(handle, header)
 
         def write(features: np.ndarray) -> None:
+            if handle.tell() == 0:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (num_rows, features.shape[1])}
+                np.lib.format.write_array_header_1_0(handle, header)
             handle.write(features.astype("<f4").tobytes())
 
         yield write

@@ -174,6 +174,13 @@ def read_images(path: Path) -> list[dict[str, Any]]:
         raise RunError(f"cannot read {path / 'images.jsonl'}: {error}") from error
 
 
+def trained_files(run: Run) -> set[Path]:
+    """The files that the run was trained on, where its data lay."""
+    root = Path(run.data.source)
+    root = root if root.is_dir() else root.parent
+    return {(root / one["path"]).resolve() for one in read_images(run.path) if one["split"] == "train"}
+
+
 def save_weights(run: Run, tensors: Mapping[str, Tensor], **notes: Any) -> Run:
     """Write weights.safetensors and note its digest in run.json."""
     described = json.dumps({"format": FORMAT, "classes": run.classes})

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,22 +15,23 @@ from rich.console import Console
 from torch import Tensor
 
 from fewsight import files, runs
-from fewsight.augment import contact_sheet
+from fewsight.augment import View, contact_sheet
 from fewsight.auto import plan_recipe, starting_values
 from fewsight.backbones import TIMM_PREFIX
 from fewsight.console import TrainingReporter, counting, make_console, printable
-from fewsight.data import evaluation_samples
-from fewsight.device import compute_threads, keep_freed_memory, resolve_device, resolve_run
+from fewsight.data import EvaluationSet, evaluation_samples
+from fewsight.device import resolve_device, resolve_run
 from fewsight.errors import DataError, Interrupted, RecipeError, RunError
 from fewsight.feed import AugmentedImages
 from fewsight.initial import check_fits, model_values, read_start, weights_from
 from fewsight.losses import check_loss, wanted_batches
 from fewsight.metrics import Figures, evaluate_scores
 from fewsight.model import build_model, resolve_stem
-from fewsight.predict import Normalise, load_model, score_images, testing_recipe
+from fewsight.predict import Labelled, score_into, views_of
 from fewsight.prepare import NAMED_IN_MESSAGE, Prepared, prepare
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
 from fewsight.runs import Run
+from fewsight.scores import Store
 from fewsight.train import TrainingSet, batch_plan, cutmix_prob, fit, mix
 
 TEST_RATIOS = (1.0, 320 / 224, 380 / 224, 2.0)  # the report's test sizes over its train size
@@ -153,52 +155,72 @@ class Evaluation:
 
     run: Run
     split: str
+    views: tuple[str, ...]
     figures: Figures
     num_trained_on: int
     unreadable: tuple[str, ...]
+    kept: str  # where the scores lie, or why they were not kept
 
 
-def evaluate(path: Path, data: Path, *, split: str | None = None, console: Console | None = None) -> Evaluation:
-    """Test a run on a split of a dataset; labels match by name.
+def evaluate(
+    path: Path,
+    data: Path,
+    *,
+    split: str | None = None,
+    views: str = "center",
+    scores: Path | None = None,
+    console: Console | None = None,
+) -> Evaluation:
+    """Test a run on a split of a dataset; labels match by name. Every score is kept, and the figures come from those.
 
     Args:
         split: default `test`, then `val`; a folder without splits is taken whole.
+        views: center, report or names; their probabilities are averaged.
+        scores: the folder that keeps the scores; default `RUN/scores/<split>`.
 
     Raises:
         DataError: no such split, labels that the run does not know, or no image that can be read.
-        RunError: not a finished run.
+        RecipeError: no such view.
+        RunError: not a finished run; or `scores` was given and holds other scores.
     """
     console = console or make_console()
     run = runs.read_run(path)
-    recipe = testing_recipe(run)
-    data_settings = run.recipe.data
+    asked = views_of(run.recipe, views)
     found = evaluation_samples(
         data,
         run.classes,
         split,
-        holdout=data_settings.holdout,
-        seed=data_settings.split_seed,
+        holdout=run.recipe.data.holdout,
+        seed=run.recipe.data.split_seed,
         trained_on=Path(run.data.source),
     )
-    device = torch.device(recipe.run.device)
-    keep_freed_memory()
-    model, normalise = load_model(run, device), Normalise(run.data.mean, run.data.std).to(device)
-    image_paths = [found.root / sample.path for sample in found.samples]
-    collected = []
-    assert recipe.run.threads != "auto"
-    with compute_threads(recipe.run.threads), counting(console, "evaluating") as progress:
-        for scores in score_images(model, normalise, image_paths, recipe):
-            collected.append(scores)
-            progress(scores.start + len(scores.errors), len(image_paths))
-    errors = [error for scores in collected for error in scores.errors]
-    readable = np.array([error is None for error in errors])
+    images = [Labelled(found.root / sample.path, sample.path, sample.label) for sample in found.samples]
+    with counting(console, "evaluating") as progress, contextlib.ExitStack() as stack:
+        folder = scores or run.path / "scores" / found.split
+        try:
+            store, kept = score_into(folder, run, images, asked, progress), f"scores in {folder}"
+        except RunError as error:
+            if scores is not None or not run.finished:
+                raise
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            store, kept = score_into(folder, run, images, asked, progress), f"scores not kept: {error}"
+        return _evaluation(run, data, found, store, asked, kept)
+
+
+def _evaluation(
+    run: Run, data: Path, found: EvaluationSet, store: Store, views: Sequence[View], kept: str
+) -> Evaluation:
+    """The figures of a store."""
+    names = tuple(view.name for view in views)
+    log_probs = np.concatenate([np.log(probs).astype(np.float32) for _, probs in store.chunks(names)])
+    readable = np.array([image.error is None for image in store.images])
+    unreadable = tuple(image.error for image in store.images if image.error is not None)
     if not readable.any():
-        raise DataError(f"{data}: none of the {len(errors)} images can be read; the first: {errors[0]}")
-    log_probs = np.concatenate([scores.log_probs for scores in collected])[readable]
+        raise DataError(f"{data}: none of the {len(unreadable)} images can be read; the first: {unreadable[0]}")
     labels = np.array(found.labels)[readable]
-    figures = evaluate_scores(log_probs, labels, run.classes, num_images=len(errors))
-    unreadable = tuple(error for error in errors if error is not None)
-    return Evaluation(run, found.split, figures, _num_trained_on(run, image_paths), unreadable)
+    figures = evaluate_scores(log_probs[readable], labels, run.classes, num_images=len(store.images))
+    trained_on = sum(image.trained_on for image in store.images)
+    return Evaluation(run, found.split, names, figures, trained_on, unreadable, kept)
 
 
 def check_parts(recipe: Recipe) -> None:
@@ -369,10 +391,3 @@ def _data_differences(run: Run, prepared: Prepared) -> str:
     }
     told = [f"{len(keys):,} {kind} (first: {keys[0][1]})" for kind, keys in kinds.items() if keys]
     return ", ".join(told) or "the same images, in another order"
-
-
-def _num_trained_on(run: Run, paths: Sequence[Path]) -> int:
-    root = Path(run.data.source)
-    root = root if root.is_dir() else root.parent
-    trained = {(root / one["path"]).resolve() for one in runs.read_images(run.path) if one["split"] == "train"}
-    return sum(path.resolve() in trained for path in paths)

@@ -13,20 +13,24 @@ from fewsight.augment.crop import draw_crop, random_flip, random_resized_crop
 from fewsight.augment.cutmix import Mix, apply_cutmix, draw_cutmix
 from fewsight.augment.policy import POLICIES, SUB_POLICIES, PolicySettings, autoaugment, trivialaugment
 from fewsight.augment.preview import contact_sheet
-from fewsight.augment.views import center_view
+from fewsight.augment.views import View, center_view, cut_view, named_views, random_box
 
 __all__ = [
     "POLICIES",
     "SUB_POLICIES",
     "AugmentSettings",
     "Mix",
+    "View",
     "apply_cutmix",
     "augment_image",
     "autoaugment",
     "center_view",
     "contact_sheet",
+    "cut_view",
     "draw_crop",
     "draw_cutmix",
+    "named_views",
+    "random_box",
     "random_flip",
     "random_resized_crop",
     "trivialaugment",

@@ -1,7 +1,94 @@
-"""Test-time views of one image."""
+"""Test-time views of one image, each cut from the original: four scales x two crops in the report."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image
+
+from fewsight.augment.crop import draw_crop
+from fewsight.errors import RecipeError
+from fewsight.rng import VIEW, stream
+
+RANDOM_AREA = (0.8, 1.0)  # share of the image that a random view shows (the report, section III.B)
+RANDOM_ASPECT = (3 / 4, 4 / 3)
+NAME = re.compile(r"(center|random)-([0-9]{1,4})")
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to look at an image; the flipped twin is averaged in where the recipe flips."""
+
+    crop: Literal["center", "random"]
+    px: int
+    scale: int  # place of `px` among the test sizes: it, not the size, draws the random crop
+
+    @property
+    def name(self) -> str:
+        """`center-224`, `random-320`."""
+        return f"{self.crop}-{self.px}"
+
+
+def named_views(text: str, test_px: Sequence[int]) -> tuple[View, ...]:
+    """The views that `--views` asks for.
+
+    Args:
+        text: "center" (the first test size alone), "report" (every test size, both crops) or names such as
+            "center-64,random-92". A centre view may have any size; random ones those of `test_px`.
+        test_px: the recipe's test sizes.
+
+    Raises:
+        RecipeError: a name that is no view, or one twice.
+    """
+    if text == "center":
+        return (View("center", test_px[0], 0),)
+    if text == "report":
+        return tuple(View(crop, px, scale) for scale, px in enumerate(test_px) for crop in ("center", "random"))
+    names = [name.strip() for name in text.split(",")]
+    if len(set(names)) < len(names):
+        raise RecipeError(f"--views {text}: a view stands there twice")
+    return tuple(_named_view(name, test_px) for name in names)
+
+
+def _named_view(name: str, test_px: Sequence[int]) -> View:
+    found = NAME.fullmatch(name)
+    known = ", ".join(view.name for view in named_views("report", test_px))
+    if found is None or not 8 <= int(found[2]) <= 4096:
+        raise RecipeError(f"--views {name}: expected center, report, or names: {known}")
+    px = int(found[2])
+    if found[1] == "center":
+        return View("center", px, test_px.index(px) if px in test_px else -1)
+    if px not in test_px:
+        raise RecipeError(f"--views {name}: a random crop belongs to one of the run's test sizes: {known}")
+    return View("random", px, test_px.index(px))
+
+
+def cut_view(image: Image.Image, view: View, digest: str, *, view_seed: int, ratio: float = 0.875) -> np.ndarray:
+    """Cut a view out of the original image; uint8 [px, px, 3].
+
+    Args:
+        image: RGB and upright, any size; it is not changed.
+        digest: 64 bits of the file's BLAKE2b in hexadecimal, so that every model and every batch size sees the same box.
+        ratio: of the centre crop.
+    """
+    if view.crop == "center":
+        return center_view(image, view.px, ratio=ratio)
+    box = random_box(image.width, image.height, digest, view.scale, view_seed)
+    return np.array(image.resize((view.px, view.px), Image.Resampling.BILINEAR, box=box))
+
+
+def random_box(width: int, height: int, digest: str, scale: int, view_seed: int) -> tuple[float, float, float, float]:
+    """The random crop of a file at a scale, (left, top, right, bottom) in pixels: area 80-100 %, aspect 3/4 to 4/3.
+
+    A function of (view seed, digest, scale) and the image's shape: in fractions of the image it is the same at
+    every size.
+
+    Source: the report, section III.B; the range of aspects is our choice.
+    """
+    rng = stream(view_seed, VIEW, scale, int(digest, 16))
+    return draw_crop(rng, width, height, area=RANDOM_AREA, aspect=RANDOM_ASPECT)
 
 
 def center_view(image: Image.Image, px: int, *, ratio: float = 0.875) -> np.ndarray:

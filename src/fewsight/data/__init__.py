@@ -1,6 +1,6 @@
 """Folders and manifests in; upright RGB images, labels by name and splits out."""
 
-from fewsight.data.decode import IMAGE_SUFFIXES, ImageError, decode_bytes, load_image
+from fewsight.data.decode import IMAGE_SUFFIXES, ImageError, decode_bytes, load_image, read_bytes
 from fewsight.data.samples import Dataset, Sample, classes_in, digest
 from fewsight.data.scanning import Scanned, channel_stats, scan, scan_image
 from fewsight.data.selection import EvaluationSet, check_class_sizes, evaluation_samples, training_samples
@@ -24,6 +24,7 @@ __all__ = [
     "is_hidden",
     "is_image",
     "load_image",
+    "read_bytes",
     "read_dataset",
     "scan",
     "scan_image",

@@ -69,13 +69,21 @@ def load_image(path: Path) -> Image.Image:
     Raises:
         ImageError: the file cannot be read or decoded; one line with its path and the reason.
     """
+    return decode_bytes(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """What the image file `path` holds.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except IsADirectoryError:
         raise ImageError(str(path), "a folder, not an image") from None
     except OSError as error:
         raise ImageError(str(path), f"cannot be read ({error.strerror or error})") from None
-    return decode_bytes(data, str(path))
 
 
 def decode_bytes(data: bytes, name: str) -> Image.Image:

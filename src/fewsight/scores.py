@@ -1,0 +1,205 @@
+"""The score store: every view's log-probabilities of every image, and what is asked of them without a model.
+
+A store is a folder: store.json (what was scored, and how), images.jsonl (a line for each image: path, label, error,
+digest of the file, whether the run was trained on it) and `<view>.f32` for each view: natural log-probabilities,
+little-endian float32 [images, classes], rows of NaN where an image could not be read. It is written as it goes: a
+store that was cut short has fewer rows and goes on from there.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fewsight import files
+from fewsight.errors import RunError
+
+FORMAT = 1  # of a store; a newer one is refused
+CHUNK_ROWS = 4096  # that a query holds at a time
+
+
+@dataclass(frozen=True)
+class About:
+    """What a store holds the scores of; two with the same `About` differ in nothing but their views."""
+
+    classes: tuple[str, ...]
+    count: int  # images
+    images_digest: str  # BLAKE2b over their paths, labels and sizes
+    weights_digest: str
+    view_seed: int
+    crop_ratio: float
+    flip: bool  # the flipped twin is averaged in each view
+    precision: str
+
+
+@dataclass(frozen=True)
+class Image:
+    """One line of images.jsonl."""
+
+    path: str
+    label: str | None
+    error: str | None
+    digest: str  # 64 bits of the file's BLAKE2b in hexadecimal; empty where it could not be read
+    trained_on: bool
+
+
+@dataclass(frozen=True)
+class Store:
+    """A whole store, opened for reading."""
+
+    path: Path
+    about: About
+    views: tuple[str, ...]
+    images: tuple[Image, ...]
+
+    def results(self, view: str) -> np.ndarray:
+        """float32 [images, classes] of one view, mapped from the file."""
+        shape = self.about.count, len(self.about.classes)
+        return np.memmap(self.path / f"{view}.f32", "<f4", "r", shape=shape)
+
+    def chunks(self, views: Sequence[str]) -> Iterator[tuple[slice, np.ndarray]]:
+        """(rows, float64 [rows, classes]): the mean of the views' probabilities, a part of the images at a time."""
+        mapped = [self.results(view) for view in views]
+        for start in range(0, self.about.count, CHUNK_ROWS):
+            rows = slice(start, min(start + CHUNK_ROWS, self.about.count))
+            probs = np.zeros((rows.stop - start, len(self.about.classes)))
+            for one in mapped:
+                probs += np.exp(one[rows], dtype=np.float64)
+            yield rows, probs / len(mapped)
+
+
+def images_digest(lines: Sequence[tuple[str, str | None, int]]) -> str:
+    """BLAKE2b over (path, label, size in bytes) of each image."""
+    result = hashlib.blake2b(digest_size=16)
+    for path, label, size in lines:
+        result.update(f"{path}\0{label}\0{size}\0".encode("utf-8", "surrogateescape"))
+    return result.hexdigest()
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A store that is being written."""
+
+    path: Path
+    views: tuple[str, ...]  # that are written now; others may be there already
+    done: int  # images that all of them had when it was opened
+    digests: tuple[str, ...]  # of the files of images.jsonl as it was opened
+
+
+def begin(path: Path, about: About, views: Sequence[str]) -> Writing:
+    """Make a store, or open one that there is of the same images and weights and go on where it stopped.
+
+    Raises:
+        RunError: the folder holds other scores, and nothing is changed; or it cannot be written.
+    """
+    if (path / "store.json").exists():
+        _check_same(path, about, _read_about(path))
+    else:
+        files.make_folder(path)
+        files.write_json(path / "store.json", {"format": FORMAT, **asdict(about)})
+    row_bytes = 4 * len(about.classes)
+    missing = tuple(view for view in views if _size(path / f"{view}.f32") != about.count * row_bytes)
+    done = min((_size(path / f"{view}.f32") // row_bytes for view in missing), default=about.count)
+    lines = _lines(path)
+    if len(lines) < about.count:  # the first pass was cut short: rows without their lines do not count
+        done = min(done, len(lines))
+        lines = lines[:done]
+        _cut(path / "images.jsonl", sum(map(len, lines)))
+    for view in missing:
+        _cut(path / f"{view}.f32", done * row_bytes)
+    return Writing(path, missing, done, tuple(json.loads(line)["digest"] for line in lines))
+
+
+def append(store: Writing, first: int, results: np.ndarray, images: Sequence[Image]) -> None:
+    """Add the scores of the next images.
+
+    Args:
+        first: position of the first of them in the store.
+        results: float32 [V, n, K], in the order of `store.views`.
+
+    Raises:
+        RunError: the disk is full, or a file has changed since another view of it was scored.
+    """
+    for known, image in zip(store.digests[first : first + len(images)], images, strict=False):
+        if known != image.digest:
+            raise RunError(f"{image.path} is not the file that {store.path} has scores of; score into a new folder")
+    try:
+        for view, rows in zip(store.views, results, strict=True):
+            with (store.path / f"{view}.f32").open("ab") as handle:
+                handle.write(rows.astype("<f4").tobytes())
+        if len(store.digests) <= first:
+            with (store.path / "images.jsonl").open("ab") as handle:
+                handle.write("".join(files.json_text(asdict(image)) + "\n" for image in images).encode())
+    except OSError as error:
+        files.refuse(store.path, error)
+
+
+def finish(store: Writing) -> Store:
+    """Flush a store to the disk and open it."""
+    for name in ("images.jsonl", *(f"{view}.f32" for view in store.views)):
+        with (store.path / name).open("rb") as handle:
+            os.fsync(handle.fileno())
+    files.sync_folder(store.path)
+    return read_store(store.path)
+
+
+def read_store(path: Path) -> Store:
+    """Open a whole store.
+
+    Raises:
+        RunError: not a store, of a newer format, damaged, or cut short.
+    """
+    about = _read_about(path)
+    lines = _lines(path)
+    size = 4 * about.count * len(about.classes)
+    views = tuple(sorted(file.stem for file in path.glob("*.f32") if _size(file) == size))
+    if len(lines) != about.count or not views:
+        raise RunError(
+            f"{path} is not whole: {len(lines):,} of {about.count:,} images are scored; run the command that wrote it "
+            "again, it goes on where it stopped"
+        )
+    try:
+        images = tuple(Image(**json.loads(line)) for line in lines)
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{path / 'images.jsonl'} is damaged: {error}") from error
+    return Store(path, about, views, images)
+
+
+def _read_about(path: Path) -> About:
+    values = files.read_json(path / "store.json")
+    version = values.pop("format", None) if isinstance(values, dict) else None
+    if not isinstance(version, int) or version > FORMAT:
+        raise RunError(f"{path}: store format {version!r}, but this fewsight reads up to {FORMAT}; upgrade fewsight")
+    try:
+        return About(**{**values, "classes": tuple(values["classes"])})
+    except (TypeError, KeyError) as error:
+        raise RunError(f"{path / 'store.json'} is not what fewsight wrote: {error}") from error
+
+
+def _check_same(path: Path, about: About, there: About) -> None:
+    differences = [name for name, value in asdict(about).items() if value != asdict(there)[name]]
+    if differences:
+        named = {"images_digest": "images", "weights_digest": "weights", "count": "number of images"}
+        what = ", ".join(named.get(name, name) for name in differences)
+        raise RunError(f"{path} holds scores of other {what}; give --scores another folder, or remove this one")
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The whole lines of images.jsonl."""
+    file = path / "images.jsonl"
+    if not file.exists():
+        return []
+    return [line for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _cut(file: Path, num_bytes: int) -> None:
+    if _size(file) > num_bytes:
+        os.truncate(file, num_bytes)
