@@ -51,6 +51,12 @@ ARMS = {
     "ce, then ce+arcface": Arm((*SECOND, "stages.0.loss=ce+arcface"), "ce"),
     "ce, then ce on PxK": Arm((*SECOND, "stages.0.batches=pk"), "ce"),
     "ce, then ce+triplet": Arm((*SECOND, "stages.0.loss=ce+triplet"), "ce"),
+    "ce, then ce+triplet, normalised": Arm(
+        (*SECOND, "stages.0.loss=ce+triplet", "stages.0.losses.triplet.normalise=true"), "ce"
+    ),
+    "ce, then ce+arcface, weight 0.1": Arm(
+        (*SECOND, "stages.0.loss=ce+arcface", "stages.0.losses.weights.arcface=0.1"), "ce"
+    ),
     "ce+arcface from scratch": Arm((*WHOLE, "stages.0.loss=ce+arcface"), seeds=(0,)),
     "ce+triplet from scratch": Arm((*WHOLE, "stages.0.loss=ce+triplet"), seeds=(0,)),
     "ce from scratch, as long": Arm(WHOLE, seeds=(0,)),
@@ -62,6 +68,8 @@ PAIRS = (  # the second minus the first
     ("ce", "ce, then ce"),
     ("ce, then ce", "ce, then ce+arcface"),
     ("ce, then ce on PxK", "ce, then ce+triplet"),
+    ("ce, then ce on PxK", "ce, then ce+triplet, normalised"),
+    ("ce, then ce", "ce, then ce+arcface, weight 0.1"),
     ("ce, then ce", "ce, then ce on PxK"),
     ("ce, then ce+arcface", "ce+arcface from scratch"),
     ("ce, then ce+triplet", "ce+triplet from scratch"),
