@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fewsight.augment import center_view
+from fewsight.augment import center_view, cut_view, named_views, random_box
+from fewsight.errors import RecipeError
 
 
 def noise_image(width: int, height: int) -> Image.Image:
@@ -91,3 +93,81 @@ def test_center_view_leaves_the_image_alone_and_can_become_a_tensor() -> None:
     torch.from_numpy(view)  # would warn, and so fail here, if the array were read-only
     view[:] = 0
     assert image.tobytes() == before
+
+
+def test_report_has_eight_views() -> None:
+    views = named_views("report", [224, 320, 380, 448])
+    assert [view.name for view in views] == [
+        f"{crop}-{px}" for px in (224, 320, 380, 448) for crop in ("center", "random")
+    ]
+    assert [view.scale for view in views] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [view.name for view in named_views("center", [64, 92])] == ["center-64"]
+    assert [view.name for view in named_views("random-92, center-70", [64, 92])] == ["random-92", "center-70"]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("reprot", "expected center, report, or names: center-64, random-64"),
+        ("random-70", "belongs to one of the run's test sizes: center-64, random-64, center-92, random-92"),
+        ("center-4", "expected center, report"),
+        ("center-64,center-64", "stands there twice"),
+        ("", "expected center, report"),
+    ],
+)
+def test_wrong_view_is_refused(names: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        named_views(names, [64, 92])
+
+
+@given(st.integers(8, 600), st.integers(8, 600), st.integers(0, 2**64 - 1), st.integers(0, 3))
+def test_random_box_is_a_function_of_file_scale_and_seed(width: int, height: int, number: int, scale: int) -> None:
+    digest = f"{number:016x}"
+    box = random_box(width, height, digest, scale, 0)
+    assert box == random_box(width, height, digest, scale, 0)
+    left, top, right, bottom = box
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+    larger = random_box(3 * width, 3 * height, digest, scale, 0)
+    assert larger == pytest.approx([3 * side for side in box]), "the same box in fractions of the image"
+
+
+def test_random_boxes_show_80_to_100_percent_and_differ() -> None:
+    boxes = [
+        random_box(90, 80, f"{number:016x}", scale, seed)
+        for number in range(50)
+        for scale in range(4)
+        for seed in (0, 1)
+    ]
+    shares = [(right - left) * (bottom - top) / 7200 for left, top, right, bottom in boxes]
+    assert 0.8 <= min(shares) < 0.81
+    assert 0.97 < max(shares) <= 1.0
+    assert len(set(boxes)) > 390, "file, scale and seed each draw another"
+
+
+def test_random_view_is_cut_from_the_original() -> None:
+    image = noise_image(90, 70)
+    (view,) = named_views("random-92", [64, 92])
+    seen = cut_view(image, view, "00000000000000ab", view_seed=3)
+    box = random_box(90, 70, "00000000000000ab", 1, 3)
+    assert np.array_equal(seen, np.asarray(image.resize((92, 92), Image.Resampling.BILINEAR, box=box)))
+
+
+def test_random_views_equal_torchvision_on_real_photographs(fewsight_data: Path) -> None:
+    """Against crop, then resize, on whole pixels; at the box's edge ours may see its neighbours, a cut image none."""
+    functional = pytest.importorskip("torchvision.transforms.v2.functional")
+    for path in sorted((fewsight_data / "imagenet-256").glob("*.JPEG"))[::50]:
+        image = Image.open(path).convert("RGB")
+        for view in named_views("report", [224, 320, 380, 448])[1::2]:
+            box = random_box(*image.size, "0123456789abcdef", view.scale, 0)
+            left, top, right, bottom = (round(side) for side in box)
+            ours = np.asarray(
+                image.resize((view.px, view.px), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+            )
+            tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            theirs = functional.resized_crop(
+                tensor, top, left, bottom - top, right - left, [view.px, view.px], antialias=True
+            )
+            difference = abs(ours.astype(int) - theirs.permute(1, 2, 0).numpy())
+            assert difference[3:-3, 3:-3].max() <= 2
+            assert difference.mean() < 0.1

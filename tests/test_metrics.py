@@ -1,10 +1,12 @@
 """Figures by hand and against torchmetrics."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from fewsight.metrics import evaluate_scores, wilson
+from fewsight.metrics import evaluate_scores, paired, wilson
 
 
 def test_wilson_interval_has_its_published_values() -> None:
@@ -46,3 +48,23 @@ def test_figures_agree_with_torchmetrics() -> None:
         assert value == pytest.approx(theirs.item(), abs=1e-6)
     theirs = classification.multiclass_f1_score(*given, num_classes=12, average="macro")
     assert figures.macro_f1 == pytest.approx(theirs.item(), abs=1e-6)
+
+
+def test_paired_comparison_counts_by_hand() -> None:
+    first = np.array([True] * 60 + [False] * 40)
+    second = np.array([True] * 50 + [False] * 10 + [True] * 25 + [False] * 15)
+    found = paired(first, second)
+    assert (found.first_only, found.second_only, found.total, found.gain) == (10, 25, 100, 0.15)
+    tail = sum(math.comb(35, k) for k in range(25, 36)) / 2**35
+    assert found.p_value == pytest.approx(2 * tail)
+    assert found.low == pytest.approx(0.15 - 1.96 * math.sqrt(0.35 - 0.15**2) / 10, abs=0.015)
+    assert found.high == pytest.approx(0.15 + 1.96 * math.sqrt(0.35 - 0.15**2) / 10, abs=0.015)
+    assert "+15.0 points" in str(found)
+    assert "not distinguishable" not in str(found)
+
+
+def test_paired_comparison_says_when_it_cannot_tell() -> None:
+    right = np.array([True, False, True])
+    same = paired(right, right)
+    assert (same.gain, same.low, same.high, same.p_value) == (0, 0, 0, 1)
+    assert str(same).endswith("not distinguishable on these 3 images")

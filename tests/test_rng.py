@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewsight.rng import BATCH, IMAGE, ORDER, SAMPLE, SPLIT, batch_stream, image_stream, order_stream, stream
+from fewsight.rng import BATCH, IMAGE, ORDER, SAMPLE, SPLIT, VIEW, batch_stream, image_stream, order_stream, stream
 
 WORDS = st.integers(0, 2**63 - 1)
 FIRST_NUMBERS = [5174393151606808275, 3436719883951927943, 4463322101129833757]  # of the streams below, kept
@@ -18,7 +18,7 @@ def first(generator: np.random.Generator) -> list[int]:
     return [int(number) for number in generator.integers(2**63, size=8)]
 
 
-@given(WORDS, st.sampled_from([IMAGE, BATCH, ORDER, SPLIT, SAMPLE]), WORDS, WORDS)
+@given(WORDS, st.sampled_from([IMAGE, BATCH, ORDER, SPLIT, SAMPLE, VIEW]), WORDS, WORDS)
 def test_stream_is_a_function_of_its_integers(seed: int, purpose: int, epoch: int, position: int) -> None:
     drawn = first(stream(seed, purpose, epoch, position))
     np.random.default_rng().random()

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_fscore_support
 
 Z95 = 1.959963984540054  # two-sided 95 % of a normal distribution
@@ -32,6 +33,48 @@ def wilson(count: int, total: int) -> Share:
     half = Z95 * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
     low, high = max(0.0, middle - half), min(1.0, middle + half)
     return Share(share, 0.0 if count == 0 else low, 1.0 if count == total else high, count, total)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two classifiers on the same images."""
+
+    gain: float  # share of images, second less first
+    low: float  # bootstrap 95 % interval over the images
+    high: float
+    first_only: int  # images that only the first has right
+    second_only: int
+    p_value: float  # McNemar, exact, two-sided
+    total: int
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether these images tell the two apart at 5 %."""
+        return self.p_value < 0.05
+
+    def __str__(self) -> str:
+        text = (
+            f"{100 * self.gain:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}] on {self.total:,} images, "
+        )
+        text += f"McNemar p = {self.p_value:.2g}"
+        return text if self.distinguishable else f"{text}: not distinguishable on these {self.total:,} images"
+
+
+def paired(first_right: np.ndarray, second_right: np.ndarray, *, resamples: int = 10_000, seed: int = 0) -> Paired:
+    """Compare which images [n] two classifiers have right; n >= 1.
+
+    The bootstrap draws the four kinds of images (both right, either alone, none) anew: as often as their counts say.
+
+    Source: McNemar 1947, its exact binomial form; Efron 1979.
+    """
+    total = len(first_right)
+    second_only, first_only = int((second_right & ~first_right).sum()), int((first_right & ~second_right).sum())
+    different = first_only + second_only
+    p_value = float(binomtest(second_only, different).pvalue) if different else 1.0
+    shares = [first_only / total, second_only / total, 1 - different / total]
+    drawn = np.random.default_rng(seed).multinomial(total, shares, resamples)
+    low, high = np.percentile((drawn[:, 1] - drawn[:, 0]) / total, [2.5, 97.5])
+    return Paired((second_only - first_only) / total, float(low), float(high), first_only, second_only, p_value, total)
 
 
 @dataclass(frozen=True)

@@ -101,15 +101,15 @@ def begin(path: Path, about: About, views: Sequence[str]) -> Writing:
     else:
         files.make_folder(path)
         files.write_json(path / "store.json", {"format": FORMAT, **asdict(about)})
-    row_bytes = 4 * len(about.classes)
-    missing = tuple(view for view in views if _size(path / f"{view}.f32") != about.count * row_bytes)
-    done = min((_size(path / f"{view}.f32") // row_bytes for view in missing), default=about.count)
-    lines = _lines(path)
-    if len(lines) < about.count:  # the first pass was cut short: rows without their lines do not count
-        done = min(done, len(lines))
+    row_bytes, lines = 4 * len(about.classes), _lines(path)
+    there = {file.stem: _size(file) // row_bytes for file in path.glob("*.f32")}
+    whole = len(lines) == about.count  # else the first pass was cut short: rows without their lines do not count
+    missing = tuple(view for view in views if not whole or there.get(view) != about.count)
+    done = min([there.get(view, 0) for view in missing] + [len(lines)])
+    if not whole:
         lines = lines[:done]
         _cut(path / "images.jsonl", sum(map(len, lines)))
-    for view in missing:
+    for view in there if not whole else missing:
         _cut(path / f"{view}.f32", done * row_bytes)
     return Writing(path, missing, done, tuple(json.loads(line)["digest"] for line in lines))
 

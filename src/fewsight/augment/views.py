@@ -70,7 +70,7 @@ def cut_view(image: Image.Image, view: View, digest: str, *, view_seed: int, rat
 
     Args:
         image: RGB and upright, any size; it is not changed.
-        digest: 64 bits of the file's BLAKE2b in hexadecimal, so that every model and every batch size sees the same box.
+        digest: 64 bits of the file's BLAKE2b in hexadecimal: every model and every batch size sees the same box.
         ratio: of the centre crop.
     """
     if view.crop == "center":

@@ -1,0 +1,122 @@
+"""The score store: written as it goes, taken up where it stopped, never mixed, read back bit for bit."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fewsight import scores
+from fewsight.errors import RunError
+from fewsight.scores import About, Image
+
+VIEWS = ("center-8", "random-8")
+ABOUT = About(("ant", "bee", "cat"), 7, "d1", "w1", 0, 0.875, True, "float32")
+
+
+def image(number: int, digest: str | None = None) -> Image:
+    return Image(f"{number}.png", "ant", "broken" if number == 2 else None, digest or f"{number:016x}", number == 0)
+
+
+def log_probs(num_views: int, first: int, count: int) -> np.ndarray:
+    """float32 [V, count, 3], a function of the position."""
+    rng = [np.random.default_rng([view, number]) for view in range(num_views) for number in range(first, first + count)]
+    logits = np.array([one.normal(size=3) for one in rng]).reshape(num_views, count, 3)
+    found = (logits - np.log(np.exp(logits).sum(2, keepdims=True))).astype(np.float32)
+    found[:, [number == 2 for number in range(first, first + count)]] = np.nan
+    return found
+
+
+def write(path: Path, views: tuple[str, ...] = VIEWS, upto: int = 7, step: int = 3) -> scores.Writing:
+    store = scores.begin(path, ABOUT, views)
+    for first in range(store.done, upto, step):
+        count = min(step, upto - first)
+        places = [VIEWS.index(view) for view in store.views]
+        scores.append(store, first, log_probs(2, first, count)[places], [image(first + one) for one in range(count)])
+    return store
+
+
+def test_store_gives_back_what_was_written(tmp_path: Path) -> None:
+    store = scores.finish(write(tmp_path / "s"))
+    assert store == scores.read_store(tmp_path / "s")
+    assert (store.about, store.views, store.images) == (ABOUT, VIEWS, tuple(image(number) for number in range(7)))
+    for number, view in enumerate(VIEWS):
+        assert np.array_equal(store.results(view), log_probs(2, 0, 7)[number], equal_nan=True)
+
+
+def test_chunks_are_the_mean_of_probabilities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = scores.finish(write(tmp_path / "s"))
+    monkeypatch.setattr(scores, "CHUNK_ROWS", 2)
+    parts = list(store.chunks(VIEWS))
+    assert [(rows.start, rows.stop) for rows, _ in parts] == [(0, 2), (2, 4), (4, 6), (6, 7)]
+    expected = np.exp(log_probs(2, 0, 7).astype(np.float64)).mean(0)
+    np.testing.assert_allclose(np.concatenate([probs for _, probs in parts]), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("upto", [0, 1, 3, 6])
+@pytest.mark.parametrize("harm", ["none", "half a row", "a row ahead", "half a line"])
+def test_store_that_was_cut_short_goes_on(tmp_path: Path, upto: int, harm: str) -> None:
+    write(tmp_path / "s", upto=upto, step=2)
+    with pytest.raises(RunError, match=rf"{upto} of 7 images are scored; run the command that wrote it again"):
+        scores.read_store(tmp_path / "s")
+    if harm == "half a row":
+        with (tmp_path / "s" / "center-8.f32").open("ab") as handle:
+            handle.write(b"12345")
+    elif harm == "a row ahead":
+        with (tmp_path / "s" / "random-8.f32").open("ab") as handle:
+            handle.write(b"123456789012")
+    elif harm == "half a line":
+        with (tmp_path / "s" / "images.jsonl").open("ab") as handle:
+            handle.write(b'{"path": "3')
+    store = write(tmp_path / "s")
+    assert store.done == upto
+    expected = scores.finish(write(tmp_path / "whole"))
+    assert scores.finish(store).images == expected.images
+    for name in ("images.jsonl", *(f"{view}.f32" for view in VIEWS)):
+        assert (tmp_path / "s" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_another_view_joins_those_that_are_there(tmp_path: Path) -> None:
+    scores.finish(write(tmp_path / "s", VIEWS[:1]))
+    before = (tmp_path / "s" / "images.jsonl").read_bytes()
+    store = write(tmp_path / "s")
+    assert (store.views, store.done) == (VIEWS[1:], 0)
+    assert scores.finish(store).views == VIEWS
+    assert (tmp_path / "s" / "images.jsonl").read_bytes() == before
+    again = scores.begin(tmp_path / "s", ABOUT, VIEWS)
+    assert (again.views, again.done) == ((), 7), "nothing is left to do"
+
+
+def test_file_that_changed_between_views_is_refused(tmp_path: Path) -> None:
+    scores.finish(write(tmp_path / "s", VIEWS[:1]))
+    store = scores.begin(tmp_path / "s", ABOUT, VIEWS)
+    with pytest.raises(RunError, match=r"1\.png is not the file that .* has scores of"):
+        scores.append(store, 0, log_probs(2, 0, 2)[1:], [image(0), image(1, "ff")])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"images_digest": "d2"}, "other images"),
+        ({"weights_digest": "w2"}, "other weights"),
+        ({"classes": ("ant", "bee", "dog")}, "other classes"),
+        ({"view_seed": 1}, "other view_seed"),
+    ],
+)
+def test_other_scores_are_refused_and_left_alone(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    scores.finish(write(tmp_path / "s"))
+    before = {file.name: file.read_bytes() for file in (tmp_path / "s").iterdir()}
+    with pytest.raises(RunError, match=rf"holds scores of {said}; give --scores another folder"):
+        scores.begin(tmp_path / "s", replace(ABOUT, **change), VIEWS)  # type: ignore[arg-type]
+    assert {file.name: file.read_bytes() for file in (tmp_path / "s").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [({"format": 9}, "reads up to 1; upgrade fewsight"), ({"format": 1, "classes": []}, "is not what fewsight wrote")],
+)
+def test_strange_store_is_refused(tmp_path: Path, values: dict[str, object], said: str) -> None:
+    (tmp_path / "store.json").write_text(json.dumps(values))
+    with pytest.raises(RunError, match=said):
+        scores.read_store(tmp_path)
