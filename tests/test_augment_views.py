@@ -170,4 +170,4 @@ def test_random_views_equal_torchvision_on_real_photographs(fewsight_data: Path)
             )
             difference = abs(ours.astype(int) - theirs.permute(1, 2, 0).numpy())
             assert difference[3:-3, 3:-3].max() <= 2
-            assert difference.mean() < 0.1
+            assert difference.mean() < 0.3
