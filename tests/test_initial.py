@@ -142,8 +142,10 @@ def test_seeds_start_each_from_their_own(digit_images: Path, tmp_path: Path) -> 
     both(tmp_path / "ce", None)
     found = both(tmp_path / "next", tmp_path / "ce")
     assert [run.info["start"]["run"] for run in found] == [str(tmp_path / "ce" / f"seed{seed}") for seed in (3, 5)]
-    with pytest.raises(RunError, match=r"holds no run\.json"):
+    with pytest.raises(RunError, match=r"runs for several seeds \(seed3, seed5\); there is none for seed 6"):
         train(digit_images, tmp_path / "more", recipe="digits", seeds=(3, 6), init_from=tmp_path / "ce")
+    with pytest.raises(RunError, match=r"\(seed3, seed5\); name one of them"):
+        read_start(tmp_path / "ce")
 
 
 def test_interrupted_seeds_say_where_the_others_start(

@@ -60,7 +60,7 @@ def test_sampling_draws_classes_equally_often() -> None:
     ],
 )
 def test_class_batches_have_that_shape(most: int, num_classes: int, shape: tuple[int, int]) -> None:
-    plan = ClassBatches(tuple(range(num_classes)) * 3, most, seed=0)
+    plan = ClassBatches(tuple(range(num_classes)) * 12, most, seed=0)
     assert plan.shape == shape
     assert plan.batch_size == shape[0] * shape[1]
 

@@ -22,8 +22,12 @@ def read_start(path: Path, seed: int | None = None) -> Run:
     Raises:
         RunError: not a run, or its training did not end.
     """
-    folder = path / f"seed{seed}"
-    if seed is not None and not (path / "run.json").exists() and folder.is_dir():
+    if not (path / "run.json").exists() and (there := sorted(path.glob("seed*/run.json"))):
+        folder = path / f"seed{seed}"
+        if folder / "run.json" not in there:
+            names = ", ".join(one.parent.name for one in there)
+            wanted = "name one of them" if seed is None else f"there is none for seed {seed}"
+            raise RunError(f"{path} holds runs for several seeds ({names}); {wanted}")
         path = folder
     run = runs.read_run(path)
     if not run.finished:

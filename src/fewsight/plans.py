@@ -65,10 +65,10 @@ class ShuffledBatches:
 class ClassBatches:
     """P classes x K images in every batch, for losses that compare images within it.
 
-    K starts at `images_per_class`, P = min(classes, most // K), and K then fills the batch: K = most // P. An epoch
-    has max(1, N // (P * K)) batches. Classes come from a reshuffled queue, so that in an epoch each is drawn
-    equally often, by at most one; each class's images from a queue of its own, likewise. A class with fewer than K
-    images gives some of them twice, and only then does an image stand twice in a batch.
+    K starts at `images_per_class`, P = min(classes, most // K), and K then fills the batch: K = most // P, at most as
+    many as the largest class has. An epoch has max(1, N // (P * K)) batches. Classes come from a reshuffled queue, so
+    that in an epoch each is drawn equally often, by at most one; each class's images from a queue of its own, likewise.
+    A class with fewer than K images gives some of them twice, and only then does an image stand twice in a batch.
 
     Args:
         labels: class index of each image, [N], of at least two classes.
@@ -86,8 +86,9 @@ class ClassBatches:
     @property
     def shape(self) -> tuple[int, int]:
         """(P, K)."""
-        num_classes = min(len(set(self.labels)), max(2, self.most // self.images_per_class))
-        return num_classes, self.most // num_classes
+        sizes = np.bincount(self.labels)
+        num_classes = min(int((sizes > 0).sum()), max(2, self.most // self.images_per_class))
+        return num_classes, min(self.most // num_classes, max(2, int(sizes.max())))
 
     @property
     def batch_size(self) -> int:

@@ -52,10 +52,11 @@ def build_loss(
     """The loss of that name, or the sum: `ce+triplet`, with the weights of `losses.weights`.
 
     Raises:
-        RecipeError: no such loss (the nearest is named), one twice, a weight for none of them, or a sum that
-            leaves the linear head untrained.
+        RecipeError: no such loss (the nearest is named), one twice, or a sum that leaves the linear head untrained.
     """
     names = [part.strip() for part in name.split("+")]
+    if "" in names:
+        raise RecipeError(f"loss {name!r}: expected a loss, or a sum such as ce+triplet; known are {', '.join(LOSSES)}")
     for one in [*names, *losses.weights]:
         if one not in LOSSES:
             near = difflib.get_close_matches(one, LOSSES, 1)
@@ -63,11 +64,9 @@ def build_loss(
             raise RecipeError(f"no loss {one!r}: known are {', '.join(LOSSES)}, and sums such as ce+triplet{hint}")
     if len(set(names)) < len(names):
         raise RecipeError(f"loss {name!r}: a loss stands there twice; give it a weight in losses.weights instead")
-    unused = [one for one in losses.weights if one not in names]
-    if unused:
-        raise RecipeError(f"losses.weights: {unused[0]!r} is no part of loss {name!r}")
     terms = {one: LOSSES[one](losses, num_classes, num_features, class_weights) for one in names}
-    loss = WeightedSum(terms, losses.weights) if len(terms) > 1 or losses.weights else terms[names[0]]
+    alone = len(names) == 1 and names[0] not in losses.weights
+    loss = terms[names[0]] if alone else WeightedSum(terms, losses.weights)
     if not loss.trains_head:
         raise RecipeError(f"loss {name!r} leaves the linear head, which predicts, untrained; use {f'ce+{name}'!r}")
     return loss

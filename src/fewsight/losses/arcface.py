@@ -11,7 +11,7 @@ from fewsight.losses.targets import Targets, at_least_float32
 from fewsight.recipes import Losses
 
 LEAST_LENGTH = 1e-6  # a feature shorter than this has no direction
-PATIENCE = 0.25  # share of a stage after which angles must have parted
+PATIENCE = 0.5  # share of a stage after which angles must have parted
 LEAST_LEAD_DEG = 2.0  # by which the true class is then nearer than the mean of the others
 
 
@@ -79,12 +79,11 @@ class ArcFace(nn.Module):
         fled = angle > 180 - math.degrees(self.margin_rad)
         if not fled and (progress < PATIENCE or other - angle >= LEAST_LEAD_DEG):
             return None
-        what = "features flee to where the margin no longer acts" if fled else "features do not part"
+        what = "has collapsed, features flee to where the margin no longer acts" if fled else "does not learn"
         return (
-            f"ArcFace has collapsed, {what}: they stand at {angle:.0f} degrees to their class and at {other:.0f} to "
-            "the others. In a new run start from weights trained with ce, lower its weight "
-            f"(losses.weights.arcface), its margin (losses.arcface.margin_rad, now {self.margin_rad:g}) or the rate "
-            "(lr_scale = 0.1)"
+            f"ArcFace {what}: they stand at {angle:.0f} degrees to their class and at {other:.0f} to the others. In a "
+            "new run lower its weight (losses.weights.arcface), its margin (losses.arcface.margin_rad, now "
+            f"{self.margin_rad:g}) or the rate (lr_scale = 0.1); if this one began at random, begin with ce weights"
         )
 
 

@@ -111,7 +111,8 @@ class BatchHardTriplet(nn.Module):
         return (
             f"the triplet loss {what}: the hardest positive lies {positive:.2g} and the hardest negative "
             f"{negative:.2g} away, {means['active_share']:.0%} of the anchors are unsatisfied, and the features draw "
-            f"together into one point. In a new run start from weights trained with ce, {', or '.join(remedies)}"
+            f"together into one point. In a new run {', or '.join(remedies)}; if this one began at random, begin with "
+            "ce weights"
         )
 
 

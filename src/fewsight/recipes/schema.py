@@ -17,9 +17,9 @@ Channels = Annotated[tuple[float, float, float], Field(strict=False)]
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys and values of another type are errors; nothing changes later."""
+    """A part of a recipe: unknown keys, values of another type, inf and nan are errors; nothing changes later."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -99,7 +99,7 @@ class Losses(Section):
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1  # the report's: epsilon / (K - 1) on each other class
     triplet: Triplet = Triplet()
     arcface: ArcFace = ArcFace()
-    weights: dict[str, Positive] = {}  # of the terms of a sum; 1 where none is given
+    weights: dict[str, Positive] = {}  # of the terms of a sum; 1 where none is given; others wait for their loss
 
 
 class Stage(Section):
