@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -119,6 +120,87 @@ def test_recipes_are_listed_and_printed(command: Command) -> None:
     assert command("recipes", "auto").code == 0
 
 
+# Views and scores
+
+
+@pytest.fixture
+def scored(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny run, whose scores may be written."""
+    return Path(shutil.copytree(tiny_run, tmp_path / "scored"))
+
+
+def test_evaluate_keeps_every_view_and_takes_it_up_again(command: Command, scored: Path, digit_images: Path) -> None:
+    store = scored / "scores" / "test"
+    first = command("evaluate", scored, digit_images)
+    assert f"scores in {store}" in first.out
+    assert [file.name for file in sorted(store.glob("*.f32"))] == ["center-32.f32"]
+    before = (store / "center-32.f32").stat().st_mtime_ns
+    both = command("evaluate", scored, digit_images, "--views", "report")
+    assert "(test, 2 views)" in both.out
+    assert (store / "center-32.f32").stat().st_mtime_ns == before, "what is there is not scored again"
+    assert [file.name for file in sorted(store.glob("*.f32"))] == ["center-32.f32", "random-32.f32"]
+    rows = command("scores", "rows", scored)
+    assert re.search(r"32 px +[0-9.]+ % \[.*\]  on 15 images, 2 views", rows.out)
+
+
+def test_scores_of_other_images_are_left_alone_and_the_figures_come_all_the_same(
+    command: Command, scored: Path, digit_images: Path, tmp_path: Path
+) -> None:
+    command("evaluate", scored, digit_images)
+    other = Path(shutil.copytree(digit_images / "test", tmp_path / "other" / "test"))
+    shutil.copytree(digit_images / "train", tmp_path / "other" / "train")
+    (other / "one" / "10.png").unlink()
+    before = (scored / "scores" / "test" / "center-32.f32").read_bytes()
+    answer = command("evaluate", scored, tmp_path / "other")
+    assert answer.code == 0
+    assert "14 images" in answer.out
+    assert "scores not kept" in answer.out
+    assert "holds scores of other" in answer.out
+    assert (scored / "scores" / "test" / "center-32.f32").read_bytes() == before
+    refused = command("evaluate", scored, tmp_path / "other", "--scores", scored / "scores" / "test")
+    assert refused.code == 2
+
+
+def test_runs_are_compared_image_by_image(command: Command, scored: Path, digit_images: Path, tmp_path: Path) -> None:
+    command("evaluate", scored, digit_images)
+    again = shutil.copytree(scored, tmp_path / "again")
+    answer = command("scores", "compare", scored, again)
+    assert answer.code == 0
+    assert "+0.0 points [+0.0, +0.0] on 15 images" in answer.out
+    assert "not distinguishable on these 15 images" in answer.out
+    assert "needs at least two runs" in command("scores", "compare", scored).err
+    assert "it has scores of test (--split)" in command("scores", "rows", scored, "--split", "val").err
+
+
+def test_training_images_are_marked(command: Command, scored: Path, digit_images: Path) -> None:
+    command("evaluate", scored, digit_images, "--split", "train")
+    assert "images it was trained on: 18 of 18" in command("scores", "rows", scored, "--split", "train").out
+
+
+def test_prediction_goes_on_from_its_scores(command: Command, scored: Path, digit_images: Path, tmp_path: Path) -> None:
+    images = [digit_images / "test" / "one", tmp_path / "missing.png", digit_images / "test" / "two"]
+    options = ["--views", "report", "--scores", tmp_path / "kept"]
+    assert command("predict", scored, *images, "--out", tmp_path / "whole.csv", *options).code == 1
+    for view in ("center-32", "random-32"):
+        os.truncate(tmp_path / "kept" / f"{view}.f32", 4 * 3 * 7 + 5)
+    lines = (tmp_path / "kept" / "images.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "kept" / "images.jsonl").write_text("".join(lines[:6]))
+    assert command("predict", scored, *images, "--out", tmp_path / "again.csv", *options).code == 1
+    assert (tmp_path / "again.csv").read_text() == (tmp_path / "whole.csv").read_text()
+    direct = ["--views", "report", "--out", tmp_path / "direct.csv"]
+    command("predict", scored, *images, *direct)
+    rows = [list(csv.DictReader((tmp_path / name).read_text().splitlines())) for name in ("whole.csv", "direct.csv")]
+    for kept, streamed in zip(*rows, strict=True):
+        assert (kept["label"], kept["error"]) == (streamed["label"], streamed["error"])
+        assert kept["error"] or float(kept["prob"]) == pytest.approx(float(streamed["prob"]), rel=1e-5)
+
+
+def test_scores_of_a_prediction_need_no_features(refused: Callable[..., str], scored: Path, digit_images: Path) -> None:
+    assert "ask for one of them" in refused(
+        "predict", scored, digit_images, "--out", "new.csv", "--features", "--scores", "kept"
+    )
+
+
 # Mistakes in the arguments
 
 
@@ -177,6 +259,8 @@ def test_recipes_are_listed_and_printed(command: Command) -> None:
         ("predict data", "IMAGES requires an argument"),
         ("predict data data", "data holds no run.json"),
         ("predict data data --topk 3", "Did you mean --top-k?"),
+        ("scores rows", "RUNS requires an argument"),
+        ("scores rows data", "data has no scores of 'test'; make them with: fewsight evaluate data DATA"),
         ("predict data data --top-k 0", "--top-k 0: expected at least 1"),
         ("predict data data --out x.txt", ".csv, .jsonl, .parquet"),
         ("predict data data --out nowhere/x.csv", "the folder nowhere is not there; create it first"),
@@ -408,7 +492,7 @@ def test_evaluate_shows_figures_and_writes_them(
 ) -> None:
     answer = command("evaluate", tiny_run, digit_images, "--json", tmp_path / "figures.json")
     assert (answer.code, answer.err) == (0, "")
-    assert answer.out.splitlines()[0] == f"{tiny_run} on {digit_images} (test) · 15 images"
+    assert answer.out.splitlines()[0] == f"{tiny_run} on {digit_images} (test, center-32) · 15 images"
     assert "top-3 " in answer.out
     assert "trained on" not in answer.out
     found = json.loads((tmp_path / "figures.json").read_text())

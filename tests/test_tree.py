@@ -26,6 +26,7 @@ ORDER = [
     "metrics",
     "runs",
     "scores",
+    "tables",
     "plans",
     "feed",
     "predict",

@@ -195,6 +195,50 @@ def predict(
     return 1 if failed else 0
 
 
+scores_app = App(name="scores", help="Ask the kept scores of runs; no model is needed.")
+app.command(scores_app)
+
+
+@scores_app.command(name="rows")
+def scores_rows(runs: tuple[Path, ...], /, *, split: str = "test") -> int:
+    """Top-1 by test size (the mean over its crops, as in the report's tables) and of all views together.
+
+    Args:
+        runs: run folders that were evaluated, or score folders.
+        split: whose scores (test).
+    """
+    from fewsight.console import make_console, show_rows
+    from fewsight.session import open_scores
+    from fewsight.tables import num_trained_on, scale_rows
+
+    stores = [open_scores(run, split) for run in runs]
+    show_rows(make_console(), [(str(store.path), scale_rows(store), num_trained_on(store)) for store in stores])
+    return 0
+
+
+@scores_app.command(name="compare")
+def scores_compare(runs: tuple[Path, ...], /, *, split: str = "test") -> int:
+    """Compare each run with the first on the same images: gain, bootstrap interval, exact McNemar test.
+
+    Args:
+        runs: two or more run folders that were evaluated on the same images, or score folders.
+        split: whose scores (test).
+    """
+    from fewsight.console import make_console, printable
+    from fewsight.session import open_scores
+    from fewsight.tables import compare
+
+    if len(runs) < 2:
+        raise FewsightError(
+            "scores compare needs at least two runs, for example: fewsight scores compare runs/a runs/b"
+        )
+    first, *others = (open_scores(run, split) for run in runs)
+    console = make_console()
+    for other in others:
+        console.print(printable(f"{other.path} against {first.path}: {compare(first, other)}"))
+    return 0
+
+
 @app.command
 def recipes(name: str | None = None, /) -> int:
     """List the shipped recipes, or print one.

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len, set_cell_size
@@ -14,6 +14,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from fewsight.metrics import Figures
+    from fewsight.tables import Row
 
 PLAIN_SECONDS = 30.0  # between two plain lines, where they are not epochs
 PLAIN_WIDTH = 10_000  # of a log file: its lines are never broken
@@ -154,6 +155,17 @@ def show_figures(console: Console, figures: "Figures", title: str, *, most: int 
         cells = max(MIN_NAME_CELLS, (console.width - 12) // 2)
         for true, taken, number in figures.confusions[:5]:
             console.print(f"  {shortened(true, cells)} → {shortened(taken, cells)}  {number:,}")
+
+
+def show_rows(console: Console, stores: Sequence[tuple[str, Sequence["Row"], int]]) -> None:
+    """A table for each store: top-1 with its interval by test size, and of all views together."""
+    for name, rows, trained_on in stores:
+        console.print(printable(name), style="bold")
+        if trained_on:
+            console.print(f"  images it was trained on: {trained_on:,} of {rows[0].top1.total:,}; the figures flatter")
+        for row in rows:
+            views = "1 view" if len(row.views) == 1 else f"{len(row.views)} views"
+            console.print(f"  {row.name:<10} {row.top1}  on {row.top1.total:,} images, {views}")
 
 
 def _class_table(console: Console, figures: "Figures", most: int) -> Table:

@@ -17,7 +17,7 @@ from fewsight.device import autocast, compute_threads, keep_freed_memory, resolv
 from fewsight.errors import DataError
 from fewsight.model import Classifier, build_model, load_weights
 from fewsight.recipes import Recipe
-from fewsight.runs import Run, read_weights, trained_files
+from fewsight.runs import Run, read_weights, require_weights, trained_files
 from fewsight.scores import About, Image, Store, append, begin, finish, images_digest
 
 PART_PIXELS = 64 * 224**2  # of one view, that go through the model at a time
@@ -127,6 +127,7 @@ def score_into(
     Raises:
         RunError: not a finished run; the folder holds other scores or cannot be written.
     """
+    require_weights(run)
     recipe, trained = testing_recipe(run), trained_files(run)
     sizes = [(one.name, one.label, _file_size(one.file)) for one in images]
     about = About(

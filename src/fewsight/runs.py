@@ -189,15 +189,24 @@ def save_weights(run: Run, tensors: Mapping[str, Tensor], **notes: Any) -> Run:
     return update_info(run, weights_digest=files.digest_of(data), **notes)
 
 
+def require_weights(run: Run) -> None:
+    """Refuse a run that has no weights yet.
+
+    Raises:
+        RunError: its training did not end.
+    """
+    if not (run.path / WEIGHTS).is_file():
+        hint = f"finish it with `fewsight train --resume {run.path}`"
+        raise RunError(f"{run.path} has no weights yet: its training did not end; {hint}")
+
+
 def read_weights(run: Run) -> dict[str, Tensor]:
     """The run's weights, checked against run.json.
 
     Raises:
         RunError: no weights yet, or the file is damaged.
     """
-    if not (run.path / WEIGHTS).is_file():
-        hint = f"finish it with `fewsight train --resume {run.path}`"
-        raise RunError(f"{run.path} has no weights yet: its training did not end; {hint}")
+    require_weights(run)
     return _read_tensors(run.path / WEIGHTS, run.info.get("weights_digest"))
 
 

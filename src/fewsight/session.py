@@ -31,7 +31,7 @@ from fewsight.predict import Labelled, score_into, views_of
 from fewsight.prepare import NAMED_IN_MESSAGE, Prepared, prepare
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
 from fewsight.runs import Run
-from fewsight.scores import Store
+from fewsight.scores import Store, read_store
 from fewsight.train import TrainingSet, batch_plan, cutmix_prob, fit, mix
 
 TEST_RATIOS = (1.0, 320 / 224, 380 / 224, 2.0)  # the report's test sizes over its train size
@@ -185,6 +185,7 @@ def evaluate(
     """
     console = console or make_console()
     run = runs.read_run(path)
+    runs.require_weights(run)
     asked = views_of(run.recipe, views)
     found = evaluation_samples(
         data,
@@ -200,7 +201,7 @@ def evaluate(
         try:
             store, kept = score_into(folder, run, images, asked, progress), f"scores in {folder}"
         except RunError as error:
-            if scores is not None or not run.finished:
+            if scores is not None:
                 raise
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             store, kept = score_into(folder, run, images, asked, progress), f"scores not kept: {error}"
@@ -221,6 +222,26 @@ def _evaluation(
     figures = evaluate_scores(log_probs[readable], labels, run.classes, num_images=len(store.images))
     trained_on = sum(image.trained_on for image in store.images)
     return Evaluation(run, found.split, names, figures, trained_on, unreadable, kept)
+
+
+def open_scores(path: Path, split: str) -> Store:
+    """The scores that `evaluate` kept of a run on a split, or a score folder itself.
+
+    Raises:
+        RunError: there are none, or they are not whole.
+    """
+    if (path / "store.json").exists():
+        return read_store(path)
+    folder = path / "scores" / split
+    if not (folder / "store.json").exists():
+        there = sorted(one.parent.name for one in path.glob("scores/*/store.json"))
+        has = (
+            f"it has scores of {', '.join(there)} (--split)"
+            if there
+            else f"make them with: fewsight evaluate {path} DATA"
+        )
+        raise RunError(f"{path} has no scores of {split!r}; {has}")
+    return read_store(folder)
 
 
 def check_parts(recipe: Recipe) -> None:
