@@ -28,6 +28,7 @@ from fewsight.prepare import prepare
 from fewsight.recipes import Recipe, parse_recipe, recipe_toml
 from fewsight.runs import Run
 from fewsight.session import resolve, resume
+from fewsight.summary import show_run
 from fewsight.train import TrainingSet, fit
 
 STAGE = {"epochs": 2, "batch_size": 4, "optim": {"base_lr": 2.0, "warmup_epochs": 0.5}}
@@ -336,7 +337,9 @@ def test_collapse_is_named_once_and_noted(class_images: Path, tmp_path: Path, mo
     named = [line.get("collapse") for line in log_lines(run.path) if line["kind"] == "epoch"]
     assert named == [None, *["it lies on the ground; raise it"] * 3]
     assert run.finished
-    assert run.info["collapsed"] is True
+    said = StringIO()
+    show_run(run, make_console(said))
+    assert "the loss had collapsed when training ended" in said.getvalue()
 
 
 def test_collapse_stops_the_run_where_the_recipe_says_so(

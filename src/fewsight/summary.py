@@ -11,7 +11,7 @@ from fewsight.runs import Run
 
 
 def show_run(run: Run, console: Console) -> None:
-    """Where the run lies, and its figure on val."""
+    """Where the run lies, its figure on val, and whether its loss had collapsed."""
     val = files.read_json(run.path / "metrics.json")["val"]
     if val is not None:
         top1 = Share(**val["top1"])
@@ -19,6 +19,8 @@ def show_run(run: Run, console: Console) -> None:
         console.print(f"val top-1 {top1} on {top1.total:,}{unread} images")
         balanced, macro_f1 = 100 * val["balanced_accuracy"], 100 * val["macro_f1"]
         console.print(f"balanced accuracy {balanced:.1f} %, macro-F1 {macro_f1:.1f} %")
+    if run.info.get("collapsed"):
+        console.print("note: the loss had collapsed when training ended; log.jsonl says since when and what to change")
     console.print(f"the run lies in {run.path}")
 
 
