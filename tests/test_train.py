@@ -243,7 +243,10 @@ def test_run_that_died_at_any_write_equals_the_uninterrupted(
     died: set[tuple[str, bytes]] = set()
 
     def replace(part: Path, target: Path) -> Path:
-        key = target.name, part.read_bytes().partition(b'"finished":')[0]
+        content = part.read_bytes().partition(b'"finished":')[0]
+        if target.name == "state.json":  # its length of the log depends on how an epoch's seconds are written
+            content = json.dumps(json.loads(content)["values"]["position"]).encode()
+        key = target.name, content
         if key not in died:  # the same bytes appear when they come again
             died.add(key)
             shutil.copy(part, part.with_name(f".{target.name}.dead.part"))
