@@ -172,6 +172,13 @@ def test_runs_are_compared_image_by_image(command: Command, scored: Path, digit_
     assert "it has scores of test (--split)" in command("scores", "rows", scored, "--split", "val").err
 
 
+def test_scores_are_asked_without_torch(command: Command, scored: Path, digit_images: Path) -> None:
+    command("evaluate", scored, digit_images)
+    asked = "import sys; from fewsight.cli import app; app(['scores', 'rows', sys.argv[1]])"
+    code = f"{asked}\nassert 'torch' not in sys.modules and 'fewsight.tables' in sys.modules"
+    subprocess.run([sys.executable, "-c", code, str(scored)], check=True, capture_output=True)
+
+
 def test_training_images_are_marked(command: Command, scored: Path, digit_images: Path) -> None:
     command("evaluate", scored, digit_images, "--split", "train")
     assert "images it was trained on: 18 of 18" in command("scores", "rows", scored, "--split", "train").out

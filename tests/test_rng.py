@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,3 +56,11 @@ def test_streams_are_the_same_in_another_process_and_forever() -> None:
     here = [first(image_stream(7, 1, 2)), first(batch_stream(7, 1, 2)), first(order_stream(7, 1))]
     assert json.loads(answer.stdout) == here
     assert [one[0] for one in here] == FIRST_NUMBERS, "runs begun with an older fewsight would not resume"
+
+
+@pytest.mark.parametrize("number", [2**53, 2**63, 2**64 - 1025, 2**64 - 2])
+def test_integers_of_64_bits_keep_their_last_bit(number: int) -> None:
+    draws = [stream(0, VIEW, 0, position).random() for position in (number, number + 1)]
+    assert draws[0] != draws[1]
+    keys = [stream(seed, VIEW).random() for seed in (number, number + 1)]
+    assert keys[0] != keys[1]

@@ -120,3 +120,12 @@ def test_strange_store_is_refused(tmp_path: Path, values: dict[str, object], sai
     (tmp_path / "store.json").write_text(json.dumps(values))
     with pytest.raises(RunError, match=said):
         scores.read_store(tmp_path)
+
+
+def test_damaged_line_is_refused(tmp_path: Path) -> None:
+    scores.finish(write(tmp_path / "s"))
+    lines = (tmp_path / "s" / "images.jsonl").read_text().splitlines()
+    (tmp_path / "s" / "images.jsonl").write_text("\n".join([*lines[:3], "{", *lines[4:]]) + "\n")
+    for opened in (lambda: scores.read_store(tmp_path / "s"), lambda: scores.begin(tmp_path / "s", ABOUT, VIEWS)):
+        with pytest.raises(RunError, match=r"images\.jsonl is damaged.*score again"):
+            opened()

@@ -208,11 +208,11 @@ def scores_rows(runs: tuple[Path, ...], /, *, split: str = "test") -> int:
         split: whose scores (test).
     """
     from fewsight.console import make_console, show_rows
-    from fewsight.session import open_scores
-    from fewsight.tables import num_trained_on, scale_rows
+    from fewsight.scores import open_scores
+    from fewsight.tables import scale_rows
 
     stores = [open_scores(run, split) for run in runs]
-    show_rows(make_console(), [(str(store.path), scale_rows(store), num_trained_on(store)) for store in stores])
+    show_rows(make_console(), [(str(store.path), scale_rows(store), store.num_trained_on) for store in stores])
     return 0
 
 
@@ -225,7 +225,7 @@ def scores_compare(runs: tuple[Path, ...], /, *, split: str = "test") -> int:
         split: whose scores (test).
     """
     from fewsight.console import make_console, printable
-    from fewsight.session import open_scores
+    from fewsight.scores import open_scores
     from fewsight.tables import compare
 
     if len(runs) < 2:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fewsight import runs
 from fewsight.errors import RunError
-from fewsight.losses import build_loss
+from fewsight.losses import build_loss, own_weights
 from fewsight.model import weights_out, with_stem
 from fewsight.recipes import Recipe
 from fewsight.runs import Run
@@ -100,7 +100,7 @@ def _loss_weights(recipe: Recipe, number: int, weights: dict[str, Tensor], class
     stage, num_features = recipe.stages[number], weights["head.weight"].shape[1]
     with torch.device("meta"):
         loss = build_loss(stage.loss, stage.losses, num_classes=len(classes), num_features=num_features)
-    return [f"{name} {list(weight.shape)}" for name, weight in loss.named_parameters()]
+    return own_weights(loss)
 
 
 def _listed(names: list[str]) -> str:

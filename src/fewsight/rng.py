@@ -11,7 +11,9 @@ IMAGE, BATCH, ORDER, SPLIT, SAMPLE, VIEW = range(6)  # what a stream is for
 
 def stream(seed: int, purpose: int, epoch: int = 0, position: int = 0) -> np.random.Generator:
     """A generator of its own for (seed, purpose, epoch, position); all are integers of at most 64 bits."""
-    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, epoch, position]))
+    # uint64: a list with an integer of 64 bits would pass through float64 and lose its last bits
+    key, counter = np.array([seed, purpose], np.uint64), np.array([0, 0, epoch, position], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def image_stream(seed: int, epoch: int, index: int) -> np.random.Generator:

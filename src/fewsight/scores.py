@@ -56,6 +56,16 @@ class Store:
     views: tuple[str, ...]
     images: tuple[Image, ...]
 
+    @property
+    def readable(self) -> np.ndarray:
+        """bool [images]: which could be read."""
+        return np.array([image.error is None for image in self.images])
+
+    @property
+    def num_trained_on(self) -> int:
+        """How many of the images the store's run was trained on."""
+        return sum(image.trained_on for image in self.images)
+
     def results(self, view: str) -> np.ndarray:
         """float32 [images, classes] of one view, mapped from the file."""
         shape = self.about.count, len(self.about.classes)
@@ -111,7 +121,7 @@ def begin(path: Path, about: About, views: Sequence[str]) -> Writing:
         _cut(path / "images.jsonl", sum(map(len, lines)))
     for view in there if not whole else missing:
         _cut(path / f"{view}.f32", done * row_bytes)
-    return Writing(path, missing, done, tuple(json.loads(line)["digest"] for line in lines))
+    return Writing(path, missing, done, tuple(image.digest for image in _images(path, lines)))
 
 
 def append(store: Writing, first: int, results: np.ndarray, images: Sequence[Image]) -> None:
@@ -162,11 +172,30 @@ def read_store(path: Path) -> Store:
             f"{path} is not whole: {len(lines):,} of {about.count:,} images are scored; run the command that wrote it "
             "again, it goes on where it stopped"
         )
+    return Store(path, about, views, _images(path, lines))
+
+
+def open_scores(path: Path, split: str) -> Store:
+    """The scores that `evaluate` kept of a run on a split, or a score folder itself.
+
+    Raises:
+        RunError: there are none, or they are not whole.
+    """
+    if (path / "store.json").exists():
+        return read_store(path)
+    folder = path / "scores" / split
+    if (folder / "store.json").exists():
+        return read_store(folder)
+    there = ", ".join(sorted(one.parent.name for one in path.glob("scores/*/store.json")))
+    has = f"it has scores of {there} (--split)" if there else f"make them with: fewsight evaluate {path} DATA"
+    raise RunError(f"{path} has no scores of {split!r}; {has}")
+
+
+def _images(path: Path, lines: Sequence[bytes]) -> tuple[Image, ...]:
     try:
-        images = tuple(Image(**json.loads(line)) for line in lines)
+        return tuple(Image(**json.loads(line)) for line in lines)
     except (TypeError, ValueError) as error:
-        raise RunError(f"{path / 'images.jsonl'} is damaged: {error}") from error
-    return Store(path, about, views, images)
+        raise RunError(f"{path / 'images.jsonl'} is damaged: {error}; remove {path} and score again") from error
 
 
 def _read_about(path: Path) -> About:

@@ -26,12 +26,12 @@ from fewsight.feed import AugmentedImages
 from fewsight.initial import check_fits, model_values, read_start, weights_from
 from fewsight.losses import check_loss, wanted_batches
 from fewsight.metrics import Figures, evaluate_scores
-from fewsight.model import build_model, resolve_stem
+from fewsight.model import build_model, resolve_stem, with_stem
 from fewsight.predict import Labelled, score_into, views_of
 from fewsight.prepare import NAMED_IN_MESSAGE, Prepared, prepare
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
 from fewsight.runs import Run
-from fewsight.scores import Store, read_store
+from fewsight.scores import Store
 from fewsight.train import TrainingSet, batch_plan, cutmix_prob, fit, mix
 
 TEST_RATIOS = (1.0, 320 / 224, 380 / 224, 2.0)  # the report's test sizes over its train size
@@ -214,34 +214,13 @@ def _evaluation(
     """The figures of a store."""
     names = tuple(view.name for view in views)
     log_probs = np.concatenate([np.log(probs).astype(np.float32) for _, probs in store.chunks(names)])
-    readable = np.array([image.error is None for image in store.images])
+    readable = store.readable
     unreadable = tuple(image.error for image in store.images if image.error is not None)
     if not readable.any():
         raise DataError(f"{data}: none of the {len(unreadable)} images can be read; the first: {unreadable[0]}")
     labels = np.array(found.labels)[readable]
     figures = evaluate_scores(log_probs[readable], labels, run.classes, num_images=len(store.images))
-    trained_on = sum(image.trained_on for image in store.images)
-    return Evaluation(run, found.split, names, figures, trained_on, unreadable, kept)
-
-
-def open_scores(path: Path, split: str) -> Store:
-    """The scores that `evaluate` kept of a run on a split, or a score folder itself.
-
-    Raises:
-        RunError: there are none, or they are not whole.
-    """
-    if (path / "store.json").exists():
-        return read_store(path)
-    folder = path / "scores" / split
-    if not (folder / "store.json").exists():
-        there = sorted(one.parent.name for one in path.glob("scores/*/store.json"))
-        has = (
-            f"it has scores of {', '.join(there)} (--split)"
-            if there
-            else f"make them with: fewsight evaluate {path} DATA"
-        )
-        raise RunError(f"{path} has no scores of {split!r}; {has}")
-    return read_store(folder)
+    return Evaluation(run, found.split, names, figures, store.num_trained_on, unreadable, kept)
 
 
 def check_parts(recipe: Recipe) -> None:
@@ -269,12 +248,9 @@ def resolve(recipe: Recipe, prepared: Prepared) -> Recipe:
     """
     if recipe.run.select == "best" and not prepared.images.val_paths:
         raise RecipeError('run.select = "best" needs a val split, but the data has none; use "last"')
-    px = recipe.augment.train_px
-    stem = recipe.model.stem
-    values = recipe.model_dump()
-    values["model"]["stem"] = resolve_stem(px, recipe.model.backbone) if stem == "auto" else stem
+    values = with_stem(recipe).model_dump()
     if recipe.eval.test_px == "auto":
-        values["eval"]["test_px"] = [4 * round(ratio * px / 4) for ratio in TEST_RATIOS]
+        values["eval"]["test_px"] = [4 * round(ratio * recipe.augment.train_px / 4) for ratio in TEST_RATIOS]
     for stage, resolved in zip(recipe.stages, values["stages"], strict=True):
         resolved |= {"batches": wanted_batches(stage), "cutmix_prob": cutmix_prob(recipe, stage)}
     values["data"] |= {"mean": prepared.facts.mean, "std": prepared.facts.std}

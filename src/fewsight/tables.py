@@ -41,7 +41,7 @@ def right(store: Store, views: Sequence[str]) -> np.ndarray:
         raise RunError(f"{store.path}: its images have no labels, so there is no accuracy; evaluate on labelled ones")
     index = {name: number for number, name in enumerate(store.about.classes)}
     labels = np.array([index[str(image.label)] for image in store.images])
-    readable = np.array([image.error is None for image in store.images])
+    readable = store.readable
     if not readable.any():
         raise RunError(f"{store.path}: none of its {len(readable):,} images could be read")
     found: np.ndarray = np.concatenate([probs.argmax(1) == labels[rows] for rows, probs in store.chunks(views)])
@@ -53,17 +53,14 @@ def compare(first: Store, second: Store) -> Paired:
     """All views of one store against all views of another, image by image.
 
     Raises:
-        RunError: they hold other images, or other classes.
+        RunError: they hold other images, or could not read the same ones.
     """
-    for store in (first, second):
-        if [(one.digest, one.label) for one in store.images] != [(one.digest, one.label) for one in first.images]:
-            raise RunError(f"{store.path} and {first.path} hold scores of other images, so they cannot be paired")
+    known, others = (
+        [(image.digest, image.label, image.error is None) for image in store.images] for store in (first, second)
+    )
+    if known != others:
+        raise RunError(f"{second.path} and {first.path} hold scores of other images, so they cannot be paired")
     return paired(right(first, first.views), right(second, second.views))
-
-
-def num_trained_on(store: Store) -> int:
-    """How many of the images the store's run was trained on."""
-    return sum(image.trained_on for image in store.images)
 
 
 def _share(found: np.ndarray) -> Share:

@@ -20,7 +20,7 @@ from fewsight.device import compute_threads, keep_freed_memory, same_bits, to_de
 from fewsight.errors import DataError, Interrupted, RunError
 from fewsight.feed import AugmentedImages, batches, naming_lost_workers
 from fewsight.learner import Learner
-from fewsight.losses import Targets, balanced_weights, build_loss, collapse_of, wanted_batches
+from fewsight.losses import Targets, balanced_weights, build_loss, collapse_of, own_weights, wanted_batches
 from fewsight.metrics import Figures, evaluate_scores
 from fewsight.model import Classifier, build_model, load_weights, weights_out
 from fewsight.plans import ClassBatches, Plan, ShuffledBatches, class_shares
@@ -259,7 +259,7 @@ def _stage_line(recipe: Recipe, number: int, plan: Plan, learner: Learner) -> st
     )
     text += f"({batch} images{' by class' if isinstance(plan, ClassBatches) else ''}), peak rate "
     text += f"{peak_rate(stage, plan.batch_size):.3g}"
-    own = [f"{name} {list(weight.shape)}" for name, weight in learner.loss.named_parameters()]
+    own = own_weights(learner.loss)
     return text + (f"; the loss's own weights: {', '.join(own)}" if own else "")
 
 

@@ -1,9 +1,8 @@
 """Test-time views of one image, each cut from the original: four scales x two crops in the report."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -14,14 +13,14 @@ from fewsight.rng import VIEW, stream
 
 RANDOM_AREA = (0.8, 1.0)  # share of the image that a random view shows (the report, section III.B)
 RANDOM_ASPECT = (3 / 4, 4 / 3)
-NAME = re.compile(r"(center|random)-([0-9]{1,4})")
+NAME = re.compile(r"([a-z]+)-([0-9]{1,4})")
 
 
 @dataclass(frozen=True)
 class View:
     """One way to look at an image; the flipped twin is averaged in where the recipe flips."""
 
-    crop: Literal["center", "random"]
+    crop: str  # a name in CROPS
     px: int
     scale: int  # place of `px` among the test sizes: it, not the size, draws the random crop
 
@@ -55,14 +54,14 @@ def named_views(text: str, test_px: Sequence[int]) -> tuple[View, ...]:
 def _named_view(name: str, test_px: Sequence[int]) -> View:
     found = NAME.fullmatch(name)
     known = ", ".join(view.name for view in named_views("report", test_px))
-    if found is None or not 8 <= int(found[2]) <= 4096:
+    if found is None or found[1] not in CROPS or not 8 <= int(found[2]) <= 4096:
         raise RecipeError(f"--views {name}: expected center, report, or names: {known}")
     px = int(found[2])
     if found[1] == "center":
         return View("center", px, test_px.index(px) if px in test_px else -1)
     if px not in test_px:
-        raise RecipeError(f"--views {name}: a random crop belongs to one of the run's test sizes: {known}")
-    return View("random", px, test_px.index(px))
+        raise RecipeError(f"--views {name}: a {found[1]} crop belongs to one of the run's test sizes: {known}")
+    return View(found[1], px, test_px.index(px))
 
 
 def cut_view(image: Image.Image, view: View, digest: str, *, view_seed: int, ratio: float = 0.875) -> np.ndarray:
@@ -73,10 +72,20 @@ def cut_view(image: Image.Image, view: View, digest: str, *, view_seed: int, rat
         digest: 64 bits of the file's BLAKE2b in hexadecimal: every model and every batch size sees the same box.
         ratio: of the centre crop.
     """
-    if view.crop == "center":
-        return center_view(image, view.px, ratio=ratio)
+    return CROPS[view.crop](image, view, digest, view_seed, ratio)
+
+
+def _center(image: Image.Image, view: View, digest: str, view_seed: int, ratio: float) -> np.ndarray:
+    return center_view(image, view.px, ratio=ratio)
+
+
+def _random(image: Image.Image, view: View, digest: str, view_seed: int, ratio: float) -> np.ndarray:
     box = random_box(image.width, image.height, digest, view.scale, view_seed)
     return np.array(image.resize((view.px, view.px), Image.Resampling.BILINEAR, box=box))
+
+
+Crop = Callable[[Image.Image, View, str, int, float], np.ndarray]  # (image, view, digest, view_seed, ratio)
+CROPS: dict[str, Crop] = {"center": _center, "random": _random}
 
 
 def random_box(width: int, height: int, digest: str, scale: int, view_seed: int) -> tuple[float, float, float, float]:

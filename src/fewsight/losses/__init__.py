@@ -39,6 +39,7 @@ __all__ = [
     "build_loss",
     "check_loss",
     "collapse_of",
+    "own_weights",
     "wanted_batches",
 ]
 
@@ -70,6 +71,11 @@ def build_loss(
     if not loss.trains_head:
         raise RecipeError(f"loss {name!r} leaves the linear head, which predicts, untrained; use {f'ce+{name}'!r}")
     return loss
+
+
+def own_weights(loss: nn.Module) -> list[str]:
+    """The weights that a loss owns, in words: `terms.arcface.weight [20, 2048]`."""
+    return [f"{name} {list(weight.shape)}" for name, weight in loss.named_parameters()]
 
 
 def wanted_batches(stage: Stage) -> str:
