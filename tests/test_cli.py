@@ -510,7 +510,7 @@ def test_evaluate_shows_figures_and_writes_them(
 def test_evaluate_announces_training_images(command: Command, tiny_run: Path, digit_images: Path) -> None:
     answer = command("evaluate", tiny_run, digit_images, "--split", "train")
     assert answer.code == 0
-    assert "note: the run was trained on 18 of these images; the figures flatter" in answer.out
+    assert answer.out.startswith("images it was trained on: 18 of 18; the figures flatter\n")
 
 
 def test_evaluate_counts_the_unreadable(command: Command, tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:

@@ -6,12 +6,15 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 import fewsight
 from fewsight.errors import FewsightError, Interrupted
+
+if TYPE_CHECKING:
+    from fewsight.fusion import Scored
 
 app = App(
     name="fewsight",
@@ -119,37 +122,41 @@ def evaluate(
     /,
     *,
     split: str | None = None,
-    views: str = "center",
+    views: str | None = None,
     scores: Path | None = None,
+    scores_dtype: Literal["float32", "float16"] = "float32",
     json_: Annotated[Path | None, Parameter(name="--json")] = None,
 ) -> int:
-    """Test a run on labelled images: top-1 and top-5 with intervals, per class, the worst confusions.
+    """Test a run or an ensemble on labelled images: top-1 and top-5 with intervals, per class, the worst confusions.
 
     Args:
-        run: the run folder.
+        run: the run folder, or an ensemble.
         data: a dataset as for train; labels match by name.
         split: which one (test, else val); a folder without splits is taken whole.
-        views: center (one view), report (every test size, two crops), or names such as center-224,random-320.
+        views: center (one view, a run's default), report (every test size, two crops; an ensemble's default), or names
+            such as center-224,random-320; center-224-noflip is the view without its flipped twin.
         scores: the folder that keeps every view's scores (RUN/scores/SPLIT).
+        scores_dtype: of the scores that are kept; float16 takes half the disk, and what it changes is said (float32).
         json_: also write every figure to this file.
     """
     from fewsight import files
-    from fewsight.console import make_console, printable, show_figures
+    from fewsight.console import make_console, printable, show_figures, trained_on
     from fewsight.session import evaluate as evaluate_run
 
     if json_ is not None:
         files.check_target(json_, "--json")
     console = make_console()
-    found = evaluate_run(run, data, split=split, views=views, scores=scores, console=console)
+    found = evaluate_run(run, data, split=split, views=views, scores=scores, dtype=scores_dtype, console=console)
     seen = found.views[0] if len(found.views) == 1 else f"{len(found.views)} views"
-    show_figures(console, found.figures, f"{run} on {data} ({found.split}, {seen})")
     if found.num_trained_on:
-        console.print(f"note: the run was trained on {found.num_trained_on:,} of these images; the figures flatter")
+        console.print(trained_on(found.num_trained_on, found.figures.num_images))
+    show_figures(console, found.figures, f"{run} on {data} ({found.split}, {seen})")
     for error in found.unreadable[:20]:
         console.print(f"unreadable: {printable(error)}")
     if len(found.unreadable) > 20:
         console.print(f"unreadable: {len(found.unreadable) - 20:,} more")
-    console.print(printable(found.kept))
+    for line in found.kept:
+        console.print(printable(line))
     if json_ is not None:
         about: dict[str, Any] = {"run": str(run), "data": str(data), "split": found.split}
         about |= {"views": found.views, "num_trained_on": found.num_trained_on}
@@ -166,27 +173,38 @@ def predict(
     *,
     out: Path | None = None,
     top_k: int = 5,
-    views: str = "center",
+    views: str | None = None,
     features: bool = False,
     scores: Path | None = None,
+    scores_dtype: Literal["float32", "float16"] = "float32",
 ) -> int:
     """Predict the classes of images: files, folders and glob patterns; a row for each, in order.
 
     Args:
-        run: the run folder.
+        run: the run folder, or an ensemble.
         images: files, folders (their images in code-point order) or quoted patterns.
         out: a .csv, .jsonl or .parquet file; without it CSV goes to the screen.
         top_k: classes a row (5).
-        views: center (one view), report (every test size, two crops), or names such as center-224,random-320.
+        views: center (one view, a run's default), report (every test size, two crops; an ensemble's default), or names
+            such as center-224,random-320.
         features: also write the pooled features beside OUT, a row for each: new.csv, new.features.npy.
         scores: also keep every view's scores in this folder; the same command goes on there where it stopped.
+        scores_dtype: of the scores that are kept (float32).
     """
     from fewsight.console import make_console
     from fewsight.inference import predict_files
     from fewsight.rows import features_file
 
     failed, total = predict_files(
-        run, images, out, top_k=top_k, console=make_console(sys.stderr), views=views, features=features, scores=scores
+        run,
+        images,
+        out,
+        top_k=top_k,
+        console=make_console(sys.stderr),
+        views=views,
+        features=features,
+        scores=scores,
+        dtype=scores_dtype,
     )
     if out is not None and features:
         print(f"wrote {features_file(out)}: float32, a row for each of {out}")
@@ -195,47 +213,187 @@ def predict(
     return 1 if failed else 0
 
 
-scores_app = App(name="scores", help="Ask the kept scores of runs; no model is needed.")
+@app.command
+def ensemble(
+    members: tuple[str, ...],
+    /,
+    *,
+    out: Path,
+    weights: str = "uniform",
+    split: str = "val",
+    from_: Annotated[Path | None, Parameter(name="--from")] = None,
+) -> int:
+    """Make one run of several: an ensemble whose members' probabilities are averaged; the same classes by name.
+
+    Args:
+        members: [NAME=]RUN[:SIZES][+RUN[:SIZES]...] each: a run with all its test sizes (the rows of the report's
+            tables), or the rows of some sizes, or of several runs under one name, such as
+            resnest101_ce=runs/ce:224,320,380+runs/ce448:448.
+        out: the ensemble's folder to write; it must not exist yet.
+        weights: uniform over the rows; a number for each member, with commas; or greedy: members added one at a time
+            with replacement, on kept scores (uniform).
+        split: whose scores greedy chooses on; never images that a member was trained on (val).
+        from_: take the weights of this ensemble of the same recipes, for example of runs on train alone.
+    """
+    from fewsight.console import make_console, show_members
+    from fewsight.ensemble import make_ensemble
+
+    if from_ is not None and weights != "uniform":
+        raise FewsightError("--from brings its own weights; leave out --weights")
+    specs = make_ensemble(members, out, weights=weights, split=split, carried_from=from_)
+    console = make_console()
+    show_members(console, specs)
+    console.print(f"the ensemble lies in {out}")
+    return 0
+
+
+scores_app = App(name="scores", help="Ask the kept scores of runs and ensembles; no model is needed.")
 app.command(scores_app)
 
 
 @scores_app.command(name="rows")
-def scores_rows(runs: tuple[Path, ...], /, *, split: str = "test") -> int:
+def scores_rows(
+    runs: tuple[Path, ...],
+    /,
+    *,
+    split: str = "test",
+    views: str | None = None,
+    fuse: bool = False,
+    weights: str | None = None,
+    choose_on: str | None = None,
+) -> int:
     """Top-1 by test size (the mean over its crops, as in the report's tables) and of all views together.
 
     Args:
-        runs: run folders that were evaluated, or score folders.
+        runs: run folders that were evaluated, ensembles, or score folders.
         split: whose scores (test).
+        views: only these, for example center-64,random-64.
+        fuse: also the runs as one ensemble, uniform over their rows.
+        weights: also the runs as one ensemble, by a number for each run, with commas.
+        choose_on: also the runs as one ensemble, by weights chosen greedily on the scores of this split, such as val.
     """
-    from fewsight.console import make_console, show_rows
-    from fewsight.scores import open_scores
-    from fewsight.tables import scale_rows
+    from fewsight.console import make_console, show_lines
+    from fewsight.fusion import open_scored
+    from fewsight.tables import fuse as fuse_runs
+    from fewsight.tables import row_lines
 
-    stores = [open_scores(run, split) for run in runs]
-    show_rows(make_console(), [(str(store.path), scale_rows(store), store.num_trained_on) for store in stores])
+    names = tuple(name.strip() for name in views.split(",")) if views else ()
+    opened = [open_scored(run, split, names) for run in runs]
+    console = make_console()
+    for one in opened:
+        show_lines(console, str(one.path), row_lines(one), int(one.trained_on.sum()))
+    for text, given in _fusions(opened, runs, names, fuse, weights, choose_on):
+        fused = fuse_runs(opened, given)
+        show_lines(console, text, row_lines(fused)[-1:], int(fused.trained_on.sum()))
     return 0
 
 
+def _fusions(
+    opened: "list[Scored]",
+    runs: tuple[Path, ...],
+    views: tuple[str, ...],
+    fuse: bool,
+    weights: str | None,
+    choose_on: str | None,
+) -> Iterator[tuple[str, Sequence[float] | None]]:
+    """(what it is, a weight for each run) of the fusions that `scores rows` is asked for."""
+    from fewsight.fusion import check_same_images, check_unseen, greedy_weights, open_scored, read_weights
+    from fewsight.tables import as_member
+
+    if fuse:
+        yield f"{len(runs)} runs, uniform over {sum(len(one.rows) for one in opened)} rows", None
+    if weights is not None:
+        yield f"{len(runs)} runs, weights {weights}", read_weights(weights, len(runs))
+    if choose_on is not None:
+        seen = [open_scored(run, choose_on, views) for run in runs]
+        check_same_images([one.first for one in seen])
+        for one in seen:
+            check_unseen(one, "weights")
+        chosen = greedy_weights([as_member(one) for one in seen])
+        yield f"{len(runs)} runs, weights {', '.join(f'{one:.2f}' for one in chosen)} chosen on {choose_on}", chosen
+
+
 @scores_app.command(name="compare")
-def scores_compare(runs: tuple[Path, ...], /, *, split: str = "test") -> int:
+def scores_compare(runs: tuple[Path, ...], /, *, split: str = "test", views: str | None = None) -> int:
     """Compare each run with the first on the same images: gain, bootstrap interval, exact McNemar test.
 
     Args:
-        runs: two or more run folders that were evaluated on the same images, or score folders.
+        runs: two or more run folders or ensembles that were evaluated on the same images, or score folders.
         split: whose scores (test).
+        views: only these, for example center-64,random-64 (all that there are).
     """
-    from fewsight.console import make_console, printable
-    from fewsight.scores import open_scores
+    from fewsight.console import make_console, printable, trained_on
+    from fewsight.fusion import open_scored
     from fewsight.tables import compare
 
     if len(runs) < 2:
         raise FewsightError(
             "scores compare needs at least two runs, for example: fewsight scores compare runs/a runs/b"
         )
-    first, *others = (open_scores(run, split) for run in runs)
+    names = tuple(name.strip() for name in views.split(",")) if views else ()
+    first, *others = (open_scored(run, split, names) for run in runs)
     console = make_console()
     for other in others:
+        if number := int((first.trained_on | other.trained_on).sum()):
+            console.print(trained_on(number, len(other.trained_on)))
         console.print(printable(f"{other.path} against {first.path}: {compare(first, other)}"))
+    return 0
+
+
+@scores_app.command(name="ablate")
+def scores_ablate(runs: tuple[Path, ...], /, *, split: str = "test") -> int:
+    """What each scale, each crop, the flips and each member give, every part compared with the whole image by image.
+
+    Args:
+        runs: one run, one ensemble, or several runs that are taken as one ensemble.
+        split: whose scores (test).
+    """
+    from fewsight.console import make_console, show_lines, trained_on
+    from fewsight.fusion import open_scored
+    from fewsight.tables import ablate
+    from fewsight.tables import fuse as fuse_runs
+
+    opened = [open_scored(run, split) for run in runs]
+    scored = opened[0] if len(opened) == 1 else fuse_runs(opened)
+    found = ablate(scored)
+    console = make_console()
+    title = str(runs[0]) if len(runs) == 1 else f"{len(runs)} runs, uniform over {len(scored.rows)} rows"
+    if number := int(scored.trained_on.sum()):
+        console.print(trained_on(number, len(scored.trained_on)))
+    show_lines(console, title, [found.whole])
+    for group, parts in found.groups:
+        show_lines(console, group, parts)
+    return 0
+
+
+@scores_app.command(name="calibrate")
+def scores_calibrate(
+    run: Path,
+    /,
+    *,
+    split: str = "val",
+    views: str | None = None,
+    from_: Annotated[Path | None, Parameter(name="--from")] = None,
+) -> int:
+    """Fit the temperature that makes a run as sure as it is right, and keep it in the run, where predict takes it.
+
+    Args:
+        run: a run or an ensemble that was evaluated on the split.
+        split: whose scores; never images that it was trained on (val).
+        views: whose mean is calibrated, for example center-64 (all that were scored, and the default view alone).
+        from_: take the temperatures of this run of the same recipe, for example trained on train alone.
+    """
+    from fewsight.console import make_console, show_calibrations
+
+    if from_ is not None:
+        from fewsight.ensemble import carry_calibration
+
+        found = carry_calibration(from_, run)
+    else:
+        from fewsight.calibration import calibrate
+
+        found = calibrate(run, split, views)
+    show_calibrations(make_console(), run, found)
     return 0
 
 

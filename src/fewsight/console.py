@@ -13,8 +13,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from fewsight.calibration import Calibration
+    from fewsight.fusion import Spec
     from fewsight.metrics import Figures
-    from fewsight.tables import Row
+    from fewsight.tables import Line
 
 PLAIN_SECONDS = 30.0  # between two plain lines, where they are not epochs
 PLAIN_WIDTH = 10_000  # of a log file: its lines are never broken
@@ -157,15 +159,44 @@ def show_figures(console: Console, figures: "Figures", title: str, *, most: int 
             console.print(f"  {shortened(true, cells)} → {shortened(taken, cells)}  {number:,}")
 
 
-def show_rows(console: Console, stores: Sequence[tuple[str, Sequence["Row"], int]]) -> None:
-    """A table for each store: top-1 with its interval by test size, and of all views together."""
-    for name, rows, trained_on in stores:
-        console.print(printable(name), style="bold")
-        if trained_on:
-            console.print(f"  images it was trained on: {trained_on:,} of {rows[0].top1.total:,}; the figures flatter")
-        for row in rows:
-            views = "1 view" if len(row.views) == 1 else f"{len(row.views)} views"
-            console.print(f"  {row.name:<10} {row.top1}  on {row.top1.total:,} images, {views}")
+def trained_on(number: int, total: int) -> str:
+    """The heading of figures on images that a run was trained on."""
+    return f"images it was trained on: {number:,} of {total:,}; the figures flatter"
+
+
+def show_lines(console: Console, title: str, lines: Sequence["Line"], num_trained_on: int = 0) -> None:
+    """Top-1 with its interval, a line each, and the paired difference where there is one."""
+    console.print(printable(title), style="bold")
+    if num_trained_on:
+        console.print(f"  {trained_on(num_trained_on, lines[0].top1.total)}")
+    cells = max(cell_len(printable(line.name)) for line in lines)
+    for line in lines:
+        name = printable(line.name) + " " * (cells - cell_len(printable(line.name)))
+        results = "1 view" if line.num_results == 1 else f"{line.num_results} views"
+        against = "" if line.against is None else f", {line.against.brief()}"
+        console.print(f"  {name}  {line.top1}  on {line.top1.total:,} images, {results}{against}")
+
+
+def show_members(console: Console, specs: Sequence["Spec"]) -> None:
+    """An ensemble's members, their rows and weights."""
+    names = list(dict.fromkeys(spec.member for spec in specs))
+    cells = max(map(cell_len, map(printable, names)))
+    for name in names:
+        rows = [spec for spec in specs if spec.member == name]
+        shown = printable(name) + " " * (cells - cell_len(printable(name)))
+        sizes = ", ".join(f"{spec.px} px" for spec in rows)
+        console.print(f"  {shown}  weight {sum(spec.weight for spec in rows):.3f}  rows {sizes}")
+
+
+def show_calibrations(console: Console, path: Any, found: Sequence["Calibration"]) -> None:
+    """Temperatures, and what they did on the images that they were fitted on."""
+    for one in found:
+        views = one.views[0] if len(one.views) == 1 else f"{len(one.views)} views"
+        console.print(
+            f"{printable(str(path))}, {views}: temperature {one.temperature:.3f} on {one.num_images:,} images of "
+            f"{printable(one.fitted_on)}; there NLL {one.nll[0]:.3f} → {one.nll[1]:.3f}, calibration error "
+            f"{100 * one.ece[0]:.1f} → {100 * one.ece[1]:.1f} points"
+        )
 
 
 def _class_table(console: Console, figures: "Figures", most: int) -> Table:

@@ -1,17 +1,22 @@
 """A run and images in, prediction rows out."""
 
+import contextlib
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from fewsight import files, rows, runs
+from fewsight import files, rows
+from fewsight.calibration import FILE as CALIBRATION
+from fewsight.calibration import temperature_for, tempered
 from fewsight.console import counting
+from fewsight.ensemble import Asked, open_asked, score_asked, score_folders
 from fewsight.errors import DataError
-from fewsight.predict import Labelled, run_scores, score_into, views_of
-from fewsight.runs import Run
+from fewsight.fusion import fused
+from fewsight.predict import Labelled, run_scores
 
 
 def predict_files(
@@ -21,18 +26,20 @@ def predict_files(
     *,
     top_k: int,
     console: Console,
-    views: str = "center",
+    views: str | None = None,
     features: bool = False,
     scores: Path | None = None,
+    dtype: str = "float32",
 ) -> tuple[int, int]:
     """Predict files, folders and patterns, and write a row for each as it comes.
 
     Args:
         target: a .csv, .jsonl or .parquet file; None: CSV to the screen.
         top_k: classes a row, at most those that there are.
-        views: center, report or names; their probabilities are averaged.
+        views: center (the default of a run), report (of an ensemble) or names; their probabilities are averaged.
         features: also write the pooled features beside `target`, as `rows.features_file` names it.
         scores: also keep every view's scores in this folder; a prediction that was cut short goes on from it.
+        dtype: of the scores that are kept, float32 or float16.
 
     Returns:
         Rows with an error, and all rows.
@@ -50,37 +57,52 @@ def predict_files(
     beside = rows.features_file(target) if features and target is not None else None
     if beside is not None:
         files.check_target(beside, "--features")
-    run = runs.read_run(path)
-    names = rows.expand(inputs)
+    asked = open_asked(path, views)
+    if features and asked.specs:
+        raise DataError("--features: the members of an ensemble have features of their own; ask one of its runs")
+    names, top_k = rows.expand(inputs), min(top_k, len(asked.classes))
+    temperature = temperature_for(path, asked.view_names)
+    if temperature is not None and target is not None:
+        console.print(f"probabilities at the temperature {temperature:.2f} that {path / CALIBRATION} keeps")
     done = failed = 0
     with (
-        rows.writing(target, min(top_k, len(run.classes))) as write,
+        rows.writing(target, top_k) as write,
         rows.writing_features(beside, len(names)) as write_features,
         counting(console, "predicting") as progress,
     ):
         shown = progress if target is not None or not sys.stdout.isatty() else lambda done, total: None
-        found = _streamed(run, names, views, features) if scores is None else _stored(run, names, views, scores, shown)
+        stream = scores is None and not asked.specs
+        found = _streamed(asked, names, features, shown) if stream else _stored(asked, names, scores, dtype, shown)
         for log_probs, errors, pooled in found:
             batch = names[done : done + len(errors)]
-            write(list(rows.rows(batch, log_probs, errors, run.classes, min(top_k, len(run.classes)))))
+            log_probs = log_probs if temperature is None else tempered(log_probs, temperature)
+            write(list(rows.rows(batch, log_probs, errors, asked.classes, top_k)))
             if pooled is not None:
                 write_features(pooled)
             done += len(batch)
             failed += sum(error is not None for error in errors)
-            shown(done, len(names))
     return failed, done
 
 
 Found = Iterator[tuple[np.ndarray, Sequence[str | None], np.ndarray | None]]  # log_probs, errors, features
+Progress = Callable[[int, int], None]
 
 
-def _streamed(run: Run, names: Sequence[str], views: str, features: bool) -> Found:
-    for scores in run_scores(run, [Path(name) for name in names], views_of(run.recipe, views), features=features):
+def _streamed(asked: Asked, names: Sequence[str], features: bool, progress: Progress) -> Found:
+    """A run's rows as they are scored."""
+    views = asked.views[asked.path.name]
+    for scores in run_scores(asked.first, [Path(name) for name in names], views, features=features):
         yield scores.log_probs, scores.errors, scores.features
+        progress(scores.start + len(scores.errors), len(names))
 
 
-def _stored(run: Run, names: Sequence[str], views: str, folder: Path, progress: Callable[[int, int], None]) -> Found:
-    asked = views_of(run.recipe, views)
-    store = score_into(folder, run, [Labelled(Path(name), name) for name in names], asked, progress)
-    for part, probs in store.chunks([view.name for view in asked]):
-        yield np.log(probs).astype(np.float32), [image.error for image in store.images[part]], None
+def _stored(asked: Asked, names: Sequence[str], folder: Path | None, dtype: str, progress: Progress) -> Found:
+    """The rows of scores that are kept in `folder`, or while this lasts: an ensemble's runs come one by one."""
+    images = [Labelled(Path(name), name) for name in names]
+    with contextlib.ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if folder is None else folder
+        stored = score_asked(asked, images, score_folders(asked, place, ""), progress, dtype=dtype)
+        stores = {name: one.store for name, one in stored.items()}
+        errors = [image.error for image in next(iter(stores.values())).images]
+        for part, probs in fused([asked.weights(stores)]):
+            yield np.log(probs[0]), errors[part], None

@@ -52,6 +52,11 @@ class Paired:
         """Whether these images tell the two apart at 5 %."""
         return self.p_value < 0.05
 
+    def brief(self) -> str:
+        """The gain with its interval, and whether it is one."""
+        text = f"{100 * self.gain:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+        return text if self.distinguishable else f"{text}, not distinguishable"
+
     def __str__(self) -> str:
         text = (
             f"{100 * self.gain:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}] on {self.total:,} images, "

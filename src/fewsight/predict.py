@@ -115,14 +115,28 @@ class Labelled:
     label: str | None = None
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A store that scores were written to, and what its rounding changed of those written now."""
+
+    store: Store
+    written: int  # results: images x views
+    changed: int  # of them have another most probable class as stored
+
+
 def score_into(
     folder: Path,
     run: Run,
     images: Sequence[Labelled],
     views: Sequence[View],
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Store:
+    *,
+    dtype: str = "float32",
+) -> Stored:
     """Score images into a store, or what is missing of it; one that was cut short goes on where it stopped.
+
+    Args:
+        dtype: of the scores on the disk, "float32" or "float16".
 
     Raises:
         RunError: not a finished run; the folder holds other scores or cannot be written.
@@ -139,8 +153,9 @@ def score_into(
         crop_ratio=recipe.eval.crop_ratio,
         flip=recipe.augment.flip_prob > 0,
         precision=str(recipe.run.precision),
+        dtype=dtype,
     )
-    store = begin(folder, about, [view.name for view in views])
+    store, changed = begin(folder, about, [view.name for view in views]), 0
     missing = [view for view in views if view.name in store.views]
     rest = images[store.done :] if missing else ()
     for scores in run_scores(run, [one.file for one in rest], missing) if rest else ():
@@ -149,9 +164,9 @@ def score_into(
             Image(one.name, one.label, error, digest, one.file.resolve() in trained)
             for one, error, digest in zip(images[first:], scores.errors, scores.digests, strict=False)
         ]
-        append(store, first, scores.results, lines)
+        changed += append(store, first, scores.results, lines)
         progress(first + len(lines), len(images))
-    return finish(store)
+    return Stored(finish(store), len(rest) * len(missing), changed)
 
 
 def _file_size(path: Path) -> int:
@@ -182,32 +197,48 @@ def score_images(
     """
     views = views or views_of(recipe)
     workers = 1 if recipe.run.workers == "auto" else max(1, recipe.run.workers)
-    for start, loaded in _loaded(paths, views, recipe, batch_size, workers):
-        scored = [
-            _score(model, normalise, [one.views[number] for one in loaded], recipe) for number in range(len(views))
-        ]
+    cuts = {view.cut: view for view in views}  # a view and its twin without flip show the same pixels
+    flips = {cut: recipe.augment.flip_prob > 0 and any(view.flip for view in views if view.cut == cut) for cut in cuts}
+    for start, loaded in _loaded(paths, list(cuts.values()), recipe, batch_size, workers):
+        sides = {
+            cut: _sides(model, normalise, [one.views[number] for one in loaded], recipe, flips[cut])
+            for number, cut in enumerate(cuts)
+        }
+        scored = [_seen(sides[view.cut], view.flip) for view in views]
         failed = [one.error is not None for one in loaded]
         results = np.stack([_rows(log_probs, failed) for log_probs, _ in scored])
         pooled = _rows(torch.stack([one for _, one in scored]).mean(0), failed) if features else None
         yield Scores(start, results, [one.error for one in loaded], [one.digest for one in loaded], pooled)
 
 
-def _score(
-    model: nn.Module, normalise: Normalise, views: Sequence[np.ndarray], recipe: Recipe
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [n, K] and features [n, D] of one view of some images, in parts that memory holds."""
-    device, px = torch.device(recipe.run.device), views[0].shape[0]
+Seen = tuple[Tensor, Tensor]  # log-probabilities [n, K] and features [n, D]
+
+
+def _sides(
+    model: nn.Module, normalise: Normalise, cuts: Sequence[np.ndarray], recipe: Recipe, flip: bool
+) -> tuple[Seen, Seen | None]:
+    """What the model sees in the same cut of some images, and in its flipped twin; in parts that memory holds."""
+    device, px = torch.device(recipe.run.device), cuts[0].shape[0]
     part = max(1, PART_PIXELS // px**2)
-    found = []
-    for first in range(0, len(views), part):
-        images = normalise(to_device(torch.from_numpy(np.stack(views[first : first + part])), device))
-        log_probs, pooled = _forward(model, images, recipe.run.precision)
-        if recipe.augment.flip_prob > 0:
-            flipped, pooled_flipped = _forward(model, images.flip(3), recipe.run.precision)
-            log_probs = torch.logaddexp(log_probs, flipped) - math.log(2)
-            pooled = (pooled + pooled_flipped) / 2
-        found.append((log_probs, pooled))
-    return torch.cat([log_probs for log_probs, _ in found]), torch.cat([pooled for _, pooled in found])
+    plain, flipped = list[Seen](), list[Seen]()
+    for first in range(0, len(cuts), part):
+        images = normalise(to_device(torch.from_numpy(np.stack(cuts[first : first + part])), device))
+        plain.append(_forward(model, images, recipe.run.precision))
+        if flip:
+            flipped.append(_forward(model, images.flip(3), recipe.run.precision))
+    return _joined(plain), _joined(flipped) if flip else None
+
+
+def _joined(parts: Sequence[Seen]) -> Seen:
+    return torch.cat([log_probs for log_probs, _ in parts]), torch.cat([features for _, features in parts])
+
+
+def _seen(sides: tuple[Seen, Seen | None], flip: bool) -> Seen:
+    """A view: one side, or the mean of both."""
+    (log_probs, features), twin = sides
+    if twin is None or not flip:
+        return log_probs, features
+    return torch.logaddexp(log_probs, twin[0]) - math.log(2), (features + twin[1]) / 2
 
 
 def _forward(model: nn.Module, images: Tensor, precision: str) -> tuple[Tensor, Tensor]:

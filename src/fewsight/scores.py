@@ -2,14 +2,14 @@
 
 A store is a folder: store.json (what was scored, and how), images.jsonl (a line for each image: path, label, error,
 digest of the file, whether the run was trained on it) and `<view>.f32` for each view: natural log-probabilities,
-little-endian float32 [images, classes], rows of NaN where an image could not be read. It is written as it goes: a
-store that was cut short has fewer rows and goes on from there.
+little-endian float32 [images, classes], rows of NaN where an image could not be read (`<view>.f16` and float16 where
+that was asked for). It is written as it goes: a store that was cut short has fewer rows and goes on from there.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from fewsight import files
 from fewsight.errors import RunError
 
 FORMAT = 1  # of a store; a newer one is refused
-CHUNK_ROWS = 4096  # that a query holds at a time
+SUFFIXES = {"float32": ".f32", "float16": ".f16"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,17 @@ class About:
     crop_ratio: float
     flip: bool  # the flipped twin is averaged in each view
     precision: str
+    dtype: str = "float32"  # of the log-probabilities on the disk
+
+    @property
+    def suffix(self) -> str:
+        """What a view's file ends with."""
+        return SUFFIXES[self.dtype]
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one image in a view's file."""
+        return np.dtype(self.dtype).itemsize * len(self.classes)
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Image:
     trained_on: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Store:
     """A whole store, opened for reading."""
 
@@ -66,20 +77,28 @@ class Store:
         """How many of the images the store's run was trained on."""
         return sum(image.trained_on for image in self.images)
 
-    def results(self, view: str) -> np.ndarray:
-        """float32 [images, classes] of one view, mapped from the file."""
-        shape = self.about.count, len(self.about.classes)
-        return np.memmap(self.path / f"{view}.f32", "<f4", "r", shape=shape)
+    def results(self, view: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """float32 [stop - start, classes]: log-probabilities of one view, read from the file.
 
-    def chunks(self, views: Sequence[str]) -> Iterator[tuple[slice, np.ndarray]]:
-        """(rows, float64 [rows, classes]): the mean of the views' probabilities, a part of the images at a time."""
-        mapped = [self.results(view) for view in views]
-        for start in range(0, self.about.count, CHUNK_ROWS):
-            rows = slice(start, min(start + CHUNK_ROWS, self.about.count))
-            probs = np.zeros((rows.stop - start, len(self.about.classes)))
-            for one in mapped:
-                probs += np.exp(one[rows], dtype=np.float64)
-            yield rows, probs / len(mapped)
+        Raises:
+            RunError: the file is shorter than it was, or cannot be read.
+        """
+        stop, width = self.about.count if stop is None else stop, len(self.about.classes)
+        file = self.path / f"{view}{self.about.suffix}"
+        try:
+            # read, not mapped: mapped pages count as the process's memory for as long as it lives
+            found = np.fromfile(
+                file,
+                np.dtype(self.about.dtype).newbyteorder("<"),
+                (stop - start) * width,
+                "",
+                start * self.about.row_bytes,
+            )
+        except OSError as error:
+            raise RunError(f"cannot read {file}: {error.strerror or error}") from error
+        if len(found) != (stop - start) * width:
+            raise RunError(f"{file} is shorter than it was; remove it and score again")
+        return found.reshape(stop - start, width).astype(np.float32, copy=False)
 
 
 def images_digest(lines: Sequence[tuple[str, str | None, int]]) -> str:
@@ -95,6 +114,7 @@ class Writing:
     """A store that is being written."""
 
     path: Path
+    about: About
     views: tuple[str, ...]  # that are written now; others may be there already
     done: int  # images that all of them had when it was opened
     digests: tuple[str, ...]  # of the files of images.jsonl as it was opened
@@ -111,8 +131,8 @@ def begin(path: Path, about: About, views: Sequence[str]) -> Writing:
     else:
         files.make_folder(path)
         files.write_json(path / "store.json", {"format": FORMAT, **asdict(about)})
-    row_bytes, lines = 4 * len(about.classes), _lines(path)
-    there = {file.stem: _size(file) // row_bytes for file in path.glob("*.f32")}
+    row_bytes, lines = about.row_bytes, _lines(path)
+    there = {file.stem: _size(file) // row_bytes for file in path.glob(f"*{about.suffix}")}
     whole = len(lines) == about.count  # else the first pass was cut short: rows without their lines do not count
     missing = tuple(view for view in views if not whole or there.get(view) != about.count)
     done = min([there.get(view, 0) for view in missing] + [len(lines)])
@@ -120,16 +140,19 @@ def begin(path: Path, about: About, views: Sequence[str]) -> Writing:
         lines = lines[:done]
         _cut(path / "images.jsonl", sum(map(len, lines)))
     for view in there if not whole else missing:
-        _cut(path / f"{view}.f32", done * row_bytes)
-    return Writing(path, missing, done, tuple(image.digest for image in _images(path, lines)))
+        _cut(path / f"{view}{about.suffix}", done * row_bytes)
+    return Writing(path, about, missing, done, tuple(image.digest for image in _images(path, lines)))
 
 
-def append(store: Writing, first: int, results: np.ndarray, images: Sequence[Image]) -> None:
+def append(store: Writing, first: int, results: np.ndarray, images: Sequence[Image]) -> int:
     """Add the scores of the next images.
 
     Args:
         first: position of the first of them in the store.
         results: float32 [V, n, K], in the order of `store.views`.
+
+    Returns:
+        In how many of the V x n the class with the most probability is another as stored: 0 for float32.
 
     Raises:
         RunError: the disk is full, or a file has changed since another view of it was scored.
@@ -137,20 +160,22 @@ def append(store: Writing, first: int, results: np.ndarray, images: Sequence[Ima
     for known, image in zip(store.digests[first : first + len(images)], images, strict=False):
         if known != image.digest:
             raise RunError(f"{image.path} is not the file that {store.path} has scores of; score into a new folder")
+    kept = results.astype(np.dtype(store.about.dtype).newbyteorder("<"))
     try:
-        for view, rows in zip(store.views, results, strict=True):
-            with (store.path / f"{view}.f32").open("ab") as handle:
-                handle.write(rows.astype("<f4").tobytes())
+        for view, rows in zip(store.views, kept, strict=True):
+            with (store.path / f"{view}{store.about.suffix}").open("ab") as handle:
+                handle.write(rows.tobytes())
         if len(store.digests) <= first:
             with (store.path / "images.jsonl").open("ab") as handle:
                 handle.write("".join(files.json_text(asdict(image)) + "\n" for image in images).encode())
     except OSError as error:
         files.refuse(store.path, error)
+    return int((kept.argmax(2) != results.argmax(2)).sum())
 
 
 def finish(store: Writing) -> Store:
     """Flush a store to the disk and open it."""
-    for name in ("images.jsonl", *(f"{view}.f32" for view in store.views)):
+    for name in ("images.jsonl", *(f"{view}{store.about.suffix}" for view in store.views)):
         with (store.path / name).open("rb") as handle:
             os.fsync(handle.fileno())
     files.sync_folder(store.path)
@@ -165,30 +190,14 @@ def read_store(path: Path) -> Store:
     """
     about = _read_about(path)
     lines = _lines(path)
-    size = 4 * about.count * len(about.classes)
-    views = tuple(sorted(file.stem for file in path.glob("*.f32") if _size(file) == size))
+    size = about.count * about.row_bytes
+    views = tuple(sorted(file.stem for file in path.glob(f"*{about.suffix}") if _size(file) == size))
     if len(lines) != about.count or not views:
         raise RunError(
             f"{path} is not whole: {len(lines):,} of {about.count:,} images are scored; run the command that wrote it "
             "again, it goes on where it stopped"
         )
     return Store(path, about, views, _images(path, lines))
-
-
-def open_scores(path: Path, split: str) -> Store:
-    """The scores that `evaluate` kept of a run on a split, or a score folder itself.
-
-    Raises:
-        RunError: there are none, or they are not whole.
-    """
-    if (path / "store.json").exists():
-        return read_store(path)
-    folder = path / "scores" / split
-    if (folder / "store.json").exists():
-        return read_store(folder)
-    there = ", ".join(sorted(one.parent.name for one in path.glob("scores/*/store.json")))
-    has = f"it has scores of {there} (--split)" if there else f"make them with: fewsight evaluate {path} DATA"
-    raise RunError(f"{path} has no scores of {split!r}; {has}")
 
 
 def _images(path: Path, lines: Sequence[bytes]) -> tuple[Image, ...]:
@@ -204,9 +213,12 @@ def _read_about(path: Path) -> About:
     if not isinstance(version, int) or version > FORMAT:
         raise RunError(f"{path}: store format {version!r}, but this fewsight reads up to {FORMAT}; upgrade fewsight")
     try:
-        return About(**{**values, "classes": tuple(values["classes"])})
+        about = About(**{**values, "classes": tuple(values["classes"])})
     except (TypeError, KeyError) as error:
         raise RunError(f"{path / 'store.json'} is not what fewsight wrote: {error}") from error
+    if about.dtype not in SUFFIXES:
+        raise RunError(f"{path / 'store.json'}: dtype {about.dtype!r}, expected one of {', '.join(SUFFIXES)}")
+    return about
 
 
 def _check_same(path: Path, about: About, there: About) -> None:

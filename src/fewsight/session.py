@@ -15,19 +15,21 @@ from rich.console import Console
 from torch import Tensor
 
 from fewsight import files, runs
-from fewsight.augment import View, contact_sheet
+from fewsight.augment import contact_sheet
 from fewsight.auto import plan_recipe, starting_values
 from fewsight.backbones import TIMM_PREFIX
 from fewsight.console import TrainingReporter, counting, make_console, printable
 from fewsight.data import EvaluationSet, evaluation_samples
 from fewsight.device import resolve_device, resolve_run
+from fewsight.ensemble import Asked, open_asked, score_asked, score_folders
 from fewsight.errors import DataError, Interrupted, RecipeError, RunError
 from fewsight.feed import AugmentedImages
+from fewsight.fusion import log_probs
 from fewsight.initial import check_fits, model_values, read_start, weights_from
 from fewsight.losses import check_loss, wanted_batches
 from fewsight.metrics import Figures, evaluate_scores
 from fewsight.model import build_model, resolve_stem, with_stem
-from fewsight.predict import Labelled, score_into, views_of
+from fewsight.predict import Labelled, Stored
 from fewsight.prepare import NAMED_IN_MESSAGE, Prepared, prepare
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
 from fewsight.runs import Run
@@ -151,15 +153,14 @@ def resume(path: Path, *, console: Console | None = None) -> Run:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of a run on a split, and how many of its images the run was trained on."""
+    """Figures of a run or an ensemble on a split, and how many of its images were trained on."""
 
-    run: Run
     split: str
     views: tuple[str, ...]
     figures: Figures
     num_trained_on: int
     unreadable: tuple[str, ...]
-    kept: str  # where the scores lie, or why they were not kept
+    kept: tuple[str, ...]  # where the scores lie, or why they were not kept; what rounding changed
 
 
 def evaluate(
@@ -167,16 +168,20 @@ def evaluate(
     data: Path,
     *,
     split: str | None = None,
-    views: str = "center",
+    views: str | None = None,
     scores: Path | None = None,
+    dtype: str = "float32",
     console: Console | None = None,
 ) -> Evaluation:
-    """Test a run on a split of a dataset; labels match by name. Every score is kept, and the figures come from those.
+    """Test a run or an ensemble on a split of a dataset; labels match by name.
+
+    Every score is kept, and the figures come from those.
 
     Args:
         split: default `test`, then `val`; a folder without splits is taken whole.
-        views: center, report or names; their probabilities are averaged.
+        views: center (the default of a run), report (of an ensemble) or names; their probabilities are averaged.
         scores: the folder that keeps the scores; default `RUN/scores/<split>`.
+        dtype: of the scores that are kept, float32 or float16.
 
     Raises:
         DataError: no such split, labels that the run does not know, or no image that can be read.
@@ -184,12 +189,11 @@ def evaluate(
         RunError: not a finished run; or `scores` was given and holds other scores.
     """
     console = console or make_console()
-    run = runs.read_run(path)
-    runs.require_weights(run)
-    asked = views_of(run.recipe, views)
+    asked = open_asked(path, views)
+    run = asked.first
     found = evaluation_samples(
         data,
-        run.classes,
+        asked.classes,
         split,
         holdout=run.recipe.data.holdout,
         seed=run.recipe.data.split_seed,
@@ -197,30 +201,43 @@ def evaluate(
     )
     images = [Labelled(found.root / sample.path, sample.path, sample.label) for sample in found.samples]
     with counting(console, "evaluating") as progress, contextlib.ExitStack() as stack:
-        folder = scores or run.path / "scores" / found.split
+
+        def keep_in(place: Path | None) -> dict[str, Stored]:
+            return score_asked(asked, images, score_folders(asked, place, found.split), progress, dtype=dtype)
+
         try:
-            store, kept = score_into(folder, run, images, asked, progress), f"scores in {folder}"
+            stored, kept = keep_in(scores), f"scores in {scores or path / ('scores/' + found.split)}"
         except RunError as error:
             if scores is not None:
                 raise
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            store, kept = score_into(folder, run, images, asked, progress), f"scores not kept: {error}"
-        return _evaluation(run, data, found, store, asked, kept)
+            stored, kept = (
+                keep_in(Path(stack.enter_context(tempfile.TemporaryDirectory()))),
+                f"scores not kept: {error}",
+            )
+        stores = {name: one.store for name, one in stored.items()}
+        return _evaluation(asked, data, found, stores, (kept, *_rounding(stored, dtype)))
+
+
+def _rounding(stored: Mapping[str, Stored], dtype: str) -> tuple[str, ...]:
+    written, changed = (sum(getattr(one, name) for one in stored.values()) for name in ("written", "changed"))
+    if dtype == "float32" or not written:
+        return ()
+    return (f"kept as {dtype}: the most probable class is another in {changed:,} of {written:,} results written now",)
 
 
 def _evaluation(
-    run: Run, data: Path, found: EvaluationSet, store: Store, views: Sequence[View], kept: str
+    asked: Asked, data: Path, found: EvaluationSet, stores: Mapping[str, Store], kept: tuple[str, ...]
 ) -> Evaluation:
-    """The figures of a store."""
-    names = tuple(view.name for view in views)
-    log_probs = np.concatenate([np.log(probs).astype(np.float32) for _, probs in store.chunks(names)])
-    readable = store.readable
-    unreadable = tuple(image.error for image in store.images if image.error is not None)
-    if not readable.any():
+    """The figures of stored scores."""
+    images = next(iter(stores.values())).images
+    unreadable = tuple(image.error for image in images if image.error is not None)
+    if len(unreadable) == len(images):
         raise DataError(f"{data}: none of the {len(unreadable)} images can be read; the first: {unreadable[0]}")
-    labels = np.array(found.labels)[readable]
-    figures = evaluate_scores(log_probs[readable], labels, run.classes, num_images=len(store.images))
-    return Evaluation(run, found.split, names, figures, store.num_trained_on, unreadable, kept)
+    readable = np.array([image.error is None for image in images])
+    scores = log_probs(asked.weights(stores))[readable]
+    figures = evaluate_scores(scores, np.array(found.labels)[readable], asked.classes, num_images=len(images))
+    seen = np.any([[image.trained_on for image in store.images] for store in stores.values()], axis=0)
+    return Evaluation(found.split, asked.view_names, figures, int(seen.sum()), unreadable, kept)
 
 
 def check_parts(recipe: Recipe) -> None:

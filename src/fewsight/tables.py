@@ -1,4 +1,4 @@
-"""Queries over score stores, as tables: rows by scale, all views together, two runs on the same images."""
+"""Questions to kept scores, answered as lines with counts and intervals: rows, comparisons, ablations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,61 +6,133 @@ from dataclasses import dataclass
 import numpy as np
 
 from fewsight.errors import RunError
+from fewsight.fusion import Member, Result, Row, Scored, Weights, check_same_images, of_members, only, right, uniform
 from fewsight.metrics import Paired, Share, paired, wilson
-from fewsight.scores import Store
 
 
 @dataclass(frozen=True)
-class Row:
-    """The accuracy of some views' mean probabilities."""
+class Line:
+    """The accuracy of a fusion of results, and where it is compared with another, the paired difference."""
 
-    name: str  # "64 px", "all views", or a view's name
-    views: tuple[str, ...]
+    name: str
+    num_results: int
     top1: Share
+    against: Paired | None = None
 
 
-def scale_rows(store: Store) -> list[Row]:
-    """One row for each test size, the mean over its crops, as in the report's tables; then all views together.
-
-    Raises:
-        RunError: the store's images have no labels.
-    """
-    sizes = sorted({int(view.split("-")[1]) for view in store.views})
-    groups = [(f"{px} px", tuple(view for view in store.views if view.endswith(f"-{px}"))) for px in sizes]
-    groups += [("all views", store.views)] if len(sizes) > 1 else []
-    return [Row(name, views, _share(right(store, views))) for name, views in groups]
-
-
-def right(store: Store, views: Sequence[str]) -> np.ndarray:
-    """Whether the views' mean has each image right: bool [readable images].
+def row_lines(scored: Scored) -> list[Line]:
+    """One line for each row (a run at a test size, the mean over its crops), then all of them together.
 
     Raises:
-        RunError: the store's images have no labels, or none could be read.
+        RunError: the images have no labels.
     """
-    if any(image.label is None for image in store.images):
-        raise RunError(f"{store.path}: its images have no labels, so there is no accuracy; evaluate on labelled ones")
-    index = {name: number for number, name in enumerate(store.about.classes)}
-    labels = np.array([index[str(image.label)] for image in store.images])
-    readable = store.readable
-    if not readable.any():
-        raise RunError(f"{store.path}: none of its {len(readable):,} images could be read")
-    found: np.ndarray = np.concatenate([probs.argmax(1) == labels[rows] for rows, probs in store.chunks(views)])
-    kept: np.ndarray = found[readable]
-    return kept
+    several = len({row.run for row in scored.rows}) > 1
+    asked = {f"{row.run} " * several + f"{row.px} px": uniform([row]) for row in scored.rows}
+    if len(asked) > 1:
+        asked |= {"all views" if len(scored.members) == 1 else "fusion": scored.weights}
+    return lines(asked)
 
 
-def compare(first: Store, second: Store) -> Paired:
-    """All views of one store against all views of another, image by image.
+def lines(asked: dict[str, Weights], base: Weights | None = None) -> list[Line]:
+    """A line for each fusion, in one pass over the files; paired with `base` where it is given."""
+    found = right([*asked.values(), *([base] if base else [])])
+    return [
+        Line(name, len(weights), _share(one), paired(found[-1], one) if base else None)
+        for (name, weights), one in zip(asked.items(), found, strict=False)
+    ]
+
+
+def compare(first: Scored, second: Scored) -> Paired:
+    """All of one run's views against all of another's, image by image.
 
     Raises:
-        RunError: they hold other images, or could not read the same ones.
+        RunError: they hold other images or classes, or could not read the same ones.
     """
-    known, others = (
-        [(image.digest, image.label, image.error is None) for image in store.images] for store in (first, second)
-    )
-    if known != others:
-        raise RunError(f"{second.path} and {first.path} hold scores of other images, so they cannot be paired")
-    return paired(right(first, first.views), right(second, second.views))
+    check_same_images([first.first, second.first])
+    before, after = right([first.weights, second.weights])
+    return paired(before, after)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What the parts of a fusion give: the whole, then parts of it, each compared with it on the same images."""
+
+    whole: Line
+    groups: tuple[tuple[str, tuple[Line, ...]], ...]  # "by scale" -> lines
+
+
+def ablate(scored: Scored) -> Ablation:
+    """What each scale, each crop, the flips and each member give.
+
+    Raises:
+        RunError: there is nothing to take away.
+    """
+    whole = scored.weights
+    asked = {group: parts for group, parts in _parts(scored).items() if parts}
+    if not asked:
+        raise RunError(
+            f"{scored.path} has scores of one view, so there is nothing to take away; evaluate with --views report"
+        )
+    flat = [(group, name, weights) for group, parts in asked.items() for name, weights in parts.items()]
+    found = right([whole, *(weights for _, _, weights in flat)])
+    grouped: dict[str, list[Line]] = {group: [] for group in asked}
+    for (group, name, weights), one in zip(flat, found[1:], strict=True):
+        grouped[group].append(Line(name, len(weights), _share(one), paired(found[0], one)))
+    top = Line("all together", len(whole), _share(found[0]))
+    return Ablation(top, tuple((group, tuple(parts)) for group, parts in grouped.items()))
+
+
+def _parts(scored: Scored) -> dict[str, dict[str, Weights]]:
+    whole, results = scored.weights, list(scored.weights)
+    sizes, crops = sorted({one.px for one in results}), sorted({one.crop for one in results})
+    parts: dict[str, dict[str, Weights]] = {
+        "one scale": {f"{px} px alone": only(whole, [one for one in results if one.px == px]) for px in sizes},
+        "one crop": {
+            f"{crop} crops alone": only(whole, [one for one in results if one.crop == crop]) for crop in crops
+        },
+        "flips": _without_flips(scored),
+        "one member": {one.name: only(whole, _results([one])) for one in scored.members},
+        "without a member": {
+            f"without {one.name}": only(whole, _results([other for other in scored.members if other is not one]))
+            for one in scored.members
+        },
+    }
+    single = {"one scale": len(sizes), "one crop": len(crops), "flips": 2, "without a member": len(scored.members)}
+    single["one member"] = len(scored.members)
+    return {group: names for group, names in parts.items() if single[group] > 1}
+
+
+def _without_flips(scored: Scored) -> dict[str, Weights]:
+    """The same fusion of views without their flipped twins, where all of them were scored so too."""
+    twins = {}
+    for result, weight in scored.weights.items():
+        name = f"{result.view}-noflip"
+        if name not in result.store.views:
+            return {}
+        twins[Result(result.store, name)] = weight
+    return {"without flips": twins}
+
+
+def _results(members: Sequence[Member]) -> list[Result]:
+    return [result for member in members for row in member.rows for result in row.results]
+
+
+def fuse(scored: Sequence[Scored], weights: Sequence[float] | None = None) -> Scored:
+    """Runs as one ensemble: uniform over all their rows, or a weight for each run.
+
+    Raises:
+        RunError: they hold other images or classes.
+    """
+    check_same_images([one.first for one in scored])
+    members = [as_member(one) for one in scored]
+    rows: list[Row] = [row for one in scored for row in one.rows]
+    weighed = uniform(rows) if weights is None else of_members(members, weights)
+    return Scored(scored[0].path, tuple(members), weighed)
+
+
+def as_member(scored: Scored) -> Member:
+    """A run, or an ensemble, as one member of another."""
+    return Member(str(scored.path), scored.rows)
 
 
 def _share(found: np.ndarray) -> Share:

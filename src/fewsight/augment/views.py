@@ -13,7 +13,8 @@ from fewsight.rng import VIEW, stream
 
 RANDOM_AREA = (0.8, 1.0)  # share of the image that a random view shows (the report, section III.B)
 RANDOM_ASPECT = (3 / 4, 4 / 3)
-NAME = re.compile(r"([a-z]+)-([0-9]{1,4})")
+PLAIN = "-noflip"  # ends the name of a view without its flipped twin
+NAME = re.compile(rf"([a-z]+)-([0-9]{{1,4}})({PLAIN})?")
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,16 @@ class View:
     crop: str  # a name in CROPS
     px: int
     scale: int  # place of `px` among the test sizes: it, not the size, draws the random crop
+    flip: bool = True
 
     @property
     def name(self) -> str:
-        """`center-224`, `random-320`."""
+        """`center-224`, `random-320`, `center-224-noflip`."""
+        return f"{self.cut}{'' if self.flip else PLAIN}"
+
+    @property
+    def cut(self) -> str:
+        """What is cut from the image, flipped or not: `center-224`."""
         return f"{self.crop}-{self.px}"
 
 
@@ -35,7 +42,7 @@ def named_views(text: str, test_px: Sequence[int]) -> tuple[View, ...]:
 
     Args:
         text: "center" (the first test size alone), "report" (every test size, both crops) or names such as
-            "center-64,random-92". A centre view may have any size; random ones those of `test_px`.
+            "center-64,random-92,center-64-noflip". A centre view may have any size; random ones those of `test_px`.
         test_px: the recipe's test sizes.
 
     Raises:
@@ -56,12 +63,12 @@ def _named_view(name: str, test_px: Sequence[int]) -> View:
     known = ", ".join(view.name for view in named_views("report", test_px))
     if found is None or found[1] not in CROPS or not 8 <= int(found[2]) <= 4096:
         raise RecipeError(f"--views {name}: expected center, report, or names: {known}")
-    px = int(found[2])
+    px, flip = int(found[2]), found[3] is None
     if found[1] == "center":
-        return View("center", px, test_px.index(px) if px in test_px else -1)
+        return View("center", px, test_px.index(px) if px in test_px else -1, flip)
     if px not in test_px:
         raise RecipeError(f"--views {name}: a {found[1]} crop belongs to one of the run's test sizes: {known}")
-    return View(found[1], px, test_px.index(px))
+    return View(found[1], px, test_px.index(px), flip)
 
 
 def cut_view(image: Image.Image, view: View, digest: str, *, view_seed: int, ratio: float = 0.875) -> np.ndarray:

@@ -1,0 +1,402 @@
+"""Ensembles as run folders: made of runs, opened like a run.
+
+E/runs/ holds the runs whole (large files as hard links where the disk can), so that an ensemble can be moved and
+mailed; ensemble.json lists its rows with their weights.
+"""
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import fewsight
+from fewsight import files, runs
+from fewsight.augment import View
+from fewsight.calibration import Calibration, keep, kept
+from fewsight.errors import RecipeError, RunError
+from fewsight.fusion import (
+    ENSEMBLE,
+    Member,
+    Spec,
+    Weights,
+    check_same_images,
+    check_unseen,
+    ensemble_of,
+    greedy_weights,
+    open_scored,
+    read_specs,
+    read_weights,
+    scored_of,
+    write_specs,
+)
+from fewsight.predict import Labelled, Stored, score_into, views_of
+from fewsight.recipes import recipe_differences
+from fewsight.runs import Run
+from fewsight.scores import Store, read_store
+
+RUN_FILES = ("recipe.toml", "classes.json", "data.json", "images.jsonl", "log.jsonl", "metrics.json", runs.WEIGHTS)
+MERGED = (
+    "data.merge_val",
+    "data.mean",
+    "data.std",
+    "run.",
+    "eval.every_epochs",
+)  # may differ where choices are carried over
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A run or an ensemble, and how each of its runs is to look at images."""
+
+    path: Path
+    runs: Mapping[str, Run]  # by their names in the ensemble; a run by itself has its folder's
+    views: Mapping[str, tuple[View, ...]]
+    specs: tuple[Spec, ...]  # of an ensemble; none for a run
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, the same for each run."""
+        return self.first.classes
+
+    @property
+    def first(self) -> Run:
+        """One of the runs."""
+        return next(iter(self.runs.values()))
+
+    @property
+    def view_names(self) -> tuple[str, ...]:
+        """The views, without repeats."""
+        return tuple(dict.fromkeys(view.name for views in self.views.values() for view in views))
+
+    def weights(self, stores: Mapping[str, Store]) -> Weights:
+        """How the results in the runs' stores are weighed."""
+        if not self.specs:
+            ((name, store),) = stores.items()
+            return scored_of(self.path, name, store, self.view_names).weights
+        return ensemble_of(self.path, self.specs, stores, self.view_names).weights
+
+
+def is_ensemble(path: Path) -> bool:
+    """Whether `path` is an ensemble's folder."""
+    return (path / ENSEMBLE).is_file()
+
+
+def open_asked(path: Path, views: str | None) -> Asked:
+    """A run with the views that are asked for (center unless said), or an ensemble with those of its rows.
+
+    Raises:
+        RunError: not a run or ensemble, or a run without weights.
+        RecipeError: no such view; for an ensemble: other than center or report.
+    """
+    if not is_ensemble(path):
+        run = runs.read_run(path)
+        runs.require_weights(run)
+        return Asked(path, {path.name: run}, {path.name: views_of(run.recipe, views or "center")}, ())
+    if views not in (None, "center", "report"):
+        raise RecipeError(f"--views {views}: an ensemble looks at the sizes of its rows; give center or report")
+    specs = read_specs(path)
+    members = {name: runs.read_run(path / "runs" / name) for name in dict.fromkeys(spec.run for spec in specs)}
+    for run in members.values():
+        runs.require_weights(run)
+        _check_classes(next(iter(members.values())), run)
+    sizes = {name: {spec.px for spec in specs if spec.run == name} for name in members}
+    looked = {
+        name: tuple(
+            view
+            for view in views_of(run.recipe, "report")
+            if view.px in sizes[name] and (views != "center" or view.crop == "center")
+        )
+        for name, run in members.items()
+    }
+    return Asked(path, members, looked, specs)
+
+
+def score_folders(asked: Asked, place: Path | None, split: str) -> Callable[[str, Run], Path]:
+    """Where each run's scores are kept: in the runs, or in `place`, which then is a folder of scores.
+
+    Raises:
+        RunError: `place` cannot be written, or holds scores of another ensemble.
+    """
+    if place is None:
+        return lambda name, run: run.path / "scores" / split
+    if not asked.specs:
+        return lambda name, run: place
+    if (place / ENSEMBLE).is_file() and read_specs(place) != asked.specs:
+        raise RunError(f"{place} holds scores of another ensemble; give --scores another folder, or remove this one")
+    files.make_folder(place)
+    write_specs(place, asked.specs)
+    return lambda name, run: place / name
+
+
+def score_asked(
+    asked: Asked,
+    images: Sequence[Labelled],
+    folder_of: Callable[[str, Run], Path],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    dtype: str = "float32",
+) -> dict[str, Stored]:
+    """Score images with each run in turn, one model in memory at a time, each into its own store.
+
+    Args:
+        folder_of: the folder of a run's store, by name and run.
+
+    Raises:
+        RunError: a folder holds other scores or cannot be written.
+    """
+    total = len(asked.runs) * len(images)
+    stored = {}
+    for number, (name, run) in enumerate(asked.runs.items()):
+
+        def shown(done: int, _total: int, before: int = number * len(images)) -> None:
+            progress(before + done, total)
+
+        stored[name] = score_into(folder_of(name, run), run, images, asked.views[name], shown, dtype=dtype)
+    return stored
+
+
+def make_ensemble(
+    texts: Sequence[str],
+    out: Path,
+    *,
+    weights: str = "uniform",
+    split: str = "val",
+    carried_from: Path | None = None,
+) -> tuple[Spec, ...]:
+    """Write an ensemble of runs.
+
+    Args:
+        texts: a member each, as `read_member` takes it.
+        weights: "uniform" over the rows; numbers, one a member, with commas; "greedy": chosen on the scores that
+            `evaluate` kept of `split`.
+        carried_from: another ensemble of the same recipes, whose weights are taken.
+
+    Returns:
+        Its rows.
+
+    Raises:
+        RunError: a run is not one, lacks its weights or has other classes; the weights would be chosen on images that
+            were trained on; `out` is taken or cannot be written.
+    """
+    runs.check_new(out)
+    members = [read_member(text) for text in texts]
+    _check_names([name for name, _ in members])
+    paths = list(dict.fromkeys(path for _, rows in members for path, _ in rows))
+    read = {path: _whole_run(path) for path in paths}
+    for run in read.values():
+        _check_classes(read[paths[0]], run)
+    names = dict(zip(paths, _names(paths), strict=True))
+    rows = [(name, path, px) for name, parts in members for path, sizes in parts for px in sizes or _sizes(read[path])]
+    _check_rows(rows, read)
+    if carried_from is not None:
+        shares = _carried(carried_from, rows, read)
+    elif weights == "uniform":
+        shares = [1 / len(rows)] * len(rows)
+    else:
+        counts = [sum(name == one for one, _, _ in rows) for name, _ in members]
+        given = _chosen(members, rows, split) if weights == "greedy" else read_weights(weights, len(members))
+        each = {name: given[i] / counts[i] for i, (name, _) in enumerate(members)}
+        shares = [each[name] for name, _, _ in rows]
+    specs = tuple(
+        Spec(name, names[path], px, share / sum(shares))
+        for (name, path, px), share in zip(rows, shares, strict=True)
+        if share
+    )
+    _write(out, read[paths[0]], {names[path]: run for path, run in read.items()}, specs)
+    return specs
+
+
+def read_member(text: str) -> tuple[str, list[tuple[Path, tuple[int, ...]]]]:
+    """A member as it is written: `[NAME=]RUN[:SIZES][+RUN[:SIZES]...]`.
+
+    `runs/a` is all rows of a run; `runs/ce:224,320,380+runs/ce448:448` the rows of two runs at these test sizes.
+
+    Returns:
+        Its name, and (run folder, test sizes; none: all) of each part.
+    """
+    if Path(text).exists():
+        return Path(text).resolve().name, [(Path(text), ())]
+    name, sign, rest = text.partition("=")
+    parts = []
+    for part in (rest if sign else text).split("+"):
+        path, colon, sizes = part.rpartition(":")
+        if not colon or not sizes.replace(",", "").isdecimal() or not sizes.isascii():
+            path, sizes = part, ""
+        parts.append((Path(path), tuple(int(px) for px in sizes.split(",") if px)))
+    return (name if sign else parts[0][0].resolve().name), parts
+
+
+def _whole_run(path: Path) -> Run:
+    if is_ensemble(path):
+        raise RunError(f"{path} is an ensemble itself; name the runs that it was made of")
+    run = runs.read_run(path)
+    runs.require_weights(run)
+    return run
+
+
+def _check_classes(first: Run, other: Run) -> None:
+    """Labels meet by name: the same names are needed.
+
+    Raises:
+        RunError: some are missing on one side.
+    """
+    if first.classes == other.classes:
+        return
+    lacking = {one.path: sorted(set(two.classes) - set(one.classes)) for one, two in ((first, other), (other, first))}
+    told = "; ".join(f"{path} lacks {', '.join(map(repr, names[:5]))}" for path, names in lacking.items() if names)
+    raise RunError(f"{other.path} and {first.path} know other classes ({told}); an ensemble needs the same ones")
+
+
+def _check_names(names: Sequence[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise RunError(f"two members are called {twice[0]!r}; name them, for example {twice[0]}-2=RUN")
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """A folder name for each run: its own, with a number where two are called alike."""
+    found: list[str] = []
+    for path in paths:
+        name, number = path.resolve().name, 2
+        while (name if number == 2 else f"{path.resolve().name}-{number - 1}") in found:
+            number += 1
+        found.append(name if number == 2 else f"{name}-{number - 1}")
+    return found
+
+
+def _sizes(run: Run) -> tuple[int, ...]:
+    assert run.recipe.eval.test_px != "auto", "a resolved recipe has its test sizes"
+    return tuple(run.recipe.eval.test_px)
+
+
+def _check_rows(rows: Sequence[tuple[str, Path, int]], read: Mapping[Path, Run]) -> None:
+    for _, path, px in rows:
+        if px not in _sizes(read[path]):
+            raise RunError(f"{path} is not tested at {px} px; its rows are {', '.join(map(str, _sizes(read[path])))}")
+    places = [(path, px) for _, path, px in rows]
+    twice = next((place for place in places if places.count(place) > 1), None)
+    if twice is not None:
+        raise RunError(
+            f"{twice[0]} at {twice[1]} px stands there twice; give each row once, and --weights for its share"
+        )
+
+
+def _chosen(
+    members: Sequence[tuple[str, object]], rows: Sequence[tuple[str, Path, int]], split: str
+) -> tuple[float, ...]:
+    """Weights of members, greedily, on the scores that were kept of a split."""
+    scored = {path: open_scored(path, split) for path in dict.fromkeys(path for _, path, _ in rows)}
+    check_same_images([one.first for one in scored.values()])
+    for one in scored.values():
+        check_unseen(one, "weights")
+    found = {(path, row.px): row for path, one in scored.items() for row in one.rows}
+    lacking = next(((path, px) for _, path, px in rows if (path, px) not in found), None)
+    if lacking is not None:
+        path, px = lacking
+        raise RunError(
+            f"{path} has no scores at {px} px on {split!r}; make them with: "
+            f"fewsight evaluate {path} DATA --split {split} --views report"
+        )
+    return greedy_weights(
+        [Member(name, tuple(found[path, px] for one, path, px in rows if one == name)) for name, _ in members]
+    )
+
+
+def _carried(source: Path, rows: Sequence[tuple[str, Path, int]], read: Mapping[Path, Run]) -> list[float]:
+    """The weights of another ensemble's rows, for runs of the same recipes."""
+    if not is_ensemble(source):
+        raise RunError(f"--from {source}: expected an ensemble, whose weights are carried over")
+    given = {(spec.member, spec.px): spec for spec in read_specs(source)}
+    here = {(name, px): path for name, path, px in rows}
+    unknown = next((f"{name} at {px} px" for name, px in given if (name, px) not in here), None)
+    if unknown is not None:
+        raise RunError(
+            f"--from {source}: it has the row {unknown}, which is not here; give the members its names (NAME=RUN)"
+        )
+    for place, spec in given.items():
+        check_same_recipe(runs.read_run(source / "runs" / spec.run), read[here[place]])
+    return [given[name, px].weight if (name, px) in given else 0.0 for name, _, px in rows]
+
+
+def check_same_recipe(source: Run, run: Run) -> None:
+    """Refuse to carry what was chosen for one run over to another that was trained otherwise.
+
+    Raises:
+        RunError: their recipes differ in more than train + val and the machine.
+    """
+    told = [one for one in recipe_differences(source.recipe, run.recipe) if not one.startswith(MERGED)]
+    if told:
+        raise RunError(
+            f"{run.path} is not the recipe of {source.path}, so nothing can be carried over: {'; '.join(told[:5])}"
+        )
+
+
+def _write(out: Path, first: Run, members: Mapping[str, Run], specs: Sequence[Spec]) -> None:
+    used = {spec.run for spec in specs}
+    files.make_folder(out / "runs")
+    try:
+        for name, run in members.items():
+            if name in used:
+                _take(run.path, out / "runs" / name)
+        files.write_json(out / "classes.json", list(first.classes))
+        write_specs(out, specs)
+        info = {
+            "format": runs.FORMAT,
+            "kind": "ensemble",
+            "status": "finished",
+            "fewsight": fewsight.__version__,
+            "command": " ".join(["fewsight", *sys.argv[1:]]),
+            "started": runs.now(),
+            "members": {name: str(run.path.resolve()) for name, run in members.items()},
+        }
+        files.write_json(out / "run.json", info)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _take(source: Path, target: Path) -> None:
+    """A run into the ensemble, with its whole scores; files that are never changed in place may be shared."""
+    files.make_folder(target)
+    for name in RUN_FILES:
+        if (source / name).is_file():
+            _share(source / name, target / name)
+    for store in source.glob("scores/*/store.json"):
+        with contextlib.suppress(RunError):  # scores that are not whole are made anew
+            whole = read_store(store.parent)
+            files.make_folder(target / "scores" / store.parent.name)
+            for name in ("images.jsonl", *(f"{view}{whole.about.suffix}" for view in whole.views), "store.json"):
+                _share(store.parent / name, target / "scores" / store.parent.name / name)
+    _share(source / "run.json", target / "run.json")
+
+
+def _share(source: Path, target: Path) -> None:
+    """A hard link, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            files.refuse(target, error)
+
+
+def carry_calibration(source: Path, target: Path) -> list[Calibration]:
+    """Take over the temperatures of a run or ensemble of the same recipes, such as one trained on train alone.
+
+    Raises:
+        RunError: the recipes differ, or it has none.
+    """
+    theirs, ours = (open_asked(path, None) for path in (source, target))
+    if theirs.specs != ours.specs:
+        raise RunError(f"--from {source}: expected an ensemble of the same rows and weights as {target}")
+    for name, run in theirs.runs.items():
+        check_same_recipe(run, ours.runs[name] if ours.specs else ours.first)
+    found = kept(source)
+    if not found:
+        raise RunError(f"{source} keeps no temperature; fit one with: fewsight scores calibrate {source}")
+    keep(target, found)
+    return found
