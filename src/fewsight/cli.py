@@ -275,7 +275,7 @@ def scores_rows(
     from fewsight.console import make_console, show_lines
     from fewsight.fusion import open_scored
     from fewsight.tables import fuse as fuse_runs
-    from fewsight.tables import row_lines
+    from fewsight.tables import lines, row_lines
 
     names = tuple(name.strip() for name in views.split(",")) if views else ()
     opened = [open_scored(run, split, names) for run in runs]
@@ -284,7 +284,7 @@ def scores_rows(
         show_lines(console, str(one.path), row_lines(one), int(one.trained_on.sum()))
     for text, given in _fusions(opened, runs, names, fuse, weights, choose_on):
         fused = fuse_runs(opened, given)
-        show_lines(console, text, row_lines(fused)[-1:], int(fused.trained_on.sum()))
+        show_lines(console, text, lines([("fusion", fused.weights)]), int(fused.trained_on.sum()))
     return 0
 
 

@@ -19,13 +19,13 @@ from fewsight.calibration import Calibration, keep, kept
 from fewsight.errors import RecipeError, RunError
 from fewsight.fusion import (
     ENSEMBLE,
-    Member,
     Spec,
     Weights,
     check_same_images,
     check_unseen,
     ensemble_of,
     greedy_weights,
+    member_of,
     open_scored,
     read_specs,
     read_weights,
@@ -184,29 +184,49 @@ def make_ensemble(
     runs.check_new(out)
     members = [read_member(text) for text in texts]
     _check_names([name for name, _ in members])
-    paths = list(dict.fromkeys(path for _, rows in members for path, _ in rows))
+    rows = [row for name, parts in members for path, sizes in parts for row in _rows(name, path, sizes)]
+    paths = list(dict.fromkeys(row.path for row in rows))
     read = {path: _whole_run(path) for path in paths}
     for run in read.values():
         _check_classes(read[paths[0]], run)
-    names = dict(zip(paths, _names(paths), strict=True))
-    rows = [(name, path, px) for name, parts in members for path, sizes in parts for px in sizes or _sizes(read[path])]
     _check_rows(rows, read)
     if carried_from is not None:
         shares = _carried(carried_from, rows, read)
     elif weights == "uniform":
-        shares = [1 / len(rows)] * len(rows)
+        shares = [row.share for row in rows]
     else:
-        counts = [sum(name == one for one, _, _ in rows) for name, _ in members]
         given = _chosen(members, rows, split) if weights == "greedy" else read_weights(weights, len(members))
-        each = {name: given[i] / counts[i] for i, (name, _) in enumerate(members)}
-        shares = [each[name] for name, _, _ in rows]
+        whole = {name: sum(row.share for row in rows if row.member == name) for name, _ in members}
+        each = {name: one / whole[name] for (name, _), one in zip(members, given, strict=True)}
+        shares = [row.share * each[row.member] for row in rows]
+    names = dict(zip(paths, _names(paths, rows), strict=True))
     specs = tuple(
-        Spec(name, names[path], px, share / sum(shares))
-        for (name, path, px), share in zip(rows, shares, strict=True)
+        Spec(row.member, names[row.path], row.px, share / sum(shares))
+        for row, share in zip(rows, shares, strict=True)
         if share
     )
     _write(out, read[paths[0]], {names[path]: run for path, run in read.items()}, specs)
     return specs
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A row that an ensemble is to have."""
+
+    member: str
+    path: Path  # of the run
+    px: int
+    share: float  # among the rows of its member; 1 but for the rows of an ensemble
+
+
+def _rows(member: str, path: Path, sizes: Sequence[int]) -> list[_Asked]:
+    """The rows of a run at some sizes (none: all), or of a whole ensemble, as it weighs them."""
+    if not is_ensemble(path):
+        return [_Asked(member, path, px, 1.0) for px in sizes or _sizes(_whole_run(path))]
+    if sizes:
+        raise RunError(f"{path} is an ensemble, so its rows come whole; leave out :{','.join(map(str, sizes))}")
+    specs = read_specs(path)
+    return [_Asked(member, path / "runs" / spec.run, spec.px, spec.weight * len(specs)) for spec in specs]
 
 
 def read_member(text: str) -> tuple[str, list[tuple[Path, tuple[int, ...]]]]:
@@ -230,8 +250,6 @@ def read_member(text: str) -> tuple[str, list[tuple[Path, tuple[int, ...]]]]:
 
 
 def _whole_run(path: Path) -> Run:
-    if is_ensemble(path):
-        raise RunError(f"{path} is an ensemble itself; name the runs that it was made of")
     run = runs.read_run(path)
     runs.require_weights(run)
     return run
@@ -256,14 +274,15 @@ def _check_names(names: Sequence[str]) -> None:
         raise RunError(f"two members are called {twice[0]!r}; name them, for example {twice[0]}-2=RUN")
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    """A folder name for each run: its own, with a number where two are called alike."""
+def _names(paths: Sequence[Path], rows: Sequence[_Asked]) -> list[str]:
+    """A folder name for each run: its member's, where it is its only run, else its own; numbered where two are alike."""
     found: list[str] = []
     for path in paths:
-        name, number = path.resolve().name, 2
-        while (name if number == 2 else f"{path.resolve().name}-{number - 1}") in found:
-            number += 1
-        found.append(name if number == 2 else f"{name}-{number - 1}")
+        members = {row.member for row in rows if row.path == path}
+        alone = len(members) == 1 and {row.path for row in rows if row.member in members} == {path}
+        wanted = Path(members.pop()).name if alone else path.resolve().name
+        taken = sum(name == wanted or name.rpartition("-")[0] == wanted for name in found)
+        found.append(f"{wanted}-{taken + 1}" if taken else wanted)
     return found
 
 
@@ -272,11 +291,11 @@ def _sizes(run: Run) -> tuple[int, ...]:
     return tuple(run.recipe.eval.test_px)
 
 
-def _check_rows(rows: Sequence[tuple[str, Path, int]], read: Mapping[Path, Run]) -> None:
-    for _, path, px in rows:
-        if px not in _sizes(read[path]):
-            raise RunError(f"{path} is not tested at {px} px; its rows are {', '.join(map(str, _sizes(read[path])))}")
-    places = [(path, px) for _, path, px in rows]
+def _check_rows(rows: Sequence[_Asked], read: Mapping[Path, Run]) -> None:
+    for row in rows:
+        if row.px not in (sizes := _sizes(read[row.path])):
+            raise RunError(f"{row.path} is not tested at {row.px} px; its rows are {', '.join(map(str, sizes))}")
+    places = [(row.path.resolve(), row.px) for row in rows]
     twice = next((place for place in places if places.count(place) > 1), None)
     if twice is not None:
         raise RunError(
@@ -284,33 +303,31 @@ def _check_rows(rows: Sequence[tuple[str, Path, int]], read: Mapping[Path, Run])
         )
 
 
-def _chosen(
-    members: Sequence[tuple[str, object]], rows: Sequence[tuple[str, Path, int]], split: str
-) -> tuple[float, ...]:
+def _chosen(members: Sequence[tuple[str, object]], rows: Sequence[_Asked], split: str) -> tuple[float, ...]:
     """Weights of members, greedily, on the scores that were kept of a split."""
-    scored = {path: open_scored(path, split) for path in dict.fromkeys(path for _, path, _ in rows)}
+    scored = {path: open_scored(path, split) for path in dict.fromkeys(row.path for row in rows)}
     check_same_images([one.first for one in scored.values()])
     for one in scored.values():
         check_unseen(one, "weights")
     found = {(path, row.px): row for path, one in scored.items() for row in one.rows}
-    lacking = next(((path, px) for _, path, px in rows if (path, px) not in found), None)
+    lacking = next((row for row in rows if (row.path, row.px) not in found), None)
     if lacking is not None:
-        path, px = lacking
         raise RunError(
-            f"{path} has no scores at {px} px on {split!r}; make them with: "
-            f"fewsight evaluate {path} DATA --split {split} --views report"
+            f"{lacking.path} has no scores at {lacking.px} px on {split!r}; make them with: "
+            f"fewsight evaluate {lacking.path} DATA --split {split} --views report"
         )
-    return greedy_weights(
-        [Member(name, tuple(found[path, px] for one, path, px in rows if one == name)) for name, _ in members]
-    )
+    weighed = {
+        name: [(found[row.path, row.px], row.share) for row in rows if row.member == name] for name, _ in members
+    }
+    return greedy_weights([member_of(name, parts) for name, parts in weighed.items()])
 
 
-def _carried(source: Path, rows: Sequence[tuple[str, Path, int]], read: Mapping[Path, Run]) -> list[float]:
+def _carried(source: Path, rows: Sequence[_Asked], read: Mapping[Path, Run]) -> list[float]:
     """The weights of another ensemble's rows, for runs of the same recipes."""
     if not is_ensemble(source):
         raise RunError(f"--from {source}: expected an ensemble, whose weights are carried over")
     given = {(spec.member, spec.px): spec for spec in read_specs(source)}
-    here = {(name, px): path for name, path, px in rows}
+    here = {(row.member, row.px): row.path for row in rows}
     unknown = next((f"{name} at {px} px" for name, px in given if (name, px) not in here), None)
     if unknown is not None:
         raise RunError(
@@ -318,7 +335,7 @@ def _carried(source: Path, rows: Sequence[tuple[str, Path, int]], read: Mapping[
         )
     for place, spec in given.items():
         check_same_recipe(runs.read_run(source / "runs" / spec.run), read[here[place]])
-    return [given[name, px].weight if (name, px) in given else 0.0 for name, _, px in rows]
+    return [given[row.member, row.px].weight if (row.member, row.px) in given else 0.0 for row in rows]
 
 
 def check_same_recipe(source: Run, run: Run) -> None:

@@ -6,9 +6,11 @@ weights over results, so that one pass over the files answers many questions, in
 images.
 """
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from fewsight.scores import Store, read_store
 ENSEMBLE = "ensemble.json"  # what makes a run folder, or a folder of scores, one of an ensemble
 PLAIN = "noflip"  # the ending of a view without its flipped twin
 CHUNK_BYTES = 48 * 2**20  # of probabilities that a pass holds at a time
-STEPS = 50  # of the greedy choice
+STEPS = 25  # of the greedy choice
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Member:
 
     name: str
     rows: tuple[Row, ...]
+    weights: Weights  # of its results among themselves
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ def scored_of(path: Path, name: str, store: Store, views: Sequence[str] = ()) ->
     rows = rows_of(name, store, views)
     if not rows:
         raise RunError(f"{store.path} has no view {', '.join(views)}; it has {', '.join(store.views)}")
-    return Scored(path, (Member(name, rows),), _each_alike([result for row in rows for result in row.results]))
+    weights = _each_alike([result for row in rows for result in row.results])
+    return Scored(path, (Member(name, rows, weights),), weights)
 
 
 def rows_of(name: str, store: Store, views: Sequence[str] = ()) -> tuple[Row, ...]:
@@ -153,12 +157,26 @@ def ensemble_of(path: Path, specs: Sequence[Spec], stores: Mapping[str, Store], 
     if not weighed:
         raise RunError(f"{path}: no member has a view {', '.join(views)}")
     check_same_images(list(stores.values()))
-    total = sum(weight for _, weight in weighed)
-    weights: dict[Result, float] = {}
-    for row, weight in weighed:
+    fused = _weighed(weighed)
+    parts = [
+        Member(name, tuple(rows), only(fused, [result for row in rows for result in row.results]))
+        for name, rows in members.items()
+    ]
+    return Scored(path, tuple(parts), fused)
+
+
+def member_of(name: str, rows: Sequence[tuple[Row, float]]) -> Member:
+    """Some rows, each with its share, as a member."""
+    return Member(name, tuple(row for row, _ in rows), _weighed(rows))
+
+
+def _weighed(rows: Sequence[tuple[Row, float]]) -> Weights:
+    """Rows by their weights, in each row each result alike."""
+    total, weights = sum(weight for _, weight in rows), dict[Result, float]()
+    for row, weight in rows:
         for result in row.results:
             weights[result] = weights.get(result, 0.0) + weight / total / len(row.results)
-    return Scored(path, tuple(Member(name, tuple(rows)) for name, rows in members.items()), weights)
+    return weights
 
 
 def check_same_images(stores: Sequence[Store]) -> None:
@@ -185,20 +203,16 @@ def check_same_images(stores: Sequence[Store]) -> None:
 
 def uniform(rows: Sequence[Row]) -> Weights:
     """Each row alike, in it each result alike: what the report fuses."""
-    weights: dict[Result, float] = {}
-    for row in rows:
-        for result in row.results:
-            weights[result] = weights.get(result, 0.0) + 1 / len(rows) / len(row.results)
-    return weights
+    return _weighed([(row, 1.0) for row in rows])
 
 
 def of_members(members: Sequence[Member], weights: Sequence[float]) -> Weights:
-    """Each member's rows alike, the members by their weights."""
+    """The members by their weights; one of weight 0 is left out."""
     total, fused = sum(weights), dict[Result, float]()
     for member, weight in zip(members, weights, strict=True):
-        for result, share in uniform(member.rows).items():
+        for result, share in member.weights.items() if weight else ():
             fused[result] = fused.get(result, 0.0) + share * weight / total
-    return {result: weight for result, weight in fused.items() if weight}
+    return fused
 
 
 def only(weights: Weights, results: Sequence[Result]) -> Weights:
@@ -293,25 +307,60 @@ def check_unseen(scored: Scored, what: str) -> None:
 
 
 def greedy_weights(members: Sequence[Member], steps: int = STEPS) -> tuple[float, ...]:
-    """Weights of members that make the labels most likely, added one at a time with replacement.
+    """Weights of members chosen for top-1 on labelled images: added one at a time, with replacement.
 
-    Starts from nothing; each step adds the member with which the mean probability has the least negative
-    log-likelihood; the best of all steps is kept. A member that is never added gets 0. A mixture's likelihood needs
-    each member's probability of the true class alone, so no score is read twice.
+    Starts from nothing; each step adds the member whose addition has most images right, of equal ones that which makes
+    the labels most likely; the best of all steps is kept. A member that is never added gets 0. Images whose most
+    probable class is the same for every member decide nothing, and are read once.
 
-    Source: Caruana et al., Ensemble selection from libraries of models, ICML 2004; the likelihood for the accuracy is
-    our choice: it has no ties on few images.
+    Source: Caruana et al., Ensemble selection from libraries of models, ICML 2004.
     """
-    given = true_probs([uniform(member.rows) for member in members])  # [M, n]
-    total, counts = np.zeros(given.shape[1]), np.zeros(len(members), int)
-    best, chosen = np.inf, counts
-    for step in range(1, steps + 1):
-        losses = -np.log(np.maximum((total + given) / step, 1e-30)).mean(1)
-        member = int(losses.argmin())
-        total, counts = total + given[member], counts + (np.arange(len(members)) == member)
-        if losses[member] < best - 1e-12:
-            best, chosen = losses[member], counts
+    weighings = [member.weights for member in members]
+    true = true_probs(weighings)  # [M, n]
+    total, counts = np.zeros(true.shape[1]), np.zeros(len(members), int)
+    best, chosen = (-1, -np.inf), counts
+    with tempfile.TemporaryFile() as file:
+        contested = _contested(weighings, file)
+        for step in range(1, steps + 1):
+            tried = counts + np.eye(len(members), dtype=int)
+            hits = sum((_hits(file, part, tried) for part in contested), np.zeros(len(members), int))
+            likely = np.log(np.maximum((total + true) / step, 1e-30)).mean(1)
+            member = int(np.lexsort((-likely, -hits))[0])
+            total, counts = total + true[member], tried[member]
+            if (reached := (int(hits[member]), float(likely[member]))) > best:
+                best, chosen = reached, counts
     return tuple(float(one) for one in chosen / chosen.sum())
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some images on which members differ, in a file of float32 [M, images, K]."""
+
+    offset: int  # bytes
+    labels: np.ndarray  # [images]
+    width: int  # K
+
+
+def _contested(weighings: Sequence[Weights], file: BinaryIO) -> list[_Part]:
+    """Write the members' probabilities of the images on which their most probable classes differ."""
+    store = next(iter(weighings[0])).store
+    labels, readable, parts = labels_of(store), store.readable, []
+    for rows, probs in fused(weighings):
+        taken = probs.argmax(2)
+        differ = (taken != taken[0]).any(0) & readable[rows]
+        parts.append(_Part(file.tell(), labels[rows][differ], probs.shape[2]))
+        file.write(probs[:, differ].tobytes())
+    return parts
+
+
+def _hits(file: BinaryIO, part: _Part, mixes: np.ndarray) -> np.ndarray:
+    """How many of a part's images each mixture [Q, M] of members has right: int [Q]."""
+    file.seek(part.offset)
+    shape = mixes.shape[1], len(part.labels) * part.width
+    probs = np.frombuffer(file.read(4 * shape[0] * shape[1]), np.float32).reshape(shape)
+    mixed = (mixes.astype(np.float32) @ probs).reshape(len(mixes), len(part.labels), part.width)
+    hits: np.ndarray = (mixed.argmax(2) == part.labels).sum(1)
+    return hits
 
 
 def read_weights(text: str, count: int) -> tuple[float, ...]:

@@ -70,7 +70,7 @@ def check_new(path: Path) -> None:
         return
     if path.exists() or path.is_symlink():
         kind = "a run" if (path / "run.json").exists() else "not empty" if path.is_dir() else "a file"
-        resume = f", or continue it with `fewsight train --resume {path}`" if kind == "a run" else ""
+        resume = f", or continue it with `fewsight train --resume {path}`" if (path / "recipe.toml").exists() else ""
         raise RunError(f"{path} is already there ({kind}); choose another --out{resume}. Nothing was changed.")
 
 

@@ -206,7 +206,10 @@ def evaluate(
             return score_asked(asked, images, score_folders(asked, place, found.split), progress, dtype=dtype)
 
         try:
-            stored, kept = keep_in(scores), f"scores in {scores or path / ('scores/' + found.split)}"
+            stored, kept = (
+                keep_in(scores),
+                f"scores in {scores or path / ('runs/*/' * bool(asked.specs) + 'scores/' + found.split)}",
+            )
         except RunError as error:
             if scores is not None:
                 raise

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fewsight.errors import RunError
-from fewsight.fusion import Member, Result, Row, Scored, Weights, check_same_images, of_members, only, right, uniform
+from fewsight.fusion import Member, Result, Scored, Weights, check_same_images, of_members, only, right, uniform
 from fewsight.metrics import Paired, Share, paired, wilson
 
 
@@ -27,18 +27,18 @@ def row_lines(scored: Scored) -> list[Line]:
         RunError: the images have no labels.
     """
     several = len({row.run for row in scored.rows}) > 1
-    asked = {f"{row.run} " * several + f"{row.px} px": uniform([row]) for row in scored.rows}
+    asked = [(f"{row.run} " * several + f"{row.px} px", uniform([row])) for row in scored.rows]
     if len(asked) > 1:
-        asked |= {"all views" if len(scored.members) == 1 else "fusion": scored.weights}
+        asked.append(("all views" if len(scored.members) == 1 else "fusion", scored.weights))
     return lines(asked)
 
 
-def lines(asked: dict[str, Weights], base: Weights | None = None) -> list[Line]:
+def lines(asked: Sequence[tuple[str, Weights]], base: Weights | None = None) -> list[Line]:
     """A line for each fusion, in one pass over the files; paired with `base` where it is given."""
-    found = right([*asked.values(), *([base] if base else [])])
+    found = right([*(weights for _, weights in asked), *([base] if base else [])])
     return [
         Line(name, len(weights), _share(one), paired(found[-1], one) if base else None)
-        for (name, weights), one in zip(asked.items(), found, strict=False)
+        for (name, weights), one in zip(asked, found, strict=False)
     ]
 
 
@@ -125,14 +125,13 @@ def fuse(scored: Sequence[Scored], weights: Sequence[float] | None = None) -> Sc
     """
     check_same_images([one.first for one in scored])
     members = [as_member(one) for one in scored]
-    rows: list[Row] = [row for one in scored for row in one.rows]
-    weighed = uniform(rows) if weights is None else of_members(members, weights)
-    return Scored(scored[0].path, tuple(members), weighed)
+    shares = weights or [len(one.rows) for one in scored]
+    return Scored(scored[0].path, tuple(members), of_members(members, shares))
 
 
 def as_member(scored: Scored) -> Member:
     """A run, or an ensemble, as one member of another."""
-    return Member(str(scored.path), scored.rows)
+    return Member(str(scored.path), scored.rows, scored.weights)
 
 
 def _share(found: np.ndarray) -> Share:
