@@ -43,6 +43,7 @@ ORDER = [
     "summary",
     "session",
     "inference",
+    "reproduce",
     "demo",
     "cli",
     "__main__",

@@ -125,7 +125,7 @@ def plan_recipe(
 
     def epochs_left(recipe: Recipe, pace: Pace) -> int:
         spent = START_SECONDS + time.monotonic() - began + num_val * pace.score_seconds
-        return int((SHARE_TO_USE * hours * 3600 - spent) / _epoch_seconds(pace, recipe, prepared))
+        return int((SHARE_TO_USE * hours * 3600 - spent) / epoch_seconds(pace, recipe, prepared))
 
     reasons = [
         f"{num_images:,} training images of {len(prepared.classes):,} classes, median shorter side {native} px; "
@@ -153,7 +153,7 @@ def plan_recipe(
     if epochs < 1:
         raise RecipeError(
             f"--hours {hours:g} is not enough for one epoch of {num_images:,} images on this device "
-            f"(an epoch takes about {duration(_epoch_seconds(pace, recipe, prepared))}); give more hours"
+            f"(an epoch takes about {duration(epoch_seconds(pace, recipe, prepared))}); give more hours"
         )
     recipe = _with_epochs(recipe, overrides, epochs, pace)
     reasons.append(
@@ -210,7 +210,8 @@ def _bytes_kept(model: torch.nn.Module, images: torch.Tensor) -> int:
     return max(0, sum(kept.values()) - weights)
 
 
-def _epoch_seconds(pace: Pace, recipe: Recipe, prepared: Prepared) -> float:
+def epoch_seconds(pace: Pace, recipe: Recipe, prepared: Prepared) -> float:
+    """What an epoch of the first stage takes at a pace; loading runs beside it where there are processes for it."""
     workers, plan = recipe.run.workers, batch_plan(recipe, recipe.stages[0], prepared.images)
     assert workers != "auto", "the settings are resolved"
     beside = workers > 0

@@ -247,6 +247,50 @@ def ensemble(
     return 0
 
 
+@app.command
+def reproduce(
+    data: Path,
+    /,
+    *,
+    out: Path,
+    test: str = "test",
+    scale: Literal["full", "small"] = "full",
+    hours: float = 1.0,
+    jobs: int | None = None,
+    devices: str | None = None,
+    dry_run: bool = False,
+) -> int:
+    """Run the report: eight trainings, tests in eight views, Tables 1 and 2 beside the report's figures, the fusion.
+
+    The same command goes on where it was stopped, skips what is finished and tries again what failed.
+
+    Args:
+        data: a dataset as for train; train + val are trained on, as in the report.
+        out: the folder to write: recipes, runs, logs, tables.md, tables.csv, effects.csv, ensemble.
+        test: a labelled split, or a folder of labelled images (test). With val the models are trained on train alone.
+        scale: full is the report as written; small maps it to small images and small members of its families (full).
+        hours: at small scale, fewer epochs where they would not fit into this time (1).
+        jobs: trainings beside each other; else one for each device, at small scale on a CPU one for each core.
+        devices: with commas, for example cuda:0,cuda:1 (what the machine has).
+        dry_run: show the plan with its projected time, memory and disk, and stop.
+    """
+    from fewsight.console import make_console
+    from fewsight.reproduce import reproduce as run_reproduction
+
+    names = [name.strip() for name in devices.split(",")] if devices else []
+    return run_reproduction(
+        data,
+        out,
+        test=test,
+        scale=scale,
+        hours=hours,
+        jobs=jobs,
+        devices=names,
+        dry_run=dry_run,
+        console=make_console(),
+    )
+
+
 scores_app = App(name="scores", help="Ask the kept scores of runs and ensembles; no model is needed.")
 app.command(scores_app)
 

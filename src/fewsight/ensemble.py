@@ -158,8 +158,18 @@ def score_asked(
     return stored
 
 
-def make_ensemble(
-    texts: Sequence[str],
+Parts = Sequence[tuple[Path, Sequence[int]]]  # of a member: run folders, each with test sizes (none: all)
+
+
+def make_ensemble(texts: Sequence[str], out: Path, *, weights: str = "uniform", split: str = "val",
+                  carried_from: Path | None = None) -> tuple[Spec, ...]:  # fmt: skip
+    """`combine` with members as the command line writes them, see `read_member`."""
+    members = [read_member(text) for text in texts]
+    return combine(members, out, weights=weights, split=split, carried_from=carried_from)
+
+
+def combine(
+    members: Sequence[tuple[str, Parts]],
     out: Path,
     *,
     weights: str = "uniform",
@@ -169,7 +179,7 @@ def make_ensemble(
     """Write an ensemble of runs.
 
     Args:
-        texts: a member each, as `read_member` takes it.
+        members: names and parts.
         weights: "uniform" over the rows; numbers, one a member, with commas; "greedy": chosen on the scores that
             `evaluate` kept of `split`.
         carried_from: another ensemble of the same recipes, whose weights are taken.
@@ -182,7 +192,6 @@ def make_ensemble(
             were trained on; `out` is taken or cannot be written.
     """
     runs.check_new(out)
-    members = [read_member(text) for text in texts]
     _check_names([name for name, _ in members])
     rows = [row for name, parts in members for path, sizes in parts for row in _rows(name, path, sizes)]
     paths = list(dict.fromkeys(row.path for row in rows))
@@ -275,7 +284,7 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _names(paths: Sequence[Path], rows: Sequence[_Asked]) -> list[str]:
-    """A folder name for each run: its member's, where it is its only run, else its own; numbered where two are alike."""
+    """A folder name for each run: its member's, where it is its only run, else its own; numbered if alike."""
     found: list[str] = []
     for path in paths:
         members = {row.member for row in rows if row.path == path}

@@ -46,6 +46,11 @@ class Result:
         """Whether the flipped twin is averaged in."""
         return not self.view.endswith(f"-{PLAIN}")
 
+    @property
+    def without_twin(self) -> "Result":
+        """The same view without its flipped twin, which the store may lack."""
+        return Result(self.store, f"{self.view}-{PLAIN}")
+
 
 Weights = Mapping[Result, float]  # of a fusion; they sum to 1
 

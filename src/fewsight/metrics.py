@@ -82,6 +82,19 @@ def paired(first_right: np.ndarray, second_right: np.ndarray, *, resamples: int 
     return Paired((second_only - first_only) / total, float(low), float(high), first_only, second_only, p_value, total)
 
 
+def mean_interval(values: np.ndarray, *, resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """Bootstrap 95 % interval of the mean of values [n] of images, such as differences averaged over several runs.
+
+    Equal values are drawn together, as often as their count says.
+
+    Source: Efron 1979.
+    """
+    kinds, counts = np.unique(values, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), resamples)
+    low, high = np.percentile(drawn @ kinds / len(values), [2.5, 97.5])
+    return float(low), float(high)
+
+
 @dataclass(frozen=True)
 class ClassFigures:
     """One class: how many images, and how they fared."""

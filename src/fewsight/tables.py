@@ -106,10 +106,9 @@ def _without_flips(scored: Scored) -> dict[str, Weights]:
     """The same fusion of views without their flipped twins, where all of them were scored so too."""
     twins = {}
     for result, weight in scored.weights.items():
-        name = f"{result.view}-noflip"
-        if name not in result.store.views:
+        if result.without_twin.view not in result.store.views:
             return {}
-        twins[Result(result.store, name)] = weight
+        twins[result.without_twin] = weight
     return {"without flips": twins}
 
 

@@ -1,0 +1,150 @@
+"""Commands beside each other, each after the one that it builds on; a failed one stops only those that need it."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 120.0  # that a training has to save its state when all is interrupted
+PARENT_DEATH_SIGNAL = 1  # Linux: PR_SET_PDEATHSIG
+
+
+@dataclass(frozen=True)
+class Task:
+    """Commands that run one after the other, and the task that must have ended well before them."""
+
+    name: str
+    commands: Sequence[Sequence[str]]
+    log: Path
+    after: str | None = None
+    check: Callable[[], bool] = lambda: False  # whether it has done its work although it ended with exit code 1
+
+
+@dataclass
+class _Running:
+    task: Task
+    device: str | None
+    process: subprocess.Popen[bytes]
+    began: float
+    command: int = 0
+
+
+@dataclass
+class Outcome:
+    """What became of the tasks."""
+
+    seconds: dict[str, float] = field(default_factory=dict)  # of those that ended well
+    failed: dict[str, int] = field(default_factory=dict)  # name -> exit code
+    blocked: dict[str, str] = field(default_factory=dict)  # name -> the task that it needed
+
+
+def run_tasks(
+    tasks: Sequence[Task],
+    slots: Sequence[str | None],
+    *,
+    say: Callable[[str], None],
+    watch: Callable[[Mapping[str, Path]], None] = lambda logs: None,
+) -> Outcome:
+    """Run tasks in their order, as many beside each other as there are slots.
+
+    Args:
+        slots: the device of each, None where the commands choose.
+        watch: is called a few times a second with the logs of those that run.
+
+    Raises:
+        KeyboardInterrupt: after the running commands were told to stop, and have.
+    """
+    outcome, waiting, free = Outcome(), list(tasks), list(slots)
+    running: list[_Running] = []
+    try:
+        while waiting or running:
+            for task in list(waiting):
+                if task.after in outcome.failed or task.after in outcome.blocked:
+                    outcome.blocked[task.name] = str(task.after)
+                    waiting.remove(task)
+                elif task.after is not None and task.after not in outcome.seconds:
+                    continue
+                elif not task.commands:
+                    outcome.seconds[task.name] = 0.0
+                    waiting.remove(task)
+                    say(f"{task.name}: was done before")
+                elif free:
+                    device = free.pop(0)
+                    waiting.remove(task)
+                    running.append(_Running(task, device, _start(task, 0, device), time.monotonic()))
+                    say(f"{task.name}: begun")
+            for one in list(running):
+                code = one.process.poll()
+                if code == 0 and one.command + 1 < len(one.task.commands):
+                    one.command += 1
+                    one.process = _start(one.task, one.command, one.device)
+                elif code is not None:
+                    running.remove(one)
+                    free.append(one.device)
+                    _note(one, code, outcome, say)
+            watch({one.task.name: one.task.log for one in running})
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        say("stopping; the trainings save their states")
+        _stop(running)
+        raise
+    return outcome
+
+
+def last_line(log: Path) -> str:
+    """The last line that a command has written."""
+    with contextlib.suppress(OSError), log.open("rb") as handle:
+        handle.seek(max(0, log.stat().st_size - 2000))
+        lines = handle.read().decode("utf-8", "replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "")
+    return ""
+
+
+def _start(task: Task, number: int, device: str | None) -> subprocess.Popen[bytes]:
+    environment = dict(os.environ)
+    if device is not None and device.startswith("cuda:"):
+        environment["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")  # it is the only one, so it is chosen
+    with task.log.open("ab") as log:
+        return subprocess.Popen(
+            task.commands[number],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which then tells them
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
+
+
+def _die_with_parent() -> None:
+    """A killed parent leaves no training behind: it is told to stop, and saves its state."""
+    ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM)
+
+
+def _note(one: _Running, code: int, outcome: Outcome, say: Callable[[str], None]) -> None:
+    seconds = time.monotonic() - one.began
+    if code == 0 or (code == 1 and one.command + 1 == len(one.task.commands) and one.task.check()):
+        outcome.seconds[one.task.name] = seconds
+        say(f"{one.task.name}: done in {seconds / 60:.1f} min")
+    else:
+        outcome.failed[one.task.name] = code
+        say(f"{one.task.name}: failed ({last_line(one.task.log) or f'exit {code}'}); all of it in {one.task.log}")
+
+
+def _stop(running: Sequence[_Running]) -> None:
+    for one in running:
+        one.process.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for one in running:
+        try:
+            one.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            one.process.kill()
+            one.process.wait()
