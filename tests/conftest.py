@@ -1,7 +1,9 @@
-"""Fixtures: where the real data lies, small folders of real digits, a cache of our own."""
+"""Fixtures: where the real data lies, small folders of real digits, a cache of our own, the command line."""
 
 import io
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 from sklearn.datasets import load_digits
+
+from fewsight.cli import main
 
 settings.register_profile("fewsight", deadline=None)  # a machine under load is no failure
 settings.load_profile("fewsight")
@@ -77,3 +81,47 @@ def tiny_run(digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         patch.setenv("FEWSIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
         train(digit_images, out, recipe="digits", overrides=TINY, console=make_console(io.StringIO()))
     return out
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command gave."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `fewsight` with these arguments in this process."""
+
+    def run(*arguments: object) -> Answer:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Answer(ended.value.code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def refused(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Run a command that must end with exit code 2 and one line on stderr, changing no file; returns the line."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        answer = command(*arguments)
+        assert answer.code == 2, answer
+        assert answer.err.startswith("fewsight: ")
+        assert answer.err.count("\n") == 1, answer.err
+        assert sorted(tmp_path.rglob("*")) == before
+        return answer.err
+
+    return run

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,53 +17,9 @@ import pytest
 from safetensors.numpy import load_file
 
 import fewsight
-from conftest import TINY
-from fewsight.cli import main
+from conftest import TINY, Answer, Command
 
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command gave."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Answer]
 QUICK = ["--recipe", "digits", *(part for value in TINY for part in ("--set", value))]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run `fewsight` with these arguments in this process."""
-
-    def run(*arguments: object) -> Answer:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Answer(ended.value.code, out, err)
-
-    return run
-
-
-@pytest.fixture
-def refused(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Run a command that must end with exit code 2 and one line on stderr, changing no file; returns the line."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> str:
-        before = sorted(tmp_path.rglob("*"))
-        answer = command(*arguments)
-        assert answer.code == 2, answer
-        assert answer.err.startswith("fewsight: ")
-        assert answer.err.count("\n") == 1, answer.err
-        assert sorted(tmp_path.rglob("*")) == before
-        return answer.err
-
-    return run
 
 
 def in_a_process(*arguments: object, **options: object) -> "subprocess.CompletedProcess[str]":

@@ -44,6 +44,7 @@ ORDER = [
     "session",
     "inference",
     "reproduce",
+    "vipriors",
     "demo",
     "cli",
     "__main__",

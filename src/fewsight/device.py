@@ -28,11 +28,17 @@ def num_cores() -> int:
     return count
 
 
+def _wanted_threads(cores: int) -> int:
+    """What OMP_NUM_THREADS allows, as for any program that computes with OpenMP."""
+    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(text) if text.isdecimal() and int(text) > 0 else cores
+
+
 def resolve_run(run: Run) -> Run:
     """Fill in device, precision, threads and workers.
 
     Compute threads plus loading workers never exceed the cores. On a CPU with up to three cores loading runs
-    between the steps; beyond, a quarter of the cores loads.
+    between the steps; beyond, a quarter of the cores loads. OMP_NUM_THREADS limits the threads that are not named.
 
     Raises:
         RecipeError: a device that is not there; a precision that it lacks; more threads than cores.
@@ -44,7 +50,7 @@ def resolve_run(run: Run) -> Run:
     else:
         wanted = min(16, cores - 1) if device.type != "cpu" else 0 if cores <= 3 else cores // 4
         workers = wanted if run.threads == "auto" else max(0, min(wanted, cores - run.threads))
-    threads = run.threads if run.threads != "auto" else max(1, cores - workers)
+    threads = run.threads if run.threads != "auto" else min(max(1, cores - workers), _wanted_threads(cores))
     if threads + workers > cores and (run.threads != "auto" or run.workers != "auto"):
         raise RecipeError(
             f"run.threads = {threads} and run.workers = {workers} need {threads + workers} cores, "

@@ -378,7 +378,7 @@ def read_weights(text: str, count: int) -> tuple[float, ...]:
         found = [float(part) for part in text.split(",")]
     except ValueError:
         found = []
-    if len(found) != count or not all(0 <= one < float("inf") for one in found) or not sum(found):
+    if len(found) != count or not all(one >= 0 for one in found) or not 0 < sum(found) < float("inf"):
         example = ",".join(["2", *["1"] * (count - 1)])
         raise RunError(f"--weights {text}: expected a number for each of the {count} members, for example {example}")
     return tuple(one / sum(found) for one in found)
@@ -395,9 +395,10 @@ def read_specs(path: Path) -> tuple[Spec, ...]:
         specs = tuple(
             Spec(str(one["member"]), str(one["run"]), int(one["px"]), float(one["weight"])) for one in values["rows"]
         )
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise RunError(f"{path / ENSEMBLE} is not what `fewsight ensemble` wrote: {error!r}") from error
-    if not specs or not all(0 < spec.weight <= 1 for spec in specs) or any(Path(s.run).name != s.run for s in specs):
+    strange = any(spec.run in ("", "..") or Path(spec.run).name != spec.run for spec in specs)
+    if not specs or strange or not all(0 < spec.weight <= 1 for spec in specs):
         raise RunError(f"{path / ENSEMBLE} is not what `fewsight ensemble` wrote: no rows, or strange weights or names")
     return specs
 

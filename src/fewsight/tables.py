@@ -117,15 +117,16 @@ def _results(members: Sequence[Member]) -> list[Result]:
 
 
 def fuse(scored: Sequence[Scored], weights: Sequence[float] | None = None) -> Scored:
-    """Runs as one ensemble: uniform over all their rows, or a weight for each run.
+    """Runs as one ensemble: uniform over all their rows, or a weight for each run; one of weight 0 is left out.
 
     Raises:
         RunError: they hold other images or classes.
     """
     check_same_images([one.first for one in scored])
-    members = [as_member(one) for one in scored]
     shares = weights or [len(one.rows) for one in scored]
-    return Scored(scored[0].path, tuple(members), of_members(members, shares))
+    taken = [(as_member(one), share) for one, share in zip(scored, shares, strict=True) if share]
+    members = tuple(member for member, _ in taken)
+    return Scored(scored[0].path, members, of_members(members, [share for _, share in taken]))
 
 
 def as_member(scored: Scored) -> Member:

@@ -73,8 +73,9 @@ def reproduce(
     wanted = Wanted(str(data.resolve()), place, scale)
     _check_place(out, wanted)
     slots = _slots(scale, jobs, devices)
-    threads: int | str = max(1, num_cores() // len(slots)) if not devices or devices[0] == "cpu" else "auto"
     device = "auto" if not devices else devices[0].split(":")[0]
+    on_cpu = resolve_device(device).type == "cpu"
+    threads = max(1, num_cores() // len(slots)) if on_cpu else None  # beside each other they share the cores
     with counting(console, "checking images") as progress:
         prepared = prepare(data, Data(merge_val=merge_val), progress=progress)
     planned = _plan(out, wanted, prepared, hours, len(slots), num_test, merge_val, threads, device, console)
@@ -84,7 +85,9 @@ def reproduce(
     _write_plan(out, wanted, planned)
     tasks = [_task(job, data, out, test, wanted) for job in planned]
     begun = time.monotonic()
-    outcome = run_tasks(tasks, slots, say=lambda text: console.print(printable(text)), watch=_watch(console))
+    outcome = run_tasks(
+        tasks, slots, threads=threads, say=lambda text: console.print(printable(text)), watch=_watch(console)
+    )
     console.print(f"trained and tested in {duration(time.monotonic() - begun)}")
     _say_failures(console, outcome)
     tested = _tested(out, planned)
@@ -158,7 +161,7 @@ def _plan(
     at_once: int,
     num_test: int,
     merge_val: bool,
-    threads: int | str,
+    threads: int | None,
     device: str,
     console: Console,
 ) -> list[Job]:
@@ -167,8 +170,10 @@ def _plan(
         return _read_plan(out)
     with counting(console, "timing the trainings"):
         if wanted.scale == "full":
-            return plan_full(prepared, num_test, merge_val=merge_val, threads=threads, device=device)
-        return plan_small(prepared, hours, at_once, num_test, merge_val=merge_val, threads=int(threads), device=device)
+            return plan_full(prepared, num_test, merge_val=merge_val, threads=threads or "auto", device=device)
+        return plan_small(
+            prepared, hours, at_once, num_test, merge_val=merge_val, threads=threads or "auto", device=device
+        )
 
 
 def _write_plan(out: Path, wanted: Wanted, planned: Sequence[Job]) -> None:

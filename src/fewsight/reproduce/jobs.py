@@ -49,6 +49,7 @@ def run_tasks(
     tasks: Sequence[Task],
     slots: Sequence[str | None],
     *,
+    threads: int | None = None,
     say: Callable[[str], None],
     watch: Callable[[Mapping[str, Path]], None] = lambda logs: None,
 ) -> Outcome:
@@ -56,6 +57,7 @@ def run_tasks(
 
     Args:
         slots: the device of each, None where the commands choose.
+        threads: that each command may compute with; None: it chooses.
         watch: is called a few times a second with the logs of those that run.
 
     Raises:
@@ -78,13 +80,13 @@ def run_tasks(
                 elif free:
                     device = free.pop(0)
                     waiting.remove(task)
-                    running.append(_Running(task, device, _start(task, 0, device), time.monotonic()))
+                    running.append(_Running(task, device, _start(task, 0, device, threads), time.monotonic()))
                     say(f"{task.name}: begun")
             for one in list(running):
                 code = one.process.poll()
                 if code == 0 and one.command + 1 < len(one.task.commands):
                     one.command += 1
-                    one.process = _start(one.task, one.command, one.device)
+                    one.process = _start(one.task, one.command, one.device, threads)
                 elif code is not None:
                     running.remove(one)
                     free.append(one.device)
@@ -107,8 +109,10 @@ def last_line(log: Path) -> str:
     return ""
 
 
-def _start(task: Task, number: int, device: str | None) -> subprocess.Popen[bytes]:
+def _start(task: Task, number: int, device: str | None, threads: int | None) -> subprocess.Popen[bytes]:
     environment = dict(os.environ)
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
     if device is not None and device.startswith("cuda:"):
         environment["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")  # it is the only one, so it is chosen
     with task.log.open("ab") as log:

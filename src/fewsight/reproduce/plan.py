@@ -105,7 +105,7 @@ def _make_small(values: dict[str, Any], training: Training, px: int, epochs: int
 
 
 def plan_small(
-    prepared: Prepared, hours: float, jobs: int, num_test: int, *, merge_val: bool, threads: int, device: str
+    prepared: Prepared, hours: float, jobs: int, num_test: int, *, merge_val: bool, threads: int | str, device: str
 ) -> list[Job]:
     """The small plan: as many epochs as pay for so many images, fewer where the time is short.
 

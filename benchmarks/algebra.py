@@ -1,0 +1,105 @@
+"""The algebra of scores at the challenge's size: 7 generated stores of 4 views, 50,000 images x 1,000 classes (5.6 GB).
+
+`python -m benchmarks.algebra [--folder DIR] [--images N]` generates the stores, reads them once, then runs the
+commands as a user would, from a warm page cache, and prints each one's median seconds and peak memory.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.machine import busy_processes, commit, device_name
+from fewsight import scores
+from fewsight.scores import About, Image
+
+NUM_RUNS, NUM_CLASSES = 7, 1000
+SIZES = (224, 320, 380, 448)
+REPEATS = 3
+RESULTS = Path(__file__).parent / "results"
+
+
+def write_stores(folder: Path, num_images: int) -> list[Path]:
+    """Scores whose top-1 is near 0.65, different in each run and view; the images lie in a split called test."""
+    classes = tuple(f"n{number:08d}" for number in range(NUM_CLASSES))
+    labels = np.random.default_rng(0).integers(0, NUM_CLASSES, num_images)
+    views = tuple(f"center-{px}" for px in SIZES)
+    runs = []
+    for run in range(NUM_RUNS):
+        path = folder / f"run{run}"
+        runs.append(path)
+        about = About(classes, num_images, "generated", f"w{run}", 0, 0.875, True, "float32")
+        store = scores.begin(path / "scores" / "test", about, views)
+        for first in range(0, num_images, 1000):
+            part = labels[first : first + 1000]
+            rng, shared = np.random.default_rng([1, run, first]), np.random.default_rng([2, first])
+            logits = shared.standard_normal((len(part), NUM_CLASSES), np.float32)[None] + 0.7 * rng.standard_normal(
+                (len(views), len(part), NUM_CLASSES), np.float32
+            )
+            logits[:, np.arange(len(part)), part] += 4.2
+            logits -= np.log(np.exp(logits).sum(2, keepdims=True))
+            lines = [
+                Image(f"{first + one}.JPEG", classes[label], None, f"{first + one:016x}", False)
+                for one, label in enumerate(part)
+            ]
+            scores.append(store, first, logits, lines)
+        scores.finish(store)
+    return runs
+
+
+def measured(arguments: list[str]) -> tuple[float, float]:
+    """Seconds and peak memory in MB of one command."""
+    command = [sys.executable, "-m", "fewsight", *arguments]
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(arguments)} failed")
+    return time.perf_counter() - began, usage.ru_maxrss / 1e3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, help="where the stores are generated, or lie (a temporary folder)")
+    parser.add_argument("--images", type=int, default=50_000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        runs = sorted(folder.glob("run?")) or write_stores(folder, options.images)
+        if busy := busy_processes():
+            raise SystemExit(f"other processes would disturb the timing: {busy}")
+        size = sum(file.stat().st_size for run in runs for file in run.rglob("*.f32"))
+        for run in runs:  # warm
+            for file in run.rglob("*.f32"):
+                file.read_bytes()
+        names = [str(run) for run in runs]
+        commands = {
+            "28 rows, the means of 7 models, the fusion": ["scores", "rows", *names, "--fuse"],
+            "the same, and weights chosen greedily": ["scores", "rows", *names, "--choose-on", "test"],
+            "ablation of the fusion: sizes, members": ["scores", "ablate", *names],
+            "6 paired comparisons": ["scores", "compare", *names],
+            "temperatures of one model": ["scores", "calibrate", names[0], "--split", "test"],
+        }
+        found = {what: [measured(command) for _ in range(REPEATS)] for what, command in commands.items()}
+    lines = [f"{device_name('cpu')}, commit {commit()}; {options.images:,} x {NUM_CLASSES:,} x 28, {size / 1e9:.1f} GB"]
+    lines += ["", "| command | median s (least to most) | peak memory, MB |", "|---|---|---|"]
+    for what, pairs in found.items():
+        seconds = [one for one, _ in pairs]
+        spread = f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
+        lines.append(f"| {what} | {spread} | {max(memory for _, memory in pairs):,.0f} |")
+    print("\n".join(lines))
+    RESULTS.mkdir(exist_ok=True)
+    heading = "# The algebra of scores at the challenge's size\n\n`python -m benchmarks.algebra`, warm page cache.\n\n"
+    (RESULTS / "algebra.md").write_text(heading + "\n".join(lines) + "\n")
+    (RESULTS / "algebra.json").write_text(json.dumps({"about": lines[0], "seconds_and_mb": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

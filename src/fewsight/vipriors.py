@@ -1,0 +1,284 @@
+"""The VIPriors image classification challenge: its subset of ImageNet from the toolkit's lists, and its submission.
+
+Source: the layout and the evaluator of github.com/VIPriors/vipriors-challenges-toolkit, image-classification.
+"""
+
+import io
+import os
+import pickle
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from rich.console import Console
+
+from fewsight import files
+from fewsight.console import counting
+from fewsight.data import images_under
+from fewsight.ensemble import Asked, open_asked, score_asked, score_folders
+from fewsight.errors import DataError
+from fewsight.fusion import fused
+from fewsight.predict import Labelled
+
+SUBSET = "imagenet_50"
+PER_CLASS = 50  # images of each class in each split
+NESTED = ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")  # where train/ and val/ lie in the archives that people have
+WNID = re.compile(r"n\d{8}")
+FILE = re.compile(r"[A-Za-z0-9_]+\.JPEG")
+TEST_NAME = re.compile(r"img_(0|[1-9]\d*)\.JPEG")
+LINKS = ("hard", "symlink", "copy")
+MOST_LIST_BYTES = 64 * 2**20
+HEADER = "Image IDs,Predictions"
+
+
+class _PlainLists(pickle.Unpickler):
+    """Lists, tuples, strings and numbers: what needs no name from any module."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise pickle.UnpicklingError("it asks for an object outside itself")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One image of the subset."""
+
+    source: str  # below the ImageNet tree: train/n01440764/n01440764_2823.JPEG
+    target: str  # below imagenet_50: train/n01440764/n01440764_2823.JPEG, test/imgs/img_0.JPEG
+
+
+@dataclass(frozen=True)
+class Built:
+    """What `build` did."""
+
+    folder: Path
+    made: int
+    there: int  # from before
+    counts: dict[str, int]  # split -> images that lie there now
+    missing: tuple[str, ...]  # sources that the ImageNet tree lacks
+    strange: tuple[str, ...]  # files in the subset that no list names
+
+
+def read_lists(folder: Path) -> list[Wanted]:
+    """The toolkit's train.pickle, val.pickle and test.pickle.
+
+    Raises:
+        DataError: one is missing, is not a plain list, or does not hold what the toolkit's hold.
+    """
+    wanted = []
+    for split in ("train", "val"):
+        for number, entry in enumerate(_plain_list(folder / f"{split}.pickle")):
+            if not (
+                isinstance(entry, (list, tuple)) and len(entry) == 2 and all(isinstance(one, str) for one in entry)
+            ):
+                raise _strange(folder / f"{split}.pickle", number, entry, '("n01440764", "n01440764_2823.JPEG")')
+            wnid, name = entry
+            if not WNID.fullmatch(wnid) or not FILE.fullmatch(name):
+                raise _strange(folder / f"{split}.pickle", number, entry, '("n01440764", "n01440764_2823.JPEG")')
+            wanted.append(Wanted(f"train/{wnid}/{name}", f"{split}/{wnid}/{name}"))
+    for number, entry in enumerate(_plain_list(folder / "test.pickle")):
+        wnid, _, name = entry.partition("/") if isinstance(entry, str) else ("", "", "")
+        if not WNID.fullmatch(wnid) or not FILE.fullmatch(name):
+            raise _strange(folder / "test.pickle", number, entry, '"n02104029/ILSVRC2012_val_00002402.JPEG"')
+        wanted.append(Wanted(f"val/{wnid}/{name}", f"test/imgs/img_{number}.JPEG"))
+    twice = next((name for name, count in Counter(one.target for one in wanted).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"{folder}: the lists name {twice} twice")
+    both = {one.source for one in wanted if one.target.startswith("val/")}
+    shared = next((one.source for one in wanted if one.target.startswith("train/") and one.source in both), None)
+    if shared is not None:
+        raise DataError(f"{folder}: {shared} stands in train.pickle and in val.pickle")
+    return wanted
+
+
+def build(
+    imagenet: Path,
+    lists: Path,
+    out: Path,
+    *,
+    link: str = "hard",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Built:
+    """Lay out `out/imagenet_50`: train/ and val/ by class, test/imgs/img_N.JPEG in the order of test.pickle.
+
+    Images that are there already are left; those that the tree lacks are listed, in missing.txt too, and the same
+    command goes on with them.
+
+    Args:
+        imagenet: a folder with train/ by class, and val/ by class or flat.
+        link: "hard" (no space, the same disk), "symlink", or "copy".
+
+    Raises:
+        DataError: no ImageNet tree or lists; another disk for hard links; or the disk is full.
+    """
+    wanted, root, folder = read_lists(lists), _tree(imagenet), out / SUBSET
+    made, there, missing = 0, 0, []
+    for parent in sorted({str(Path(one.target).parent) for one in wanted}):
+        files.make_folder(folder / parent)
+    for number, one in enumerate(wanted):
+        progress(number, len(wanted))
+        source, target = _source(root, one), folder / one.target
+        if source is None:
+            missing.append(one.source)
+        elif _is_there(source, target):
+            there += 1
+        else:
+            _place(source, target, link)
+            made += 1
+    note = folder / "missing.txt"
+    if missing:
+        files.write_text(note, "\n".join(missing) + "\n")
+    else:
+        note.unlink(missing_ok=True)
+    found = {split: set(_below(folder, split)) for split in ("train", "val", "test")}
+    named = {one.target for one in wanted}
+    strange = sorted(name for names in found.values() for name in names if name not in named)
+    counts = {split: len(names & named) for split, names in found.items()}
+    return Built(folder, made, there, counts, tuple(missing), tuple(strange))
+
+
+def submit(
+    path: Path,
+    data: Path,
+    out: Path,
+    *,
+    views: str | None = None,
+    scores: Path | None = None,
+    num_images: int | None = None,
+    console: Console,
+) -> int:
+    """Write the challenge's submission: each test image's class as its place among the sorted names.
+
+    The evaluator skips ids that are missing, so nothing is written unless every image is there and can be read.
+
+    Args:
+        path: a run or an ensemble.
+        data: the subset, with test/imgs/img_N.JPEG in it, or a folder of such images.
+        views: report unless said.
+        scores: the folder that keeps the scores; default `RUN/scores/test`. What is there already is taken.
+        num_images: that the test set has; default 50 a class, as in the challenge.
+
+    Returns:
+        How many images.
+
+    Raises:
+        DataError: images are missing, are not named as in the challenge, or cannot be read.
+    """
+    files.check_target(out, "--out")
+    asked = open_asked(path, views or "report")
+    folder, count = _test_images(data), PER_CLASS * len(asked.classes) if num_images is None else num_images
+    _check_names(folder, count)
+    images = [Labelled(folder / f"img_{number}.JPEG", f"img_{number}.JPEG") for number in range(count)]
+    with counting(console, "predicting") as progress:
+        stored = score_asked(asked, images, score_folders(asked, scores, "test"), progress)
+    stores = {name: one.store for name, one in stored.items()}
+    errors = [image.error for image in next(iter(stores.values())).images if image.error is not None]
+    if errors:
+        raise DataError(
+            f"{folder}: {len(errors):,} images cannot be read, so nothing was written; the first: {errors[0]}"
+        )
+    lines = [f"img_{number}.JPEG,{place}" for number, place in _predicted(asked, stores)]
+    files.write_text(out, "\n".join([HEADER, *lines]) + "\n")
+    return len(lines)
+
+
+def _predicted(asked: Asked, stores: Any) -> Iterator[tuple[int, int]]:
+    for rows, probs in fused([asked.weights(stores)]):
+        yield from zip(range(rows.start, rows.stop), np.argmax(probs[0], axis=1).tolist(), strict=True)
+
+
+def _plain_list(path: Path) -> Sequence[Any]:
+    try:
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= MOST_LIST_BYTES else b""
+    except OSError as error:
+        raise DataError(
+            f"{path}: {error.strerror}; --lists is the toolkit's folder with train.pickle, val.pickle and test.pickle"
+        ) from error
+    if size > MOST_LIST_BYTES:
+        raise DataError(f"{path}: {size / 2**20:.0f} MiB is too much for a list of names (at most 64)")
+    try:
+        found = _PlainLists(io.BytesIO(data)).load()
+    except Exception as error:  # damaged pickles raise nearly anything
+        raise DataError(f"{path}: not a pickle of a plain list ({error}); nothing in it was run") from error
+    if not isinstance(found, list) or not found:
+        raise DataError(f"{path}: expected a list of image names, got {type(found).__name__}, {len(data):,} bytes")
+    return found
+
+
+def _strange(path: Path, number: int, entry: Any, example: str) -> DataError:
+    return DataError(f"{path}: entry {number} is {str(entry)[:80]!r}; expected such as {example}")
+
+
+def _tree(imagenet: Path) -> Path:
+    for nested in NESTED:
+        if (imagenet / nested / "train").is_dir() and (imagenet / nested / "val").is_dir():
+            return imagenet / nested
+    raise DataError(f"{imagenet}: expected an ImageNet tree, a folder with train/ by class and val/ in it")
+
+
+def _source(root: Path, one: Wanted) -> Path | None:
+    """The image in the tree; val/ may be flat, as the archive is."""
+    source = root / one.source
+    if source.is_file():
+        return source
+    flat = root / "val" / source.name
+    return flat if one.source.startswith("val/") and flat.is_file() else None
+
+
+def _is_there(source: Path, target: Path) -> bool:
+    try:
+        return target.samefile(source) or target.stat().st_size == source.stat().st_size
+    except OSError:
+        return False
+
+
+def _place(source: Path, target: Path, link: str) -> None:
+    if link == "copy":
+        with files.replacing(target) as part:
+            shutil.copyfile(source, part)
+        return
+    try:
+        target.unlink(missing_ok=True)
+        if link == "hard":
+            os.link(source.resolve(), target)
+        else:
+            target.symlink_to(source.resolve())
+    except OSError as error:
+        hint = "; hard links need the same disk, so say --link symlink or --link copy" if link == "hard" else ""
+        raise DataError(f"cannot make {target}: {error.strerror}{hint}. What was made before stays") from error
+
+
+def _below(folder: Path, split: str) -> list[str]:
+    place = folder / split
+    return [f"{split}/{name}" for name in images_under(place, Counter())] if place.is_dir() else []
+
+
+def _test_images(data: Path) -> Path:
+    for folder in (data / "test" / "imgs", data / "imgs", data):
+        if folder.is_dir() and (folder == data or any(folder.iterdir())):
+            return folder
+    raise DataError(f"{data}: no such folder; expected the subset, with test/imgs/img_0.JPEG and so on")
+
+
+def _check_names(folder: Path, count: int) -> None:
+    """Every id of the challenge has its image, and nothing else lies there."""
+    names = {name for name in os.listdir(folder) if not name.startswith(".")}  # noqa: PTH208
+    wanted = {f"img_{number}.JPEG" for number in range(count)}
+    if missing := sorted(wanted - names, key=lambda name: int(name[4:-5])):
+        some = ", ".join(missing[:5])
+        raise DataError(
+            f"{folder}: {len(missing):,} of {count:,} test images are missing ({some}); the evaluator would skip them "
+            "silently, so nothing was written. For a test set of another size say --images N"
+        )
+    if extra := sorted(name for name in names - wanted if TEST_NAME.fullmatch(name)):
+        raise DataError(
+            f"{folder}: {len(extra):,} more test images than {count:,} ({', '.join(extra[:5])}); say --images N"
+        )

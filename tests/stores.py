@@ -1,0 +1,85 @@
+"""Generated score stores, written as an evaluation writes them, and their files read back in the plainest way."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fewsight import scores
+from fewsight.fusion import Result, Scored, scored_of
+from fewsight.scores import About, Image, Store
+
+CLASSES = ("ant", "bee", "cat", "dog")
+
+
+def random_labels(seed: int, count: int) -> np.ndarray:
+    """int [count], positions in CLASSES."""
+    return np.random.default_rng([seed, 99]).integers(0, len(CLASSES), count)
+
+
+def random_scores(seed: int, labels: np.ndarray, lead: float = 1.0) -> np.ndarray:
+    """float32 [n, K]: random log-probabilities in which the label has a lead."""
+    logits = np.random.default_rng(seed).normal(size=(len(labels), len(CLASSES)))
+    logits[np.arange(len(labels)), labels] += lead
+    return log_softmax(logits)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """float32, over the last axis."""
+    found: np.ndarray = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return found.astype(np.float32)
+
+
+def write_store(
+    path: Path,
+    views: Mapping[str, np.ndarray],
+    labels: Iterable[int] | None = None,
+    *,
+    unreadable: Collection[int] = (),
+    trained_on: Collection[int] = (),
+    classes: tuple[str, ...] = CLASSES,
+    digests: Sequence[str] | None = None,
+    dtype: str = "float32",
+) -> Store:
+    """A whole store of log-probabilities [n, K] by view; rows of NaN where an image is unreadable."""
+    count = len(next(iter(views.values())))
+    names = [None] * count if labels is None else [classes[label] for label in labels]
+    store = scores.begin(path, About(classes, count, "d", "w", 0, 0.875, True, "float32", dtype), list(views))
+    results = np.stack([views[view] for view in store.views]).astype(np.float32)
+    results[:, list(unreadable)] = np.nan
+    images = [
+        Image(
+            f"{path.name}/{number}.png",
+            names[number],
+            "broken" if number in unreadable else None,
+            digests[number] if digests else f"{number:016x}",
+            number in trained_on,
+        )
+        for number in range(count)
+    ]
+    for start in range(0, count, 5):
+        scores.append(store, start, results[:, start : start + 5], images[start : start + 5])
+    return scores.finish(store)
+
+
+def write_run(path: Path, views: Mapping[str, np.ndarray], labels: Iterable[int] | None, **options: object) -> Scored:
+    """The scores of a run, `path/scores/test`, opened."""
+    store = write_store(path / "scores" / "test", views, labels, **options)  # type: ignore[arg-type]
+    return scored_of(path, path.name, store)
+
+
+def probs_of(store: Store, view: str) -> np.ndarray:
+    """float64 [n, K]: the probabilities of one view, from its file."""
+    numbers = np.fromfile(store.path / f"{view}.f32", "<f4").astype(np.float64)
+    return np.exp(numbers.reshape(-1, len(store.about.classes)))
+
+
+def mean_plainly(weights: Mapping[Result, float]) -> np.ndarray:
+    """float64 [n, K]: the weighed mean of probabilities, image by image."""
+    store = next(iter(weights)).store
+    probs = {result: probs_of(result.store, result.view) for result in weights}
+    found = np.zeros((store.about.count, len(store.about.classes)))
+    for image in range(store.about.count):
+        for result, weight in weights.items():
+            found[image] += weight * probs[result][image]
+    return found
