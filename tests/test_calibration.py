@@ -102,6 +102,15 @@ def test_likelihood_never_gets_worse(lead: float, tmp_path: Path) -> None:
         assert 0.05 <= found.temperature <= 20
 
 
+def test_calibrated_scores_need_no_temperature(tmp_path: Path) -> None:
+    scores, labels = drawn(200, 2.0)
+    found = fit_temperature(run_of(tmp_path / "a", scores, labels))
+    again = fit_temperature(run_of(tmp_path / "b", tempered(scores, found.temperature), labels))
+    assert again.temperature == pytest.approx(1, rel=1e-3)
+    assert again.nll[0] == pytest.approx(found.nll[1], rel=1e-6)
+    assert again.nll[1] <= again.nll[0] + 1e-7, "as far as float32 goes"
+
+
 def test_label_without_probability_does_not_decide(tmp_path: Path) -> None:
     """One image whose label has no probability at all costs the same at each temperature."""
     scores, labels = drawn(1500, 2.0)

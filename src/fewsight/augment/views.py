@@ -111,9 +111,9 @@ def center_view(image: Image.Image, px: int, *, ratio: float = 0.875) -> np.ndar
     """Resize the short side to round(px / ratio), then cut out the central px x px.
 
     Both in one resampling of the central box (bilinear, antialiased), so that a 1 x 500 image never becomes
-    a long strip. Sizes and offsets are rounded as in the two steps; the values differ by one level in 1 % of
-    places and by two, where two roundings meet, in fewer than one in a million. At the default ratio 224,
-    320, 380 and 448 come from 256, 366, 434 and 512 pixels.
+    a long strip. Sizes and offsets are rounded as in the two steps; values differ by one level in up to a fifth of
+    the places (of upright images; of wide ones in 1 %), and by two, where two roundings meet, in one in a million.
+    At the default ratio 224, 320, 380 and 448 come from 256, 366, 434 and 512 pixels.
 
     Args:
         image: RGB, any size from 1x1 up; it is not changed.

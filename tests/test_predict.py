@@ -1,0 +1,110 @@
+"""What the model is shown: all sixteen views of real photographs, whatever the batch, the workers and the model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import functional
+
+from fewsight.augment import random_box
+from fewsight.data import load_image
+from fewsight.predict import Normalise, score_images, views_of
+from fewsight.recipes import Recipe, load_recipe
+
+SIZES = (224, 320, 380, 448)
+
+
+class Watching(nn.Module):
+    """A model that keeps what it is shown, as pixels; its scores are a function of each image alone."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes, self.seen = classes, list[np.ndarray]()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        self.seen += list((images * 255).round().byte().permute(0, 2, 3, 1).numpy())
+        means = images.mean((2, 3))
+        return means.repeat(1, self.classes)[:, : self.classes], means
+
+
+def recipe(workers: int) -> Recipe:
+    names = ["run.device=cpu", "run.precision=float32", "run.threads=1", f"run.workers={workers}"]
+    return load_recipe("resnest101_ce", names)
+
+
+def shown(
+    paths: list[Path], *, batch_size: int = 64, workers: int = 1, classes: int = 3
+) -> dict[tuple[int, str], list]:
+    """(image, view) -> [the view, its flipped twin], as uint8 [px, px, 3]."""
+    model, views = Watching(classes), views_of(recipe(workers), "report")
+    found = {}
+    for scores in score_images(
+        model, Normalise((0, 0, 0), (1, 1, 1)), paths, recipe(workers), views=views, batch_size=batch_size
+    ):
+        pixels, count = iter(model.seen), len(scores.errors)
+        model.seen = []
+        for view in views:  # parts of 64 images at 224 px, fewer at larger sizes
+            part = max(1, 64 * 224**2 // view.px**2)
+            for first in range(0, count, part):
+                group = range(first, min(first + part, count))
+                for twin in (0, 1):
+                    for number in group:
+                        found.setdefault((scores.start + number, view.name), [None, None])[twin] = next(pixels)
+    return found
+
+
+def plain(path: Path, view: str, digest: str) -> np.ndarray:
+    """The same view by torchvision's functions on a PIL image, step by step as the report says it."""
+    image, (crop, px) = load_image(path), (view.split("-")[0], int(view.split("-")[1]))
+    if crop == "center":
+        return np.asarray(
+            functional.center_crop(functional.resize(image, {224: 256, 320: 366, 380: 434, 448: 512}[px]), [px, px])
+        )
+    box = random_box(image.width, image.height, digest, SIZES.index(px), 0)
+    return np.asarray(image.resize((px, px), Image.Resampling.BILINEAR, box=box))
+
+
+@pytest.fixture
+def photographs(fewsight_data: Path) -> list[Path]:
+    return sorted((fewsight_data / "imagenet-256").glob("*.JPEG"))[::40]
+
+
+def test_sixteen_views_are_those_of_pil_and_torchvision(photographs: list[Path]) -> None:
+    found = shown(photographs)
+    (first,) = score_images(Watching(3), Normalise((0, 0, 0), (1, 1, 1)), photographs, recipe(1))
+    digests = first.digests
+    assert len(found) == 8 * len(photographs)
+    for (number, view), (seen, twin) in found.items():
+        expected = plain(photographs[number], view, digests[number])
+        difference = abs(seen.astype(int) - expected)
+        # the centre comes from one resampling, the plain one from two roundings
+        assert difference.max() <= (2 if view.startswith("center") else 0)
+        assert (difference > 1).mean() < 1e-4
+        assert difference.mean() < 0.25, "a view that is one pixel off differs by several levels"
+        assert np.array_equal(twin, seen[:, ::-1])
+
+
+def test_views_do_not_depend_on_batch_workers_or_model(photographs: list[Path]) -> None:
+    expected = shown(photographs)
+    for other in (shown(photographs, batch_size=2, workers=3), shown(photographs, classes=7)):
+        assert other.keys() == expected.keys()
+        for key, pair in expected.items():
+            assert all(np.array_equal(ours, theirs) for ours, theirs in zip(pair, other[key], strict=True))
+
+
+def test_view_without_its_twin_is_the_unflipped_side(photographs: list[Path]) -> None:
+    model, normalise, views = (
+        Watching(3),
+        Normalise((0, 0, 0), (1, 1, 1)),
+        views_of(recipe(1), "center-224,center-224-noflip"),
+    )
+    half = nn.Module()
+    half.forward = lambda images: (images[..., :112].mean((2, 3)) * 9, images.mean((2, 3)))  # type: ignore[method-assign]
+    (both,) = score_images(half, normalise, photographs, recipe(1), views=views)
+    (alone,) = score_images(half, normalise, photographs, recipe(1), views=views[1:])
+    assert np.array_equal(both.results[1], alone.results[0])
+    assert not np.allclose(both.results[0], both.results[1], atol=1e-3)
+    list(score_images(model, normalise, photographs[:1], recipe(1), views=views))
+    assert len(model.seen) == 2, "the cut is looked at once, and its twin once"
