@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def reproduce(
     if dry_run:
         return 0
     _write_plan(out, wanted, planned)
-    tasks = [_task(job, data, out, test, wanted) for job in planned]
+    tasks = [_task(job, data, out, wanted) for job in planned]
     begun = time.monotonic()
     outcome = run_tasks(
         tasks, slots, threads=threads, say=lambda text: console.print(printable(text)), watch=_watch(console)
@@ -245,30 +245,21 @@ def _show_plan(
     )
 
 
-def _task(job: Job, data: Path, out: Path, test: str, wanted: Wanted) -> Task:
+def _task(job: Job, data: Path, out: Path, wanted: Wanted) -> Task:
     """What is still to do for one training."""
     run, fewsight = out / "runs" / job.name, [sys.executable, "-m", "fewsight"]
-    commands = []
+    commands = {}
     if not (run / "run.json").is_file():
-        train = [
-            *fewsight,
-            "train",
-            str(data),
-            "--out",
-            str(run),
-            "--recipe",
-            str(out / "recipes" / f"{job.name}.toml"),
-        ]
-        commands.append([*train, "--init-from", str(out / "runs" / job.start)] if job.start else train)
+        recipe, start = out / "recipes" / f"{job.name}.toml", ["--init-from", str(out / "runs" / str(job.start))]
+        commands["training"] = [*fewsight, "train", str(data), "--out", str(run), "--recipe", str(recipe)]
+        commands["training"] += start if job.start else []
     elif not runs.read_run(run).finished:
-        commands.append([*fewsight, "train", "--resume", str(run)])
+        commands["training"] = [*fewsight, "train", "--resume", str(run)]
     if not _is_tested(run, job):
-        split = ["--split", wanted.test] if wanted.test == test or not Path(wanted.test).is_absolute() else []
-        tested = str(data) if split else wanted.test
-        views = ",".join(_views(job))
-        commands.append(
-            [*fewsight, "evaluate", str(run), tested, *split, "--views", views, "--scores", str(run / "scores" / TEST)]
-        )
+        folder = Path(wanted.test).is_absolute()
+        tested = [wanted.test] if folder else [str(data), "--split", wanted.test]
+        views = ["--views", ",".join(_views(job)), "--scores", str(run / "scores" / TEST)]
+        commands["testing"] = [*fewsight, "evaluate", str(run), *tested, *views]
     return Task(job.name, commands, out / "logs" / f"{job.name}.log", job.start, lambda: _is_tested(run, job))
 
 
@@ -288,17 +279,18 @@ def _is_tested(run: Path, job: Job) -> bool:
     return set(_views(job)) <= set(store.views) and store.about.weights_digest == info.get("weights_digest")
 
 
-def _watch(console: Console) -> Callable[[Mapping[str, Path]], None]:
-    """Say once a minute where each running training is."""
+def _watch(console: Console) -> Callable[[Sequence[tuple[Task, str]]], None]:
+    """Say once a minute where everything is that runs."""
     spoke = time.monotonic()
 
-    def watch(logs: Mapping[str, Path]) -> None:
+    def watch(running: Sequence[tuple[Task, str]]) -> None:
         nonlocal spoke
         if time.monotonic() - spoke < HEARTBEAT_SECONDS:
             return
         spoke = time.monotonic()
-        for name, log in logs.items():
-            console.print(f"  {name}: {printable(last_line(log))}")
+        for task, doing in running:
+            reached = f" · {last_line(task.log)}" if doing == "training" else ""
+            console.print(f"  {task.name}: {printable(doing + reached)}")
 
     return watch
 

@@ -21,7 +21,7 @@ class Task:
     """Commands that run one after the other, and the task that must have ended well before them."""
 
     name: str
-    commands: Sequence[Sequence[str]]
+    commands: Mapping[str, Sequence[str]]  # what it does ("training") -> the command; none: it was done before
     log: Path
     after: str | None = None
     check: Callable[[], bool] = lambda: False  # whether it has done its work although it ended with exit code 1
@@ -31,9 +31,10 @@ class Task:
 class _Running:
     task: Task
     device: str | None
-    process: subprocess.Popen[bytes]
     began: float
-    command: int = 0
+    waiting: list[str]  # of its commands
+    doing: str
+    process: subprocess.Popen[bytes]
 
 
 @dataclass
@@ -51,14 +52,14 @@ def run_tasks(
     *,
     threads: int | None = None,
     say: Callable[[str], None],
-    watch: Callable[[Mapping[str, Path]], None] = lambda logs: None,
+    watch: Callable[[Sequence[tuple[Task, str]]], None] = lambda running: None,
 ) -> Outcome:
     """Run tasks in their order, as many beside each other as there are slots.
 
     Args:
         slots: the device of each, None where the commands choose.
         threads: that each command may compute with; None: it chooses.
-        watch: is called a few times a second with the logs of those that run.
+        watch: is called a few times a second with what runs, and what each is doing.
 
     Raises:
         KeyboardInterrupt: after the running commands were told to stop, and have.
@@ -70,34 +71,38 @@ def run_tasks(
             for task in list(waiting):
                 if task.after in outcome.failed or task.after in outcome.blocked:
                     outcome.blocked[task.name] = str(task.after)
-                    waiting.remove(task)
                 elif task.after is not None and task.after not in outcome.seconds:
                     continue
                 elif not task.commands:
                     outcome.seconds[task.name] = 0.0
-                    waiting.remove(task)
                     say(f"{task.name}: was done before")
                 elif free:
-                    device = free.pop(0)
-                    waiting.remove(task)
-                    running.append(_Running(task, device, _start(task, 0, device, threads), time.monotonic()))
+                    running.append(_begin(task, free.pop(0), threads))
                     say(f"{task.name}: begun")
+                else:
+                    continue
+                waiting.remove(task)
             for one in list(running):
                 code = one.process.poll()
-                if code == 0 and one.command + 1 < len(one.task.commands):
-                    one.command += 1
-                    one.process = _start(one.task, one.command, one.device, threads)
+                if code == 0 and one.waiting:
+                    one.doing = one.waiting.pop(0)
+                    one.process = _start(one.task, one.doing, one.device, threads)
                 elif code is not None:
                     running.remove(one)
                     free.append(one.device)
                     _note(one, code, outcome, say)
-            watch({one.task.name: one.task.log for one in running})
+            watch([(one.task, one.doing) for one in running])
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
         say("stopping; the trainings save their states")
         _stop(running)
         raise
     return outcome
+
+
+def _begin(task: Task, device: str | None, threads: int | None) -> _Running:
+    doing, *waiting = task.commands
+    return _Running(task, device, time.monotonic(), waiting, doing, _start(task, doing, device, threads))
 
 
 def last_line(log: Path) -> str:
@@ -109,7 +114,7 @@ def last_line(log: Path) -> str:
     return ""
 
 
-def _start(task: Task, number: int, device: str | None, threads: int | None) -> subprocess.Popen[bytes]:
+def _start(task: Task, doing: str, device: str | None, threads: int | None) -> subprocess.Popen[bytes]:
     environment = dict(os.environ)
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
@@ -117,7 +122,7 @@ def _start(task: Task, number: int, device: str | None, threads: int | None) -> 
         environment["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")  # it is the only one, so it is chosen
     with task.log.open("ab") as log:
         return subprocess.Popen(
-            task.commands[number],
+            task.commands[doing],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -134,12 +139,13 @@ def _die_with_parent() -> None:
 
 def _note(one: _Running, code: int, outcome: Outcome, say: Callable[[str], None]) -> None:
     seconds = time.monotonic() - one.began
-    if code == 0 or (code == 1 and one.command + 1 == len(one.task.commands) and one.task.check()):
+    if code == 0 or (code == 1 and not one.waiting and one.task.check()):
         outcome.seconds[one.task.name] = seconds
         say(f"{one.task.name}: done in {seconds / 60:.1f} min")
     else:
         outcome.failed[one.task.name] = code
-        say(f"{one.task.name}: failed ({last_line(one.task.log) or f'exit {code}'}); all of it in {one.task.log}")
+        reason = last_line(one.task.log) or f"exit {code}"
+        say(f"{one.task.name}: failed in {one.doing} ({reason}); all of it in {one.task.log}")
 
 
 def _stop(running: Sequence[_Running]) -> None:
