@@ -26,13 +26,13 @@ def cache_file() -> Path:
 
 def count_decodes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     decoded: list[Path] = []
-    load = scanning.load_image
+    read = scanning.read_bytes
 
-    def counting(path: Path) -> Image.Image:
+    def counting(path: Path) -> bytes:
         decoded.append(path)
-        return load(path)  # type: ignore[no-any-return]
+        return read(path)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(scanning, "load_image", counting)
+    monkeypatch.setattr(scanning, "read_bytes", counting)
     return decoded
 
 

@@ -38,6 +38,7 @@ ORDER = [
     "initial",
     "prepare",
     "console",
+    "check",
     "auto",
     "rows",
     "summary",

@@ -41,6 +41,44 @@ def demo(*, out: Path = Path("runs/demo")) -> int:
 
 
 @app.command
+def check(
+    data: Path,
+    /,
+    *,
+    holdout: float = 0.2,
+    json_: Annotated[Path | None, Parameter(name="--json")] = None,
+    html: Path | None = None,
+) -> int:
+    """Say what is wrong with a dataset: files, duplicates, leaks between splits, labels, classes. Exit code 1 if any.
+
+    Args:
+        data: a dataset as for train.
+        holdout: share of each class that train would keep for val where the data has no splits (0.2).
+        json_: also write everything that was found to this file.
+        html: also write a page with thumbnails.
+    """
+    from fewsight import files
+    from fewsight.check import check as check_data
+    from fewsight.check import checked_json, write_page
+    from fewsight.console import counting, make_console, show_checked
+
+    for option, target in (("--json", json_), ("--html", html)):
+        if target is not None:
+            files.check_target(target, option)
+    console = make_console()
+    with counting(console, "checking") as progress:
+        checked = check_data(data, holdout=holdout, progress=progress)
+    show_checked(console, checked)
+    if json_ is not None:
+        files.write_json(json_, checked_json(checked))
+        console.print(f"wrote {json_}")
+    if html is not None:
+        write_page(checked, html)
+        console.print(f"wrote {html}")
+    return 0 if checked.ok else 1
+
+
+@app.command
 def train(
     data: Path | None = None,
     /,

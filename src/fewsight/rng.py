@@ -6,7 +6,7 @@ the position (epoch and image, or epoch and step). Worker count, order of work a
 
 import numpy as np
 
-IMAGE, BATCH, ORDER, SPLIT, SAMPLE, VIEW = range(6)  # what a stream is for
+IMAGE, BATCH, ORDER, SPLIT, SAMPLE, VIEW, NEAR = range(7)  # what a stream is for
 
 
 def stream(seed: int, purpose: int, epoch: int = 0, position: int = 0) -> np.random.Generator:

@@ -1,16 +1,18 @@
 """Folders and manifests in; upright RGB images, labels by name and splits out."""
 
-from fewsight.data.decode import IMAGE_SUFFIXES, ImageError, decode_bytes, load_image, read_bytes
+from fewsight.data.decode import IMAGE_SUFFIXES, Header, ImageError, decode_bytes, load_image, read_bytes
 from fewsight.data.samples import Dataset, Sample, classes_in, digest
-from fewsight.data.scanning import Scanned, channel_stats, scan, scan_image
+from fewsight.data.scanning import THUMBNAIL_PX, Scanned, channel_stats, scan, scan_image
 from fewsight.data.selection import EvaluationSet, check_class_sizes, evaluation_samples, training_samples
 from fewsight.data.sources import images_under, is_hidden, is_image, read_dataset
 from fewsight.data.splits import split_by_seed
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "THUMBNAIL_PX",
     "Dataset",
     "EvaluationSet",
+    "Header",
     "ImageError",
     "Sample",
     "Scanned",

@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,34 @@ def decode_bytes(data: bytes, name: str) -> Image.Image:
         raise ImageError(name, "not enough memory to decode it") from None
     except Exception as error:  # decoders raise nearly every type on damaged files
         raise ImageError(name, f"cannot be decoded ({error or type(error).__name__})") from None
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a readable image file says of itself."""
+
+    kind: str  # the format of its bytes, whatever its name ends with: "JPEG", "PNG"; "" where nobody knows
+    animated: bool = False  # or of several pages: only the first is used
+    orientation: int = 1  # EXIF, 1 to 8
+
+
+UNKNOWN = Header("")
+
+
+def read_header(data: bytes) -> Header:
+    """What the file contents `data` say of themselves, at the cost of a header: frames are not counted."""
+    try:
+        with _pillow_is_silent():
+            if data[:3] == b"\xff\xd8\xff" and b"Exif\0\0" not in data[: 1 << 18]:
+                return Header("JPEG")
+            if _is_heic(data):
+                return Header("HEIF")
+            with Image.open(io.BytesIO(data)) as image:
+                kind = "JPEG" if image.format == "MPO" else image.format or ""  # a camera's JPEG with a preview
+                animated = kind != "JPEG" and bool(getattr(image, "is_animated", False))
+                return Header(kind, animated, _orientation(image))
+    except Exception:  # it could be decoded; what its metadata hold is of no use
+        return UNKNOWN
 
 
 class _RefusedError(Exception):

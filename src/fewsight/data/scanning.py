@@ -5,23 +5,26 @@ Python's lock while they decode. Only good results are remembered, so that a rep
 installed decoder counts at once.
 """
 
+import hashlib
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import platformdirs
+from PIL import Image
 
-from fewsight.data.decode import ImageError, load_image
+from fewsight.data.decode import UNKNOWN, Header, ImageError, decode_bytes, read_bytes, read_header
 from fewsight.data.samples import Sample
 
 MIN_STD = 1 / 255  # the floor where all images have one colour: one grey level
 _CHUNK = 32  # files a thread takes at once; the memory is written after each
-_RULES = 1  # goes up when decode.py changes pixels, so that remembered figures are measured again
+_RULES = 2  # goes up when decode.py changes pixels, so that remembered figures are measured again
+THUMBNAIL_PX = 16
 
 _Triple = tuple[float, float, float]
 _Key = tuple[bytes, int, int]  # absolute path, size, modification time in nanoseconds
@@ -36,6 +39,9 @@ class Scanned:
     error: str | None = None  # "path: why it cannot be used", the path as in the sample; the rest is 0 then
     mean: _Triple = (0.0, 0.0, 0.0)
     mean_square: _Triple = (0.0, 0.0, 0.0)
+    pixels: str = ""  # BLAKE2b over size and upright RGB pixels, 128 bits in hexadecimal
+    thumbnail: bytes = b""  # grey, 16 x 16, the whole image squeezed: what near duplicates are sought by
+    header: Header = UNKNOWN
 
 
 def scan(
@@ -93,7 +99,8 @@ def channel_stats(scanned: Sequence[Scanned]) -> tuple[_Triple, _Triple]:
 def scan_image(path: Path, name: str) -> Scanned:
     """Decode the file at `path` in full and measure it; `name` is for the error."""
     try:
-        image = load_image(path)
+        data = read_bytes(path)
+        image = decode_bytes(data, str(path))
     except ImageError as error:
         return Scanned(0, 0, f"{name}: {error.reason}")
     counts = np.array(image.histogram(), dtype=np.float64).reshape(3, 256)  # [channel, value]
@@ -104,7 +111,16 @@ def scan_image(path: Path, name: str) -> Scanned:
         image.height,
         mean=_triple(counts @ values / num_pixels),
         mean_square=_triple(counts @ values**2 / num_pixels),
+        pixels=_pixel_digest(image),
+        thumbnail=image.convert("L").resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX).tobytes(),
+        header=read_header(data),
     )
+
+
+def _pixel_digest(image: Image.Image) -> str:
+    result = hashlib.blake2b(f"{image.width} {image.height} ".encode(), digest_size=16)
+    result.update(image.tobytes())
+    return result.hexdigest()
 
 
 def _triple(values: np.ndarray) -> _Triple:
@@ -142,13 +158,21 @@ class _Memory:
         if self._connection is None or key is None:
             return None
         try:
-            query = "SELECT * FROM images WHERE path = ? AND size = ? AND mtime_ns = ? AND rules = ?"
+            query = "SELECT * FROM scanned WHERE path = ? AND size = ? AND mtime_ns = ? AND rules = ?"
             row = self._connection.execute(query, (*key, _RULES)).fetchone()
             if row is None:
                 return None
-            width, height, *colours = row[4:]
+            width, height, *colours = row[4:12]
+            pixels, thumbnail, kind, animated, orientation = row[12:]
             return Scanned(
-                int(width), int(height), None, _triple(np.array(colours[:3])), _triple(np.array(colours[3:]))
+                int(width),
+                int(height),
+                None,
+                _triple(np.array(colours[:3])),
+                _triple(np.array(colours[3:])),
+                str(pixels),
+                bytes(thumbnail),
+                Header(str(kind), bool(animated), int(orientation)),
             )
         except (sqlite3.Error, ValueError, TypeError):
             self.turn_off()
@@ -156,8 +180,10 @@ class _Memory:
 
     def remember(self, key: _Key | None, scanned: Scanned) -> None:
         if self._connection is not None and key is not None and scanned.error is None:
-            width, height, _, mean, mean_square = astuple(scanned)
-            self._unsaved.append((*key, _RULES, width, height, *mean, *mean_square))
+            header = scanned.header
+            measured = (scanned.width, scanned.height, *scanned.mean, *scanned.mean_square)
+            seen = (scanned.pixels, scanned.thumbnail, header.kind, header.animated, header.orientation)
+            self._unsaved.append((*key, _RULES, *measured, *seen))
 
     def save(self) -> None:
         if self._connection is None or not self._unsaved:
@@ -165,7 +191,7 @@ class _Memory:
         try:
             with self._connection:
                 marks = ",".join("?" * len(self._unsaved[0]))
-                self._connection.executemany(f"INSERT OR REPLACE INTO images VALUES ({marks})", self._unsaved)
+                self._connection.executemany(f"INSERT OR REPLACE INTO scanned VALUES ({marks})", self._unsaved)
         except sqlite3.Error:
             self.turn_off()
         self._unsaved = []
@@ -193,12 +219,14 @@ def _connect() -> sqlite3.Connection | None:
         folder.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(folder / "images.sqlite", timeout=10)
         connection.execute("PRAGMA synchronous = OFF")  # lost at worst, never needed
+        connection.execute("DROP TABLE IF EXISTS images")  # of fewsight before it looked for duplicates
         connection.execute(
-            "CREATE TABLE IF NOT EXISTS images (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, "
+            "CREATE TABLE IF NOT EXISTS scanned (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, "
             "rules INTEGER, width INTEGER, height INTEGER, "
-            "r REAL, g REAL, b REAL, rr REAL, gg REAL, bb REAL) WITHOUT ROWID"
+            "r REAL, g REAL, b REAL, rr REAL, gg REAL, bb REAL, pixels TEXT, thumbnail BLOB, kind TEXT, "
+            "animated INTEGER, orientation INTEGER) WITHOUT ROWID"
         )
-        connection.execute("SELECT rules, bb FROM images LIMIT 1").fetchone()
+        connection.execute("SELECT rules, orientation FROM scanned LIMIT 1").fetchone()
     except (OSError, sqlite3.Error):
         if connection is not None:
             connection.close()

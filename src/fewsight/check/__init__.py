@@ -1,0 +1,7 @@
+"""`fewsight check`: what is wrong with this data, before hours are spent on it."""
+
+from fewsight.check.findings import Entry, Finding, find
+from fewsight.check.look import Checked, check, checked_json
+from fewsight.check.page import write_page
+
+__all__ = ["Checked", "Entry", "Finding", "check", "checked_json", "find", "write_page"]

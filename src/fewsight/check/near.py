@@ -1,0 +1,94 @@
+"""Near duplicates among many images: random hyperplanes bring likely pairs together, correlation decides.
+
+An image is its grey 16 x 16 thumbnail less its mean, at length 1: brightness and contrast do not count. Two are near
+duplicates where the correlation of thumbnails, as they are or mirrored, and then of the images at 32 px is high: copies
+that were encoded, resized, brightened or mirrored. A copy that was cropped by more than a few percent is not found.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from fewsight.data import THUMBNAIL_PX
+from fewsight.rng import NEAR, stream
+
+NUM_BANDS, NUM_BITS = 12, 14  # a pair at the least correlation is found in one band or more in 99 of 100 cases
+LEAST_CORRELATION = 0.97  # of thumbnails; of 18 million pairs of Tiny ImageNet none reaches it by chance
+LEAST_SPREAD = 6.0  # grey levels: flatter images look alike to any measure
+BLOCK = 2048  # images of a bucket that are compared at once
+COMPARED_PX = 32
+LEAST_DETAIL = 0.93  # correlation of the images at 32 px
+
+
+def candidates(thumbnails: Sequence[bytes]) -> list[tuple[int, int, float]]:
+    """Pairs (first, second, correlation) of images whose thumbnails nearly agree, each once, first < second.
+
+    Time grows with the images and with the pairs that look alike, not with all pairs.
+    """
+    pixels = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(len(thumbnails), -1).astype(np.float32)
+    pixels -= pixels.mean(1, keepdims=True)
+    spread = pixels.std(1)
+    textured = np.flatnonzero(spread >= LEAST_SPREAD)
+    if len(textured) < 2:
+        return []
+    unit = pixels[textured] / (spread[textured, None] * np.sqrt(pixels.shape[1]))  # [n, 256], length 1
+    mirrored = unit.reshape(-1, THUMBNAIL_PX, THUMBNAIL_PX)[:, :, ::-1].reshape(unit.shape)
+    number, both = len(unit), np.concatenate([unit, mirrored])
+    found: dict[tuple[int, int], float] = {}
+    for band in range(NUM_BANDS):
+        planes = stream(0, NEAR, band).standard_normal((unit.shape[1], NUM_BITS), np.float32)
+        keys = (both @ planes > 0) @ (1 << np.arange(NUM_BITS))
+        for bucket in _buckets(keys, number):
+            for one, other, correlation in _alike(both, bucket, number):
+                pair = int(textured[one]), int(textured[other % number])
+                if pair[0] != pair[1]:
+                    pair = min(pair), max(pair)
+                    found[pair] = max(found.get(pair, 0.0), correlation)
+    return [(*pair, correlation) for pair, correlation in sorted(found.items())]
+
+
+def confirmed(
+    pairs: Sequence[tuple[int, int, float]], load: Callable[[int], np.ndarray]
+) -> Iterator[tuple[int, int, float]]:
+    """Those pairs whose images agree in detail too: (first, second, correlation).
+
+    Args:
+        load: an image by its number, grey, uint8 [32, 32].
+    """
+    kept: dict[int, np.ndarray] = {}
+
+    def detail(number: int) -> np.ndarray:
+        if number not in kept:
+            pixels = load(number).astype(np.float32)
+            pixels -= pixels.mean()
+            kept[number] = pixels / max(1e-6, float(np.linalg.norm(pixels)))
+        return kept[number]
+
+    for first, second, _ in pairs:
+        one, other = detail(first), detail(second)
+        correlation = max(float((one * other).sum()), float((one[:, ::-1] * other).sum()))
+        if correlation >= LEAST_DETAIL:
+            yield first, second, correlation
+
+
+def _buckets(keys: np.ndarray, number: int) -> Iterator[np.ndarray]:
+    """Positions that share a key, where at least one of them is not mirrored and there are two or more."""
+    order = np.argsort(keys, kind="stable")
+    edges = np.flatnonzero(np.diff(keys[order])) + 1
+    for bucket in np.split(order, edges):
+        if len(bucket) > 1 and bucket[0] < number:
+            yield bucket
+
+
+def _alike(unit: np.ndarray, bucket: np.ndarray, number: int) -> Iterator[tuple[int, int, float]]:
+    """(position of an image as it is, position of another, mirrored or not, correlation) above the least."""
+    plain = bucket[bucket < number]
+    for start in range(0, len(plain), BLOCK):
+        ones = plain[start : start + BLOCK]
+        for first in range(0, len(bucket), BLOCK):
+            others = bucket[first : first + BLOCK]
+            correlations = unit[ones] @ unit[others].T
+            for row, column in np.argwhere(correlations >= LEAST_CORRELATION):
+                one, other = int(ones[row]), int(others[column])
+                if one < other:  # a mirrored one comes after all that are not
+                    yield one, other, float(correlations[row, column])

@@ -1,0 +1,74 @@
+"""The findings as one HTML file with thumbnails, which opens without a network."""
+
+import base64
+import io
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+from fewsight import files
+from fewsight.check.findings import Finding
+from fewsight.check.look import Checked
+from fewsight.console import printable
+from fewsight.data import ImageError, load_image
+
+SHOWN = 60  # groups of a finding
+SHOWN_TOGETHER = 8  # images of a group
+THUMBNAIL_PX = 144
+
+
+def write_page(checked: Checked, target: Path) -> None:
+    """Write the page.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    template = resources.files("fewsight.check").joinpath("page.html").read_text(encoding="utf-8")
+    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template)
+    splits = [
+        {
+            "name": printable(name),
+            "classes": len(counts) if "" not in counts else "no labels",
+            "images": sum(counts.values()),
+            "range": f"{min(counts.values()):,} to {max(counts.values()):,}",
+        }
+        for name, counts in checked.counts.items()
+    ]
+    shown = [_shown(one, checked.root) for one in checked.findings]
+    text = page.render(name=printable(checked.data), num_images=checked.num_images, splits=splits, findings=shown)
+    files.write_text(target, text)
+
+
+def _shown(finding: Finding, root: Path) -> dict[str, Any]:
+    groups = [
+        {
+            "images": [{"path": printable(path), "src": _thumbnail(root / path)} for path in group[:SHOWN_TOGETHER]],
+            "detail": printable(finding.details[number]) if finding.details else "",
+        }
+        for number, group in enumerate(finding.groups[:SHOWN])
+    ]
+    return {
+        "kind": finding.kind,
+        "level": finding.level,
+        "text": printable(finding.text),
+        "count": len(finding.groups),
+        "groups": groups,
+        "more": max(0, len(finding.groups) - SHOWN),
+    }
+
+
+def _thumbnail(path: Path) -> str:
+    """A small JPEG as a data address; empty where there is no image."""
+    if not path.is_file():
+        return ""
+    try:
+        image = load_image(path)
+    except ImageError:
+        return ""
+    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BILINEAR)
+    handle = io.BytesIO()
+    image.save(handle, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(handle.getvalue()).decode()
