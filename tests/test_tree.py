@@ -36,6 +36,7 @@ ORDER = [
     "learner",
     "train",
     "initial",
+    "leaks",
     "prepare",
     "console",
     "check",

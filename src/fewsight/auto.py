@@ -169,7 +169,7 @@ def probe(recipe: Recipe, prepared: Prepared) -> Pace:
     device = torch.device(recipe.run.device)
     stage, images = recipe.stages[0], prepared.images
     plan = batch_plan(recipe, stage, images)
-    source = AugmentedImages(images.root, images.paths, recipe.augment, recipe.run.seed)
+    source = AugmentedImages(images.root, images.paths, recipe.augment, recipe.run.seed, images.numbers)
     normalise = Normalise(prepared.facts.mean, prepared.facts.std).to(device)
     labels = torch.tensor(images.labels)
     steps, loads = [], []

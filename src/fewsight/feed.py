@@ -23,10 +23,18 @@ from fewsight.rng import SAMPLE, image_stream, stream
 
 
 class AugmentedImages(Dataset[Any]):
-    """Training images, augmented; a key is (epoch, index) and alone decides what happens to the image."""
+    """Training images, augmented; a key is (epoch, index) and alone decides what happens to the image.
 
-    def __init__(self, root: Path, paths: Sequence[str], augment: Augment, seed: int) -> None:
+    Args:
+        numbers: what stands for the index there, so that images which were left out change nothing for the others;
+            none: the index itself.
+    """
+
+    def __init__(
+        self, root: Path, paths: Sequence[str], augment: Augment, seed: int, numbers: Sequence[int] = ()
+    ) -> None:
         self.root, self.paths, self.augment, self.seed = root, paths, augment, seed
+        self.numbers = numbers or range(len(paths))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -34,7 +42,7 @@ class AugmentedImages(Dataset[Any]):
     def image(self, epoch: int, index: int) -> np.ndarray:
         """uint8 [px, px, 3], after crop, flip and policy."""
         image = load_image(self.root / self.paths[index])
-        return augment_image(image, self.augment, image_stream(self.seed, epoch, index))
+        return augment_image(image, self.augment, image_stream(self.seed, epoch, self.numbers[index]))
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> "np.ndarray | DataError":
         """uint8 [B, px, px, 3]; an image that fails comes back as the error, which the loop raises."""

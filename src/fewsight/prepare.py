@@ -19,6 +19,7 @@ from fewsight.data import (
 from fewsight.device import num_cores
 from fewsight.errors import DataError
 from fewsight.feed import sample_positions
+from fewsight.leaks import Leaks, find_leaks
 from fewsight.recipes import Data
 from fewsight.runs import RunData
 from fewsight.train import TrainingSet
@@ -46,33 +47,57 @@ def prepare(source: Path, settings: Data, *, progress: Callable[[int, int], None
     """
     dataset = read_dataset(source, holdout=settings.holdout, seed=settings.split_seed)
     classes, train, val = training_samples(dataset, merge_val=settings.merge_val)
-    scanned = scan(dataset.root, [*train, *val], workers=num_cores(), progress=progress)
+    others = _not_trained_on(dataset, settings.merge_val)
+    scanned = scan(dataset.root, [*train, *others], workers=num_cores(), progress=progress)
+    known = {sample.path: one for sample, one in zip([*train, *others], scanned, strict=True)}
     left_out = [
-        {"path": sample.path, "split": "train" if position < len(train) else "val", "error": one.error}
-        for position, (sample, one) in enumerate(zip([*train, *val], scanned, strict=True))
-        if one.error is not None
+        {"path": sample.path, "split": split, "error": str(known[sample.path].error)}
+        for split, samples in (("train", train), ("val", val))
+        for sample in samples
+        if known[sample.path].error is not None
     ]
-    _check_bad(source, left_out, len(scanned), settings.max_bad)
-    train_scanned, val_scanned = scanned[: len(train)], scanned[len(train) :]
-    kept, kept_scanned = _readable(train, train_scanned)
-    kept_val, _ = _readable(val, val_scanned)
-    _check_counts(source, classes, kept, bool(left_out))
-    return _fix(dataset, source, classes, kept, kept_val, kept_scanned, left_out, settings)
+    _check_bad(source, left_out, len(train) + len(val), settings.max_bad)
+    leaks = find_leaks(
+        dataset.root,
+        settings.leak,
+        [(sample, known[sample.path]) for sample in train],
+        [(sample, known[sample.path]) for sample in others],
+    )
+    dropped = dict(leaks.equal) if settings.leak == "drop" else {}
+    left_out += [
+        {"path": path, "split": "train", "error": f"{path}: equal to {other}"} for path, other in dropped.items()
+    ]
+    kept = [
+        (number, sample)
+        for number, sample in enumerate(train)
+        if known[sample.path].error is None and sample.path not in dropped
+    ]
+    _check_counts(source, classes, [sample for _, sample in kept], bool(left_out))
+    kept_val = [sample for sample in val if known[sample.path].error is None]
+    return _fix(dataset, source, classes, kept, kept_val, known, left_out, leaks, settings)
+
+
+def _not_trained_on(dataset: Dataset, merge_val: bool) -> list[Sample]:
+    """The images of every other split, with labels or without."""
+    trained = ("train", "val") if merge_val else ("train",)
+    labelled = [sample for split, samples in dataset.splits.items() if split not in trained for sample in samples]
+    return [*labelled, *(Sample(path, "") for paths in dataset.unlabelled.values() for path in paths)]
 
 
 def _fix(
     dataset: Dataset,
     source: Path,
     classes: tuple[str, ...],
-    train: list[Sample],
+    numbered: list[tuple[int, Sample]],
     val: list[Sample],
-    scanned: list[Scanned],
+    known: dict[str, Scanned],
     left_out: list[dict[str, str]],
+    leaks: Leaks,
     settings: Data,
 ) -> Prepared:
-    index = {name: number for number, name in enumerate(classes)}
+    index, train = {name: number for number, name in enumerate(classes)}, [sample for _, sample in numbered]
     chosen = sample_positions(len(train), MOST_IMAGES_FOR_STATISTICS, settings.split_seed)
-    mean, std = channel_stats([scanned[position] for position in chosen])
+    mean, std = channel_stats([known[train[position].path] for position in chosen])
     splits = {"train": train, "val": val}
     facts = RunData(
         source=str(source.resolve()),
@@ -83,6 +108,7 @@ def _fix(
         std=std if settings.std == "data" else settings.std,
         left_out=left_out,
         ignored=dict(dataset.ignored),
+        leaks=leaks.as_json(),
     )
     images = TrainingSet(
         root=dataset.root.resolve(),
@@ -90,6 +116,7 @@ def _fix(
         labels=tuple(index[sample.label] for sample in train),
         val_paths=tuple(sample.path for sample in val),
         val_labels=tuple(index[sample.label] for sample in val),
+        numbers=tuple(number for number, _ in numbered),
     )
     listed = [
         {
@@ -101,12 +128,8 @@ def _fix(
         for split, samples in splits.items()
         for one in samples
     ]
-    return Prepared(classes, images, facts, listed, tuple((one.width, one.height) for one in scanned))
-
-
-def _readable(samples: tuple[Sample, ...] | list[Sample], scanned: list[Scanned]) -> tuple[list[Sample], list[Scanned]]:
-    pairs = [(sample, one) for sample, one in zip(samples, scanned, strict=True) if one.error is None]
-    return [sample for sample, _ in pairs], [one for _, one in pairs]
+    sizes = tuple((known[sample.path].width, known[sample.path].height) for sample in train)
+    return Prepared(classes, images, facts, listed, sizes)
 
 
 def _check_bad(source: Path, left_out: list[dict[str, str]], total: int, max_bad: float) -> None:

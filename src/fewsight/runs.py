@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,9 @@ class RunData:
     counts: dict[str, dict[str, int]]  # split -> class -> images
     mean: tuple[float, float, float]  # of RGB in [0, 1], training images
     std: tuple[float, float, float]
-    left_out: list[dict[str, str]]  # {"path", "split", "error"} of images that cannot be read
+    left_out: list[dict[str, str]]  # {"path", "split", "error"} of images that cannot be read, or leak
     ignored: dict[str, int]  # reason -> other files and folders
+    leaks: dict[str, Any] = field(default_factory=dict)  # policy, equal and near pairs with other splits
 
 
 @dataclass(frozen=True)

@@ -281,7 +281,7 @@ def resolve(recipe: Recipe, prepared: Prepared) -> Recipe:
 def write_preview(recipe: Recipe, prepared: Prepared, count: int, out: Path, console: Console) -> Path:
     """Write `out/preview.png`: the first `count` augmented batches as the model will see them, CutMix too."""
     images = prepared.images
-    source = AugmentedImages(images.root, images.paths, recipe.augment, recipe.run.seed)
+    source = AugmentedImages(images.root, images.paths, recipe.augment, recipe.run.seed, images.numbers)
     stage = recipe.stages[0]
     plan = batch_plan(recipe, stage, images)
     labels = torch.tensor(images.labels)
@@ -396,6 +396,15 @@ def _say_data(console: Console, prepared: Prepared) -> None:
         console.print(f"left out: {printable(one['error'])}")
     if len(left_out) > NAMED_IN_MESSAGE:
         console.print(f"left out: {len(left_out) - NAMED_IN_MESSAGE:,} more, named in the run's data.json")
+    leaks = prepared.facts.leaks
+    if leaks["equal"] and leaks["policy"] == "allow":
+        console.print(
+            f"note: {len(leaks['equal']):,} images to train on are equal to images of other splits (--leak allow)"
+        )
+    for one, other in leaks["near"][:NAMED_IN_MESSAGE]:
+        console.print(f"nearly equal, in two splits: {printable(one)} and {printable(other)}")
+    if len(leaks["near"]) > NAMED_IN_MESSAGE:
+        console.print(f"nearly equal, in two splits: {len(leaks['near']) - NAMED_IN_MESSAGE:,} more, in data.json")
 
 
 def _data_differences(run: Run, prepared: Prepared) -> str:

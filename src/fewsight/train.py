@@ -45,6 +45,7 @@ class TrainingSet:
     labels: tuple[int, ...]
     val_paths: tuple[str, ...]
     val_labels: tuple[int, ...]
+    numbers: tuple[int, ...] = ()  # of each as the data lists them, those too that were left out; none: 0, 1, 2, ...
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _fit_stage(
     """One stage, from `at` to the start of the next."""
     recipe, stage, plan = run.recipe, run.recipe.stages[at.stage], plans[at.stage]
     before = sum(earlier.epochs for earlier in recipe.stages[: at.stage])  # epochs count on across stages
-    images = AugmentedImages(data.root, data.paths, recipe.augment, recipe.run.seed)
+    images = AugmentedImages(data.root, data.paths, recipe.augment, recipe.run.seed, data.numbers)
     labels = torch.tensor(data.labels)
     peak, total_steps = peak_rate(stage, plan.batch_size), stage.epochs * plan.num_steps
     warmup_steps = min(round(stage.optim.warmup_epochs * plan.num_steps), total_steps)

@@ -11,8 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from fewsight.check.near import candidates, confirmed
-from fewsight.data import Scanned
+from fewsight.data import Scanned, candidates, confirmed
 
 SMALL_PX = 16  # a shorter side below it holds little
 LARGE_PIXELS = 50_000_000

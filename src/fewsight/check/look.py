@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from fewsight.check.findings import Entry, Finding, find
-from fewsight.check.near import COMPARED_PX
-from fewsight.data import Dataset, Sample, images_under, is_hidden, load_image, read_dataset, scan
+from fewsight.data import Dataset, Sample, images_under, is_hidden, load_compared, read_dataset, scan
 from fewsight.device import num_cores
 
 
@@ -51,8 +49,7 @@ def check(
     ]
 
     def load(place: int) -> np.ndarray:
-        image = load_image(dataset.root / entries[place].path).convert("L")
-        return np.asarray(image.resize((COMPARED_PX, COMPARED_PX), Image.Resampling.BOX))
+        return load_compared(dataset.root / entries[place].path)
 
     empty, hidden = _folders(dataset)
     counts: dict[str, Counter[str]] = {}

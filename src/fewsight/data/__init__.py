@@ -1,6 +1,7 @@
 """Folders and manifests in; upright RGB images, labels by name and splits out."""
 
 from fewsight.data.decode import IMAGE_SUFFIXES, Header, ImageError, decode_bytes, load_image, read_bytes
+from fewsight.data.duplicates import candidates, confirmed, load_compared
 from fewsight.data.samples import Dataset, Sample, classes_in, digest
 from fewsight.data.scanning import THUMBNAIL_PX, Scanned, channel_stats, scan, scan_image
 from fewsight.data.selection import EvaluationSet, check_class_sizes, evaluation_samples, training_samples
@@ -16,15 +17,18 @@ __all__ = [
     "ImageError",
     "Sample",
     "Scanned",
+    "candidates",
     "channel_stats",
     "check_class_sizes",
     "classes_in",
+    "confirmed",
     "decode_bytes",
     "digest",
     "evaluation_samples",
     "images_under",
     "is_hidden",
     "is_image",
+    "load_compared",
     "load_image",
     "read_bytes",
     "read_dataset",

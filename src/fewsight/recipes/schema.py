@@ -29,6 +29,7 @@ class Data(Section):
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2  # share for val where a folder has no splits
     split_seed: Annotated[int, Field(ge=0)] = 0  # of that split; runs with other seeds share it
     balance: Literal["none", "weights", "sampling"] = "none"
+    leak: Literal["drop", "stop", "allow"] = "drop"  # a training image that is equal to one of another split
     max_bad: Share = 0.01  # refuse to train when more than this share of the images cannot be read
     mean: Literal["data"] | Channels = "data"  # of RGB in [0, 1]; "data": measured on the training images
     std: Literal["data"] | Channels = "data"

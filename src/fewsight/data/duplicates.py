@@ -6,10 +6,13 @@ that were encoded, resized, brightened or mirrored. A copy that was cropped by m
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from fewsight.data import THUMBNAIL_PX
+from fewsight.data.decode import load_image
+from fewsight.data.scanning import THUMBNAIL_PX
 from fewsight.rng import NEAR, stream
 
 NUM_BANDS, NUM_BITS = 12, 14  # a pair at the least correlation is found in one band or more in 99 of 100 cases
@@ -69,6 +72,16 @@ def confirmed(
         correlation = max(float((one * other).sum()), float((one[:, ::-1] * other).sum()))
         if correlation >= LEAST_DETAIL:
             yield first, second, correlation
+
+
+def load_compared(path: Path) -> np.ndarray:
+    """An image as `confirmed` compares it: grey, uint8 [32, 32].
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    size = (COMPARED_PX, COMPARED_PX)
+    return np.asarray(load_image(path).convert("L").resize(size, Image.Resampling.BOX))
 
 
 def _buckets(keys: np.ndarray, number: int) -> Iterator[np.ndarray]:
