@@ -386,7 +386,7 @@ def _write(out: Path, first: Run, members: Mapping[str, Run], specs: Sequence[Sp
             "fewsight": fewsight.__version__,
             "command": " ".join(["fewsight", *sys.argv[1:]]),
             "started": runs.now(),
-            "members": {name: str(run.path.resolve()) for name, run in members.items()},
+            "members": {name: str(run.path.resolve()) for name, run in members.items() if name in used},
         }
         files.write_json(out / "run.json", info)
     except BaseException:
