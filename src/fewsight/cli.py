@@ -472,6 +472,8 @@ def scores_calibrate(
     from fewsight.console import make_console, show_calibrations
 
     if from_ is not None:
+        if views is not None:
+            raise FewsightError("--from brings the temperatures of its own views; leave out --views")
         from fewsight.ensemble import carry_calibration
 
         found = carry_calibration(from_, run)

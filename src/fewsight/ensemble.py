@@ -4,7 +4,7 @@ E/runs/ holds the runs whole (large files as hard links where the disk can), so 
 mailed; ensemble.json lists its rows with their weights.
 """
 
-import contextlib
+import itertools
 import os
 import shutil
 import sys
@@ -37,7 +37,7 @@ from fewsight.recipes import recipe_differences
 from fewsight.runs import Run
 from fewsight.scores import Store, read_store
 
-RUN_FILES = ("recipe.toml", "classes.json", "data.json", "images.jsonl", "log.jsonl", "metrics.json", runs.WEIGHTS)
+RUN_FILES = ("recipe.toml", "classes.json", "data.json", "images.jsonl", "log.jsonl", "metrics.json")
 MERGED = (
     "data.merge_val",
     "data.mean",
@@ -122,10 +122,12 @@ def score_folders(asked: Asked, place: Path | None, split: str) -> Callable[[str
     """
     if place is None:
         return lambda name, run: run.path / "scores" / split
+    if is_ensemble(place) and not (asked.specs and read_specs(place) == asked.specs):
+        raise RunError(f"{place} holds scores of another ensemble; give --scores another folder, or remove this one")
     if not asked.specs:
         return lambda name, run: place
-    if (place / ENSEMBLE).is_file() and read_specs(place) != asked.specs:
-        raise RunError(f"{place} holds scores of another ensemble; give --scores another folder, or remove this one")
+    if (place / "store.json").is_file():
+        raise RunError(f"{place} holds scores of a run; give --scores another folder, or remove this one")
     files.make_folder(place)
     write_specs(place, asked.specs)
     return lambda name, run: place / name
@@ -289,9 +291,11 @@ def _names(paths: Sequence[Path], rows: Sequence[_Asked]) -> list[str]:
     for path in paths:
         members = {row.member for row in rows if row.path == path}
         alone = len(members) == 1 and {row.path for row in rows if row.member in members} == {path}
-        wanted = Path(members.pop()).name if alone else path.resolve().name
-        taken = sum(name == wanted or name.rpartition("-")[0] == wanted for name in found)
-        found.append(f"{wanted}-{taken + 1}" if taken else wanted)
+        wanted = Path(members.pop()).name if alone else ""
+        wanted = path.resolve().name if wanted in ("", "..") else wanted
+        numbered = itertools.chain([wanted], (f"{wanted}-{number}" for number in itertools.count(2)))
+        taken = {name.casefold() for name in found}  # some disks take x and X for one
+        found.append(next(name for name in numbered if name.casefold() not in taken))
     return found
 
 
@@ -335,16 +339,22 @@ def _carried(source: Path, rows: Sequence[_Asked], read: Mapping[Path, Run]) -> 
     """The weights of another ensemble's rows, for runs of the same recipes."""
     if not is_ensemble(source):
         raise RunError(f"--from {source}: expected an ensemble, whose weights are carried over")
-    given = {(spec.member, spec.px): spec for spec in read_specs(source)}
-    here = {(row.member, row.px): row.path for row in rows}
-    unknown = next((f"{name} at {px} px" for name, px in given if (name, px) not in here), None)
+    specs = read_specs(source)
+    given = dict(zip(_places([(spec.member, spec.px) for spec in specs]), specs, strict=True))
+    here = dict(zip(_places([(row.member, row.px) for row in rows]), rows, strict=True))
+    unknown = next((f"{name} at {px} px" for name, px, nth in given if (name, px, nth) not in here), None)
     if unknown is not None:
         raise RunError(
             f"--from {source}: it has the row {unknown}, which is not here; give the members its names (NAME=RUN)"
         )
     for place, spec in given.items():
-        check_same_recipe(runs.read_run(source / "runs" / spec.run), read[here[place]])
-    return [given[row.member, row.px].weight if (row.member, row.px) in given else 0.0 for row in rows]
+        check_same_recipe(runs.read_run(source / "runs" / spec.run), read[here[place].path])
+    return [given[place].weight if place in given else 0.0 for place in here]
+
+
+def _places(rows: Sequence[tuple[str, int]]) -> list[tuple[str, int, int]]:
+    """Members and sizes, each with its number among the same ones: a member may have a size of several runs."""
+    return [(*row, rows[:number].count(row)) for number, row in enumerate(rows)]
 
 
 def check_same_recipe(source: Run, run: Run) -> None:
@@ -376,7 +386,7 @@ def _write(out: Path, first: Run, members: Mapping[str, Run], specs: Sequence[Sp
             "fewsight": fewsight.__version__,
             "command": " ".join(["fewsight", *sys.argv[1:]]),
             "started": runs.now(),
-            "members": {name: str(run.path.resolve()) for name, run in members.items()},
+            "members": {name: str(run.path.resolve()) for name, run in members.items() if name in used},
         }
         files.write_json(out / "run.json", info)
     except BaseException:
@@ -385,29 +395,39 @@ def _write(out: Path, first: Run, members: Mapping[str, Run], specs: Sequence[Sp
 
 
 def _take(source: Path, target: Path) -> None:
-    """A run into the ensemble, with its whole scores; files that are never changed in place may be shared."""
+    """A run into the ensemble, with its whole scores; large files, which are never changed in place, are shared."""
     files.make_folder(target)
     for name in RUN_FILES:
         if (source / name).is_file():
-            _share(source / name, target / name)
+            _copy(source / name, target / name)
+    _share(source / runs.WEIGHTS, target / runs.WEIGHTS)
     for store in source.glob("scores/*/store.json"):
-        with contextlib.suppress(RunError):  # scores that are not whole are made anew
+        try:
             whole = read_store(store.parent)
-            files.make_folder(target / "scores" / store.parent.name)
-            for name in ("images.jsonl", *(f"{view}{whole.about.suffix}" for view in whole.views), "store.json"):
-                _share(store.parent / name, target / "scores" / store.parent.name / name)
-    _share(source / "run.json", target / "run.json")
+        except RunError:
+            continue  # scores that are not whole are made anew
+        place = target / "scores" / store.parent.name
+        files.make_folder(place)
+        for view in whole.views:
+            _share(store.parent / f"{view}{whole.about.suffix}", place / f"{view}{whole.about.suffix}")
+        for name in ("images.jsonl", "store.json"):
+            _copy(store.parent / name, place / name)
+    _copy(source / "run.json", target / "run.json")
 
 
 def _share(source: Path, target: Path) -> None:
-    """A hard link, else a copy."""
+    """A hard link to the file itself, else a copy."""
     try:
-        os.link(source, target)
+        os.link(source.resolve(), target)
     except OSError:
-        try:
-            shutil.copyfile(source, target)
-        except OSError as error:
-            files.refuse(target, error)
+        _copy(source, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        files.refuse(target, error)
 
 
 def carry_calibration(source: Path, target: Path) -> list[Calibration]:

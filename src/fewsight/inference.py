@@ -105,4 +105,6 @@ def _stored(asked: Asked, names: Sequence[str], folder: Path | None, dtype: str,
         stores = {name: one.store for name, one in stored.items()}
         errors = [image.error for image in next(iter(stores.values())).images]
         for part, probs in fused([asked.weights(stores)]):
-            yield np.log(probs[0]), errors[part], None
+            with np.errstate(divide="ignore"):
+                log_probs = np.log(probs[0])
+            yield log_probs, errors[part], None

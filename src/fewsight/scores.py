@@ -9,6 +9,7 @@ that was asked for). It is written as it goes: a store that was cut short has fe
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -242,5 +243,12 @@ def _size(file: Path) -> int:
 
 
 def _cut(file: Path, num_bytes: int) -> None:
-    if _size(file) > num_bytes:
+    if _size(file) <= num_bytes:
+        return
+    try:
+        if file.stat().st_nlink > 1:  # an ensemble shares it: that one keeps it whole
+            with files.replacing(file) as part:
+                shutil.copyfile(file, part)
         os.truncate(file, num_bytes)
+    except OSError as error:
+        files.refuse(file, error)

@@ -1,5 +1,6 @@
 """The eight recipes for some data, and what they will take: at the report's size, or mapped to small images."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from fewsight.auto import Pace, epoch_seconds, probe, wanted_epochs
 from fewsight.errors import RecipeError
 from fewsight.model import build_model
 from fewsight.prepare import Prepared
-from fewsight.recipes import Recipe, load_recipe
+from fewsight.recipes import Model, Recipe, load_recipe
 from fewsight.reproduce.report import TRAININGS, Training
 from fewsight.session import TEST_RATIOS, resolve
 
@@ -185,7 +186,7 @@ def _jobs(
         assert recipe.eval.test_px != "auto", "the recipe is resolved"
         areas = sum((px / recipe.augment.train_px) ** 2 for px in recipe.eval.test_px)
         testing = num_test * 2 * 2 * areas * image_seconds  # two crops, each with its twin
-        weights = _weight_bytes(recipe, len(prepared.classes))
+        weights = _weight_bytes(recipe.model, len(prepared.classes))
         views = 2 * 2 * len(recipe.eval.test_px)  # without flips too
         memory = 500 * 2**20 + 4 * weights + pace.image_bytes * recipe.stages[-1].batch_size
         disk = 3 * weights + num_test * views * len(prepared.classes) * 4
@@ -196,7 +197,8 @@ def _jobs(
     return jobs
 
 
-def _weight_bytes(recipe: Recipe, num_classes: int) -> int:
+@functools.cache  # the plans that are tried differ in their epochs alone
+def _weight_bytes(model: Model, num_classes: int) -> int:
     with torch.device("meta"):
-        model = build_model(recipe.model.backbone, num_classes, stem=recipe.model.stem, width=recipe.model.width)
-    return sum(weight.numel() * 4 for weight in model.parameters())
+        built = build_model(model.backbone, num_classes, stem=model.stem, width=model.width)
+    return sum(weight.numel() * 4 for weight in built.parameters())
