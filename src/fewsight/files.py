@@ -13,7 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from filelock import FileLock, Timeout
+
 from fewsight.errors import RunError
+
+LOCK = ".lock"  # in a folder that a process is working in
+MOST_JSON_BYTES = 2**28  # far more than a run of 100,000 classes writes
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -80,6 +85,50 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def locked(folder: Path, doing: str) -> Iterator[None]:
+    """Inside the block no other process may do so too; the lock ends with the process, even a killed one.
+
+    Args:
+        doing: what the other one is doing, for the message: "training".
+
+    Raises:
+        RunError: another process has it, or the folder cannot be written.
+    """
+    make_folder(folder)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunError(
+            f"{folder}: another process is {doing} there; wait until it has ended, or end it, then try again"
+        ) from error
+    except NotImplementedError:  # a file system without locks
+        yield
+        return
+    except OSError as error:
+        refuse(folder, error)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_inside(file: Path, folder: Path) -> None:
+    """Refuse a file of a folder from elsewhere that is none, or lies outside: a link, a device, a pipe.
+
+    Raises:
+        RunError: so it is.
+    """
+    try:
+        if not file.is_file():
+            raise RunError(f"{file} is not a file (a device, a pipe or a broken link); it cannot belong to {folder}")
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise RunError(f"{file} is a link to {file.resolve()}, outside {folder}; put the file itself there")
+    except OSError as error:
+        raise RunError(f"cannot read {file}: {error.strerror or error}") from error
+
+
 def remove_parts(folder: Path) -> None:
     """Delete what killed processes left beside files of `folder`; no process may be writing there."""
     for part in folder.glob(".*.part"):
@@ -125,10 +174,13 @@ def read_json(path: Path) -> Any:
         RunError: the file is missing, cannot be read or is not JSON.
     """
     try:
+        if not path.exists():
+            raise RunError(f"{path} is missing: {path.parent} is not a whole run folder.")
+        check_inside(path, path.parent)
+        if (size := path.stat().st_size) > MOST_JSON_BYTES:
+            raise RunError(f"{path} has {size / 2**20:,.0f} MiB, which is no file that fewsight wrote")
         return json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise RunError(f"{path} is missing: {path.parent} is not a whole run folder.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read {path}: {error}. Restore the file from a copy of the run.") from error
 
 

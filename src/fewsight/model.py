@@ -1,5 +1,6 @@
 """A backbone with a linear head, and its weights as named tensors."""
 
+import contextlib
 from collections.abc import Mapping
 
 import torch
@@ -51,6 +52,18 @@ def build_model(backbone_name: str, num_classes: int, *, stem: str = "large", wi
     return Classifier(build_backbone(backbone_name, stem=stem, width=width), num_classes)
 
 
+def build_without_memory(
+    backbone_name: str, num_classes: int, *, stem: str = "large", width: float = 1.0
+) -> Classifier:
+    """The same classifier with shapes alone, to check names and sizes before memory is spent on them.
+
+    A model of timm takes its memory all the same: it reads values from tensors while it is built.
+    """
+    weightless = contextlib.nullcontext() if backbone_name.startswith(TIMM_PREFIX) else torch.device("meta")
+    with weightless:
+        return build_model(backbone_name, num_classes, stem=stem, width=width)
+
+
 def weights_out(model: nn.Module) -> dict[str, Tensor]:
     """All weights and norm statistics by name: contiguous copies on the CPU, in the model's precision."""
     return {
@@ -67,7 +80,17 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str
         source: what the tensors came from, for the message.
 
     Raises:
-        RunError: when a name is missing, unexpected, or has another shape; the model is unchanged.
+        RunError: as `check_weights`; the model is unchanged.
+    """
+    check_weights(model, tensors, source=source)
+    model.load_state_dict(dict(tensors))
+
+
+def check_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str = "weights") -> None:
+    """Refuse tensors that are not the model's; it may be one without memory.
+
+    Raises:
+        RunError: when a name is missing, unexpected, or has another shape.
     """
     own = model.state_dict()
     problems = _listed("missing", [name for name in own if name not in tensors])
@@ -85,7 +108,6 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str
             f"{source} do not fit the model: {'; '.join(problems)}. "
             "Use the recipe and the classes that they were trained with"
         )
-    model.load_state_dict(dict(tensors))
 
 
 def _listed(what: str, names: list[str]) -> list[str]:

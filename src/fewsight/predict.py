@@ -15,9 +15,10 @@ from fewsight.augment import View, cut_view, named_views
 from fewsight.data import decode_bytes, read_bytes
 from fewsight.device import autocast, compute_threads, keep_freed_memory, resolve_run, to_device
 from fewsight.errors import DataError
-from fewsight.model import Classifier, build_model, load_weights
+from fewsight.files import locked
+from fewsight.model import Classifier, build_model, build_without_memory, check_weights, load_weights
 from fewsight.recipes import Recipe
-from fewsight.runs import Run, read_weights, require_weights, trained_files
+from fewsight.runs import WEIGHTS, Run, read_weights, require_weights, trained_files
 from fewsight.scores import About, Image, Store, append, begin, finish, images_digest
 
 PART_PIXELS = 64 * 224**2  # of one view, that go through the model at a time
@@ -56,10 +57,11 @@ class Normalise(nn.Module):
 
 def load_model(run: Run, device: torch.device) -> Classifier:
     """The run's trained model, in evaluation mode and channels-last layout."""
-    recipe = run.recipe
-    stem = recipe.model.stem
-    model = build_model(recipe.model.backbone, len(run.classes), stem=stem, width=recipe.model.width)
-    load_weights(model, read_weights(run))
+    ours, count, tensors = run.recipe.model, len(run.classes), read_weights(run)
+    shapes = build_without_memory(ours.backbone, count, stem=ours.stem, width=ours.width)
+    check_weights(shapes, tensors, source=str(run.path / WEIGHTS))  # before memory is spent on what a recipe claims
+    model = build_model(ours.backbone, count, stem=ours.stem, width=ours.width)
+    load_weights(model, tensors)
     return model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
 
@@ -155,18 +157,19 @@ def score_into(
         precision=str(recipe.run.precision),
         dtype=dtype,
     )
-    store, changed = begin(folder, about, [view.name for view in views]), 0
-    missing = [view for view in views if view.name in store.views]
-    rest = images[store.done :] if missing else ()
-    for scores in run_scores(run, [one.file for one in rest], missing) if rest else ():
-        first = store.done + scores.start
-        lines = [
-            Image(one.name, one.label, error, digest, one.file.resolve() in trained)
-            for one, error, digest in zip(images[first:], scores.errors, scores.digests, strict=False)
-        ]
-        changed += append(store, first, scores.results, lines)
-        progress(first + len(lines), len(images))
-    return Stored(finish(store), len(rest) * len(missing), changed)
+    with locked(folder, "scoring"):
+        store, changed = begin(folder, about, [view.name for view in views]), 0
+        missing = [view for view in views if view.name in store.views]
+        rest = images[store.done :] if missing else ()
+        for scores in run_scores(run, [one.file for one in rest], missing) if rest else ():
+            first = store.done + scores.start
+            lines = [
+                Image(one.name, one.label, error, digest, one.file.resolve() in trained)
+                for one, error, digest in zip(images[first:], scores.errors, scores.digests, strict=False)
+            ]
+            changed += append(store, first, scores.results, lines)
+            progress(first + len(lines), len(images))
+        return Stored(finish(store), len(rest) * len(missing), changed)
 
 
 def _file_size(path: Path) -> int:

@@ -169,6 +169,7 @@ def read_run(path: Path) -> Run:
 def read_images(path: Path) -> list[dict[str, Any]]:
     """The images that a run trains on and selects on: {"split", "path", "label", "size"} each."""
     try:
+        files.check_inside(path / "images.jsonl", path)
         text = (path / "images.jsonl").read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
     except (OSError, ValueError) as error:
@@ -317,6 +318,7 @@ def now() -> str:
 
 
 def _read_bytes(file: Path) -> bytes:
+    files.check_inside(file, file.parent)
     try:
         return file.read_bytes()
     except OSError as error:

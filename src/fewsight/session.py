@@ -17,7 +17,6 @@ from torch import Tensor
 from fewsight import files, runs
 from fewsight.augment import contact_sheet
 from fewsight.auto import plan_recipe, starting_values
-from fewsight.backbones import TIMM_PREFIX
 from fewsight.console import TrainingReporter, counting, make_console, printable
 from fewsight.data import EvaluationSet, evaluation_samples
 from fewsight.device import resolve_device, resolve_run
@@ -28,7 +27,7 @@ from fewsight.fusion import log_probs
 from fewsight.initial import check_fits, model_values, read_start, weights_from
 from fewsight.losses import check_loss, wanted_batches
 from fewsight.metrics import Figures, evaluate_scores
-from fewsight.model import build_model, resolve_stem, with_stem
+from fewsight.model import build_without_memory, resolve_stem, with_stem
 from fewsight.predict import Labelled, Stored
 from fewsight.prepare import NAMED_IN_MESSAGE, Prepared, prepare
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
@@ -252,10 +251,7 @@ def check_parts(recipe: Recipe) -> None:
     """
     name, asked = recipe.model.backbone, recipe.model.stem
     stem = resolve_stem(recipe.augment.train_px, name) if asked == "auto" else asked
-    # timm's models read values from tensors while they are built
-    weightless = contextlib.nullcontext() if name.startswith(TIMM_PREFIX) else torch.device("meta")
-    with weightless:
-        build_model(name, 2, stem=stem, width=recipe.model.width)
+    build_without_memory(name, 2, stem=stem, width=recipe.model.width)
     for stage in recipe.stages:
         check_loss(stage, cutmix_prob(recipe, stage))
 
@@ -318,7 +314,8 @@ def _caption(label: str, other_label: str, stem: str, lam: float) -> str:
 def _fit(run: Run, images: TrainingSet, console: Console, weights: Mapping[str, Tensor] | None) -> Run:
     reporter = TrainingReporter(console)
     try:
-        return fit(run, images, reporter, weights)
+        with files.locked(run.path, "training"):
+            return fit(run, images, reporter, weights)
     except torch.OutOfMemoryError as error:
         parts = (
             f"with the batch in more parts, for example --set stages.0.accumulate={2 * run.recipe.stages[0].accumulate}"

@@ -6,6 +6,7 @@ error, never an image with a grey part. Colour profiles are ignored.
 """
 
 import io
+import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ IMAGE_SUFFIXES = frozenset(
         ".avif",
     ]
 )  # compared in lower case
+MAX_BYTES = 2**30  # of a file: no image of MAX_PIXELS needs more
 MAX_PIXELS = 178_956_970  # twice Pillow's warning threshold: where Pillow itself stops
 
 _UPRIGHT = {
@@ -80,9 +82,14 @@ def read_bytes(path: Path) -> bytes:
         ImageError: the file cannot be read.
     """
     try:
+        status = path.stat()  # before it is opened: a pipe would be waited for, a device never ends
+        if stat.S_ISDIR(status.st_mode):
+            raise ImageError(str(path), "a folder, not an image")
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(str(path), "a device or a pipe, not a file")
+        if status.st_size > MAX_BYTES:
+            raise ImageError(str(path), f"too large: {status.st_size:,} bytes, at most {MAX_BYTES:,} are read")
         return path.read_bytes()
-    except IsADirectoryError:
-        raise ImageError(str(path), "a folder, not an image") from None
     except OSError as error:
         raise ImageError(str(path), f"cannot be read ({error.strerror or error})") from None
 

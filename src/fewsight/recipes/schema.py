@@ -40,7 +40,7 @@ class Model(Section):
 
     backbone: str
     stem: Literal["auto", "large", "medium", "small"] = "auto"  # total stride 4, 2, 1
-    width: Positive = 1.0
+    width: Annotated[float, Field(gt=0, le=16)] = 1.0
 
 
 class Augment(Section):
@@ -122,7 +122,7 @@ class Stage(Section):
 class Eval(Section):
     """How a run is tested."""
 
-    test_px: Annotated[list[Pixels], Field(min_length=1)] | Literal["auto"] = "auto"
+    test_px: Annotated[list[Pixels], Field(min_length=1, max_length=16)] | Literal["auto"] = "auto"
     crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.875
     view_seed: Annotated[int, Field(ge=0)] = 0
     every_epochs: Annotated[int, Field(ge=0)] = 1  # 0: after the last epoch only
@@ -147,7 +147,7 @@ class Recipe(Section):
     data: Data = Data()
     model: Model
     augment: Augment
-    stages: Annotated[list[Stage], Field(min_length=1)]
+    stages: Annotated[list[Stage], Field(min_length=1, max_length=100)]
     eval: Eval = Eval()
     run: Run = Run()
 

@@ -85,9 +85,10 @@ def reproduce(
     _write_plan(out, wanted, planned)
     tasks = [_task(job, data, out, wanted) for job in planned]
     begun = time.monotonic()
-    outcome = run_tasks(
-        tasks, slots, threads=threads, say=lambda text: console.print(printable(text)), watch=_watch(console)
-    )
+    with files.locked(out, "reproducing"):
+        outcome = run_tasks(
+            tasks, slots, threads=threads, say=lambda text: console.print(printable(text)), watch=_watch(console)
+        )
     console.print(f"trained and tested in {duration(time.monotonic() - begun)}")
     _say_failures(console, outcome)
     tested = _tested(out, planned)

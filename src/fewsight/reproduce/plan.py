@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-import torch
-
 from fewsight.auto import Pace, epoch_seconds, probe, wanted_epochs
 from fewsight.errors import RecipeError
-from fewsight.model import build_model
+from fewsight.model import build_without_memory
 from fewsight.prepare import Prepared
 from fewsight.recipes import Model, Recipe, load_recipe
 from fewsight.reproduce.report import TRAININGS, Training
@@ -199,6 +197,5 @@ def _jobs(
 
 @functools.cache  # the plans that are tried differ in their epochs alone
 def _weight_bytes(model: Model, num_classes: int) -> int:
-    with torch.device("meta"):
-        built = build_model(model.backbone, num_classes, stem=model.stem, width=model.width)
+    built = build_without_memory(model.backbone, num_classes, stem=model.stem, width=model.width)
     return sum(weight.numel() * 4 for weight in built.parameters())
