@@ -28,7 +28,7 @@ def candidates(thumbnails: Sequence[bytes]) -> list[tuple[int, int, float]]:
 
     Time grows with the images and with the pairs that look alike, not with all pairs.
     """
-    pixels = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(len(thumbnails), -1).astype(np.float32)
+    pixels = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(-1, THUMBNAIL_PX**2).astype(np.float32)
     pixels -= pixels.mean(1, keepdims=True)
     spread = pixels.std(1)
     textured = np.flatnonzero(spread >= LEAST_SPREAD)
