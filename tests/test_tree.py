@@ -17,6 +17,7 @@ ORDER = [
     "rng",
     "recipes",
     "device",
+    "ranks",
     "data",
     "augment",
     "backbones",

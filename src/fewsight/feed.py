@@ -5,7 +5,7 @@ import multiprocessing
 import signal
 import sys
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,14 @@ class AugmentedImages(Dataset[Any]):
             return error
 
 
+Rows = Callable[[int, int, int], np.ndarray]  # (epoch, step, images of the batch) -> places in it
+
+
+def all_rows(epoch: int, step: int, count: int) -> np.ndarray:
+    """Every image of a batch."""
+    return np.arange(count)
+
+
 def batches(
     images: AugmentedImages,
     plan: Plan,
@@ -61,8 +69,12 @@ def batches(
     num_epochs: int,
     workers: int,
     pin: bool = False,
+    rows: Rows = all_rows,
 ) -> Generator[tuple[int, int, Tensor, np.ndarray]]:
-    """Every batch from (first_epoch, first_step) on: (epoch, step, uint8 [B, px, px, 3], indices [B]).
+    """Every batch from (first_epoch, first_step) on: (epoch, step, uint8 [n, px, px, 3], indices [B]).
+
+    Args:
+        rows: which of a batch's B images are loaded, n of them in that order: a process's share and its partners.
 
     Raises:
         DataError: an image that could be read before training can no longer be; it is named.
@@ -74,7 +86,10 @@ def batches(
                 if epoch > first_epoch or step >= first_step:
                     yield epoch, step, indices
 
-    keys = ([(epoch, int(index)) for index in indices] for epoch, _, indices in positions())
+    keys = (
+        [(epoch, int(index)) for index in indices[rows(epoch, step, len(indices))]]
+        for epoch, step, indices in positions()
+    )
     loaded = map(images.__getitems__, keys) if workers == 0 else _load_beside(images, keys, workers)
     for (epoch, step, indices), batch in zip(positions(), loaded, strict=True):
         if isinstance(batch, DataError):

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from fewsight.device import autocast
 from fewsight.losses import Targets
 from fewsight.model import Classifier
+from fewsight.ranks import ALONE, Ranks
 from fewsight.recipes import Stage
 
 
@@ -22,6 +23,7 @@ class Learner:
         loss: `(logits, features, targets) -> (scalar, what to log)`; its own weights are trained too.
         num_steps: steps an epoch, for the average's half-life.
         precision: float32, bf16 or fp16 (with a scaled loss).
+        ranks: the processes that share each batch.
     """
 
     def __init__(
@@ -32,7 +34,9 @@ class Learner:
         num_steps: int,
         device: torch.device,
         precision: str,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.model, self.loss, self.stage = model, loss, stage
         self.device, self.precision = device, precision
         self.named = {f"model.{name}": weight for name, weight in model.named_parameters()}
@@ -43,22 +47,31 @@ class Learner:
         self.average = moving_average(model, half_life) if half_life else None
 
     def step(self, images: Tensor, targets: Targets, rate: float) -> tuple[float, dict[str, float]]:
-        """One optimiser step on a batch, in `stage.accumulate` parts; returns the batch's loss and what to log."""
+        """One optimiser step on a batch, in `stage.accumulate` parts; returns the batch's loss and what to log.
+
+        Where several processes share the batch, `images` are this one's; gradients, loss and log are summed over all.
+        """
         self.model.train()
         self.loss.train()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         total = torch.zeros((), device=self.device)
         logged: dict[str, Any] = {}
-        for part in parts_of(len(images), self.stage.accumulate):
+        whole = len(images) if targets.total is None else targets.total
+        for part in parts_of(len(images), min(self.stage.accumulate, whole // self.ranks.count // 2)):
             with autocast(self.device, self.precision):
                 logits, features = self.model(images[part])
             loss, extra = self.loss(logits, features, targets.part(part))
-            share = (part.stop - part.start) / len(images)
+            share = (part.stop - part.start) / whole
             self.scaler.scale(loss * share).backward()
             total += loss.detach() * share
             for name, value in extra.items():
                 logged[name] = logged.get(name, 0.0) + share * value
+        if self.ranks.count > 1:
+            self._sum_gradients()
+            values = [torch.as_tensor(value, device=self.device).double() for value in (total, *logged.values())]
+            total, *values = self.ranks.sum_(torch.stack(values)).unbind()
+            logged = dict(zip(logged, values, strict=True))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
@@ -66,6 +79,21 @@ class Learner:
             self.average.update_parameters(self.model)
         terms = {name: float(value) for name, value in logged.items()}  # here the device is waited for
         return float(total), {name: value for name, value in terms.items() if not math.isnan(value)}
+
+    def _sum_gradients(self) -> None:
+        """Over all processes, in one message for each type; every share of the loss was weighed by its images."""
+        for weight in self.named.values():
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        kinds = {weight.dtype for weight in self.named.values()}
+        for kind in kinds:
+            gradients = [
+                weight.grad for weight in self.named.values() if weight.dtype == kind and weight.grad is not None
+            ]
+            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            self.ranks.sum_(flat)
+            for gradient, summed in zip(gradients, torch.split(flat, [one.numel() for one in gradients]), strict=True):
+                gradient.copy_(summed.view(gradient.shape))
 
     def averaged(self) -> nn.Module:
         """The model to test and to keep: the moving average where there is one."""

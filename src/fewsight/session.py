@@ -30,6 +30,7 @@ from fewsight.metrics import Figures, evaluate_scores
 from fewsight.model import build_without_memory, resolve_stem, with_stem
 from fewsight.predict import Labelled, Stored
 from fewsight.prepare import NAMED_IN_MESSAGE, Prepared, prepare
+from fewsight.ranks import Ranks, joined
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
 from fewsight.runs import Run
 from fewsight.scores import Store
@@ -52,6 +53,8 @@ def train(
 ) -> list[Run]:
     """Train on a folder or manifest; the run folder `out` then holds the model.
 
+    Under torchrun the processes share each batch; the first one plans, writes and speaks.
+
     Args:
         recipe: "auto" (planned from the data, the device and `hours`), a shipped name or a TOML file.
         overrides: `key.path=value` on top of the recipe.
@@ -67,8 +70,38 @@ def train(
         DataError, RecipeError, RunError: before anything is overwritten.
         Interrupted: Ctrl-C or SIGTERM during training; the state is saved.
     """
+    with joined() as ranks:
+        if not ranks.first:
+            return _follow(ranks)
+        finished = _train(
+            ranks, data, out, recipe, hours, overrides, seeds, init_from, preview, console or make_console()
+        )
+        ranks.told("")  # there is no more to train
+        return finished
+
+
+def _follow(ranks: Ranks) -> list[Run]:
+    """Train what the first process names, until it names nothing."""
+    finished = []
+    while folder := ranks.told():
+        finished.append(_continue(runs.read_run(Path(folder)), Console(quiet=True), ranks))
+    return finished
+
+
+def _train(
+    ranks: Ranks,
+    data: Path,
+    out: Path,
+    recipe: str | Path,
+    hours: float,
+    overrides: Sequence[str],
+    seeds: Sequence[int],
+    init_from: Path | None,
+    preview: int,
+    console: Console,
+) -> list[Run]:
+    """`train`, as the first process does it."""
     began = time.monotonic()
-    console = console or make_console()
     folders = {seed: out / f"seed{seed}" for seed in seeds} if seeds else {None: out}
     planned = str(recipe) == "auto"
     if planned and not 0 < hours < math.inf:
@@ -105,7 +138,8 @@ def train(
         run = runs.create_run(folder, seeded, prepared.classes, prepared.facts, prepared.listed, notes, origin)
         console.print(f"training {folder}" + ("" if seed is None else f" (seed {seed})"))
         try:
-            finished.append(_fit(run, prepared.images, console, weights))
+            ranks.told(str(folder.resolve()))
+            finished.append(_fit(run, prepared.images, console, weights, ranks))
         except Interrupted as error:
             waiting = [one for one in seeds if one != seed and not (out / f"seed{one}").exists()]
             if not waiting:
@@ -125,8 +159,14 @@ def resume(path: Path, *, console: Console | None = None) -> Run:
     Raises:
         RunError: not a run, or its recipe or data is no longer what it began with; the differences are named.
     """
-    console = console or make_console()
-    run = runs.read_run(path)
+    with joined() as ranks:
+        run = runs.read_run(path)
+        return _continue(run, (console or make_console()) if ranks.first else Console(quiet=True), ranks)
+
+
+def _continue(run: Run, console: Console, ranks: Ranks) -> Run:
+    """Train a run that was begun, from its last state or its start."""
+    path = run.path
     if run.finished:
         console.print(f"{path} is finished; there is nothing to continue")
         return run
@@ -147,7 +187,7 @@ def resume(path: Path, *, console: Console | None = None) -> Run:
     if prepared.facts.digest != run.data.digest:
         raise RunError(f"{path}: {source} is not the data that the run began with: {_data_differences(run, prepared)}")
     origin = None if runs.has_state(path) else run.info.get("start")
-    return _fit(run, prepared.images, console, _starting_weights(origin, run.recipe, run.classes, console))
+    return _fit(run, prepared.images, console, _starting_weights(origin, run.recipe, run.classes, console), ranks)
 
 
 @dataclass(frozen=True)
@@ -311,11 +351,14 @@ def _caption(label: str, other_label: str, stem: str, lam: float) -> str:
     return f"{lam:.2f} {printable(label)}\n{1 - lam:.2f} {printable(other_label)}"
 
 
-def _fit(run: Run, images: TrainingSet, console: Console, weights: Mapping[str, Tensor] | None) -> Run:
+def _fit(run: Run, images: TrainingSet, console: Console, weights: Mapping[str, Tensor] | None, ranks: Ranks) -> Run:
     reporter = TrainingReporter(console)
+    if ranks.count > 1:
+        norms = "of all images (sync_norm)" if run.recipe.run.sync_norm else "of each process's own images"
+        console.print(f"{ranks.count} processes share each batch; batch norms take their statistics {norms}")
     try:
-        with files.locked(run.path, "training"):
-            return fit(run, images, reporter, weights)
+        with files.locked(run.path, "training") if ranks.first else contextlib.nullcontext():
+            return fit(run, images, reporter, weights, ranks)
     except torch.OutOfMemoryError as error:
         parts = (
             f"with the batch in more parts, for example --set stages.0.accumulate={2 * run.recipe.stages[0].accumulate}"

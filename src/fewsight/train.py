@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fewsight import files, runs
-from fewsight.augment import apply_cutmix, draw_cutmix
+from fewsight.augment import Mix, draw_cutmix, paste
 from fewsight.device import compute_threads, keep_freed_memory, same_bits, to_device
 from fewsight.errors import DataError, Interrupted, RunError
 from fewsight.feed import AugmentedImages, batches, naming_lost_workers
@@ -25,6 +25,7 @@ from fewsight.metrics import Figures, evaluate_scores
 from fewsight.model import Classifier, build_model, load_weights, weights_out
 from fewsight.plans import ClassBatches, Plan, ShuffledBatches, class_shares
 from fewsight.predict import Normalise, score_images
+from fewsight.ranks import ALONE, LEAST_SHARE, Ranks, synchronise_norms
 from fewsight.recipes import Recipe, Stage
 from fewsight.rng import batch_stream
 from fewsight.runs import Run
@@ -79,11 +80,18 @@ class Reporter(Protocol):
         """Something that the user should know now."""
 
 
-def fit(run: Run, data: TrainingSet, reporter: Reporter, weights: Mapping[str, Tensor] | None = None) -> Run:
+def fit(
+    run: Run,
+    data: TrainingSet,
+    reporter: Reporter,
+    weights: Mapping[str, Tensor] | None = None,
+    ranks: Ranks = ALONE,
+) -> Run:
     """Train a run to its end, from its last saved state if it has one.
 
     Args:
         weights: what to start from instead of a random initialisation.
+        ranks: the processes that train it together, each of which calls this; the first one writes and speaks.
 
     Raises:
         RunError: the loss is not finite, or has collapsed and `run.on_collapse` is "stop", or the folder cannot be
@@ -93,26 +101,31 @@ def fit(run: Run, data: TrainingSet, reporter: Reporter, weights: Mapping[str, T
     """
     recipe = run.recipe
     keep_freed_memory()
-    runs.remove_leftovers(run.path)
     state = runs.read_state(run.path)
     at = Position(**state[1]["position"]) if state else Position()
-    runs.cut_log(run.path, state[1]["log_bytes"] if state else 0)
+    if ranks.first:
+        runs.remove_leftovers(run.path)
+        runs.cut_log(run.path, state[1]["log_bytes"] if state else 0)
+    ranks.told()  # nobody writes before everybody has read
     device = torch.device(recipe.run.device)
     same_bits(device)
     normalise = Normalise(run.data.mean, run.data.std).to(device)
     model = initial_model(recipe, len(run.classes))
     if weights is not None:
         load_weights(model, weights)
+    if recipe.run.sync_norm and ranks.count > 1:
+        synchronise_norms(model)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert recipe.run.threads != "auto", "a resolved recipe has its threads"
     plans = [batch_plan(recipe, stage, data) for stage in recipe.stages]
+    _check_shares(plans, ranks)
     total = sum(plan.num_steps * stage.epochs for plan, stage in zip(plans, recipe.stages, strict=True))
     reporter.start(total, _steps_before(recipe, plans, at))
     with compute_threads(recipe.run.threads), signals_that_stop() as stop, naming_lost_workers():
         if state:
             _check_threads(run, state[1]["threads"])
         for number in range(at.stage, len(recipe.stages)):
-            learner = build_learner(model, recipe, recipe.stages[number], data, len(run.classes), device)
+            learner = build_learner(model, recipe, recipe.stages[number], data, len(run.classes), device, ranks)
             if state:
                 learner.load(*state)
                 state = None
@@ -122,13 +135,27 @@ def fit(run: Run, data: TrainingSet, reporter: Reporter, weights: Mapping[str, T
     if recipe.run.select == "best":
         run = runs.read_run(run.path)  # its weights' digest was noted there
         load_weights(model, runs.read_weights(run))
-    figures = score_val(run, data, model, normalise)
+    figures = score_val(run, data, model, normalise, ranks)
+    if not ranks.first:
+        ranks.told()
+        return runs.read_run(run.path)
     if recipe.run.select == "last":
         run = runs.save_weights(run, weights_out(model))
     files.write_json(run.path / "metrics.json", {"val": figures.as_json() if figures else None})
     run = runs.update_info(run, status="finished", finished=runs.now(), collapsed=at.collapsed)
     runs.remove_state(run.path)
+    ranks.told()
     return run
+
+
+def _check_shares(plans: Sequence[Plan], ranks: Ranks) -> None:
+    """Every process needs images of every batch."""
+    least = min(min(len(indices) for indices in plan.epoch(0)) for plan in plans)
+    if ranks.count > 1 and least < LEAST_SHARE * ranks.count:
+        raise RunError(
+            f"a batch of {least} images cannot be shared by {ranks.count} processes, each of which needs "
+            f"{LEAST_SHARE}; start fewer, or train with a larger batch_size"
+        )
 
 
 def _fit_stage(
@@ -148,7 +175,11 @@ def _fit_stage(
     labels = torch.tensor(data.labels)
     peak, total_steps = peak_rate(stage, plan.batch_size), stage.epochs * plan.num_steps
     warmup_steps = min(round(stage.optim.warmup_epochs * plan.num_steps), total_steps)
-    keeper, began = StateKeeper(recipe.run.state_minutes), time.monotonic()
+    keeper, began, ranks = StateKeeper(recipe.run.state_minutes), time.monotonic(), learner.ranks
+
+    def rows(epoch: int, step: int, count: int) -> np.ndarray:
+        return rows_of(recipe, stage, epoch, step, count, ranks)
+
     assert recipe.run.workers != "auto", "a resolved recipe has its workers"
     feed = batches(
         images,
@@ -158,12 +189,13 @@ def _fit_stage(
         num_epochs=before + stage.epochs,
         workers=recipe.run.workers,
         pin=learner.device.type == "cuda",
+        rows=rows,
     )
     with closing(feed):  # ends its processes, whatever happens
         for epoch, step, batch, indices in feed:
             torch.manual_seed(int(batch_stream(recipe.run.seed, epoch, step).integers(2**62)))
             inputs, targets = mix(
-                normalise(to_device(batch, learner.device)), labels, indices, recipe, stage, epoch, step
+                normalise(to_device(batch, learner.device)), labels, indices, recipe, stage, epoch, step, ranks
             )
             done = (epoch - before) * plan.num_steps + step
             rate = rate_at(done, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps)
@@ -187,26 +219,37 @@ def _fit_stage(
                 **({"terms": terms} if terms else {}),
             }
             reporter.step(line, _steps_before(recipe, plans, at))
-            if step % max(1, plan.num_steps // 10) == 0:
+            if ranks.first and step % max(1, plan.num_steps // 10) == 0:
                 runs.append_log(run.path, {**line, "time": runs.now()})
             if step + 1 == plan.num_steps:
                 at = _end_epoch(run, data, learner, at, normalise, reporter, time.monotonic() - began)
                 began = time.monotonic()
             stops_here = at.step == 0 and at.collapsed and recipe.run.on_collapse == "stop"
-            if stop.signal_number or stops_here or keeper.is_due(epoch_ended=at.step == 0):
+            signal_number = _agreed(stop.signal_number, ranks)
+            if ranks.first and (signal_number or stops_here or keeper.is_due(epoch_ended=at.step == 0)):
                 keeper.save(run, learner, at)
             if stops_here:
                 raise RunError(
                     f"{run.path}: stopped after epoch {epoch + 1}, because the loss has collapsed (the reason stands "
                     'above and in log.jsonl) and run.on_collapse = "stop". Train anew with what it says to change'
                 )
-            if stop.signal_number:
+            if signal_number:
+                ranks.told()  # nobody leaves before the state is saved
                 raise Interrupted(
                     f"interrupted after epoch {epoch + 1}, step {step + 1}; the state is saved. "
                     f"Continue with: fewsight train --resume {run.path}",
-                    stop.signal_number,
+                    signal_number,
                 )
     return replace(at, stage=at.stage + 1, epoch=0, step=0)
+
+
+def _agreed(signal_number: int, ranks: Ranks) -> int:
+    """The signal that any process has received: all stop after the same step."""
+    if ranks.count == 1:
+        return signal_number
+    heard = torch.zeros(ranks.count, dtype=torch.int64)
+    heard[ranks.rank] = signal_number
+    return int(ranks.sum_(heard).max())
 
 
 def _end_epoch(
@@ -232,18 +275,20 @@ def _end_epoch(
         line["terms"] = means
     every = recipe.eval.every_epochs
     if every and ((at.epoch + 1) % every == 0 or at.epoch + 1 == stage.epochs):
-        figures = score_val(run, data, learner.averaged(), normalise)
+        figures = score_val(run, data, learner.averaged(), normalise, learner.ranks)
         if figures:
             line |= {"val_top1": figures.top1.value, "val_nll": figures.nll}
             if recipe.run.select == "best" and figures.top1.value > at.best_top1:
                 at = replace(at, best_top1=figures.top1.value)
-                runs.save_weights(run, weights_out(learner.averaged()), best_epoch=line["epoch"])
+                if learner.ranks.first:
+                    runs.save_weights(run, weights_out(learner.averaged()), best_epoch=line["epoch"])
     first = means if at.epoch == 0 else at.first
     warm = at.epoch + 1 > stage.optim.warmup_epochs
     collapse = collapse_of(learner.loss, means, first, (at.epoch + 1) / stage.epochs) if warm else None
     if collapse:
         line["collapse"] = collapse
-    runs.append_log(run.path, {**line, "seconds": round(seconds, 3), "time": runs.now()})
+    if learner.ranks.first:
+        runs.append_log(run.path, {**line, "seconds": round(seconds, 3), "time": runs.now()})
     reporter.epoch({**line, "epochs": sum(one.epochs for one in recipe.stages), "seconds": seconds})
     if collapse and not at.collapsed:  # named once, while it lasts
         reporter.say(f"warning: epoch {line['epoch']}: {collapse}")
@@ -292,6 +337,7 @@ def build_learner(
     data: TrainingSet,
     num_classes: int,
     device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> Learner:
     """The model with the stage's loss, fresh optimiser and moving average.
 
@@ -308,28 +354,52 @@ def build_learner(
         num_features=model.head.in_features,
         class_weights=weights,
     )
-    return Learner(model, loss.to(device), stage, plan.num_steps, device, recipe.run.precision)
+    return Learner(model, loss.to(device), stage, plan.num_steps, device, recipe.run.precision, ranks)
 
 
 def mix(
-    images: Tensor, labels: Tensor, indices: np.ndarray, recipe: Recipe, stage: Stage, epoch: int, step: int
+    images: Tensor,
+    labels: Tensor,
+    indices: np.ndarray,
+    recipe: Recipe,
+    stage: Stage,
+    epoch: int,
+    step: int,
+    ranks: Ranks = ALONE,
 ) -> tuple[Tensor, Targets]:
-    """CutMix, drawn for the whole batch by (seed, epoch, step).
+    """CutMix, drawn for the whole batch by (seed, epoch, step); of it this process's rows.
 
     Args:
-        images: [B, 3, H, W], the batch.
+        images: [n, 3, H, W], the rows of the batch that `rows_of` names: all of them for a process by itself.
         labels: [N], of the whole training set; `indices` [B] says which of it stand in the batch.
     """
-    device = images.device
-    own, which = labels[indices].to(device), torch.from_numpy(indices).to(device)
-    rng = batch_stream(recipe.run.seed, epoch, step)
-    _, _, height, width = images.shape
-    prob, alpha = cutmix_prob(recipe, stage), recipe.augment.cutmix_alpha
-    drawn = draw_cutmix(rng, len(images), height, width, prob=prob, alpha=alpha)
+    device, count, own = images.device, len(indices), ranks.rows(len(indices))
+    total = None if ranks.count == 1 else count
+    known, which = labels[indices].to(device), torch.from_numpy(indices)[own].to(device)
+    drawn = _drawn(recipe, stage, epoch, step, count)
     if drawn is None:
-        return images, Targets(own, own, images=which)
-    partners = torch.from_numpy(drawn.permutation).to(device)
-    return apply_cutmix(images, drawn), Targets(own, own[partners], drawn.lam, which)
+        return images, Targets(known[own], known[own], images=which, ranks=ranks, total=total)
+    rows = rows_of(recipe, stage, epoch, step, count, ranks)
+    place = np.empty(count, np.int64)
+    place[rows] = np.arange(len(rows))
+    partners = drawn.permutation[own]
+    mixed = paste(images[: own.stop - own.start], images, place[partners], drawn.box)
+    others = known[torch.from_numpy(partners).to(device)]
+    return mixed, Targets(known[own], others, drawn.lam, which, ranks, total)
+
+
+def rows_of(recipe: Recipe, stage: Stage, epoch: int, step: int, count: int, ranks: Ranks) -> np.ndarray:
+    """Which images of a batch a process needs: its share, then the CutMix partners that lie in the others'."""
+    own = np.arange(count)[ranks.rows(count)]
+    if ranks.count == 1:
+        return own
+    drawn = _drawn(recipe, stage, epoch, step, count)
+    return own if drawn is None else np.concatenate([own, np.setdiff1d(drawn.permutation[own], own)])
+
+
+def _drawn(recipe: Recipe, stage: Stage, epoch: int, step: int, count: int) -> Mix | None:
+    px, prob, alpha = recipe.augment.train_px, cutmix_prob(recipe, stage), recipe.augment.cutmix_alpha
+    return draw_cutmix(batch_stream(recipe.run.seed, epoch, step), count, px, px, prob=prob, alpha=alpha)
 
 
 def cutmix_prob(recipe: Recipe, stage: Stage) -> float:
@@ -337,21 +407,26 @@ def cutmix_prob(recipe: Recipe, stage: Stage) -> float:
     return recipe.augment.cutmix_prob if stage.cutmix_prob == "auto" else stage.cutmix_prob
 
 
-def score_val(run: Run, data: TrainingSet, model: nn.Module, normalise: Normalise) -> Figures | None:
-    """Figures on val, None where there is no val.
+def score_val(
+    run: Run, data: TrainingSet, model: nn.Module, normalise: Normalise, ranks: Ranks = ALONE
+) -> Figures | None:
+    """Figures on val, None where there is no val; each image is scored once, by one of the processes.
 
     Raises:
         DataError: an image can no longer be read.
         RunError: a score is not finite.
     """
+    for buffer in model.buffers():  # the statistics that are kept are the first process's
+        ranks.copy_(buffer)
     if not data.val_paths:
         return None
     model.eval()
     paths = [data.root / path for path in data.val_paths]
-    scored = list(score_images(model, normalise, paths, run.recipe))
+    scored = list(score_images(model, normalise, paths[ranks.rows(len(paths))], run.recipe))
     for error in (error for scores in scored for error in scores.errors if error is not None):
         raise DataError(f"{error} (val; it could be read before training began)")
-    log_probs = np.concatenate([scores.log_probs for scores in scored])
+    found = [scores.log_probs for scores in scored] or [np.empty((0, len(run.classes)), np.float32)]
+    log_probs = ranks.gathered(torch.from_numpy(np.concatenate(found)), len(paths)).numpy()
     if not np.isfinite(log_probs).all():
         raise RunError(f"the model's scores on val are not finite. {_LOWER_RATE.format(path=run.path)}")
     return evaluate_scores(log_probs, np.asarray(data.val_labels), run.classes)

@@ -79,9 +79,23 @@ def apply_cutmix(images: Tensor, mix: Mix) -> Tensor:
     """
     if len(mix.permutation) != len(images):
         raise ValueError(f"CutMix drawn for {len(mix.permutation)} images, got a batch of {len(images)}")
-    top, left, height, width = mix.box
-    partners = torch.from_numpy(mix.permutation).to(images.device)
+    return paste(images, images, mix.permutation, mix.box)
+
+
+def paste(images: Tensor, others: Tensor, partners: np.ndarray, box: tuple[int, int, int, int]) -> Tensor:
+    """Copy the box of `others[partners[i]]` into image i.
+
+    Args:
+        images: [B, C, H, W], any dtype and memory format, on any device; not changed.
+        others: [N, C, H, W], where the partners stand; `images` themselves, or more.
+        partners: int64 [B].
+        box: (top, left, height, width) in pixels.
+
+    Returns:
+        [B, C, H, W] in the memory format of `images`.
+    """
+    top, left, height, width = box
     region = (..., slice(top, top + height), slice(left, left + width))
     mixed = images.clone()
-    mixed[region] = images[region].index_select(0, partners)
+    mixed[region] = others[region].index_select(0, torch.from_numpy(partners).to(others.device))
     return mixed

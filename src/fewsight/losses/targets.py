@@ -5,24 +5,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewsight.ranks import ALONE, Ranks
+
 
 @dataclass(frozen=True)
 class Targets:
     """What a batch should be: class `labels` [B] with share `lam`, `other_labels` [B] with the rest.
 
     `lam` is 1.0 where images are unmixed. `images` [B] says which training image a row shows, so that two copies
-    of one image are known as such; None: each row shows another.
+    of one image are known as such; None: each row shows another. Where several processes share a batch, these are one's
+    rows of `total`, and `ranks` reaches the others; a loss's value is the mean over its own rows.
     """
 
     labels: Tensor
     other_labels: Tensor
     lam: float = 1.0
     images: Tensor | None = None
+    ranks: Ranks = ALONE
+    total: int | None = None  # images of the whole batch; None: those here
 
     def part(self, rows: slice) -> "Targets":
         """The same for some rows of the batch."""
         images = None if self.images is None else self.images[rows]
-        return Targets(self.labels[rows], self.other_labels[rows], self.lam, images)
+        return Targets(self.labels[rows], self.other_labels[rows], self.lam, images, self.ranks, self.total)
 
 
 def at_least_float32(values: Tensor) -> Tensor:

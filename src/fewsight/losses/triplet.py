@@ -62,34 +62,41 @@ class BatchHardTriplet(nn.Module):
         norm = features.detach().norm(dim=1).mean()
         if self.normalise:
             features = functional.normalize(features, dim=1, eps=LEAST_DISTANCE)
-        squared = squared_distances(features.detach())
-        images = targets.images
-        same_image = torch.eye(len(features), dtype=torch.bool, device=features.device)
+        ranks, total = targets.ranks, len(features) if targets.total is None else targets.total
+        own, everyone = ranks.rows(total), ranks.gathered(features, total)
+        squared = squared_distances(everyone.detach())[own]
+        images = None if targets.images is None else ranks.gathered(targets.images, total)
+        same_image = torch.eye(total, dtype=torch.bool, device=features.device)[own]
         if images is not None:
-            same_image = images[:, None] == images
-        loss, logged = self._hardest(features, squared, targets.labels, same_image)
+            same_image = images[own, None] == images
+        loss, logged = self._hardest(everyone, own, squared, targets.labels, same_image, targets)
         if targets.lam < 1:
-            other, _ = self._hardest(features, squared, targets.other_labels, same_image)
+            other, _ = self._hardest(everyone, own, squared, targets.other_labels, same_image, targets)
             loss = targets.lam * loss + (1 - targets.lam) * other
         return loss, {**logged, "feature_norm": norm}
 
     def _hardest(
-        self, features: Tensor, squared: Tensor, labels: Tensor, same_image: Tensor
+        self, everyone: Tensor, own: slice, squared: Tensor, labels: Tensor, same_image: Tensor, targets: Targets
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        same_class = labels[:, None] == labels
+        """Anchors are the rows `own` of `everyone`, pairs are sought among all of them."""
+        features, all_labels = everyone[own], targets.ranks.gathered(labels, len(everyone))
+        same_class = labels[:, None] == all_labels
         farthest, positives = squared.masked_fill(~same_class | same_image, -torch.inf).max(1)
         nearest, negatives = squared.masked_fill(same_class | same_image, torch.inf).min(1)
         counts = (farthest > -torch.inf) & (nearest < torch.inf)  # has a positive and a negative
         # embedding: a gather whose gradient is summed fast, and on a GPU in one order
         hardest = [
-            (features - functional.embedding(pairs, features)).norm(dim=1).clamp(min=LEAST_DISTANCE)
+            (features - functional.embedding(pairs, everyone)).norm(dim=1).clamp(min=LEAST_DISTANCE)
             for pairs in (positives, negatives)
         ]
         gap = hardest[0] - hardest[1]
         each = functional.softplus(gap) if self.margin == "soft" else functional.relu(gap + self.margin)
-        share = counts.to(features.dtype) / counts.sum().clamp(min=1)  # [B], of the mean over the anchors that count
+        number = targets.ranks.sum_(counts.sum())
+        share = counts.to(features.dtype) / number.clamp(min=1)  # [B], of the mean over the anchors that count
+        if targets.ranks.count > 1:  # the value is a mean over own rows, as of every loss
+            share = share * (len(everyone) / len(features))
         with torch.no_grad():
-            shown = share / counts.any()  # NaN where none counts: nothing to log
+            shown = share / (number > 0)  # NaN where none counts: nothing to log
             positive, negative = ((distance * shown).sum() for distance in hardest)
             active = ((gap > 0 if self.margin == "soft" else each > 0) * shown).sum()
         logged = {"hardest_positive": positive, "hardest_negative": negative, "active_share": active}
