@@ -46,8 +46,17 @@ def check_division(cores: int, threads: Any, workers: Any, run: Run) -> None:
 @pytest.mark.parametrize(("cores", "expected"), [(1, (1, 0)), (2, (2, 0)), (3, (3, 0)), (4, (3, 1)), (16, (12, 4))])
 def test_cpu_divides_its_cores(monkeypatch: pytest.MonkeyPatch, cores: int, expected: tuple[int, int]) -> None:
     monkeypatch.setattr(device, "num_cores", lambda: cores)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     resolved = resolve_run(asked())
     assert (resolved.threads, resolved.workers) == expected
+
+
+@pytest.mark.parametrize(("said", "threads"), [("3", 3), ("3,2", 3), ("99", 12), ("0", 12), ("none", 12), ("", 12)])
+def test_threads_follow_omp_num_threads(monkeypatch: pytest.MonkeyPatch, said: str, threads: int) -> None:
+    monkeypatch.setattr(device, "num_cores", lambda: 16)
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert resolve_run(asked()).threads == threads
+    assert resolve_run(asked(threads=8, workers=2)).threads == 8
 
 
 def test_resolved_run_stays_as_it_is() -> None:

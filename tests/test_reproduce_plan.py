@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -233,6 +233,7 @@ def some_jobs(draw: st.DrawFn) -> list[Job]:
     return found
 
 
+@settings(max_examples=50)
 @given(some_jobs(), st.integers(1, 4))
 def test_makespan_is_when_the_last_task_ends(jobs: list[Job], at_once: int) -> None:
     assert makespan(jobs, at_once) == ended_tick_by_tick(jobs, at_once)

@@ -145,6 +145,7 @@ class _Asked:
                     row = next(row for row in found[recipe] if row.px == px)
                     self.rows["row", model.family, model.loss, place] = row
                     self.models.setdefault(("model", model.family, model.loss), []).append(row)
+        self.models = {key: rows for key, rows in self.models.items() if len(rows) == len(SIZES)}  # all eight results
         self.weights |= {key: uniform([row]) for key, row in self.rows.items()}
         self.weights |= {key: uniform(rows) for key, rows in self.models.items()}
         self.weights["fusion",] = uniform(list(self.rows.values()))
@@ -210,9 +211,10 @@ def _questions(asked: _Asked, shares: Mapping[Key, Share]) -> list[Question]:
     best = max(asked.rows, key=lambda key: shares[key].value)
     name = f"{len(asked.rows)} rows for the best one ({best[1]}, {best[2]}, {SIZES[int(best[3])]} px)"
     found.append(("the fusion", name, [(("fusion",), best)], FUSED - max(max(model.top1) for model in MODELS)))
-    model = max(asked.models, key=lambda key: shares[key].value)
-    name = f"{len(asked.rows)} rows for the best model's mean ({model[1]}, {model[2]})"
-    found.append(("the fusion", name, [(("fusion",), model)], None))
+    if asked.models:
+        model = max(asked.models, key=lambda key: shares[key].value)
+        name = f"{len(asked.rows)} rows for the best model's mean ({model[1]}, {model[2]})"
+        found.append(("the fusion", name, [(("fusion",), model)], None))
     return [one for one in found if one[2]]
 
 

@@ -226,7 +226,9 @@ def _show_plan(
     )
     if wanted.scale == "small":
         native, px = int(np.median([min(size) for size in prepared.sizes])), small_px(prepared)
-        detail = "half their size" if px < native else "no smaller than they are: larger test sizes show no more detail"
+        detail = "half their size" if abs(2 * px - native) <= 4 else f"{100 * px / native:.0f} % of their size"
+        if px >= native:
+            detail = "no smaller than they are: larger test sizes show no more detail"
         console.print(f"images of {native} px are trained on at {px} px, {detail}")
     for job in planned:
         model, stage = job.recipe.model, job.recipe.stages[-1]

@@ -40,7 +40,10 @@ def show_reproduction(console: Console, found: Reproduction) -> None:
 def write_reproduction(out: Path, found: Reproduction) -> list[Path]:
     """tables.md, tables.csv, effects.csv and tables.json."""
     files.write_text(out / "tables.md", _markdown(found))
-    cells = [[*row[:6], *_share_cells(one.top1)] for row, one in zip(_row_cells(found.rows), found.rows, strict=True)]
+    cells = [
+        [*("" if cell == "-" else cell for cell in row[:6]), *_share_cells(one.top1)]
+        for row, one in zip(_row_cells(found.rows), found.rows, strict=True)
+    ]
     fused = ["fusion", f"{found.num_rows} rows", "", "", "", f"{FUSED:.4f}", *_share_cells(found.fusion)]
     heading = ["models", "loss", "train_px", "test_px", "report_px", "report_top1", "top1", "low", "high", "images"]
     files.write_text(out / "tables.csv", _csv([heading, *cells, fused]))
