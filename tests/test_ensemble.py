@@ -20,6 +20,7 @@ from fewsight.calibration import Calibration, keep, kept, tempered
 from fewsight.console import make_console
 from fewsight.ensemble import make_ensemble, read_member
 from fewsight.errors import RunError
+from fewsight.files import LOCK
 from fewsight.fusion import greedy_weights, open_scored, read_specs
 from fewsight.session import evaluate, train
 
@@ -113,7 +114,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def files_of(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != LOCK}
 
 
 def rows_of(path: Path) -> list[tuple[str, str, int, float]]:

@@ -234,10 +234,10 @@ def test_dry_run_of_the_report_as_written(timed: list[str], command: Command, di
     ],
 )
 def test_plan_says_how_small_the_images_are_made(px: int, said: str, command: Command, tmp_path: Path) -> None:
-    for name in ("train/a", "train/b", "test/a", "test/b"):
+    for place, name in enumerate(("train/a", "train/b", "test/a", "test/b")):
         (tmp_path / "data" / name).mkdir(parents=True)
         for number in range(2):
-            pixels = np.random.default_rng(number).integers(0, 255, (px, px + 6, 3), np.uint8)
+            pixels = np.random.default_rng([place, number]).integers(0, 255, (px, px + 6, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / name / f"{number}.png")
     answer = command(*small(tmp_path / "data", tmp_path / "rep", "--dry-run"))
     assert answer.out.splitlines()[1].startswith(said)

@@ -523,7 +523,7 @@ def test_submission_holds_the_place_of_each_prediction(
     found, probs = read_submission(out), probs_of(run)
     assert found == [ORDER.index(max(probs[number], key=probs[number].__getitem__)) for number in range(COUNT)]
     assert len(set(found)) > 1
-    assert sorted(file.name for file in (run / "scores/test").glob("*.f32")) == ["center-32.f32", "random-32.f32"]
+    assert sorted(file.name for file in (run / "scores/submission").glob("*.f32")) == ["center-32.f32", "random-32.f32"]
 
 
 def test_ensemble_submits_its_mean(
@@ -635,7 +635,7 @@ def test_places_that_cannot_be_used_are_refused(refused: Callable[..., str], run
 
 
 def test_interrupted_submission_goes_on_from_the_kept_scores(run: Path, digits_subset: Path, tmp_path: Path) -> None:
-    place = run / "scores/test"
+    place = run / "scores/submission"
     quietly(run, digits_subset, tmp_path / "whole.csv")
     whole = read_submission(tmp_path / "whole.csv")
     others = [(one + 1) % 3 for one in whole[:20]]
@@ -655,11 +655,11 @@ def test_interrupted_submission_goes_on_from_the_kept_scores(run: Path, digits_s
 def test_scores_of_other_images_are_not_taken(
     run: Path, digits_subset: Path, digit_images: Path, command: Command, tmp_path: Path
 ) -> None:
-    command("evaluate", run, digit_images)
-    before = (run / "scores/test/center-32.f32").read_bytes()
+    command("evaluate", run, digit_images, "--scores", run / "scores/submission")
+    before = (run / "scores/submission/center-32.f32").read_bytes()
     with pytest.raises(RunError, match=r"holds scores of other .*; give --scores another folder"):
         quietly(run, digits_subset, tmp_path / "new.csv")
     assert not (tmp_path / "new.csv").exists()
-    assert (run / "scores/test/center-32.f32").read_bytes() == before
+    assert (run / "scores/submission/center-32.f32").read_bytes() == before
     quietly(run, digits_subset, tmp_path / "new.csv", scores=tmp_path / "kept", views="center")
     assert len(read_submission(tmp_path / "new.csv")) == COUNT

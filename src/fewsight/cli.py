@@ -59,8 +59,8 @@ def check(
     """
     from fewsight import files
     from fewsight.check import check as check_data
-    from fewsight.check import checked_json, write_page
-    from fewsight.console import counting, make_console, show_checked
+    from fewsight.check import checked_json, show_checked, write_page
+    from fewsight.console import counting, make_console
 
     for option, target in (("--json", json_), ("--html", html)):
         if target is not None:
@@ -541,7 +541,7 @@ def vipriors_submit(
         data: the subset with test/imgs/img_N.JPEG, or a folder of such images.
         out: the CSV file to write.
         views: center, report or names (report).
-        scores: the folder that keeps the scores (RUN/scores/test); the same command goes on there.
+        scores: the folder that keeps the scores (RUN/scores/submission); the same command goes on there.
         images: that the test set has (50 a class).
     """
     from fewsight.console import make_console, printable

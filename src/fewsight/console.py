@@ -14,7 +14,6 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from fewsight.calibration import Calibration
-    from fewsight.check import Checked
     from fewsight.fusion import Spec
     from fewsight.metrics import Figures
     from fewsight.tables import Line
@@ -163,23 +162,6 @@ def show_figures(console: Console, figures: "Figures", title: str, *, most: int 
 def trained_on(number: int, total: int) -> str:
     """The heading of figures on images that a run was trained on."""
     return f"images it was trained on: {number:,} of {total:,}; the figures flatter"
-
-
-def show_checked(console: Console, checked: "Checked", *, most: int = 5) -> None:
-    """What a check found: a heading for each kind, then the first few."""
-    for split, counts in checked.counts.items():
-        classes = "no labels" if "" in counts else f"{len(counts):,} classes"
-        console.print(f"{printable(split)}: {sum(counts.values()):,} images that can be read, {classes}")
-    for one in checked.findings:
-        console.print(f"{one.level}: {one.kind}: {len(one.groups):,}", style="bold")
-        console.print(f"  {printable(one.text)}")
-        for number, group in enumerate(one.groups[:most]):
-            detail = f"  ({printable(one.details[number])})" if one.details else ""
-            console.print(f"  {' = '.join(printable(name) for name in group[:most])}{detail}")
-        if len(one.groups) > most:
-            console.print(f"  and {len(one.groups) - most:,} more")
-    if not checked.findings:
-        console.print("nothing is wrong")
 
 
 def show_lines(console: Console, title: str, lines: Sequence["Line"], num_trained_on: int = 0) -> None:

@@ -121,6 +121,8 @@ def check_inside(file: Path, folder: Path) -> None:
         RunError: so it is.
     """
     try:
+        if not os.path.lexists(file):
+            raise RunError(f"cannot read {file}: it is not there")
         if not file.is_file():
             raise RunError(f"{file} is not a file (a device, a pipe or a broken link); it cannot belong to {folder}")
         if not file.resolve().is_relative_to(folder.resolve()):

@@ -57,12 +57,12 @@ class Ranks:
         """The first process's text, at every process."""
         if self.count == 1:
             return text
-        data = torch.frombuffer(bytearray(text.encode("utf-8", "surrogateescape") or b" "), dtype=torch.uint8)
+        data = torch.frombuffer(bytearray(f".{text}".encode("utf-8", "surrogateescape")), dtype=torch.uint8)
         length = torch.tensor([len(data)])
         self.copy_(length)
         data = data if self.first else torch.zeros(int(length), dtype=torch.uint8)
         self.copy_(data)
-        return bytes(data.tolist()).decode("utf-8", "surrogateescape")
+        return bytes(data.tolist()).decode("utf-8", "surrogateescape")[1:]
 
 
 ALONE = Ranks()

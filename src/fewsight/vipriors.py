@@ -162,7 +162,7 @@ def submit(
         path: a run or an ensemble.
         data: the subset, with test/imgs/img_N.JPEG in it, or a folder of such images.
         views: report unless said.
-        scores: the folder that keeps the scores; default `RUN/scores/test`. What is there already is taken.
+        scores: the folder that keeps the scores; default `RUN/scores/submission`. What is there already is taken.
         num_images: that the test set has; default 50 a class, as in the challenge.
 
     Returns:
@@ -177,7 +177,7 @@ def submit(
     _check_names(folder, count)
     images = [Labelled(folder / f"img_{number}.JPEG", f"img_{number}.JPEG") for number in range(count)]
     with counting(console, "predicting") as progress:
-        stored = score_asked(asked, images, score_folders(asked, scores, "test"), progress)
+        stored = score_asked(asked, images, score_folders(asked, scores, "submission"), progress)
     stores = {name: one.store for name, one in stored.items()}
     errors = [image.error for image in next(iter(stores.values())).images if image.error is not None]
     if errors:

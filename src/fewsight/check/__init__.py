@@ -3,5 +3,6 @@
 from fewsight.check.findings import Entry, Finding, find
 from fewsight.check.look import Checked, check, checked_json
 from fewsight.check.page import write_page
+from fewsight.check.show import show_checked
 
-__all__ = ["Checked", "Entry", "Finding", "check", "checked_json", "find", "write_page"]
+__all__ = ["Checked", "Entry", "Finding", "check", "checked_json", "find", "show_checked", "write_page"]

@@ -1,0 +1,23 @@
+"""The findings in the terminal."""
+
+from rich.console import Console
+
+from fewsight.check.look import Checked
+from fewsight.console import printable
+
+
+def show_checked(console: Console, checked: Checked, *, most: int = 5) -> None:
+    """What a check found: a heading for each kind, then the first few."""
+    for split, counts in checked.counts.items():
+        classes = "no labels" if "" in counts else f"{len(counts):,} classes"
+        console.print(f"{printable(split)}: {sum(counts.values()):,} images that can be read, {classes}")
+    for one in checked.findings:
+        console.print(f"{one.level}: {one.kind}: {len(one.groups):,}", style="bold")
+        console.print(f"  {printable(one.text)}")
+        for number, group in enumerate(one.groups[:most]):
+            detail = f"  ({printable(one.details[number])})" if one.details else ""
+            console.print(f"  {' = '.join(printable(name) for name in group[:most])}{detail}")
+        if len(one.groups) > most:
+            console.print(f"  and {len(one.groups) - most:,} more")
+    if not checked.findings:
+        console.print("nothing is wrong")
