@@ -82,6 +82,7 @@ def run_tasks(
                 else:
                     continue
                 waiting.remove(task)
+            watch([(one.task, one.doing) for one in running])
             for one in list(running):
                 code = one.process.poll()
                 if code == 0 and one.waiting:
@@ -91,7 +92,6 @@ def run_tasks(
                     running.remove(one)
                     free.append(one.device)
                     _note(one, code, outcome, say)
-            watch([(one.task, one.doing) for one in running])
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
         say("stopping; the trainings save their states")
