@@ -26,15 +26,13 @@ REPEATS = 3
 RESULTS = Path(__file__).parent / "results"
 
 
-def write_stores(folder: Path, num_images: int) -> list[Path]:
+def write_stores(folder: Path, num_images: int) -> None:
     """Scores whose top-1 is near 0.65, different in each run and view; the images lie in a split called test."""
     classes = tuple(f"n{number:08d}" for number in range(NUM_CLASSES))
     labels = np.random.default_rng(0).integers(0, NUM_CLASSES, num_images)
     views = tuple(f"center-{px}" for px in SIZES)
-    runs = []
     for run in range(NUM_RUNS):
         path = folder / f"run{run}"
-        runs.append(path)
         about = About(classes, num_images, "generated", f"w{run}", 0, 0.875, True, "float32")
         store = scores.begin(path / "scores" / "test", about, views)
         for first in range(0, num_images, 1000):
@@ -51,7 +49,6 @@ def write_stores(folder: Path, num_images: int) -> list[Path]:
             ]
             scores.append(store, first, logits, lines)
         scores.finish(store)
-    return runs
 
 
 def measured(arguments: list[str]) -> tuple[float, float]:
@@ -69,16 +66,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="where the stores are generated, or lie (a temporary folder)")
     parser.add_argument("--images", type=int, default=50_000)
+    parser.add_argument("--generate", action="store_true", help="only write the stores into --folder")
     options = parser.parse_args()
+    if options.generate:
+        write_stores(options.folder, options.images)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        runs = sorted(folder.glob("run?")) or write_stores(folder, options.images)
+        if not (runs := sorted(folder.glob("run?"))):
+            # by a process of its own: a command's peak memory counts that of the process which starts it
+            command = [sys.executable, "-m", "benchmarks.algebra", "--generate", "--folder", str(folder)]
+            subprocess.run([*command, "--images", str(options.images)], check=True)
+            runs = sorted(folder.glob("run?"))
         if busy := busy_processes():
             raise SystemExit(f"other processes would disturb the timing: {busy}")
         size = sum(file.stat().st_size for run in runs for file in run.rglob("*.f32"))
         for run in runs:  # warm
             for file in run.rglob("*.f32"):
-                file.read_bytes()
+                with file.open("rb") as handle:
+                    while handle.read(2**24):
+                        pass
         names = [str(run) for run in runs]
         commands = {
             "28 rows, the means of 7 models, the fusion": ["scores", "rows", *names, "--fuse"],

@@ -8,10 +8,10 @@ from torch import nn
 
 from fewsight.learner import Learner
 from fewsight.losses import build_loss
+from fewsight.mixing import mix, rows_of
 from fewsight.model import build_model
 from fewsight.ranks import ALONE, Ranks, joined, synchronise_norms
 from fewsight.recipes import Recipe, parse_recipe
-from fewsight.train import mix, rows_of
 
 NUM_CLASSES, BATCH, PX = 4, 11, 16
 
@@ -22,16 +22,14 @@ def recipe(loss: str, cutmix_prob: float) -> Recipe:
     return parse_recipe({"model": {"backbone": "resnest14"}, "augment": augment, "stages": [stage]})
 
 
-def step(
-    ranks: Ranks, loss: str, mixed: str, cutmix_prob: float, accumulate: int
-) -> tuple[dict[str, torch.Tensor], float]:
+def step(ranks: Ranks, loss: str, mixed: str, cutmix_prob: float) -> tuple[dict[str, torch.Tensor], float]:
     """Weights after a step in float64 and what it logged; its loss."""
     torch.manual_seed(0)
     images = torch.rand(40, 3, PX, PX, dtype=torch.float64)
     labels = torch.arange(40) % NUM_CLASSES
     indices = np.random.default_rng(1).choice(40, BATCH, replace=True)  # one image stands twice
     planned = recipe(loss, cutmix_prob)
-    stage = planned.stages[0].model_copy(update={"accumulate": accumulate})
+    stage = planned.stages[0]
     losses = stage.losses.model_copy(update={"triplet": stage.losses.triplet.model_copy(update={"mixed": mixed})})
     model = build_model("resnest14", NUM_CLASSES, stem="small", width=0.125)
     for module in model.modules():  # the last norm of each block begins at 0 and would hide the others
@@ -55,11 +53,11 @@ def main() -> None:
     with joined() as ranks:
         assert ranks.count == int(sys.argv[1])
         cases = [
-            ("ce", "skip", 0.0, 1),
-            ("ce", "skip", 1.0, 1),
-            ("ce+triplet", "skip", 0.0, 1),
-            ("ce+triplet", "lam", 1.0, 1),
-            ("ce+arcface", "skip", 1.0, 1),
+            ("ce", "skip", 0.0),
+            ("ce", "skip", 1.0),
+            ("ce+triplet", "skip", 0.0),
+            ("ce+triplet", "lam", 1.0),
+            ("ce+arcface", "skip", 1.0),
         ]
         for case in cases:
             (alone, alone_value), (shared, shared_value) = step(ALONE, *case), step(ranks, *case)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from fewsight.augment import Mix, apply_cutmix, draw_cutmix
+from fewsight.augment import draw_cutmix, paste
 from fewsight.rng import batch_stream
 
 
@@ -87,13 +87,13 @@ def test_draw_cutmix_is_a_function_of_seed_epoch_and_step() -> None:
 
 @pytest.mark.parametrize("box", [(2, 3, 4, 5), (0, 0, 8, 10), (0, 9, 1, 1), (5, 5, 0, 3)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_apply_cutmix_copies_the_box_from_the_partner(
+def test_paste_copies_the_box_from_the_partner(
     box: tuple[int, int, int, int], memory_format: torch.memory_format
 ) -> None:
     images = numbered_images(5, 8, 10).contiguous(memory_format=memory_format)
     before = images.clone()
     permutation = np.array([3, 0, 2, 4, 1])
-    mixed = apply_cutmix(images, Mix(permutation, box, 1 - box[2] * box[3] / 80))
+    mixed = paste(images, images, permutation, box)
     top, left, height, width = box
     inside = torch.zeros(8, 10, dtype=torch.bool)
     inside[top : top + height, left : left + width] = True
@@ -103,15 +103,14 @@ def test_apply_cutmix_copies_the_box_from_the_partner(
     assert mixed.is_contiguous(memory_format=memory_format)
 
 
-def test_apply_cutmix_keeps_the_type_of_the_images() -> None:
-    mix = Mix(np.array([1, 0]), (0, 0, 2, 2), 0.75)
+def test_paste_keeps_the_type_of_the_images() -> None:
     for dtype in (torch.uint8, torch.bfloat16):
         images = torch.arange(2 * 3 * 16).view(2, 3, 4, 4).to(dtype)
-        mixed = apply_cutmix(images, mix)
+        mixed = paste(images, images, np.array([1, 0]), (0, 0, 2, 2))
         assert mixed.dtype == dtype
         assert torch.equal(mixed[0, :, :2, :2], images[1, :, :2, :2])
 
 
-def test_apply_cutmix_refuses_a_mix_of_another_batch_size() -> None:
+def test_paste_refuses_partners_of_another_batch_size() -> None:
     with pytest.raises(ValueError, match="CutMix drawn for 2 images, got a batch of 3"):
-        apply_cutmix(numbered_images(3, 4, 4), Mix(np.array([1, 0]), (0, 0, 2, 2), 0.75))
+        paste(numbered_images(3, 4, 4), numbered_images(3, 4, 4), np.array([1, 0]), (0, 0, 2, 2))

@@ -134,6 +134,17 @@ def test_scores_are_asked_without_torch(command: Command, scored: Path, digit_im
     subprocess.run([sys.executable, "-c", code, str(scored)], check=True, capture_output=True)
 
 
+def test_data_are_checked_without_torch(digit_images: Path) -> None:
+    asked = "import sys; from fewsight.cli import app; app(['check', sys.argv[1]])"
+    code = f"{asked}\nassert 'torch' not in sys.modules and 'fewsight.check' in sys.modules"
+    subprocess.run([sys.executable, "-c", code, str(digit_images)], check=True, capture_output=True)
+
+
+def test_subset_is_built_without_torch() -> None:
+    code = "import sys, fewsight.vipriors.subset; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_training_images_are_marked(command: Command, scored: Path, digit_images: Path) -> None:
     command("evaluate", scored, digit_images, "--split", "train")
     assert "images it was trained on: 18 of 18" in command("scores", "rows", scored, "--split", "train").out
@@ -380,6 +391,8 @@ def test_finished_run_has_nothing_to_continue(command: Command, tiny_run: Path) 
 def test_unfinished_run_says_how_to_finish(refused: Callable[..., str], digit_images: Path, tiny_run: Path) -> None:
     shutil.copytree(tiny_run, "run")
     Path("run/weights.safetensors").unlink()
+    info = json.loads(Path("run/run.json").read_text())
+    Path("run/run.json").write_text(json.dumps(info | {"status": "training"}))
     assert "fewsight train --resume run" in refused("evaluate", "run", digit_images)
 
 

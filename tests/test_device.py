@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewsight import device
-from fewsight.device import compute_threads, num_cores, resolve_device, resolve_run, to_device
+from fewsight import cores, device
+from fewsight.cores import num_cores
+from fewsight.device import compute_threads, resolve_device, resolve_run, to_device
 from fewsight.errors import RecipeError
 from fewsight.recipes import Run
 
@@ -108,8 +109,8 @@ def test_num_cores_honours_the_control_group(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, expected: int
 ) -> None:
     (tmp_path / "cpu.max").write_text(text)
-    monkeypatch.setattr(device.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(device, "open", lambda *_args, **_: (tmp_path / "cpu.max").open(), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(cores, "open", lambda *_args, **_: (tmp_path / "cpu.max").open(), raising=False)
     assert num_cores() == expected
 
 

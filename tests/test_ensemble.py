@@ -20,9 +20,10 @@ from fewsight.calibration import Calibration, keep, kept, tempered
 from fewsight.console import make_console
 from fewsight.ensemble import make_ensemble, read_member
 from fewsight.errors import RunError
+from fewsight.evaluation import evaluate
 from fewsight.files import LOCK
 from fewsight.fusion import greedy_weights, open_scored, read_specs
-from fewsight.session import evaluate, train
+from fewsight.session import train
 
 Refused = Callable[..., str]
 CLASSES = ("nought", "one", "two")
@@ -431,7 +432,7 @@ def test_member_that_lacks_a_class_is_refused(refused: Refused, runs: tuple[Path
 
 def test_ensemble_whose_runs_changed_is_refused(refused: Refused, mixed: Path, digit_images: Path) -> None:
     (mixed / "runs" / "b" / "weights.safetensors").unlink()
-    assert "b has no weights yet" in refused("evaluate", "e", digit_images)
+    assert "b has lost its weights.safetensors; restore the file" in refused("evaluate", "e", digit_images)
     shutil.copy("a/weights.safetensors", "e/runs/b/weights.safetensors")
     (mixed / "runs" / "b" / "classes.json").unlink()  # a hard link: the run keeps its own
     (mixed / "runs" / "b" / "classes.json").write_text(json.dumps(["nought", "one"]))
@@ -474,6 +475,7 @@ def test_ensembles_that_cannot_be_are_refused(
 ) -> None:
     late = taken(runs[0], Path("late"))
     (late / "weights.safetensors").unlink()
+    change(late / "run.json", '"finished"', '"training"')
     Path("empty").mkdir()
     Path("file").write_text("mine")
     Path("link").symlink_to("a")

@@ -5,6 +5,8 @@ import errno
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +129,63 @@ def test_digest_changes_with_every_bit() -> None:
     data = bytes(range(256))
     flipped = [bytes(byte ^ (1 << 3) if at == place else byte for at, byte in enumerate(data)) for place in range(256)]
     assert len({files.digest_of(one) for one in [data, *flipped]}) == 257
+
+
+def test_folder_that_another_process_works_in_is_refused(tmp_path: Path) -> None:
+    holds = "import sys, time; from pathlib import Path; from fewsight.files import locked\n"
+    holds += "with locked(Path(sys.argv[1]), 'training'): print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", holds, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        refused = pytest.raises(RunError, match="another process is training there; wait until it has ended")
+        with refused, files.locked(tmp_path, "training"):
+            pytest.fail("two at once")
+        other.kill()  # as a machine that goes off: nothing is cleaned up
+    with files.locked(tmp_path, "training"):
+        pass
+    with files.locked(tmp_path, "training"):
+        pass
+
+
+def test_file_system_without_locks_does_not_stop_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_values: object) -> None:
+        raise NotImplementedError("no locks here")
+
+    monkeypatch.setattr(files.FileLock, "acquire", refuse)
+    with files.locked(tmp_path, "training"):
+        (tmp_path / "done").touch()
+    assert (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize("kind", ["link outside", "device", "pipe", "broken link", "missing"])
+def test_file_that_lies_elsewhere_or_is_none_is_refused(kind: str, tmp_path: Path) -> None:
+    folder, file = tmp_path / "run", tmp_path / "run" / "run.json"
+    folder.mkdir()
+    (tmp_path / "outside.json").write_text("{}")
+    if kind == "link outside":
+        file.symlink_to(tmp_path / "outside.json")
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "broken link":
+        file.symlink_to(tmp_path / "nothing")
+    with pytest.raises(RunError):
+        files.check_inside(file, folder)
+    with pytest.raises(RunError):
+        files.read_json(file)
+
+
+def test_link_within_the_folder_is_read(tmp_path: Path) -> None:
+    (tmp_path / "own.json").write_text("[1]")
+    (tmp_path / "link.json").symlink_to(tmp_path / "own.json")
+    assert files.read_json(tmp_path / "link.json") == [1]
+
+
+def test_json_that_is_far_too_large_or_deep_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    with pytest.raises(RunError, match="cannot read"):
+        files.read_json(tmp_path / "deep.json")
+    monkeypatch.setattr(files, "MOST_JSON_BYTES", 10)
+    with pytest.raises(RunError, match="which is no file that fewsight wrote"):
+        files.read_json(tmp_path / "deep.json")

@@ -1,17 +1,27 @@
 """What the model is shown: all sixteen views of real photographs, whatever the batch, the workers and the model."""
 
+import io
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import functional
 
+from fewsight import predict
 from fewsight.augment import random_box
-from fewsight.data import load_image
-from fewsight.predict import Normalise, score_images, views_of
+from fewsight.console import make_console
+from fewsight.data import ImageError, decode, load_image
+from fewsight.errors import RunError
+from fewsight.evaluation import evaluate
+from fewsight.predict import Normalise, load_model, score_images, views_of
 from fewsight.recipes import Recipe, load_recipe
+from fewsight.runs import read_run
+from fewsight.scores import read_store
 
 SIZES = (224, 320, 380, 448)
 
@@ -108,3 +118,43 @@ def test_view_without_its_twin_is_the_unflipped_side(photographs: list[Path]) ->
     assert not np.allclose(both.results[0], both.results[1], atol=1e-3)
     list(score_images(model, normalise, photographs[:1], recipe(1), views=views))
     assert len(model.seen) == 2, "the cut is looked at once, and its twin once"
+
+
+def test_recipe_that_claims_a_larger_model_is_refused_before_memory_is_spent(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    recipe = (run / "recipe.toml").read_text()
+    (run / "recipe.toml").write_text(recipe.replace("width = 0.125", "width = 16.0"))
+    monkeypatch.setattr(predict, "build_model", lambda *_args, **_values: pytest.fail("memory was taken"))
+    with pytest.raises(RunError, match="do not fit the model"):
+        load_model(read_run(run), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["images.jsonl", "center-32.f32"])
+def test_store_that_links_to_a_device_is_refused(name: str, tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    evaluate(run, digit_images, console=make_console(io.StringIO()))
+    file = run / "scores" / "test" / name
+    store = read_store(file.parent)
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    with pytest.raises(RunError, match=r"is not a file|is not whole"):
+        read_store(file.parent)
+    if name.endswith(".f32"):
+        with pytest.raises(RunError, match="is not a file"):
+            store.results("center-32")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "huge"])
+def test_input_that_never_ends_is_an_error(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.jpg"
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        monkeypatch.setattr(decode, "MAX_BYTES", 5)
+        file.write_bytes(b"123456")
+    with pytest.raises(ImageError, match=r"a device or a pipe|too large: 6 bytes"):
+        load_image(file)

@@ -9,9 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from fewsight import runs
-from fewsight.ranks import Ranks
+from fewsight.errors import RunError
+from fewsight.ranks import Ranks, SyncNorm, synchronise_norms
 
 HERE = Path(__file__).parent
 TINY = ["--set", "model.width=0.125", "--set", "run.precision=float32", "--set", "run.workers=0"]
@@ -97,3 +100,23 @@ def test_death_of_a_process_ends_the_others_and_the_run_resumes(
     time.sleep(3)
     os.killpg(again.pid, signal.SIGTERM)
     assert "continuing after step" in output(again)
+
+
+def test_norm_that_does_more_than_torchs_is_not_replaced_silently() -> None:
+    class NormAndActivation(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(RunError, match=r"this model has NormAndActivation; train with run\.sync_norm=false"):
+        synchronise_norms(nn.Sequential(nn.BatchNorm2d(2), NormAndActivation(2)))
+
+
+def test_synchronised_model_keeps_names_and_weights() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4)), nn.Flatten(), nn.BatchNorm1d(4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    synchronise_norms(model)
+    assert sum(isinstance(module, SyncNorm) for module in model.modules()) == 2
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    images = torch.randn(5, 3, 1, 1)
+    assert model(images).shape == (5, 4), "a process by itself computes as torch does"

@@ -12,10 +12,11 @@ from fewsight import runs, session
 from fewsight.console import make_console
 from fewsight.data import load_image
 from fewsight.errors import DataError, Interrupted, RecipeError, RunError
+from fewsight.evaluation import evaluate
 from fewsight.predict import testing_recipe as recipe_for_testing
 from fewsight.prepare import prepare
 from fewsight.recipes import Data, load_recipe, shipped_recipes
-from fewsight.session import check_parts, evaluate, resolve, train
+from fewsight.session import check_parts, resolve, train
 
 
 def quiet() -> tuple[Console, io.StringIO]:

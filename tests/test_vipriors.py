@@ -20,7 +20,8 @@ from fewsight.console import make_console
 from fewsight.ensemble import make_ensemble
 from fewsight.errors import DataError, RunError
 from fewsight.session import train
-from fewsight.vipriors import Built, build, read_lists, submit
+from fewsight.vipriors.submission import submit
+from fewsight.vipriors.subset import Built, build, read_lists
 
 CLASSES = ("n01440764", "n02104029", "n15075141")
 TRAIN = [(name, f"{name}_{number}.JPEG") for name in CLASSES for number in (3, 10)]

@@ -10,12 +10,12 @@ from scipy.optimize import minimize_scalar
 
 from fewsight import files
 from fewsight.errors import RunError
-from fewsight.fusion import Scored, check_unseen, labels_of, log_probs, open_scored
+from fewsight.fusion import Scored, check_unseen, labels_of, log_probs, open_scored, read_views
 
 FILE = "calibration.json"
 NUM_BINS = 15  # of the expected calibration error
 RANGE = (0.05, 20.0)  # of temperatures
-PART = 4096  # images that are held as float64 at a time
+PART = 4096  # images that are held anew at a time
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def calibrate(path: Path, split: str, views: str | None) -> list[Calibration]:
         RunError: as `fit_temperature`; or there are no such scores.
     """
     if views is not None:
-        chosen = [tuple(name.strip() for name in views.split(","))]
+        chosen = [read_views(views)]
     else:
         scored = open_scored(path, split)
         centers = [view for view in view_names(scored) if view.startswith("center-")]
@@ -128,9 +128,12 @@ def _nll(scores: np.ndarray, labels: np.ndarray, temperature: float) -> float:
     """Mean negative log-likelihood, nats."""
     total = 0.0
     for start in range(0, len(labels), PART):
-        part = tempered(scores[start : start + PART], temperature)
-        true = labels[start : start + PART]
-        total -= float(np.maximum(part[np.arange(len(true)), true], -100).sum(dtype=np.float64))
+        scaled, true = scores[start : start + PART] / np.float32(temperature), labels[start : start + PART]
+        scaled -= scaled.max(1, keepdims=True)
+        own = scaled[np.arange(len(true)), true].astype(np.float64)
+        # exponentials in float32, sums in float64: a fit asks for these a dozen times
+        likely = own - np.log(np.exp(scaled).sum(1, dtype=np.float64))
+        total -= float(np.maximum(likely, -100).sum())
     return total / len(labels)
 
 

@@ -6,15 +6,12 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 import fewsight
 from fewsight.errors import FewsightError, Interrupted
-
-if TYPE_CHECKING:
-    from fewsight.fusion import Scored
 
 app = App(
     name="fewsight",
@@ -183,7 +180,7 @@ def evaluate(
     """
     from fewsight import files
     from fewsight.console import make_console, printable, show_figures, trained_on
-    from fewsight.session import evaluate as evaluate_run
+    from fewsight.evaluation import evaluate as evaluate_run
 
     if json_ is not None:
         files.check_target(json_, "--json")
@@ -359,44 +356,16 @@ def scores_rows(
         choose_on: also the runs as one ensemble, by weights chosen greedily on the scores of this split, such as val.
     """
     from fewsight.console import make_console, show_lines
-    from fewsight.fusion import open_scored
-    from fewsight.tables import fuse as fuse_runs
-    from fewsight.tables import lines, row_lines
+    from fewsight.fusion import open_scored, read_views
+    from fewsight.tables import fusions, lines, row_lines
 
-    names = tuple(name.strip() for name in views.split(",")) if views else ()
-    opened = [open_scored(run, split, names) for run in runs]
+    opened = [open_scored(run, split, read_views(views)) for run in runs]
     console = make_console()
     for one in opened:
         show_lines(console, str(one.path), row_lines(one), int(one.trained_on.sum()))
-    for text, given in _fusions(opened, runs, names, fuse, weights, choose_on):
-        fused = fuse_runs(opened, given)
+    for text, fused in fusions(opened, views, rows_alike=fuse, weights=weights, choose_on=choose_on):
         show_lines(console, text, lines([("fusion", fused.weights)]), int(fused.trained_on.sum()))
     return 0
-
-
-def _fusions(
-    opened: "list[Scored]",
-    runs: tuple[Path, ...],
-    views: tuple[str, ...],
-    fuse: bool,
-    weights: str | None,
-    choose_on: str | None,
-) -> Iterator[tuple[str, Sequence[float] | None]]:
-    """(what it is, a weight for each run) of the fusions that `scores rows` is asked for."""
-    from fewsight.fusion import check_same_images, check_unseen, greedy_weights, open_scored, read_weights
-    from fewsight.tables import as_member
-
-    if fuse:
-        yield f"{len(runs)} runs, uniform over {sum(len(one.rows) for one in opened)} rows", None
-    if weights is not None:
-        yield f"{len(runs)} runs, weights {weights}", read_weights(weights, len(runs))
-    if choose_on is not None:
-        seen = [open_scored(run, choose_on, views) for run in runs]
-        check_same_images([one.first for one in seen])
-        for one in seen:
-            check_unseen(one, "weights")
-        chosen = greedy_weights([as_member(one) for one in seen])
-        yield f"{len(runs)} runs, weights {', '.join(f'{one:.2f}' for one in chosen)} chosen on {choose_on}", chosen
 
 
 @scores_app.command(name="compare")
@@ -409,15 +378,14 @@ def scores_compare(runs: tuple[Path, ...], /, *, split: str = "test", views: str
         views: only these, for example center-64,random-64 (all that there are).
     """
     from fewsight.console import make_console, printable, trained_on
-    from fewsight.fusion import open_scored
+    from fewsight.fusion import open_scored, read_views
     from fewsight.tables import compare
 
     if len(runs) < 2:
         raise FewsightError(
             "scores compare needs at least two runs, for example: fewsight scores compare runs/a runs/b"
         )
-    names = tuple(name.strip() for name in views.split(",")) if views else ()
-    first, *others = (open_scored(run, split, names) for run in runs)
+    first, *others = (open_scored(run, split, read_views(views)) for run in runs)
     console = make_console()
     for other in others:
         if number := int((first.trained_on | other.trained_on).sum()):
@@ -502,7 +470,7 @@ def vipriors_build(*, imagenet: Path, lists: Path, out: Path, link: Literal["har
         link: hard (no space, the same disk), symlink or copy (hard).
     """
     from fewsight.console import counting, make_console, printable
-    from fewsight.vipriors import build
+    from fewsight.vipriors.subset import build
 
     console = make_console()
     with counting(console, "building") as progress:
@@ -545,7 +513,7 @@ def vipriors_submit(
         images: that the test set has (50 a class).
     """
     from fewsight.console import make_console, printable
-    from fewsight.vipriors import submit
+    from fewsight.vipriors.submission import submit
 
     console = make_console()
     number = submit(run, data, out, views=views, scores=scores, num_images=images, console=console)

@@ -8,10 +8,11 @@ from PIL import Image
 from rich.console import Console
 
 from fewsight.console import make_console, show_figures
+from fewsight.evaluation import evaluate
 from fewsight.files import make_folder
 from fewsight.rng import SPLIT, stream
 from fewsight.runs import check_new
-from fewsight.session import evaluate, train
+from fewsight.session import train
 
 TRAIN_PER_CLASS = 50
 

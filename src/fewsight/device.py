@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import functools
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -11,27 +10,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from fewsight.cores import num_cores, wanted_threads
 from fewsight.errors import RecipeError
 from fewsight.recipes import Run
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def num_cores() -> int:
-    """Processor cores that this process may use: its affinity and its control group's quota, at least 1."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as handle:  # noqa: PTH123
-            quota, period = handle.read().split()
-        if quota != "max":
-            count = min(count, max(1, round(int(quota) / int(period))))
-    return count
-
-
-def _wanted_threads(cores: int) -> int:
-    """What OMP_NUM_THREADS allows, as for any program that computes with OpenMP."""
-    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(text) if text.isdecimal() and int(text) > 0 else cores
 
 
 def resolve_run(run: Run) -> Run:
@@ -50,7 +33,7 @@ def resolve_run(run: Run) -> Run:
     else:
         wanted = min(16, cores - 1) if device.type != "cpu" else 0 if cores <= 3 else cores // 4
         workers = wanted if run.threads == "auto" else max(0, min(wanted, cores - run.threads))
-    threads = run.threads if run.threads != "auto" else min(max(1, cores - workers), _wanted_threads(cores))
+    threads = run.threads if run.threads != "auto" else min(max(1, cores - workers), wanted_threads(cores))
     if threads + workers > cores and (run.threads != "auto" or run.workers != "auto"):
         raise RecipeError(
             f"run.threads = {threads} and run.workers = {workers} need {threads + workers} cores, "

@@ -19,8 +19,8 @@ from fewsight.calibration import Calibration, keep, kept
 from fewsight.errors import RecipeError, RunError
 from fewsight.fusion import (
     ENSEMBLE,
+    Scored,
     Spec,
-    Weights,
     check_same_images,
     check_unseen,
     ensemble_of,
@@ -35,9 +35,8 @@ from fewsight.fusion import (
 from fewsight.predict import Labelled, Stored, score_into, views_of
 from fewsight.recipes import recipe_differences
 from fewsight.runs import Run
-from fewsight.scores import Store, read_store
+from fewsight.scores import read_store
 
-RUN_FILES = ("recipe.toml", "classes.json", "data.json", "images.jsonl", "log.jsonl", "metrics.json")
 MERGED = (
     "data.merge_val",
     "data.mean",
@@ -71,12 +70,13 @@ class Asked:
         """The views, without repeats."""
         return tuple(dict.fromkeys(view.name for views in self.views.values() for view in views))
 
-    def weights(self, stores: Mapping[str, Store]) -> Weights:
-        """How the results in the runs' stores are weighed."""
+    def scored(self, stored: Mapping[str, Stored]) -> Scored:
+        """What the runs' stores hold of these views, and how it is weighed."""
+        stores = {name: one.store for name, one in stored.items()}
         if not self.specs:
             ((name, store),) = stores.items()
-            return scored_of(self.path, name, store, self.view_names).weights
-        return ensemble_of(self.path, self.specs, stores, self.view_names).weights
+            return scored_of(self.path, name, store, self.view_names)
+        return ensemble_of(self.path, self.specs, stores, self.view_names)
 
 
 def is_ensemble(path: Path) -> bool:
@@ -397,7 +397,7 @@ def _write(out: Path, first: Run, members: Mapping[str, Run], specs: Sequence[Sp
 def _take(source: Path, target: Path) -> None:
     """A run into the ensemble, with its whole scores; large files, which are never changed in place, are shared."""
     files.make_folder(target)
-    for name in RUN_FILES:
+    for name in runs.TEXT_FILES:
         if (source / name).is_file():
             _copy(source / name, target / name)
     _share(source / runs.WEIGHTS, target / runs.WEIGHTS)
@@ -412,7 +412,6 @@ def _take(source: Path, target: Path) -> None:
             _share(store.parent / f"{view}{whole.about.suffix}", place / f"{view}{whole.about.suffix}")
         for name in ("images.jsonl", "store.json"):
             _copy(store.parent / name, place / name)
-    _copy(source / "run.json", target / "run.json")
 
 
 def _share(source: Path, target: Path) -> None:

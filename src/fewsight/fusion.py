@@ -368,6 +368,11 @@ def _hits(file: BinaryIO, part: _Part, mixes: np.ndarray) -> np.ndarray:
     return hits
 
 
+def read_views(text: str | None) -> tuple[str, ...]:
+    """Names of views with commas between; none: all."""
+    return tuple(name.strip() for name in text.split(",")) if text else ()
+
+
 def read_weights(text: str, count: int) -> tuple[float, ...]:
     """A number for each of `count` members, with commas between, as weights that sum to 1.
 

@@ -102,9 +102,9 @@ def _stored(asked: Asked, names: Sequence[str], folder: Path | None, dtype: str,
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if folder is None else folder
         stored = score_asked(asked, images, score_folders(asked, place, ""), progress, dtype=dtype)
-        stores = {name: one.store for name, one in stored.items()}
-        errors = [image.error for image in next(iter(stores.values())).images]
-        for part, probs in fused([asked.weights(stores)]):
+        scored = asked.scored(stored)
+        errors = [image.error for image in scored.first.images]
+        for part, probs in fused([scored.weights]):
             with np.errstate(divide="ignore"):
                 log_probs = np.log(probs[0])
             yield log_probs, errors[part], None

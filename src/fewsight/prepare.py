@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fewsight.cores import num_cores
 from fewsight.data import (
     Dataset,
     Sample,
@@ -16,7 +17,6 @@ from fewsight.data import (
     scan,
     training_samples,
 )
-from fewsight.device import num_cores
 from fewsight.errors import DataError
 from fewsight.feed import sample_positions
 from fewsight.leaks import Leaks, find_leaks

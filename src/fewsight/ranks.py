@@ -48,6 +48,10 @@ class Ranks:
         whole: Tensor = _Gather.apply(rows, self, total)
         return whole
 
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.sum_(torch.zeros(1))
+
     def copy_(self, values: Tensor) -> None:
         """The first process's values, in place."""
         if self.count > 1:
@@ -66,11 +70,6 @@ class Ranks:
 
 
 ALONE = Ranks()
-
-
-def is_follower() -> bool:
-    """Whether torchrun has started this process as another than the first."""
-    return os.environ.get("RANK", "0") != "0" and "WORLD_SIZE" in os.environ
 
 
 @contextlib.contextmanager
@@ -103,7 +102,7 @@ def naming_lost_ranks() -> Iterator[None]:
     """
     try:
         yield
-    except (distributed.DistBackendError, RuntimeError) as error:
+    except RuntimeError as error:
         text = str(error).splitlines()[0] if str(error) else ""
         if not any(sign in text for sign in ("Connection", "gloo", "NCCL", "peer", "Timed out")):
             raise
@@ -185,13 +184,22 @@ class SyncNorm(nn.BatchNorm2d):
 
 
 def synchronise_norms(model: nn.Module) -> None:
-    """Let every batch norm of a model take its statistics over all processes; weights and names stay."""
+    """Let every batch norm of a model take its statistics over all processes; weights and names stay.
+
+    Raises:
+        RunError: it has a kind of batch norm that does more than torch's own, as some models of timm do.
+    """
     for name, child in model.named_children():
-        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-            norm = SyncNorm(child.num_features, child.eps, child.momentum)
-            norm.weight, norm.bias = child.weight, child.bias
-            norm.running_mean, norm.running_var = child.running_mean, child.running_var
-            norm.num_batches_tracked = child.num_batches_tracked
-            setattr(model, name, norm)
-        else:
+        if not isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             synchronise_norms(child)
+            continue
+        if type(child) not in (nn.BatchNorm1d, nn.BatchNorm2d):
+            raise RunError(
+                f"run.sync_norm knows torch's own batch norms, but this model has {type(child).__name__}; train with "
+                "run.sync_norm=false"
+            )
+        norm = SyncNorm(child.num_features, child.eps, child.momentum)
+        norm.weight, norm.bias = child.weight, child.bias
+        norm.running_mean, norm.running_var = child.running_mean, child.running_var
+        norm.num_batches_tracked = child.num_batches_tracked
+        setattr(model, name, norm)

@@ -27,6 +27,8 @@ from fewsight.recipes import Recipe, load_recipe, recipe_toml
 
 FORMAT = 1  # of the run folder; a newer one is refused
 WEIGHTS = "weights.safetensors"
+BEGUN = ("recipe.toml", "classes.json", "data.json", "images.jsonl", "run.json")  # what a run begins with
+TEXT_FILES = (*BEGUN[:-1], "log.jsonl", "metrics.json", BEGUN[-1])  # all but weights, state and scores; run.json last
 PREVIEW = "preview.png"  # what `train --preview` leaves; a run may begin beside it
 
 
@@ -123,7 +125,7 @@ def create_run(
 
 def _remove_begun(path: Path) -> None:
     """Take away what `create_run` wrote before it failed, so that the same command can be run again."""
-    for name in ("recipe.toml", "classes.json", "data.json", "images.jsonl", "run.json"):
+    for name in BEGUN:
         with contextlib.suppress(OSError):
             (path / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -163,6 +165,7 @@ def read_run(path: Path) -> Run:
         data = RunData(**values)
     except (TypeError, KeyError) as error:
         raise RunError(f"{path / 'data.json'} is not what `fewsight train` wrote: {error}") from error
+    files.check_inside(path / "recipe.toml", path)
     return Run(path, load_recipe(path / "recipe.toml"), tuple(classes), data, info)
 
 
@@ -192,12 +195,14 @@ def save_weights(run: Run, tensors: Mapping[str, Tensor], **notes: Any) -> Run:
 
 
 def require_weights(run: Run) -> None:
-    """Refuse a run that has no weights yet.
+    """Refuse a run that has no weights.
 
     Raises:
-        RunError: its training did not end.
+        RunError: its training did not end, or they were lost.
     """
     if not (run.path / WEIGHTS).is_file():
+        if run.finished:
+            raise RunError(f"{run.path} has lost its {WEIGHTS}; restore the file from a copy, or train anew")
         hint = f"finish it with `fewsight train --resume {run.path}`"
         raise RunError(f"{run.path} has no weights yet: its training did not end; {hint}")
 

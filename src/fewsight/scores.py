@@ -86,6 +86,7 @@ class Store:
         """
         stop, width = self.about.count if stop is None else stop, len(self.about.classes)
         file = self.path / f"{view}{self.about.suffix}"
+        files.check_inside(file, self.path)
         try:
             # read, not mapped: mapped pages count as the process's memory for as long as it lives
             found = np.fromfile(
@@ -233,8 +234,9 @@ def _check_same(path: Path, about: About, there: About) -> None:
 def _lines(path: Path) -> list[bytes]:
     """The whole lines of images.jsonl."""
     file = path / "images.jsonl"
-    if not file.exists():
+    if not os.path.lexists(file):
         return []
+    files.check_inside(file, path)
     return [line for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 

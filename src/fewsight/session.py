@@ -1,15 +1,12 @@
-"""What the commands do, as functions: train, resume, evaluate."""
+"""What `fewsight train` does, as functions: train, resume."""
 
 import contextlib
 import math
 import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -18,23 +15,18 @@ from fewsight import files, runs
 from fewsight.augment import contact_sheet
 from fewsight.auto import plan_recipe, starting_values
 from fewsight.console import TrainingReporter, counting, make_console, printable
-from fewsight.data import EvaluationSet, evaluation_samples
 from fewsight.device import resolve_device, resolve_run
-from fewsight.ensemble import Asked, open_asked, score_asked, score_folders
-from fewsight.errors import DataError, Interrupted, RecipeError, RunError
+from fewsight.errors import Interrupted, RecipeError, RunError
 from fewsight.feed import AugmentedImages
-from fewsight.fusion import log_probs
 from fewsight.initial import check_fits, model_values, read_start, weights_from
 from fewsight.losses import check_loss, wanted_batches
-from fewsight.metrics import Figures, evaluate_scores
+from fewsight.mixing import cutmix_prob, mix
 from fewsight.model import build_without_memory, resolve_stem, with_stem
-from fewsight.predict import Labelled, Stored
 from fewsight.prepare import NAMED_IN_MESSAGE, Prepared, prepare
 from fewsight.ranks import Ranks, joined
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
 from fewsight.runs import Run
-from fewsight.scores import Store
-from fewsight.train import TrainingSet, batch_plan, cutmix_prob, fit, mix
+from fewsight.train import TrainingSet, batch_plan, fit
 
 TEST_RATIOS = (1.0, 320 / 224, 380 / 224, 2.0)  # the report's test sizes over its train size
 
@@ -188,98 +180,6 @@ def _continue(run: Run, console: Console, ranks: Ranks) -> Run:
         raise RunError(f"{path}: {source} is not the data that the run began with: {_data_differences(run, prepared)}")
     origin = None if runs.has_state(path) else run.info.get("start")
     return _fit(run, prepared.images, console, _starting_weights(origin, run.recipe, run.classes, console), ranks)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Figures of a run or an ensemble on a split, and how many of its images were trained on."""
-
-    split: str
-    views: tuple[str, ...]
-    figures: Figures
-    num_trained_on: int
-    unreadable: tuple[str, ...]
-    kept: tuple[str, ...]  # where the scores lie, or why they were not kept; what rounding changed
-
-
-def evaluate(
-    path: Path,
-    data: Path,
-    *,
-    split: str | None = None,
-    views: str | None = None,
-    scores: Path | None = None,
-    dtype: str = "float32",
-    console: Console | None = None,
-) -> Evaluation:
-    """Test a run or an ensemble on a split of a dataset; labels match by name.
-
-    Every score is kept, and the figures come from those.
-
-    Args:
-        split: default `test`, then `val`; a folder without splits is taken whole.
-        views: center (the default of a run), report (of an ensemble) or names; their probabilities are averaged.
-        scores: the folder that keeps the scores; default `RUN/scores/<split>`.
-        dtype: of the scores that are kept, float32 or float16.
-
-    Raises:
-        DataError: no such split, labels that the run does not know, or no image that can be read.
-        RecipeError: no such view.
-        RunError: not a finished run; or `scores` was given and holds other scores.
-    """
-    console = console or make_console()
-    asked = open_asked(path, views)
-    run = asked.first
-    found = evaluation_samples(
-        data,
-        asked.classes,
-        split,
-        holdout=run.recipe.data.holdout,
-        seed=run.recipe.data.split_seed,
-        trained_on=Path(run.data.source),
-    )
-    images = [Labelled(found.root / sample.path, sample.path, sample.label) for sample in found.samples]
-    with counting(console, "evaluating") as progress, contextlib.ExitStack() as stack:
-
-        def keep_in(place: Path | None) -> dict[str, Stored]:
-            return score_asked(asked, images, score_folders(asked, place, found.split), progress, dtype=dtype)
-
-        try:
-            stored, kept = (
-                keep_in(scores),
-                f"scores in {scores or path / ('runs/*/' * bool(asked.specs) + 'scores/' + found.split)}",
-            )
-        except RunError as error:
-            if scores is not None:
-                raise
-            stored, kept = (
-                keep_in(Path(stack.enter_context(tempfile.TemporaryDirectory()))),
-                f"scores not kept: {error}",
-            )
-        stores = {name: one.store for name, one in stored.items()}
-        return _evaluation(asked, data, found, stores, (kept, *_rounding(stored, dtype)))
-
-
-def _rounding(stored: Mapping[str, Stored], dtype: str) -> tuple[str, ...]:
-    written, changed = (sum(getattr(one, name) for one in stored.values()) for name in ("written", "changed"))
-    if dtype == "float32" or not written:
-        return ()
-    return (f"kept as {dtype}: the most probable class is another in {changed:,} of {written:,} results written now",)
-
-
-def _evaluation(
-    asked: Asked, data: Path, found: EvaluationSet, stores: Mapping[str, Store], kept: tuple[str, ...]
-) -> Evaluation:
-    """The figures of stored scores."""
-    images = next(iter(stores.values())).images
-    unreadable = tuple(image.error for image in images if image.error is not None)
-    if len(unreadable) == len(images):
-        raise DataError(f"{data}: none of the {len(unreadable)} images can be read; the first: {unreadable[0]}")
-    readable = np.array([image.error is None for image in images])
-    scores = log_probs(asked.weights(stores))[readable]
-    figures = evaluate_scores(scores, np.array(found.labels)[readable], asked.classes, num_images=len(images))
-    seen = np.any([[image.trained_on for image in store.images] for store in stores.values()], axis=0)
-    return Evaluation(found.split, asked.view_names, figures, int(seen.sum()), unreadable, kept)
 
 
 def check_parts(recipe: Recipe) -> None:

@@ -1,12 +1,27 @@
 """Questions to kept scores, answered as lines with counts and intervals: rows, comparisons, ablations."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fewsight.errors import RunError
-from fewsight.fusion import Member, Result, Scored, Weights, check_same_images, of_members, only, right, uniform
+from fewsight.fusion import (
+    Member,
+    Result,
+    Scored,
+    Weights,
+    check_same_images,
+    check_unseen,
+    greedy_weights,
+    of_members,
+    only,
+    open_scored,
+    read_views,
+    read_weights,
+    right,
+    uniform,
+)
 from fewsight.metrics import Paired, Share, paired, wilson
 
 
@@ -127,6 +142,34 @@ def fuse(scored: Sequence[Scored], weights: Sequence[float] | None = None) -> Sc
     taken = [(as_member(one), share) for one, share in zip(scored, shares, strict=True) if share]
     members = tuple(member for member, _ in taken)
     return Scored(scored[0].path, members, of_members(members, [share for _, share in taken]))
+
+
+def fusions(
+    scored: Sequence[Scored], views: str | None, *, rows_alike: bool, weights: str | None, choose_on: str | None
+) -> Iterator[tuple[str, Scored]]:
+    """(what it is, the runs as one ensemble), for each way that is asked for.
+
+    Args:
+        views: that `scored` was restricted to.
+        rows_alike: uniform over the rows.
+        weights: a number for each run, with commas.
+        choose_on: a split, on whose kept scores weights are chosen greedily.
+
+    Raises:
+        RunError: weights are not such numbers, or would be chosen on images that were trained on.
+    """
+    if rows_alike:
+        yield f"{len(scored)} runs, uniform over {sum(len(one.rows) for one in scored)} rows", fuse(scored)
+    if weights is not None:
+        yield f"{len(scored)} runs, weights {weights}", fuse(scored, read_weights(weights, len(scored)))
+    if choose_on is not None:
+        seen = [open_scored(one.path, choose_on, read_views(views)) for one in scored]
+        check_same_images([one.first for one in seen])
+        for one in seen:
+            check_unseen(one, "weights")
+        chosen = greedy_weights([as_member(one) for one in seen])
+        told = ", ".join(f"{one:.2f}" for one in chosen)
+        yield f"{len(scored)} runs, weights {told} chosen on {choose_on}", fuse(scored, chosen)
 
 
 def as_member(scored: Scored) -> Member:

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from fewsight import files, runs
-from fewsight.augment import Mix, draw_cutmix, paste
 from fewsight.device import compute_threads, keep_freed_memory, same_bits, to_device
 from fewsight.errors import DataError, Interrupted, RunError
 from fewsight.feed import AugmentedImages, batches, naming_lost_workers
 from fewsight.learner import Learner
-from fewsight.losses import Targets, balanced_weights, build_loss, collapse_of, own_weights, wanted_batches
+from fewsight.losses import balanced_weights, build_loss, collapse_of, own_weights, wanted_batches
 from fewsight.metrics import Figures, evaluate_scores
+from fewsight.mixing import mix, rows_of
 from fewsight.model import Classifier, build_model, load_weights, weights_out
 from fewsight.plans import ClassBatches, Plan, ShuffledBatches, class_shares
 from fewsight.predict import Normalise, score_images
@@ -106,7 +106,7 @@ def fit(
     if ranks.first:
         runs.remove_leftovers(run.path)
         runs.cut_log(run.path, state[1]["log_bytes"] if state else 0)
-    ranks.told()  # nobody writes before everybody has read
+    ranks.wait()  # nobody writes before everybody has read
     device = torch.device(recipe.run.device)
     same_bits(device)
     normalise = Normalise(run.data.mean, run.data.std).to(device)
@@ -137,21 +137,23 @@ def fit(
         load_weights(model, runs.read_weights(run))
     figures = score_val(run, data, model, normalise, ranks)
     if not ranks.first:
-        ranks.told()
+        ranks.wait()
         return runs.read_run(run.path)
     if recipe.run.select == "last":
         run = runs.save_weights(run, weights_out(model))
     files.write_json(run.path / "metrics.json", {"val": figures.as_json() if figures else None})
     run = runs.update_info(run, status="finished", finished=runs.now(), collapsed=at.collapsed)
     runs.remove_state(run.path)
-    ranks.told()
+    ranks.wait()
     return run
 
 
 def _check_shares(plans: Sequence[Plan], ranks: Ranks) -> None:
     """Every process needs images of every batch."""
+    if ranks.count == 1:
+        return
     least = min(min(len(indices) for indices in plan.epoch(0)) for plan in plans)
-    if ranks.count > 1 and least < LEAST_SHARE * ranks.count:
+    if least < LEAST_SHARE * ranks.count:
         raise RunError(
             f"a batch of {least} images cannot be shared by {ranks.count} processes, each of which needs "
             f"{LEAST_SHARE}; start fewer, or train with a larger batch_size"
@@ -224,23 +226,30 @@ def _fit_stage(
             if step + 1 == plan.num_steps:
                 at = _end_epoch(run, data, learner, at, normalise, reporter, time.monotonic() - began)
                 began = time.monotonic()
-            stops_here = at.step == 0 and at.collapsed and recipe.run.on_collapse == "stop"
-            signal_number = _agreed(stop.signal_number, ranks)
-            if ranks.first and (signal_number or stops_here or keeper.is_due(epoch_ended=at.step == 0)):
-                keeper.save(run, learner, at)
-            if stops_here:
-                raise RunError(
-                    f"{run.path}: stopped after epoch {epoch + 1}, because the loss has collapsed (the reason stands "
-                    'above and in log.jsonl) and run.on_collapse = "stop". Train anew with what it says to change'
-                )
-            if signal_number:
-                ranks.told()  # nobody leaves before the state is saved
-                raise Interrupted(
-                    f"interrupted after epoch {epoch + 1}, step {step + 1}; the state is saved. "
-                    f"Continue with: fewsight train --resume {run.path}",
-                    signal_number,
-                )
+            _keep_or_stop(run, learner, at, keeper, stop, f"epoch {epoch + 1}", f"step {step + 1}")
     return replace(at, stage=at.stage + 1, epoch=0, step=0)
+
+
+def _keep_or_stop(
+    run: Run, learner: Learner, at: Position, keeper: "StateKeeper", stop: "StopFlag", epoch: str, step: str
+) -> None:
+    """After a step: save the state where it is due, and end here where a signal or a collapse asks for it."""
+    ranks = learner.ranks
+    collapsed = at.step == 0 and at.collapsed and run.recipe.run.on_collapse == "stop"
+    signal_number = _agreed(stop.signal_number, ranks)
+    if ranks.first and (signal_number or collapsed or keeper.is_due(epoch_ended=at.step == 0)):
+        keeper.save(run, learner, at)
+    if collapsed:
+        raise RunError(
+            f"{run.path}: stopped after {epoch}, because the loss has collapsed (the reason stands above and in "
+            'log.jsonl) and run.on_collapse = "stop". Train anew with what it says to change'
+        )
+    if signal_number:
+        ranks.wait()  # nobody leaves before the state is saved
+        raise Interrupted(
+            f"interrupted after {epoch}, {step}; the state is saved. Continue with: fewsight train --resume {run.path}",
+            signal_number,
+        )
 
 
 def _agreed(signal_number: int, ranks: Ranks) -> int:
@@ -355,56 +364,6 @@ def build_learner(
         class_weights=weights,
     )
     return Learner(model, loss.to(device), stage, plan.num_steps, device, recipe.run.precision, ranks)
-
-
-def mix(
-    images: Tensor,
-    labels: Tensor,
-    indices: np.ndarray,
-    recipe: Recipe,
-    stage: Stage,
-    epoch: int,
-    step: int,
-    ranks: Ranks = ALONE,
-) -> tuple[Tensor, Targets]:
-    """CutMix, drawn for the whole batch by (seed, epoch, step); of it this process's rows.
-
-    Args:
-        images: [n, 3, H, W], the rows of the batch that `rows_of` names: all of them for a process by itself.
-        labels: [N], of the whole training set; `indices` [B] says which of it stand in the batch.
-    """
-    device, count, own = images.device, len(indices), ranks.rows(len(indices))
-    total = None if ranks.count == 1 else count
-    known, which = labels[indices].to(device), torch.from_numpy(indices)[own].to(device)
-    drawn = _drawn(recipe, stage, epoch, step, count)
-    if drawn is None:
-        return images, Targets(known[own], known[own], images=which, ranks=ranks, total=total)
-    rows = rows_of(recipe, stage, epoch, step, count, ranks)
-    place = np.empty(count, np.int64)
-    place[rows] = np.arange(len(rows))
-    partners = drawn.permutation[own]
-    mixed = paste(images[: own.stop - own.start], images, place[partners], drawn.box)
-    others = known[torch.from_numpy(partners).to(device)]
-    return mixed, Targets(known[own], others, drawn.lam, which, ranks, total)
-
-
-def rows_of(recipe: Recipe, stage: Stage, epoch: int, step: int, count: int, ranks: Ranks) -> np.ndarray:
-    """Which images of a batch a process needs: its share, then the CutMix partners that lie in the others'."""
-    own = np.arange(count)[ranks.rows(count)]
-    if ranks.count == 1:
-        return own
-    drawn = _drawn(recipe, stage, epoch, step, count)
-    return own if drawn is None else np.concatenate([own, np.setdiff1d(drawn.permutation[own], own)])
-
-
-def _drawn(recipe: Recipe, stage: Stage, epoch: int, step: int, count: int) -> Mix | None:
-    px, prob, alpha = recipe.augment.train_px, cutmix_prob(recipe, stage), recipe.augment.cutmix_alpha
-    return draw_cutmix(batch_stream(recipe.run.seed, epoch, step), count, px, px, prob=prob, alpha=alpha)
-
-
-def cutmix_prob(recipe: Recipe, stage: Stage) -> float:
-    """The probability that a batch of the stage is mixed."""
-    return recipe.augment.cutmix_prob if stage.cutmix_prob == "auto" else stage.cutmix_prob
 
 
 def score_val(

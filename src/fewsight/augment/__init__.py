@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from fewsight.augment.crop import draw_crop, random_flip, random_resized_crop
-from fewsight.augment.cutmix import Mix, apply_cutmix, draw_cutmix, paste
+from fewsight.augment.cutmix import Mix, draw_cutmix, paste
 from fewsight.augment.policy import POLICIES, SUB_POLICIES, PolicySettings, autoaugment, trivialaugment
 from fewsight.augment.preview import contact_sheet
 from fewsight.augment.views import View, center_view, cut_view, named_views, random_box
@@ -21,7 +21,6 @@ __all__ = [
     "AugmentSettings",
     "Mix",
     "View",
-    "apply_cutmix",
     "augment_image",
     "autoaugment",
     "center_view",

@@ -64,24 +64,6 @@ def draw_cutmix(
     return Mix(rng.permutation(batch_size), box, lam)
 
 
-def apply_cutmix(images: Tensor, mix: Mix) -> Tensor:
-    """Copy the box of every image's partner into it.
-
-    Args:
-        images: [B, C, H, W], any dtype and memory format, on any device; not changed.
-        mix: drawn for this batch size, height and width.
-
-    Returns:
-        [B, C, H, W] in the memory format of `images`.
-
-    Raises:
-        ValueError: `mix` was drawn for another batch size.
-    """
-    if len(mix.permutation) != len(images):
-        raise ValueError(f"CutMix drawn for {len(mix.permutation)} images, got a batch of {len(images)}")
-    return paste(images, images, mix.permutation, mix.box)
-
-
 def paste(images: Tensor, others: Tensor, partners: np.ndarray, box: tuple[int, int, int, int]) -> Tensor:
     """Copy the box of `others[partners[i]]` into image i.
 
@@ -93,7 +75,12 @@ def paste(images: Tensor, others: Tensor, partners: np.ndarray, box: tuple[int, 
 
     Returns:
         [B, C, H, W] in the memory format of `images`.
+
+    Raises:
+        ValueError: there is not a partner for each image.
     """
+    if len(partners) != len(images):
+        raise ValueError(f"CutMix drawn for {len(partners)} images, got a batch of {len(images)}")
     top, left, height, width = box
     region = (..., slice(top, top + height), slice(left, left + width))
     mixed = images.clone()

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from fewsight.check.findings import Entry, Finding, find
+from fewsight.cores import num_cores
 from fewsight.data import Dataset, Sample, images_under, is_hidden, load_compared, read_dataset, scan
-from fewsight.device import num_cores
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from rich.console import Console
 
 from fewsight import files, runs
 from fewsight.console import counting, duration, printable
+from fewsight.cores import num_cores
 from fewsight.data import evaluation_samples, read_dataset
-from fewsight.device import num_cores, resolve_device
+from fewsight.device import resolve_device
 from fewsight.ensemble import combine
 from fewsight.errors import DataError, RecipeError, RunError
 from fewsight.fusion import PLAIN as NO_FLIP
@@ -23,7 +24,7 @@ from fewsight.reproduce.jobs import Outcome, Task, last_line, run_tasks
 from fewsight.reproduce.plan import Job, makespan, plan_full, plan_small, row_px, small_px
 from fewsight.reproduce.report import MODELS, TRAININGS
 from fewsight.reproduce.show import show_reproduction, write_reproduction
-from fewsight.scores import read_store
+from fewsight.scores import Store, read_store
 
 PLAN = "plan.json"
 TEST = "test"  # the folder of each run's scores
@@ -258,12 +259,12 @@ def _task(job: Job, data: Path, out: Path, wanted: Wanted) -> Task:
         commands["training"] += start if job.start else []
     elif not runs.read_run(run).finished:
         commands["training"] = [*fewsight, "train", "--resume", str(run)]
-    if not _is_tested(run, job):
+    if _scores(run, job) is None:
         folder = Path(wanted.test).is_absolute()
         tested = [wanted.test] if folder else [str(data), "--split", wanted.test]
         views = ["--views", ",".join(_views(job)), "--scores", str(run / "scores" / TEST)]
         commands["testing"] = [*fewsight, "evaluate", str(run), *tested, *views]
-    return Task(job.name, commands, out / "logs" / f"{job.name}.log", job.start, lambda: _is_tested(run, job))
+    return Task(job.name, commands, out / "logs" / f"{job.name}.log", job.start, lambda: _scores(run, job) is not None)
 
 
 def _views(job: Job) -> list[str]:
@@ -273,13 +274,14 @@ def _views(job: Job) -> list[str]:
     return [*names, *(f"{name}-{NO_FLIP}" for name in names)]
 
 
-def _is_tested(run: Path, job: Job) -> bool:
-    """Whether all views of the test images are scored with the run's weights."""
+def _scores(run: Path, job: Job) -> Store | None:
+    """The scores of the test images in all views with the run's weights, where they are whole."""
     try:
         store, info = read_store(run / "scores" / TEST), files.read_json(run / "run.json")
     except RunError:
-        return False
-    return set(_views(job)) <= set(store.views) and store.about.weights_digest == info.get("weights_digest")
+        return None
+    whole = set(_views(job)) <= set(store.views) and store.about.weights_digest == info.get("weights_digest")
+    return store if whole else None
 
 
 def _watch(console: Console) -> Callable[[Sequence[tuple[Task, str]]], None]:
@@ -310,10 +312,9 @@ def _tested(out: Path, planned: Sequence[Job]) -> dict[str, Tested]:
     found = {}
     for job in planned:
         run = out / "runs" / job.name
-        if _is_tested(run, job):
-            info = files.read_json(run / "run.json")
-            store = read_store(run / "scores" / TEST)
-            found[job.training.recipe] = Tested(job.name, job.recipe, store, bool(info.get("collapsed")))
+        if (store := _scores(run, job)) is not None:
+            collapsed = bool(files.read_json(run / "run.json").get("collapsed"))
+            found[job.training.recipe] = Tested(job.name, job.recipe, store, collapsed)
     return found
 
 

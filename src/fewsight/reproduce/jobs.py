@@ -93,7 +93,7 @@ def run_tasks(
                     free.append(one.device)
                     _note(one, code, outcome, say)
             time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
+    except BaseException:  # Ctrl-C, but also a full disk here: nothing goes on without somebody who waits for it
         say("stopping; the trainings save their states")
         _stop(running)
         raise

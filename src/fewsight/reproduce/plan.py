@@ -139,15 +139,15 @@ def plan_full(prepared: Prepared, num_test: int, *, merge_val: bool, threads: in
 def makespan(jobs: Sequence[Job], at_once: int) -> float:
     """Seconds until all jobs are done, so many beside each other, each after the one that it starts from."""
     ended: dict[str, float] = {}
-    free = [0.0] * at_once
-    waiting = list(jobs)
+    free, waiting = [0.0] * at_once, list(jobs)
+
+    def begins(job: Job, slot: int) -> float:
+        return max(0.0 if job.start is None else ended.get(job.start, math.inf), free[slot])
+
     while waiting:
-        slot = min(range(at_once), key=lambda number: free[number])
-        begins = {job.name: ended.get(job.start or "", 0.0 if job.start is None else math.inf) for job in waiting}
-        job = min(waiting, key=lambda job: max(begins[job.name], free[slot]))
-        if begins[job.name] == math.inf:  # its start is not planned yet: the order of jobs has it before
-            job = next(one for one in waiting if one.name == job.start)
-        free[slot] = ended[job.name] = max(free[slot], begins[job.name]) + job.seconds
+        slot = free.index(min(free))
+        job = min(waiting, key=lambda job: begins(job, slot))
+        free[slot] = ended[job.name] = begins(job, slot) + job.seconds
         waiting.remove(job)
     return max(ended.values(), default=0.0)
 

@@ -1,7 +1,4 @@
-"""The VIPriors image classification challenge: its subset of ImageNet from the toolkit's lists, and its submission.
-
-Source: the layout and the evaluator of github.com/VIPriors/vipriors-challenges-toolkit, image-classification.
-"""
+"""The challenge's subset of ImageNet, laid out from the toolkit's lists."""
 
 import io
 import os
@@ -9,31 +6,20 @@ import pickle
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-from rich.console import Console
-
 from fewsight import files
-from fewsight.console import counting
 from fewsight.data import images_under
-from fewsight.ensemble import Asked, open_asked, score_asked, score_folders
 from fewsight.errors import DataError
-from fewsight.fusion import fused
-from fewsight.predict import Labelled
 
 SUBSET = "imagenet_50"
-PER_CLASS = 50  # images of each class in each split
 NESTED = ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")  # where train/ and val/ lie in the archives that people have
 WNID = re.compile(r"n\d{8}")
 FILE = re.compile(r"[A-Za-z0-9_]+\.JPEG")
-TEST_NAME = re.compile(r"img_(0|[1-9]\d*)\.JPEG")
-LINKS = ("hard", "symlink", "copy")
 MOST_LIST_BYTES = 64 * 2**20
-HEADER = "Image IDs,Predictions"
 
 
 class _PlainLists(pickle.Unpickler):
@@ -144,56 +130,6 @@ def build(
     return Built(folder, made, there, counts, tuple(missing), tuple(strange))
 
 
-def submit(
-    path: Path,
-    data: Path,
-    out: Path,
-    *,
-    views: str | None = None,
-    scores: Path | None = None,
-    num_images: int | None = None,
-    console: Console,
-) -> int:
-    """Write the challenge's submission: each test image's class as its place among the sorted names.
-
-    The evaluator skips ids that are missing, so nothing is written unless every image is there and can be read.
-
-    Args:
-        path: a run or an ensemble.
-        data: the subset, with test/imgs/img_N.JPEG in it, or a folder of such images.
-        views: report unless said.
-        scores: the folder that keeps the scores; default `RUN/scores/submission`. What is there already is taken.
-        num_images: that the test set has; default 50 a class, as in the challenge.
-
-    Returns:
-        How many images.
-
-    Raises:
-        DataError: images are missing, are not named as in the challenge, or cannot be read.
-    """
-    files.check_target(out, "--out")
-    asked = open_asked(path, views or "report")
-    folder, count = _test_images(data), PER_CLASS * len(asked.classes) if num_images is None else num_images
-    _check_names(folder, count)
-    images = [Labelled(folder / f"img_{number}.JPEG", f"img_{number}.JPEG") for number in range(count)]
-    with counting(console, "predicting") as progress:
-        stored = score_asked(asked, images, score_folders(asked, scores, "submission"), progress)
-    stores = {name: one.store for name, one in stored.items()}
-    errors = [image.error for image in next(iter(stores.values())).images if image.error is not None]
-    if errors:
-        raise DataError(
-            f"{folder}: {len(errors):,} images cannot be read, so nothing was written; the first: {errors[0]}"
-        )
-    lines = [f"img_{number}.JPEG,{place}" for number, place in _predicted(asked, stores)]
-    files.write_text(out, "\n".join([HEADER, *lines]) + "\n")
-    return len(lines)
-
-
-def _predicted(asked: Asked, stores: Any) -> Iterator[tuple[int, int]]:
-    for rows, probs in fused([asked.weights(stores)]):
-        yield from zip(range(rows.start, rows.stop), np.argmax(probs[0], axis=1).tolist(), strict=True)
-
-
 def _plain_list(path: Path) -> Sequence[Any]:
     try:
         size = path.stat().st_size
@@ -259,26 +195,3 @@ def _place(source: Path, target: Path, link: str) -> None:
 def _below(folder: Path, split: str) -> list[str]:
     place = folder / split
     return [f"{split}/{name}" for name in images_under(place, Counter())] if place.is_dir() else []
-
-
-def _test_images(data: Path) -> Path:
-    for folder in (data / "test" / "imgs", data / "imgs", data):
-        if folder.is_dir() and (folder == data or any(folder.iterdir())):
-            return folder
-    raise DataError(f"{data}: no such folder; expected the subset, with test/imgs/img_0.JPEG and so on")
-
-
-def _check_names(folder: Path, count: int) -> None:
-    """Every id of the challenge has its image, and nothing else lies there."""
-    names = {name for name in os.listdir(folder) if not name.startswith(".")}  # noqa: PTH208
-    wanted = {f"img_{number}.JPEG" for number in range(count)}
-    if missing := sorted(wanted - names, key=lambda name: int(name[4:-5])):
-        some = ", ".join(missing[:5])
-        raise DataError(
-            f"{folder}: {len(missing):,} of {count:,} test images are missing ({some}); the evaluator would skip them "
-            "silently, so nothing was written. For a test set of another size say --images N"
-        )
-    if extra := sorted(name for name in names - wanted if TEST_NAME.fullmatch(name)):
-        raise DataError(
-            f"{folder}: {len(extra):,} more test images than {count:,} ({', '.join(extra[:5])}); say --images N"
-        )

@@ -1,0 +1,102 @@
+"""A run or an ensemble on labelled images: every score kept, and the figures from those."""
+
+import contextlib
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from fewsight.console import counting, make_console
+from fewsight.data import EvaluationSet, evaluation_samples
+from fewsight.ensemble import Asked, open_asked, score_asked, score_folders
+from fewsight.errors import DataError, RunError
+from fewsight.fusion import Scored
+from fewsight.fusion import log_probs as fused_log_probs
+from fewsight.metrics import Figures, evaluate_scores
+from fewsight.predict import Labelled, Stored
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of a run or an ensemble on a split, and how many of its images were trained on."""
+
+    split: str
+    views: tuple[str, ...]
+    figures: Figures
+    num_trained_on: int
+    unreadable: tuple[str, ...]
+    kept: tuple[str, ...]  # where the scores lie, or why they were not kept; what rounding changed
+
+
+def evaluate(
+    path: Path,
+    data: Path,
+    *,
+    split: str | None = None,
+    views: str | None = None,
+    scores: Path | None = None,
+    dtype: str = "float32",
+    console: Console | None = None,
+) -> Evaluation:
+    """Test a run or an ensemble on a split of a dataset; labels match by name.
+
+    Every score is kept, and the figures come from those.
+
+    Args:
+        split: default `test`, then `val`; a folder without splits is taken whole.
+        views: center (the default of a run), report (of an ensemble) or names; their probabilities are averaged.
+        scores: the folder that keeps the scores; default `RUN/scores/<split>`.
+        dtype: of the scores that are kept, float32 or float16.
+
+    Raises:
+        DataError: no such split, labels that the run does not know, or no image that can be read.
+        RecipeError: no such view.
+        RunError: not a finished run; or `scores` was given and holds other scores.
+    """
+    console = console or make_console()
+    asked = open_asked(path, views)
+    run = asked.first
+    found = evaluation_samples(
+        data,
+        asked.classes,
+        split,
+        holdout=run.recipe.data.holdout,
+        seed=run.recipe.data.split_seed,
+        trained_on=Path(run.data.source),
+    )
+    images = [Labelled(found.root / sample.path, sample.path, sample.label) for sample in found.samples]
+    with counting(console, "evaluating") as progress, contextlib.ExitStack() as stack:
+
+        def keep_in(place: Path | None) -> dict[str, Stored]:
+            return score_asked(asked, images, score_folders(asked, place, found.split), progress, dtype=dtype)
+
+        folder = path / ("runs/*/" * bool(asked.specs) + f"scores/{found.split}") if scores is None else scores
+        try:
+            stored, kept = keep_in(scores), f"scores in {folder}"
+        except RunError as error:
+            if scores is not None:
+                raise
+            stored = keep_in(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            kept = f"scores not kept: {error}"
+        return _evaluation(asked, data, found, asked.scored(stored), (kept, *_rounding(stored, dtype)))
+
+
+def _rounding(stored: Mapping[str, Stored], dtype: str) -> tuple[str, ...]:
+    written, changed = (sum(getattr(one, name) for one in stored.values()) for name in ("written", "changed"))
+    if dtype == "float32" or not written:
+        return ()
+    return (f"kept as {dtype}: the most probable class is another in {changed:,} of {written:,} results written now",)
+
+
+def _evaluation(asked: Asked, data: Path, found: EvaluationSet, scored: Scored, kept: tuple[str, ...]) -> Evaluation:
+    """The figures of stored scores."""
+    images, readable = scored.first.images, scored.first.readable
+    unreadable = tuple(image.error for image in images if image.error is not None)
+    if len(unreadable) == len(images):
+        raise DataError(f"{data}: none of the {len(unreadable)} images can be read; the first: {unreadable[0]}")
+    log_probs, labels = fused_log_probs(scored.weights)[readable], np.array(found.labels)[readable]
+    figures = evaluate_scores(log_probs, labels, asked.classes, num_images=len(images))
+    return Evaluation(found.split, asked.view_names, figures, int(scored.trained_on.sum()), unreadable, kept)
