@@ -475,7 +475,7 @@ def test_ensembles_that_cannot_be_are_refused(
 ) -> None:
     late = taken(runs[0], Path("late"))
     (late / "weights.safetensors").unlink()
-    change(late / "run.json", '"finished"', '"training"')
+    change(late / "run.json", '"status": "finished"', '"status": "training"')
     Path("empty").mkdir()
     Path("file").write_text("mine")
     Path("link").symlink_to("a")
