@@ -91,6 +91,7 @@ def train(
     holdout: float | None = None,
     max_bad: float | None = None,
     leak: Literal["drop", "stop", "allow"] | None = None,
+    deterministic: bool = False,
     preview: int | None = None,
 ) -> int:
     """Train a classifier on a folder of class folders, a folder with train/ val/ test/, or a CSV or Parquet manifest.
@@ -110,12 +111,15 @@ def train(
         max_bad: refuse when more than this share of the images cannot be read (0.01).
         leak: what to do with a training image that is equal to one of another split: drop it and say so, stop, or allow
             it (drop). Nearly equal ones are named.
+        deterministic: on a GPU, take only operations that give the same bits each time, and refuse the others; slower.
+            A CPU gives the same bits anyway.
         preview: write OUT/preview.png, a contact sheet of that many augmented batches, and train nothing.
     """
     if resume is not None:
         given = {"DATA": data, "--out": out, "--recipe": recipe, "--hours": hours, "--set": set_ or None,
                  "--seeds": seeds, "--init-from": init_from, "--merge-val": merge_val or None, "--holdout": holdout,
-                 "--max-bad": max_bad, "--leak": leak, "--preview": preview}  # fmt: skip
+                 "--max-bad": max_bad, "--leak": leak, "--deterministic": deterministic or None,
+                 "--preview": preview}  # fmt: skip
         _refuse_with_resume([name for name, value in given.items() if value is not None])
     elif data is None or out is None:
         raise FewsightError("train needs DATA and --out RUN, for example: fewsight train photos/ --out runs/photos")
@@ -136,7 +140,7 @@ def train(
         show_run(resume_run(resume, console=console), console)
         return 0
     settings = {"data.merge_val": "true" if merge_val else None, "data.holdout": holdout, "data.max_bad": max_bad,
-                "data.leak": leak}  # fmt: skip
+                "data.leak": leak, "run.deterministic": "true" if deterministic else None}  # fmt: skip
     runs = train_run(
         data,
         out,

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import functools
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -106,11 +107,32 @@ def compute_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def same_bits(device: torch.device) -> None:
-    """Let a CUDA device choose only convolutions that give the same bits each time; a CPU always does."""
+@contextlib.contextmanager
+def same_bits(device: torch.device, *, always: bool) -> Iterator[None]:
+    """Inside the block a CUDA device takes only convolutions that give the same bits each time; a CPU always does.
+
+    Args:
+        always: every other operation too; one that cannot is refused.
+
+    Raises:
+        RecipeError: such an operation was asked for.
+    """
     if device.type == "cuda":
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the device is first used
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(always or before)
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise RecipeError(
+            f"run.deterministic: {str(error).splitlines()[0]} Train without --deterministic, or on a CPU"
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @functools.cache

@@ -5,18 +5,21 @@ renamed. Readers check what they read and name the file when it is not what it s
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
 
 from fewsight.errors import RunError
 
+T = TypeVar("T")
 LOCK = ".lock"  # in a folder that a process is working in
 MOST_JSON_BYTES = 2**28  # far more than a run of 100,000 classes writes
 
@@ -114,11 +117,14 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
         lock.release()
 
 
-def check_inside(file: Path, folder: Path) -> None:
+def check_inside(file: Path, folder: Path, *, most: int | None = None) -> None:
     """Refuse a file of a folder from elsewhere that is none, or lies outside: a link, a device, a pipe.
 
+    Args:
+        most: bytes that such a file can have.
+
     Raises:
-        RunError: so it is.
+        RunError: so it is, or it is larger.
     """
     try:
         if not os.path.lexists(file):
@@ -127,13 +133,18 @@ def check_inside(file: Path, folder: Path) -> None:
             raise RunError(f"{file} is not a file (a device, a pipe or a broken link); it cannot belong to {folder}")
         if not file.resolve().is_relative_to(folder.resolve()):
             raise RunError(f"{file} is a link to {file.resolve()}, outside {folder}; put the file itself there")
+        if most is not None and (size := file.stat().st_size) > most:
+            raise RunError(f"{file} has {size / 2**20:,.0f} MiB, which is no file that fewsight wrote")
     except OSError as error:
         raise RunError(f"cannot read {file}: {error.strerror or error}") from error
 
 
-def remove_parts(folder: Path) -> None:
-    """Delete what killed processes left beside files of `folder`; no process may be writing there."""
-    for part in folder.glob(".*.part"):
+def remove_parts(folder: Path, name: str = "") -> None:
+    """Delete what killed processes left beside files of `folder`, or beside its file `name`.
+
+    No process may be writing there.
+    """
+    for part in folder.glob(f".{glob.escape(name)}.*.part" if name else ".*.part"):
         with contextlib.suppress(OSError):
             part.unlink()
 
@@ -175,14 +186,44 @@ def read_json(path: Path) -> Any:
     Raises:
         RunError: the file is missing, cannot be read or is not JSON.
     """
+    data = _read_own(path)
     try:
-        if not path.exists():
-            raise RunError(f"{path} is missing: {path.parent} is not a whole run folder.")
-        check_inside(path, path.parent)
-        if (size := path.stat().st_size) > MOST_JSON_BYTES:
-            raise RunError(f"{path} has {size / 2**20:,.0f} MiB, which is no file that fewsight wrote")
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"cannot read {path}: {error}. Restore the file from a copy of the run.") from error
+
+
+def read_json_as(path: Path, kind: type[T], wrote: str) -> T:
+    """The value of a JSON file as a `kind`: a dataclass, `list[str]` and the like; every value has its type.
+
+    Args:
+        wrote: the command that writes such a file, for the message.
+
+    Raises:
+        RunError: the file is missing, cannot be read, or is something else.
+    """
+    data = _read_own(path)
+    try:
+        return TypeAdapter(kind).validate_json(data, strict=True)
+    except ValidationError as error:
+        raise RunError(f"{path} is not what {wrote} wrote: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """What is wrong, and where, of the first of some wrong values."""
+    found = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in found["loc"])
+    return f"{where}: {found['msg']}" if where else found["msg"]
+
+
+def _read_own(path: Path) -> bytes:
+    """What a file of a run holds."""
+    if not path.exists():
+        raise RunError(f"{path} is missing: {path.parent} is not a whole run folder.")
+    check_inside(path, path.parent, most=MOST_JSON_BYTES)
+    try:
+        return path.read_bytes()
+    except OSError as error:
         raise RunError(f"cannot read {path}: {error}. Restore the file from a copy of the run.") from error
 
 

@@ -20,6 +20,7 @@ from fewsight.scores import Store, read_store
 
 ENSEMBLE = "ensemble.json"  # what makes a run folder, or a folder of scores, one of an ensemble
 PLAIN = "noflip"  # the ending of a view without its flipped twin
+LARGEST_GAP = 0.02  # between 1 and a sum of probabilities; float16 comes within 0.005
 CHUNK_BYTES = 48 * 2**20  # of probabilities that a pass holds at a time
 STEPS = 25  # of the greedy choice
 
@@ -231,19 +232,34 @@ def fused(weighings: Sequence[Weights]) -> Iterator[tuple[slice, np.ndarray]]:
     """(rows, float32 [Q, rows, K]): the weighed means of probabilities, a part of the images at a time.
 
     NaN where an image could not be read.
+
+    Raises:
+        RunError: a row of scores is damaged: its probabilities do not sum to 1.
     """
     results = list(dict.fromkeys(result for weights in weighings for result in weights))
     store = results[0].store
     check_same_images(list(dict.fromkeys(result.store for result in results)))
     matrix = np.array([[weights.get(result, 0.0) for result in results] for weights in weighings], np.float32)
-    count, width = store.about.count, len(store.about.classes)
+    count, width, readable = store.about.count, len(store.about.classes), store.readable
     size = max(1, CHUNK_BYTES // (4 * width * (len(results) + len(weighings))))
     for start in range(0, count, size):
         stop = min(start + size, count)
         probs = np.empty((len(results), (stop - start) * width), np.float32)
         for number, result in enumerate(results):
             np.exp(result.store.results(result.view, start, stop).reshape(-1), out=probs[number])
+            _check_sums(result, start, probs[number].reshape(stop - start, width), readable[start:stop])
         yield slice(start, stop), (matrix @ probs).reshape(len(weighings), stop - start, width)
+
+
+def _check_sums(result: Result, start: int, probs: np.ndarray, readable: np.ndarray) -> None:
+    """Refuse rows [n, K] whose probabilities do not sum to 1."""
+    damaged = np.flatnonzero(readable & ~(np.abs(probs.sum(1) - 1) < LARGEST_GAP))
+    if len(damaged):
+        path = result.store.images[start + damaged[0]].path
+        raise RunError(
+            f"{result.store.path}: the scores of {path} in {result.view} are damaged (they sum to "
+            f"{probs[damaged[0]].sum():g}); remove {result.store.path} and score again"
+        )
 
 
 def log_probs(weights: Weights) -> np.ndarray:

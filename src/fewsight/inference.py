@@ -64,6 +64,9 @@ def predict_files(
     temperature = temperature_for(path, asked.view_names)
     if temperature is not None and target is not None:
         console.print(f"probabilities at the temperature {temperature:.2f} that {path / CALIBRATION} keeps")
+    risky = [name for name in asked.classes if name.startswith(rows.FORMULA)]
+    if risky and target is not None and target.suffix.lower() == ".csv":
+        console.print(f"note: spreadsheets take class names such as {risky[0]!r} for formulas; import {target} as text")
     done = failed = 0
     with (
         rows.writing(target, top_k) as write,

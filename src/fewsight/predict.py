@@ -158,7 +158,8 @@ def score_into(
         dtype=dtype,
     )
     with locked(folder, "scoring"):
-        store, changed = begin(folder, about, [view.name for view in views]), 0
+        names = [view.name for view in views]
+        store, changed = begin(folder, about, names, lambda place: _can_be_read(images[place].file)), 0
         missing = [view for view in views if view.name in store.views]
         rest = images[store.done :] if missing else ()
         for scores in run_scores(run, [one.file for one in rest], missing) if rest else ():
@@ -177,6 +178,14 @@ def _file_size(path: Path) -> int:
         return path.stat().st_size
     except (OSError, ValueError):
         return -1  # its row will say why
+
+
+def _can_be_read(path: Path) -> bool:
+    try:
+        read_bytes(path)
+    except DataError:
+        return False
+    return True
 
 
 @torch.inference_mode()

@@ -147,7 +147,11 @@ def _check_counts(source: Path, classes: tuple[str, ...], train: list[Sample], s
     counts = Counter(sample.label for sample in train)
     lacking = [name for name in classes if counts[name] == 0]
     if lacking:
-        reason = " after those that cannot be read were left out" if some_left_out else ""
+        reason = (
+            " after those that cannot be read, or are equal to images of other splits, were left out"
+            if some_left_out
+            else ""
+        )
         raise DataError(
             f"{source}: no image to train on{reason} for {', '.join(map(repr, lacking[:5]))}; "
             "add images of the class or remove its folder"

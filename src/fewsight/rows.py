@@ -18,6 +18,7 @@ from fewsight.data import images_under
 from fewsight.errors import DataError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
 ROW_GROUP = 10_000  # rows that a Parquet file holds together
 Row = dict[str, Any]
 
@@ -58,7 +59,7 @@ def rows(paths: Sequence[str], log_probs: np.ndarray, errors: Sequence[str | Non
 
 
 def check_target(target: Path | None) -> None:
-    """Refuse a file that cannot be written, before anything is predicted.
+    """Refuse a file that cannot be written, before anything is predicted; what a killed process left beside it goes.
 
     Raises:
         DataError: the suffix is not one of SUFFIXES, or Parquet lacks its extra.
@@ -69,6 +70,7 @@ def check_target(target: Path | None) -> None:
     if target.suffix.lower() not in SUFFIXES:
         raise DataError(f"--out {target}: expected the name of a file that ends in {', '.join(SUFFIXES)}")
     files.check_target(target, "--out")
+    files.remove_parts(target.parent, target.name)
     if target.suffix.lower() == ".parquet":
         _pyarrow()
 
@@ -120,7 +122,7 @@ def writing_features(target: Path | None, num_rows: int) -> Iterator[Callable[[n
 def _csv_writer(handle: TextIO, top_k: int) -> Callable[[Sequence[Row]], None]:
     writer = csv.DictWriter(handle, column_names(top_k))
     writer.writeheader()
-    return writer.writerows
+    return lambda table: writer.writerows({**row, "path": _no_formula(row["path"])} for row in table)
 
 
 def _json_writer(handle: TextIO) -> Callable[[Sequence[Row]], None]:
@@ -153,6 +155,11 @@ def _images_below(path: str) -> list[str]:
     if not os.path.isdir(path):  # noqa: PTH112
         return [path]
     return [str(Path(path) / name) for name in images_under(Path(path), Counter())] or [path]
+
+
+def _no_formula(path: str) -> str:
+    """The same path, but nothing that a spreadsheet would run."""
+    return f"./{path}" if path.startswith(FORMULA) else path
 
 
 def _reason(path: str, error: str) -> str:

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, FiniteFloat
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -27,9 +28,14 @@ from fewsight.recipes import Recipe, load_recipe, recipe_toml
 
 FORMAT = 1  # of the run folder; a newer one is refused
 WEIGHTS = "weights.safetensors"
+WROTE = "`fewsight train`"
+MOST_BYTES = 2**33  # of weights, a state or a list of images: far more than any
 BEGUN = ("recipe.toml", "classes.json", "data.json", "images.jsonl", "run.json")  # what a run begins with
 TEXT_FILES = (*BEGUN[:-1], "log.jsonl", "metrics.json", BEGUN[-1])  # all but weights, state and scores; run.json last
 PREVIEW = "preview.png"  # what `train --preview` leaves; a run may begin beside it
+
+
+Std = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,8 @@ class RunData:
     layout: str
     digest: str  # BLAKE2b over path, size and label of every training and val image
     counts: dict[str, dict[str, int]]  # split -> class -> images
-    mean: tuple[float, float, float]  # of RGB in [0, 1], training images
-    std: tuple[float, float, float]
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]  # of RGB in [0, 1], training images
+    std: tuple[Std, Std, Std]
     left_out: list[dict[str, str]]  # {"path", "split", "error"} of images that cannot be read, or leak
     ignored: dict[str, int]  # reason -> other files and folders
     leaks: dict[str, Any] = field(default_factory=dict)  # policy, equal and near pairs with other splits
@@ -156,27 +162,29 @@ def read_run(path: Path) -> Run:
             f"{path}: run format {version!r}, but this fewsight {fewsight.__version__} reads up to {FORMAT}; "
             "upgrade fewsight"
         )
-    values = files.read_json(path / "data.json")
-    classes = files.read_json(path / "classes.json")
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise RunError(f"{path / 'classes.json'}: expected a list of class names")
-    try:
-        values["mean"], values["std"] = tuple(values["mean"]), tuple(values["std"])
-        data = RunData(**values)
-    except (TypeError, KeyError) as error:
-        raise RunError(f"{path / 'data.json'} is not what `fewsight train` wrote: {error}") from error
-    files.check_inside(path / "recipe.toml", path)
+    start = info.get("start")
+    if start is not None and not (isinstance(start, dict) and isinstance(start.get("run"), str)):
+        raise RunError(f"{path / 'run.json'} is not what {WROTE} wrote: start is {str(start)[:80]!r}")
+    data = files.read_json_as(path / "data.json", RunData, WROTE)
+    classes = files.read_json_as(path / "classes.json", list[str], WROTE)
+    if len(set(classes)) < max(2, len(classes)):
+        raise RunError(f"{path / 'classes.json'}: expected the names of two classes or more, each once")
+    files.check_inside(path / "recipe.toml", path, most=files.MOST_JSON_BYTES)
     return Run(path, load_recipe(path / "recipe.toml"), tuple(classes), data, info)
 
 
 def read_images(path: Path) -> list[dict[str, Any]]:
     """The images that a run trains on and selects on: {"split", "path", "label", "size"} each."""
     try:
-        files.check_inside(path / "images.jsonl", path)
+        files.check_inside(path / "images.jsonl", path, most=MOST_BYTES)
         text = (path / "images.jsonl").read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
-    except (OSError, ValueError) as error:
+        found = [json.loads(line) for line in text.splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read {path / 'images.jsonl'}: {error}") from error
+    if not all(isinstance(one, dict) and {"split", "path", "label", "size"} <= one.keys()
+               and isinstance(one["path"], str) for one in found):  # fmt: skip
+        raise RunError(f"{path / 'images.jsonl'} is not what {WROTE} wrote; restore the file from a copy of the run")
+    return found
 
 
 def trained_files(run: Run) -> set[Path]:
@@ -323,7 +331,7 @@ def now() -> str:
 
 
 def _read_bytes(file: Path) -> bytes:
-    files.check_inside(file, file.parent)
+    files.check_inside(file, file.parent, most=MOST_BYTES)
     try:
         return file.read_bytes()
     except OSError as error:

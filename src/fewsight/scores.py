@@ -7,14 +7,15 @@ that was asked for). It is written as it goes: a store that was cut short has fe
 """
 
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
 from fewsight import files
 from fewsight.errors import RunError
@@ -27,15 +28,15 @@ SUFFIXES = {"float32": ".f32", "float16": ".f16"}
 class About:
     """What a store holds the scores of; two with the same `About` differ in nothing but their views."""
 
-    classes: tuple[str, ...]
-    count: int  # images
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    count: Annotated[int, Field(ge=0, lt=2**40)]  # images
     images_digest: str  # BLAKE2b over their paths, labels and sizes
     weights_digest: str
     view_seed: int
     crop_ratio: float
     flip: bool  # the flipped twin is averaged in each view
     precision: str
-    dtype: str = "float32"  # of the log-probabilities on the disk
+    dtype: Annotated[str, Field(pattern="^float(32|16)$")] = "float32"  # of the log-probabilities on the disk
 
     @property
     def suffix(self) -> str:
@@ -57,6 +58,9 @@ class Image:
     error: str | None
     digest: str  # 64 bits of the file's BLAKE2b in hexadecimal; empty where it could not be read
     trained_on: bool
+
+
+_IMAGE = TypeAdapter(Image)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,14 +126,21 @@ class Writing:
     digests: tuple[str, ...]  # of the files of images.jsonl as it was opened
 
 
-def begin(path: Path, about: About, views: Sequence[str]) -> Writing:
+def begin(
+    path: Path, about: About, views: Sequence[str], mended: Callable[[int], bool] = lambda place: False
+) -> Writing:
     """Make a store, or open one that there is of the same images and weights and go on where it stopped.
+
+    Args:
+        mended: whether the image at a position, which could not be read when it was scored, can be read now; the
+            store is then written anew from there.
 
     Raises:
         RunError: the folder holds other scores, and nothing is changed; or it cannot be written.
     """
     if (path / "store.json").exists():
         _check_same(path, about, _read_about(path))
+        _forget(path, mended)
     else:
         files.make_folder(path)
         files.write_json(path / "store.json", {"format": FORMAT, **asdict(about)})
@@ -144,6 +155,14 @@ def begin(path: Path, about: About, views: Sequence[str]) -> Writing:
     for view in there if not whole else missing:
         _cut(path / f"{view}{about.suffix}", done * row_bytes)
     return Writing(path, about, missing, done, tuple(image.digest for image in _images(path, lines)))
+
+
+def _forget(path: Path, mended: Callable[[int], bool]) -> None:
+    """Cut a store before the first image that could not be read and now can."""
+    lines = _lines(path)
+    lost = (place for place, one in enumerate(_images(path, lines)) if one.error and not one.digest)
+    if (first := next(filter(mended, lost), None)) is not None:
+        _cut(path / "images.jsonl", sum(map(len, lines[:first])))
 
 
 def append(store: Writing, first: int, results: np.ndarray, images: Sequence[Image]) -> int:
@@ -204,23 +223,18 @@ def read_store(path: Path) -> Store:
 
 def _images(path: Path, lines: Sequence[bytes]) -> tuple[Image, ...]:
     try:
-        return tuple(Image(**json.loads(line)) for line in lines)
-    except (TypeError, ValueError) as error:
-        raise RunError(f"{path / 'images.jsonl'} is damaged: {error}; remove {path} and score again") from error
+        return tuple(_IMAGE.validate_json(line, strict=True) for line in lines)
+    except ValidationError as error:
+        told = files.first_problem(error)
+        raise RunError(f"{path / 'images.jsonl'} is damaged: {told}; remove {path} and score again") from error
 
 
 def _read_about(path: Path) -> About:
     values = files.read_json(path / "store.json")
-    version = values.pop("format", None) if isinstance(values, dict) else None
+    version = values.get("format") if isinstance(values, dict) else None
     if not isinstance(version, int) or version > FORMAT:
         raise RunError(f"{path}: store format {version!r}, but this fewsight reads up to {FORMAT}; upgrade fewsight")
-    try:
-        about = About(**{**values, "classes": tuple(values["classes"])})
-    except (TypeError, KeyError) as error:
-        raise RunError(f"{path / 'store.json'} is not what fewsight wrote: {error}") from error
-    if about.dtype not in SUFFIXES:
-        raise RunError(f"{path / 'store.json'}: dtype {about.dtype!r}, expected one of {', '.join(SUFFIXES)}")
-    return about
+    return files.read_json_as(path / "store.json", About, "fewsight")
 
 
 def _check_same(path: Path, about: About, there: About) -> None:

@@ -283,7 +283,7 @@ def _last_stage(recipe: Recipe, console: Console) -> Recipe:
 
 def _origin(source: Run) -> dict[str, str]:
     """What run.json notes of the weights that a run starts from."""
-    return {"run": str(source.path.resolve()), "weights_digest": source.info["weights_digest"]}
+    return {"run": str(source.path.resolve()), "weights_digest": str(source.info.get("weights_digest"))}
 
 
 def _starting_weights(
@@ -297,7 +297,7 @@ def _starting_weights(
     if origin is None:
         return None
     source = read_start(Path(origin["run"]))
-    if source.info["weights_digest"] != origin["weights_digest"]:
+    if source.info.get("weights_digest") != origin.get("weights_digest"):
         raise RunError(
             f"{source.path} has other weights than those that the run began with; put them back, or train anew with "
             "--init-from"

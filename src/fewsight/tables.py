@@ -158,10 +158,11 @@ def fusions(
     Raises:
         RunError: weights are not such numbers, or would be chosen on images that were trained on.
     """
+    several = "1 run" if len(scored) == 1 else f"{len(scored)} runs"
     if rows_alike:
-        yield f"{len(scored)} runs, uniform over {sum(len(one.rows) for one in scored)} rows", fuse(scored)
+        yield f"{several}, uniform over {sum(len(one.rows) for one in scored)} rows", fuse(scored)
     if weights is not None:
-        yield f"{len(scored)} runs, weights {weights}", fuse(scored, read_weights(weights, len(scored)))
+        yield f"{several}, weights {weights}", fuse(scored, read_weights(weights, len(scored)))
     if choose_on is not None:
         seen = [open_scored(one.path, choose_on, read_views(views)) for one in scored]
         check_same_images([one.first for one in seen])
@@ -169,7 +170,7 @@ def fusions(
             check_unseen(one, "weights")
         chosen = greedy_weights([as_member(one) for one in seen])
         told = ", ".join(f"{one:.2f}" for one in chosen)
-        yield f"{len(scored)} runs, weights {told} chosen on {choose_on}", fuse(scored, chosen)
+        yield f"{several}, weights {told} chosen on {choose_on}", fuse(scored, chosen)
 
 
 def as_member(scored: Scored) -> Member:

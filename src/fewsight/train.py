@@ -108,7 +108,6 @@ def fit(
         runs.cut_log(run.path, state[1]["log_bytes"] if state else 0)
     ranks.wait()  # nobody writes before everybody has read
     device = torch.device(recipe.run.device)
-    same_bits(device)
     normalise = Normalise(run.data.mean, run.data.std).to(device)
     model = initial_model(recipe, len(run.classes))
     if weights is not None:
@@ -121,7 +120,8 @@ def fit(
     _check_shares(plans, ranks)
     total = sum(plan.num_steps * stage.epochs for plan, stage in zip(plans, recipe.stages, strict=True))
     reporter.start(total, _steps_before(recipe, plans, at))
-    with compute_threads(recipe.run.threads), signals_that_stop() as stop, naming_lost_workers():
+    exact = same_bits(device, always=recipe.run.deterministic)
+    with compute_threads(recipe.run.threads), exact, signals_that_stop() as stop, naming_lost_workers():
         if state:
             _check_threads(run, state[1]["threads"])
         for number in range(at.stage, len(recipe.stages)):

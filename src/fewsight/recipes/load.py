@@ -36,7 +36,7 @@ def load_recipe(name_or_file: str | Path, overrides: Sequence[str] = ()) -> Reci
         )
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
         raise RecipeError(f"cannot read recipe {path}: {error}") from error
     return parse_recipe(values, overrides, str(name_or_file))
 
@@ -91,7 +91,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override}: expected KEY=VALUE, for example --set augment.train_px=96")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     *parents, last = key.strip().split(".")
     place: Any = values

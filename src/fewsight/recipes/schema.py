@@ -137,6 +137,7 @@ class Run(Section):
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"  # that compute
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"  # processes that load; 0: none beside
     select: Literal["last", "best"] = "last"
+    deterministic: bool = False  # a GPU: refuse every operation that could give other bits the next time
     sync_norm: bool = False  # several processes: batch statistics of all images; false: of each process's own
     on_collapse: Literal["stop", "continue"] = "continue"  # when a loss says that it has collapsed
     state_minutes: Positive = 5.0  # and after each epoch, unless that would take over 2 % of the time

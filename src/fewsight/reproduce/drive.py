@@ -1,5 +1,6 @@
 """`fewsight reproduce`: plan, train and test what is missing, then the tables."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from fewsight.console import counting, duration, printable
 from fewsight.cores import num_cores
 from fewsight.data import evaluation_samples, read_dataset
 from fewsight.device import resolve_device
-from fewsight.ensemble import combine
+from fewsight.ensemble import combine, is_ensemble
 from fewsight.errors import DataError, RecipeError, RunError
 from fewsight.fusion import PLAIN as NO_FLIP
 from fewsight.prepare import Prepared, prepare
@@ -319,9 +320,12 @@ def _tested(out: Path, planned: Sequence[Job]) -> dict[str, Tested]:
 
 
 def _keep_ensemble(out: Path, planned: Sequence[Job]) -> None:
-    """The fusion as a run folder: seven members, 28 rows."""
-    if (out / "ensemble").exists():
-        return
+    """The fusion as a run folder: seven members, 28 rows; made anew where a run was trained again."""
+    ensemble = out / "ensemble"
+    if is_ensemble(ensemble):
+        if _weights(ensemble / "runs") == _weights(out / "runs"):
+            return
+        shutil.rmtree(ensemble)
     jobs = {job.training.recipe: job for job in planned}
     members = []
     for model in MODELS:
@@ -330,4 +334,9 @@ def _keep_ensemble(out: Path, planned: Sequence[Job]) -> None:
             sizes.setdefault(recipe, []).append(row_px(jobs[recipe].recipe, place))
         parts = [(out / "runs" / jobs[recipe].name, tuple(px)) for recipe, px in sizes.items()]
         members.append((jobs[model.recipes[0]].name, parts))
-    combine(members, out / "ensemble")
+    combine(members, ensemble)
+
+
+def _weights(folder: Path) -> list[str]:
+    """The digests of the weights of the runs in a folder."""
+    return sorted(str(runs.read_run(file.parent).info.get("weights_digest")) for file in folder.glob("*/run.json"))

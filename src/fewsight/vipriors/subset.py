@@ -111,10 +111,10 @@ def build(
     for number, one in enumerate(wanted):
         progress(number, len(wanted))
         source, target = _source(root, one), folder / one.target
-        if source is None:
-            missing.append(one.source)
-        elif _is_there(source, target):
+        if target.is_file() if source is None else _is_there(source, target):
             there += 1
+        elif source is None:
+            missing.append(one.source)
         else:
             _place(source, target, link)
             made += 1

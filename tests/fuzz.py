@@ -1,0 +1,399 @@
+"""Damaged and hostile files for every reader, and what the readers make of them.
+
+An input is a function of its seed: a valid file of some kind, damaged at random. A reader may take it or refuse it with
+a `FewsightError`; anything else is a crash. `python tests/fuzz.py --minutes 30` runs until then and prints figures as
+Markdown; `--seed N` runs one input and shows its traceback.
+"""
+
+import argparse
+import contextlib
+import faulthandler
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import re
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fewsight.calibration import temperature_for
+from fewsight.console import make_console
+from fewsight.data import decode_bytes, read_dataset, scan_image
+from fewsight.ensemble import make_ensemble, open_asked
+from fewsight.errors import DataError, FewsightError
+from fewsight.fusion import open_scored
+from fewsight.predict import run_scores
+from fewsight.recipes import load_recipe, shipped_recipes
+from fewsight.runs import read_state, read_weights
+from fewsight.session import check_parts, train
+from fewsight.tables import ablate, row_lines
+from fewsight.vipriors.subset import read_lists
+from stores import CLASSES, random_labels, random_scores, write_store
+
+HANG_SECONDS = 60  # of one input
+EXTREMES = [0, 1, -1, 127, 128, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]
+NUMBERS = ["0", "-1", "1e309", "NaN", "9" * 30, "0.5", "4294967296", "1" + "0" * 5000]
+VALUES: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    2**70,
+    1.5,
+    1e308,
+    "",
+    "x",
+    "../../etc/passwd",
+    "=1+1",
+    "\0",
+    [],
+    [[]],
+    {},
+    {"a": 1},
+]
+TINY = ["model.width=0.125", "stages.0.epochs=1", "run.precision=float32", "run.threads=1", "run.workers=0"]
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """Bytes with one to four faults."""
+    changed = bytearray(data)
+    for _ in range(rng.choice([1, 1, 1, 2, 4])):
+        place, length = rng.randrange(len(changed) + 1), rng.choice([1, 2, 4, 16, 256, 4096])
+        kind = rng.randrange(8)
+        if kind == 0 and changed:
+            changed[place % len(changed)] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            changed[place : place + length] = b""
+        elif kind == 2:
+            changed[place:place] = rng.randbytes(length)
+        elif kind == 3:
+            del changed[place:]
+        elif kind == 4:
+            changed[place:place] = changed[place : place + length] * rng.choice([1, 2, 100])
+        elif kind == 5:
+            size, order = rng.choice([1, 2, 4, 8]), rng.choice(["big", "little"])
+            value = rng.choice(EXTREMES) % 2 ** (8 * size)
+            changed[place : place + size] = value.to_bytes(size, order)  # type: ignore[arg-type]
+        elif kind == 6 and (found := list(re.finditer(rb"-?\d+(\.\d+)?", bytes(changed[:100_000])))):
+            start, stop = rng.choice(found).span()
+            changed[start:stop] = rng.choice(NUMBERS).encode()
+        else:
+            other = rng.randrange(len(changed) + 1)
+            changed[place : place + length] = changed[other : other + length]
+    return bytes(changed)
+
+
+def damaged_json(data: bytes, rng: random.Random) -> bytes:
+    """A JSON text, or one of its lines, with one value of another kind, or one lost."""
+    lines = data.splitlines() if data.count(b"}\n{") else [data]
+    number = rng.randrange(len(lines))
+    value = json.loads(lines[number])
+    parent, key = None, None
+    place = value
+    while isinstance(place, (dict, list)) and place and (parent is None or rng.random() < 0.8):
+        parent, key = place, rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
+        place = parent[key]
+    if parent is None:
+        value = rng.choice(VALUES)
+    elif rng.random() < 0.2:
+        del parent[key]
+    else:
+        parent[key] = rng.choice([*VALUES, place * 2 if isinstance(place, (int, str, list)) else None])
+    lines[number] = json.dumps(value).encode()
+    return b"\n".join(lines) + b"\n"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Something that fewsight reads: a folder with valid files, those that are damaged, and the reader."""
+
+    folder: Path
+    targets: tuple[str, ...]
+    read: Callable[[Path], object]
+
+
+def kinds(place: Path) -> dict[str, Kind]:
+    """Valid inputs of every kind, made in `place`."""
+    images = pictures()
+    (place / "images").mkdir()
+    for name, data in images.items():
+        (place / "images" / name).write_bytes(data)
+    labelled, rng = place / "labelled", random.Random(0)
+    for split in ("train", "val", "test"):
+        for label in CLASSES:
+            (labelled / split / label).mkdir(parents=True)
+            for count in range(3):
+                picture(rng.randrange(2**32), 12).save(labelled / split / label / f"{count}.png")
+    (place / "manifest").mkdir()
+    shutil.copytree(labelled, place / "manifest" / "labelled")
+    write_manifests(place / "manifest")
+    (place / "recipes").mkdir()
+    for name, path in shipped_recipes().items():
+        shutil.copy(path, place / "recipes" / f"{name}.toml")
+    (place / "lists").mkdir()
+    write_lists(place / "lists")
+    run = place / "run" / "run"
+    train(labelled, run, recipe="digits", overrides=TINY, console=make_console(io.StringIO()))
+    picture(5, 12).save(place / "run" / "image.png")
+    truth = random_labels(0, 12)
+    for name in ("a", "b"):
+        scores = {view: random_scores(len(name + view), truth) for view in ("center-8", "random-8")}
+        write_store(place / "scores" / name / "scores" / "test", scores, truth, unreadable=[3])
+    made = place / "ensemble" / "ensemble"
+    other = place / "other"
+    train(labelled, other, recipe="digits", overrides=[*TINY, "run.seed=1"], console=make_console(io.StringIO()))
+    make_ensemble([str(run), str(other)], made)
+    run_files = ("recipe.toml", "classes.json", "data.json", "images.jsonl", "run.json", "weights.safetensors")
+    return {
+        "image": Kind(place / "images", tuple(images), read_image),
+        "manifest": Kind(place / "manifest", ("list.csv", "list.tsv.csv", "list.parquet"), read_manifests),
+        "recipe": Kind(place / "recipes", tuple(f"{name}.toml" for name in shipped_recipes()), read_recipe),
+        "list": Kind(place / "lists", ("train.pickle", "val.pickle", "test.pickle"), read_lists),
+        "run": Kind(place / "run", tuple(f"run/{name}" for name in run_files), read_run_folder),
+        "store": Kind(
+            place / "scores",
+            tuple(f"a/scores/test/{name}" for name in ("store.json", "images.jsonl", "center-8.f32")),
+            read_scores,
+        ),
+        "ensemble": Kind(
+            place / "ensemble",
+            tuple(f"ensemble/{name}" for name in ("ensemble.json", "run.json", "classes.json", "runs/run/run.json")),
+            read_ensemble,
+        ),
+    }
+
+
+def picture(seed: int, px: int) -> Image.Image:
+    """A small image of our own."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (px, px, 3), np.uint8))
+
+
+def pictures() -> dict[str, bytes]:
+    """Valid images of every format that Pillow writes here, by file name."""
+    plain, exif = picture(0, 40), Image.Exif()
+    exif[274] = 6
+    frames = [picture(number, 40) for number in range(3)]
+    wanted: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "plain.jpg": (plain, {}),
+        "progressive.jpg": (plain, {"progressive": True, "exif": exif}),
+        "cmyk.jpg": (plain.convert("CMYK"), {}),
+        "plain.png": (plain, {"exif": exif}),
+        "palette.png": (plain.convert("P"), {"transparency": 3}),
+        "grey16.png": (Image.fromarray(np.arange(1600, dtype=np.uint16).reshape(40, 40)), {}),
+        "frames.gif": (frames[0], {"save_all": True, "append_images": frames[1:]}),
+        "plain.tif": (plain, {"compression": "tiff_deflate"}),
+        "lzw.tiff": (plain.convert("L"), {"compression": "tiff_lzw"}),
+        "plain.webp": (plain, {"exif": exif}),
+        "frames.webp": (frames[0], {"save_all": True, "append_images": frames[1:], "lossless": True}),
+        "plain.bmp": (plain, {}),
+        "plain.avif": (plain, {}),
+    }
+    found = {}
+    for name, (image, options) in wanted.items():
+        written = io.BytesIO()
+        image.save(written, {"jpg": "JPEG", "tif": "TIFF"}.get(name.split(".")[1], name.split(".")[1]), **options)
+        found[name] = written.getvalue()
+    return found
+
+
+def write_manifests(folder: Path) -> None:
+    """The same table as CSV, as CSV with a byte-order mark and quotes, and as Parquet."""
+    from pyarrow import Table, parquet
+
+    rows = [
+        {"path": f"labelled/{split}/{label}/{count}.png", "label": label, "split": split}
+        for split in ("train", "val", "test")
+        for label in CLASSES
+        for count in range(3)
+    ]
+    lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    (folder / "list.csv").write_text("\n".join(lines) + "\n")
+    quoted = "\r\n".join(",".join(f'"{cell}"' for cell in line.split(",")) for line in lines)
+    (folder / "list.tsv.csv").write_text("\ufeff" + quoted, encoding="utf-8")
+    parquet.write_table(Table.from_pylist(rows), folder / "list.parquet")
+
+
+def write_lists(folder: Path) -> None:
+    """Lists as the challenge's toolkit keeps them."""
+    names = [f"n{number:08d}" for number in range(4)]
+    for split, first in (("train", 0), ("val", 50)):
+        listed = [(name, f"{name}_{first + count}.JPEG") for name in names for count in range(3)]
+        (folder / f"{split}.pickle").write_bytes(pickle.dumps(listed, protocol=2 + first // 25))
+    listed_test = [f"{name}/ILSVRC2012_val_{count:08d}.JPEG" for count, name in enumerate(names)]
+    (folder / "test.pickle").write_bytes(pickle.dumps(listed_test, protocol=0))
+
+
+def read_image(folder: Path) -> None:
+    for file in sorted(folder.iterdir()):
+        scan_image(file, file.name)
+        with contextlib.suppress(DataError):
+            decode_bytes(file.read_bytes(), file.name)
+
+
+def read_manifests(folder: Path) -> None:
+    for file in sorted(folder.glob("list.*")):
+        read_dataset(file)
+
+
+def read_recipe(folder: Path) -> None:
+    for file in sorted(folder.iterdir()):
+        check_parts(load_recipe(file))
+
+
+def read_run_folder(folder: Path) -> None:
+    asked = open_asked(folder / "run", None)
+    read_state(folder / "run")
+    temperature_for(folder / "run", asked.view_names)
+    for found in run_scores(asked.first, [folder / "image.png"], asked.views["run"]):
+        assert found.log_probs.shape == (1, len(asked.classes))
+
+
+def read_scores(folder: Path) -> None:
+    scored = open_scored(folder / "a", "test")
+    row_lines(scored)
+    ablate(scored)
+
+
+def read_ensemble(folder: Path) -> None:
+    asked = open_asked(folder / "ensemble", None)
+    temperature_for(folder / "ensemble", asked.view_names)
+    for run in asked.runs.values():
+        read_weights(run)
+
+
+def damage(kind: Kind, rng: random.Random, place: Path) -> Path:
+    """A copy of a kind's folder in `place` with one file damaged; of single files only that one is copied."""
+    target = rng.choice(kind.targets)
+    alone = kind.read in (read_image, read_recipe)
+    if alone:
+        place.mkdir()
+    else:
+        shutil.copytree(kind.folder, place, copy_function=os.link)
+    data = (kind.folder / target).read_bytes()
+    structured = target.endswith((".json", ".jsonl")) and rng.random() < 0.7
+    data = damaged_json(data, rng) if structured else damaged(data, rng)
+    (place / target).unlink(missing_ok=True)
+    (place / target).write_bytes(data)
+    if target.endswith(".safetensors") and rng.random() < 0.8:  # by a stranger who makes the digest fit
+        info = json.loads((place / "run" / "run.json").read_text())
+        info["weights_digest"] = hashlib.blake2b(data, digest_size=16).hexdigest()
+        (place / "run" / "run.json").unlink()
+        (place / "run" / "run.json").write_text(json.dumps(info))
+    return place / target
+
+
+def try_input(name: str, kind: Kind, seed: int) -> str:
+    """What the reader makes of one input: taken, refused, or the traceback of a crash."""
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as place:
+        damage(kind, rng, Path(place) / name)
+        try:
+            kind.read(Path(place) / name)
+        except FewsightError as error:
+            return "refused" if str(error).strip() else "crash: an error without words"
+        except BaseException:
+            return f"crash: {traceback.format_exc()}"
+    return "taken"
+
+
+def of_seed(found: dict[str, Kind], seed: int) -> str:
+    """Which kind a seed stands for."""
+    return list(found)[seed % len(found)]
+
+
+def work(place: str, first: int, pipe: Connection) -> None:
+    """Try seeds from `first` on, telling of each; a hang ends the process with its traceback."""
+    os.environ["FEWSIGHT_CACHE"] = f"{place}/cache"
+    found = kinds(Path(place))
+    peak_megabytes()
+    for seed in iter_from(first):
+        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+        began, name = time.monotonic(), of_seed(found, seed)
+        outcome = try_input(name, found[name], seed)
+        faulthandler.cancel_dump_traceback_later()
+        pipe.send((seed, name, time.monotonic() - began, outcome, peak_megabytes()))
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process has had since the last call."""
+    status = Path("/proc/self/status").read_text()
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def iter_from(first: int) -> Iterator[int]:
+    while True:
+        yield first
+        first += 1
+
+
+def run(minutes: float, first: int) -> int:
+    """Try inputs for a time in a process of its own; returns how many crashed or hung."""
+    context = multiprocessing.get_context("spawn")
+    tried: dict[str, dict[str, float]] = {}
+    until, seed, bad = time.monotonic() + 60 * minutes, first, list[int]()
+    while time.monotonic() < until:
+        ours, theirs = context.Pipe(duplex=False)
+        with tempfile.TemporaryDirectory() as place:
+            process = context.Process(target=work, args=(place, seed, theirs))
+            process.start()
+            theirs.close()
+            try:
+                while time.monotonic() < until:
+                    seed, name, seconds, outcome, memory = ours.recv()
+                    count = tried.setdefault(name, {"inputs": 0, "taken": 0, "refused": 0, "worst s": 0, "MB": 0})
+                    count["inputs"] += 1
+                    count["worst s"] = max(count["worst s"], seconds)
+                    count["MB"] = max(count["MB"], memory)
+                    if outcome in count:
+                        count[outcome] += 1
+                    else:
+                        bad.append(seed)
+                        print(f"seed {seed}, {name}: {outcome}", flush=True)
+                    seed += 1
+            except EOFError:
+                process.join()
+                bad.append(seed)
+                print(f"seed {seed}: the process ended with {process.exitcode} (a hang or a crash)", flush=True)
+                seed += 1
+            process.kill()
+            process.join()
+    print("| reader | inputs | taken | refused | worst s | peak MB |\n|---|---|---|---|---|---|")
+    for name, count in tried.items():
+        print(f"| {name} | {count['inputs']:,.0f} | {count['taken']:,.0f} | {count['refused']:,.0f} | "
+              f"{count['worst s']:.2f} | {count['MB']:,.0f} |")  # fmt: skip
+    print(f"{sum(one['inputs'] for one in tried.values()):,.0f} inputs, seeds {first} to {seed - 1}; "
+          f"crashes and hangs: {len(bad)} {bad[:20]}")  # fmt: skip
+    return len(bad)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--seed", type=int, help="try this one only")
+    asked = parser.parse_args()
+    if asked.seed is None:
+        sys.exit(run(asked.minutes, asked.first) > 0)
+    with tempfile.TemporaryDirectory() as place:
+        found = kinds(Path(place))
+        name = of_seed(found, asked.seed)
+        print(name, try_input(name, found[name], asked.seed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""Files and names from strangers: refused or taken in bounded time and memory, run as code never, shown unharmed."""
+
+import contextlib
+import csv
+import io
+import json
+import pickle
+import random
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import fuzz
+from conftest import Command
+from fewsight import rows
+from fewsight.console import printable
+from fewsight.data import ImageError, decode_bytes, scan_image
+from fewsight.errors import DataError, FewsightError
+from fewsight.files import json_text
+from fewsight.vipriors.subset import read_lists
+
+NAMES = [
+    "=cmd|' /C calc'!A0",
+    "+1+1",
+    "-2",
+    "@SUM(A1)",
+    "two\nlines",
+    "carriage\rreturn",
+    "quote \" and ' and ,",
+    "<script>alert(1)</script>",
+    "&amp;",
+    "\u202egnp.exe",
+    "\x1b[31mred\x1b[0m",
+    "x" * 250,
+    "$(touch hacked)",
+    "%s {0} [bold]",
+]
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, fuzz.Kind]:
+    place = tmp_path_factory.mktemp("fuzz")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSIGHT_CACHE", str(place / "cache"))
+        return fuzz.kinds(place)
+
+
+@pytest.mark.parametrize("name", ["image", "manifest", "recipe", "list", "run", "store", "ensemble"])
+def test_undamaged_files_are_taken(name: str, kinds: dict[str, fuzz.Kind]) -> None:
+    kinds[name].read(kinds[name].folder)
+
+
+@pytest.mark.parametrize("name", ["image", "manifest", "recipe", "list", "run", "store", "ensemble"])
+def test_damaged_files_are_taken_or_refused(name: str, kinds: dict[str, fuzz.Kind]) -> None:
+    until = time.monotonic() + 2
+    outcomes = set()
+    while time.monotonic() < until:
+        seed = random.randrange(2**32)
+        outcome = fuzz.try_input(name, kinds[name], seed)
+        assert outcome in ("taken", "refused"), f"seed {seed}, {name}: {outcome}"
+        outcomes.add(outcome)
+    assert "refused" in outcomes or name == "image", "images give their errors as answers"
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(value=plain, split=st.sampled_from(["train", "val", "test"]), protocol=st.integers(0, 5))
+def test_any_pickled_value_is_a_list_of_names_or_refused(
+    value: Any, split: str, protocol: int, kinds: dict[str, fuzz.Kind], tmp_path: Path
+) -> None:
+    for file in kinds["list"].folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / f"{split}.pickle").write_bytes(pickle.dumps(value, protocol=protocol))
+    with pytest.raises(DataError):
+        read_lists(tmp_path)
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, ("raise SystemExit('run as code')",))
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickle_that_calls_is_refused_and_does_not_run(protocol: int, tmp_path: Path) -> None:
+    (tmp_path / "train.pickle").write_bytes(pickle.dumps([Hostile()], protocol=protocol))
+    with pytest.raises(DataError, match="nothing in it was run"):
+        read_lists(tmp_path)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=6,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@given(value=json_values, chosen=st.data())
+def test_any_json_in_place_of_a_files_own_is_taken_or_refused(
+    value: Any, chosen: st.DataObject, kinds: dict[str, fuzz.Kind], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    name = chosen.draw(st.sampled_from(["run", "store", "ensemble"]))
+    kind = kinds[name]
+    target = chosen.draw(st.sampled_from([one for one in kind.targets if one.endswith((".json", ".jsonl"))]))
+    place = tmp_path_factory.mktemp("hostile") / name
+    own = json.loads((kind.folder / target).read_text().splitlines()[0] if target.endswith("l")
+                     else (kind.folder / target).read_text())  # fmt: skip
+    if isinstance(own, dict) and chosen.draw(st.booleans()):
+        value = {**own, chosen.draw(st.sampled_from(sorted(own))): value}  # one key is another value
+    fuzz.damage(kind, random.Random(0), place)
+    for one in kind.targets:  # whole again, but for this one
+        (place / one).unlink()
+        (place / one).write_bytes((kind.folder / one).read_bytes())
+    (place / target).unlink()
+    (place / target).write_text(json.dumps(value) + "\n")
+    with contextlib.suppress(FewsightError):
+        kind.read(place)
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(width: int, height: int, *between: bytes, data: bytes = b"") -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", data or zlib.compress(bytes(height * (3 * width + 1))))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(between) + pixels + chunk(b"IEND", b"")
+
+
+def gif(frames: int) -> bytes:
+    screen = b"GIF89a" + struct.pack("<HHBBB", 4, 4, 0x80, 0, 0) + bytes(6)
+    frame = b"!\xf9\x04\0\0\0\0\0" + b"," + struct.pack("<HHHHB", 0, 0, 4, 4, 0) + b"\x02\x02\x84\x51\x00"
+    return screen + b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0" + frame * frames + b";"
+
+
+TIFF = b"II*\0\x08\0\0\0"  # its directory follows
+HOSTILE_IMAGES: dict[str, Any] = {
+    "a header of 100,000 x 100,000 pixels": lambda: png(100_000, 100_000, data=b"x"),
+    "a bomb: 12,000 x 12,000 in 430 kB": lambda: png(12_000, 12_000),
+    "a million tiny chunks": lambda: png(8, 8, chunk(b"teSt", b"") * 1_000_000),
+    "a million text chunks": lambda: png(8, 8, chunk(b"tEXt", b"a\0b") * 1_000_000),
+    "a text that unpacks to 256 MiB": lambda: png(8, 8, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**28)))),
+    "a GIF of 200,000 frames": lambda: gif(200_000),
+    "a GIF that never ends": lambda: gif(50_000)[:-1],
+    "an SVG": lambda: b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
+    "a script": lambda: b"#!/bin/sh\ntouch hacked\n",
+    "EPS, which others give to Ghostscript": lambda: (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    ),
+    "EXIF that points at itself": lambda: _looped_exif(),
+    "a TIFF whose directory is its own next": lambda: TIFF + struct.pack("<HI", 0, 8),
+    "a TIFF of 65,535 entries": lambda: TIFF + struct.pack("<H", 65_535) + struct.pack("<HHII", 256, 4, 1, 9) * 65_535,
+}  # fmt: skip
+
+
+def _looped_exif() -> bytes:
+    tiff = b"II*\0\x08\0\0\0" + struct.pack("<H", 2)
+    tiff += struct.pack("<HHII", 0x8769, 4, 1, 8) + struct.pack("<HHII", 0x0112, 3, 2**31, 8) + struct.pack("<I", 8)
+    written = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(written, "JPEG", exif=b"Exif\0\0" + tiff)
+    return written.getvalue()
+
+
+@pytest.mark.parametrize("name", HOSTILE_IMAGES)
+def test_hostile_image_costs_bounded_time_and_memory(name: str, tmp_path: Path) -> None:
+    (tmp_path / "image.jpg").write_bytes(HOSTILE_IMAGES[name]())
+    code = (
+        "import resource, sys, time; from pathlib import Path; from fewsight.data import scan_image\n"
+        "before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()\n"
+        "found = scan_image(Path(sys.argv[1]), 'image.jpg')\n"
+        "print(time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, found.error)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "image.jpg")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    seconds, kilobytes, _ = ran.stdout.split(maxsplit=2)
+    assert float(seconds) < 30
+    assert int(kilobytes) < 3 * 2**20, "3 GiB: what the largest image that is taken needs"
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_malformed_exif_keeps_the_pixels(tmp_path: Path) -> None:
+    assert decode_bytes(_looped_exif(), "x.jpg").size == (8, 8)
+    (tmp_path / "x.jpg").write_bytes(_looped_exif())
+    assert scan_image(tmp_path / "x.jpg", "x.jpg").error is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hostile_class_and_file_names_come_through_a_whole_session(
+    name: str, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = name.replace("/", "∕")
+    for number, label in enumerate([folder, "other"]):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for count in range(4):
+            pixels = np.full((9, 9, 3), 100 * number + count, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / label / f"{count}.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "picture.png")
+    (tmp_path / "picture.png").rename(tmp_path / f"{folder}.png")
+    sets = [part for one in fuzz.TINY for part in ("--set", one)]
+    trained = command("train", "data", "--out", "run", "--recipe", "digits", *sets)
+    assert trained.code == 0, trained
+    checked = command("check", "data", "--json", "check.json", "--html", "check.html")
+    evaluated = command("evaluate", "run", "data", "--split", "val", "--json", "figures.json")
+    assert evaluated.code == 0, evaluated
+    given_path = tmp_path / f"{folder}.png" if folder.startswith("-") else f"{folder}.png"
+    for suffix in ("csv", "jsonl", "parquet"):
+        said = command("predict", "run", given_path, "--out", f"rows.{suffix}")
+        assert said.code == 0, said
+        for text in (trained.out, checked.out, evaluated.out, said.out, said.err):
+            assert "\x1b" not in text
+            assert "\u202e" not in text
+    with Path("rows.csv").open(newline="", encoding="utf-8") as handle:
+        (from_csv,) = list(csv.DictReader(handle))
+    (from_json,) = [json.loads(line) for line in Path("rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    from pyarrow import parquet
+
+    (from_parquet,) = parquet.read_table("rows.parquet").to_pylist()
+    for row in (from_csv, from_json, from_parquet):
+        assert {row["label"], row["label2"]} == {folder, "other"}
+        assert Path(row["path"]) == Path(given_path)
+    assert not from_csv["path"].startswith(rows.FORMULA)
+    assert json.loads(Path("run/classes.json").read_text()) == sorted([folder, "other"])
+    assert {one["label"] for one in map(json.loads, Path("run/images.jsonl").read_text().splitlines())} == {
+        folder,
+        "other",
+    }
+    page = Path("check.html").read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    assert not Path("hacked").exists()
+
+
+@given(st.text())
+def test_any_name_is_one_harmless_line_in_a_terminal(name: str) -> None:
+    shown = printable(name)
+    assert "\n" not in shown
+    assert "\r" not in shown
+    assert "\x1b" not in shown
+    assert shown.isprintable()
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
+def test_any_names_come_back_from_json_and_csv(names: list[str]) -> None:
+    assert json.loads(json_text(names)) == names
+    handle = io.StringIO(newline="")
+    write = rows._csv_writer(handle, 1)
+    write([{"path": name, "label": name, "prob": 1.0, "error": None} for name in names])
+    handle.seek(0)
+    found = list(csv.DictReader(handle))
+    assert [row["label"] for row in found] == names
+    assert [row["path"].removeprefix("./") for row in found] == [name.removeprefix("./") for name in names]
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_an_image_or_an_image_error(data: bytes) -> None:
+    with contextlib.suppress(ImageError):
+        decode_bytes(data, "x")

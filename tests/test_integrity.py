@@ -1,0 +1,241 @@
+"""Every (path, label, prediction) is the right one, checked by what the images show.
+
+Each image has the colour of its class, so that a model which knows colours is right on every image, and any row, label
+or prediction that moved by one place shows.
+"""
+
+import csv
+import hashlib
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import Command
+from fewsight import runs
+from fewsight.data import load_image
+from fewsight.errors import DataError
+from fewsight.evaluation import evaluate
+from fewsight.feed import AugmentedImages, batches
+from fewsight.mixing import rows_of
+from fewsight.plans import ShuffledBatches
+from fewsight.prepare import prepare
+from fewsight.ranks import Ranks
+from fewsight.scores import read_store
+from fewsight.train import fit
+from test_ranks import output, torchrun
+from trainings import Quiet, begin
+
+COLOURS = ["blue", "green", "red"]  # as they sort, and as they are numbered
+BROKEN = ("red", 7), ("blue", 30), ("green", 31)
+
+
+def shown(path: Path) -> str:
+    """The class that an image shows."""
+    return COLOURS[2 - int(np.asarray(load_image(path)).mean((0, 1)).argmax())]
+
+
+def paint(path: Path, colour: str, rng: random.Random) -> None:
+    """An image of a class, unlike any other."""
+    pixels = np.random.default_rng(rng.randrange(2**32)).integers(0, 90, (16, 16, 3), np.uint8)
+    pixels[:, :, 2 - COLOURS.index(colour)] += rng.randrange(120, 160)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train/, val/ and test/ with 20, 10 and 60 images a class, names in no order."""
+    rng, folder = random.Random(0), tmp_path_factory.mktemp("colours") / "data"
+    for split, count in (("train", 20), ("val", 10), ("test", 60)):
+        for colour in COLOURS:
+            for number in range(count):
+                paint(folder / split / colour / f"{rng.randrange(10**6):06d}-{number}.png", colour, rng)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def knows_colours(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is right on every image."""
+    out = tmp_path_factory.mktemp("runs") / "colours"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSIGHT_CACHE", str(out.parent))
+        learnt = {"augment": {"train_px": 16, "policy": "none", "cutmix_prob": 0.0}, "stages": STAGES}
+        run, images = begin(colours, out, learnt)
+        fit(run, images, Quiet())
+    assert json.loads((out / "metrics.json").read_text())["val"]["top1"]["value"] == 1
+    return out
+
+
+STAGES = [{"epochs": 8, "batch_size": 12, "optim": {"base_lr": 1.0}}]
+
+
+@pytest.fixture
+def cores(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let commands believe in some cores, and so load with as many processes or threads as those allow."""
+
+    def believe(count: int) -> None:
+        for place in ("fewsight.device", "fewsight.cores", "fewsight.prepare"):
+            monkeypatch.setattr(f"{place}.num_cores", lambda: count, raising=False)
+
+    return believe
+
+
+def broken_among(colours: Path, folder: Path) -> list[Path]:
+    """The test images in a drawn order under new names, with three broken ones among them."""
+    rng = random.Random(1)
+    found = sorted(colours.glob("test/*/*.png"))
+    rng.shuffle(found)
+    folder.mkdir()
+    paths = []
+    for number, source in enumerate(found):
+        paths.append(folder / f"{rng.randrange(10**8)}.png")
+        paths[-1].write_bytes(source.read_bytes())
+        if number in (10, 70, 130):
+            paths.append(folder / f"{number}-broken.png")
+            paths[-1].write_bytes(source.read_bytes()[:60])
+    return paths
+
+
+@pytest.mark.parametrize("count", [1, 2, 16])
+@pytest.mark.parametrize("kept", [False, True])
+def test_predicted_rows_are_of_their_files(
+    count: int,
+    kept: bool,
+    colours: Path,
+    knows_colours: Path,
+    tmp_path: Path,
+    command: Command,
+    cores: Callable[[int], None],
+) -> None:
+    cores(count)
+    paths = broken_among(colours, tmp_path / "new")
+    scores = ["--scores", tmp_path / "scores", "--views", "center-16,random-16"] if kept else []
+    answer = command("predict", knows_colours, *paths, "--out", tmp_path / "rows.csv", *scores)
+    assert answer.code == 1, answer
+    with (tmp_path / "rows.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["path"] for row in rows] == [str(path) for path in paths]
+    for row in rows:
+        if "broken" in row["path"]:
+            assert row["error"]
+            assert row["label"] == row["prob"] == ""
+        else:
+            assert row["error"] == ""
+            assert row["label"] == shown(Path(row["path"]))
+
+
+def spoilt(colours: Path, folder: Path, *, classes: list[str], broken: bool) -> Path:
+    """test/ of some classes, in a drawn order of making, with broken files in the middle."""
+    rng = random.Random(2)
+    wanted = [(colour, number) for colour in classes for number in range(60)]
+    rng.shuffle(wanted)
+    for colour, number in wanted:
+        path = folder / "test" / colour / f"{rng.randrange(10**6):06d}-{number}.png"
+        paint(path, colour, rng)
+        if broken and (colour, number) in BROKEN:
+            path.write_bytes(path.read_bytes()[:70])
+    return folder
+
+
+@pytest.mark.parametrize("classes", [["red", "green", "blue"], ["red", "blue"], ["green"], ["red"]])
+def test_stored_rows_are_of_their_images_where_classes_are_missing(
+    classes: list[str], colours: Path, knows_colours: Path, tmp_path: Path
+) -> None:
+    data = spoilt(colours, tmp_path / "data", classes=classes, broken=True)
+    found = evaluate(knows_colours, data, scores=tmp_path / "scores", views="center-16,random-16")
+    num_broken = sum(colour in classes for colour, _ in BROKEN)
+    assert (found.figures.top1.count, found.figures.top1.total) == (60 * len(classes) - num_broken,) * 2
+    assert len(found.unreadable) == num_broken
+    store = read_store(tmp_path / "scores")
+    assert len(store.images) == 60 * len(classes)
+    for place, image in enumerate(store.images):
+        file = data / image.path
+        assert image.label == file.parent.name, "the folder's name"
+        assert image.digest == hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
+        for view in store.views:
+            (row,) = store.results(view, place, place + 1)
+            assert np.isnan(row).all() == (image.error is not None)
+            if image.error is None:
+                assert COLOURS[int(row.argmax())] == image.label == shown(file)
+
+
+def test_renamed_class_is_refused_by_name(colours: Path, knows_colours: Path, tmp_path: Path) -> None:
+    data = spoilt(colours, tmp_path / "data", classes=COLOURS, broken=False)
+    (data / "test" / "green").rename(data / "test" / "amber")  # now first in order
+    with pytest.raises(DataError, match="amber"):
+        evaluate(knows_colours, data)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_images_in_training_are_those_of_their_labels(workers: int, colours: Path, tmp_path: Path) -> None:
+    run, images = begin(colours, tmp_path / "run", {}, "augment.policy=none", 'data.leak="drop"')
+    augment = run.recipe.augment
+    source = AugmentedImages(images.root, images.paths, augment, 0, images.numbers)
+    plan = ShuffledBatches(images.labels, 12, 0, balanced=False)
+    seen = 0
+    for _, _, batch, indices in batches(source, plan, first_epoch=0, first_step=0, num_epochs=2, workers=workers):
+        for pixels, index in zip(batch.numpy(), indices, strict=True):
+            colour = COLOURS[2 - int(pixels.mean((0, 1)).argmax())]
+            assert COLOURS[images.labels[index]] == colour == shown(images.root / images.paths[index])
+            assert Path(images.paths[index]).parent.name == colour
+            seen += 1
+    assert seen >= 2 * 5 * 12 - 24
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_shares_of_a_batch_are_those_of_its_images(count: int, colours: Path, tmp_path: Path) -> None:
+    run, images = begin(colours, tmp_path / "run", {}, "augment.policy=none", "augment.cutmix_prob=1.0")
+    source = AugmentedImages(images.root, images.paths, run.recipe.augment, 0, images.numbers)
+    plan = ShuffledBatches(images.labels, 12, 0, balanced=False)
+    stage = run.recipe.stages[0]
+    for rank in range(count):
+        ranks = Ranks(rank, count)
+
+        def rows(epoch: int, step: int, total: int, ranks: Ranks = ranks) -> np.ndarray:
+            return rows_of(run.recipe, stage, epoch, step, total, ranks)
+
+        for epoch, step, batch, indices in batches(
+            source, plan, first_epoch=0, first_step=0, num_epochs=1, workers=0, rows=rows
+        ):
+            places = rows(epoch, step, len(indices))
+            assert len(places) == len(batch)
+            for pixels, place in zip(batch.numpy(), places, strict=True):
+                assert COLOURS[images.labels[indices[place]]] == COLOURS[2 - int(pixels.mean((0, 1)).argmax())]
+
+
+def test_images_that_are_left_out_move_no_label(colours: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    rng = random.Random(3)
+    for colour in COLOURS:
+        for number in range(12):
+            paint(data / "train" / colour / f"{number:02d}.png", colour, rng)
+            paint(data / "test" / colour / f"{number:02d}.png", colour, rng)
+    (data / "train/blue/03.png").write_bytes(b"broken")
+    (data / "train/green/05.png").write_bytes((data / "test/green/01.png").read_bytes())  # a leak
+    run, images = begin(data, tmp_path / "run", {}, "data.max_bad=0.5")
+    assert len(images.paths) == 34
+    for path, label in zip(images.paths, images.labels, strict=True):
+        assert COLOURS[label] == shown(data / path) == Path(path).parent.name
+    for one in runs.read_images(run.path):
+        assert one["label"] == shown(data / one["path"])
+    again = prepare(data, run.recipe.data)
+    assert again.images == images
+
+
+def test_several_processes_test_every_image_once_by_its_label(colours: Path, tmp_path: Path) -> None:
+    sets = {"model.width": "0.125", "run.precision": "float32", "run.workers": "0", "stages.0.epochs": "6"}
+    arguments = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
+    process = torchrun(
+        2, "-m", "fewsight", "train", colours, "--recipe", "digits", "--out", tmp_path / "run", *arguments,
+        "--set", "augment.policy=none", "--set", "augment.cutmix_prob=0.0",
+    )  # fmt: skip
+    text = output(process)
+    assert process.returncode == 0, text
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())["val"]
+    assert found["num_images"] == 30
+    assert found["top1"]["value"] == 1

@@ -1,0 +1,140 @@
+"""Small trainings of every setting, in this process or as a command, and whether two ended with the same bits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fewsight import runs
+from fewsight.prepare import prepare
+from fewsight.recipes import Recipe, parse_recipe
+from fewsight.runs import Run
+from fewsight.session import resolve
+from fewsight.train import TrainingSet
+
+STAGE = {"epochs": 2, "batch_size": 4, "optim": {"base_lr": 2.0, "warmup_epochs": 0.5}}
+VALUES = {
+    "model": {"backbone": "resnest14", "stem": "small", "width": 0.125},
+    "augment": {"train_px": 16},
+    "stages": [STAGE],
+    "eval": {"test_px": [16]},
+    "run": {"device": "cpu", "threads": 1, "workers": 0, "precision": "float32"},
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "average, best, accumulated": {
+        "run": {**VALUES["run"], "select": "best"},  # type: ignore[dict-item]
+        "stages": [{**STAGE, "ema_half_life_epochs": 0.5, "accumulate": 2}],
+    },
+    "worker, sampling": {"run": {**VALUES["run"], "workers": 1}, "data": {"balance": "sampling"}},  # type: ignore[dict-item]
+    "two stages, averages, weights": {
+        "data": {"balance": "weights"},
+        "stages": [{**STAGE, "ema_half_life_epochs": 1.0}, {**STAGE, "epochs": 1, "ema_half_life_epochs": 0.3}],
+    },
+    "ce, then all losses on classes": {
+        "stages": [{**STAGE, "epochs": 1}, {**STAGE, "loss": "ce+triplet+arcface", "images_per_class": 2}],
+    },
+    "bf16, nesterov, no val between": {
+        "run": {**VALUES["run"], "precision": "bf16"},  # type: ignore[dict-item]
+        "stages": [{**STAGE, "optim": {"base_lr": 1.0, "nesterov": True}}],
+        "eval": {"test_px": [24], "every_epochs": 0},
+    },
+}
+
+
+class Quiet:
+    """A reporter that says nothing."""
+
+    def start(self, total_steps: int, done_steps: int) -> None:
+        self.total_steps, self.done_steps = total_steps, done_steps
+
+    def step(self, line: Mapping[str, Any], done_steps: int) -> None:
+        pass
+
+    def epoch(self, line: Mapping[str, Any]) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+
+def begin(
+    images: Path, out: Path, settings: Mapping[str, Any] | None = None, *overrides: str
+) -> tuple[Run, TrainingSet]:
+    """A new run folder over a folder of images, and the images."""
+    recipe = parse_recipe({**VALUES, **(settings or {})}, overrides)
+    prepared = prepare(images, recipe.data)
+    resolved = resolve(with_workers(recipe, 0), prepared)
+    workers = recipe.run.workers  # on however few cores
+    assert workers != "auto"
+    facts = prepared.classes, prepared.facts, prepared.listed
+    return runs.create_run(out, with_workers(resolved, workers), *facts), prepared.images
+
+
+def with_workers(recipe: Recipe, workers: int) -> Recipe:
+    return recipe.model_copy(update={"run": recipe.run.model_copy(update={"workers": workers})})
+
+
+def log_lines(path: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("time", "seconds")} for line in lines]
+
+
+def outcome(path: Path) -> tuple[bytes, bytes, list[dict[str, Any]]]:
+    """All that must be equal: weights, metrics, and the log apart from its times."""
+    return (path / "weights.safetensors").read_bytes(), (path / "metrics.json").read_bytes(), log_lines(path)
+
+
+def assert_finished_alike(path: Path, expected: Path) -> None:
+    run = runs.read_run(path)
+    assert run.finished
+    assert log_lines(path) == log_lines(expected)
+    assert outcome(path) == outcome(expected)
+    assert runs.read_weights(run)
+    assert not list(path.rglob("*.part"))
+    assert not (path / "state").exists()
+
+
+def command(*arguments: str | Path) -> subprocess.Popen[str]:
+    """`fewsight train ...` in a process, and a process group, of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "fewsight", "train", *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    """What a command said, once it has ended well."""
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    return said
+
+
+def wait_for_log(process: subprocess.Popen[str], log: Path) -> None:
+    """Return when the process has touched its log (or another file that it keeps): it trains."""
+
+    def stamp() -> int:
+        return log.stat().st_mtime_ns if log.exists() else 0
+
+    before = stamp()
+    while process.poll() is None and stamp() == before:
+        time.sleep(0.005)
+
+
+def killed(process: subprocess.Popen[str], log: Path, seconds: float) -> bool:
+    """Kill a process `seconds` after it has begun to train; False where it had ended before."""
+    wait_for_log(process, log)
+    time.sleep(seconds)
+    process.kill()
+    said, _ = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), said
+    return process.returncode != 0
