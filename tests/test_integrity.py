@@ -130,12 +130,12 @@ def test_predicted_rows_are_of_their_files(
 
 
 def spoilt(colours: Path, folder: Path, *, classes: list[str], broken: bool) -> Path:
-    """test/ of some classes, in a drawn order of making, with broken files in the middle."""
+    """Class folders of some classes, in a drawn order of making, with broken files in the middle."""
     rng = random.Random(2)
     wanted = [(colour, number) for colour in classes for number in range(60)]
     rng.shuffle(wanted)
     for colour, number in wanted:
-        path = folder / "test" / colour / f"{rng.randrange(10**6):06d}-{number}.png"
+        path = folder / colour / f"{rng.randrange(10**6):06d}-{number}.png"
         paint(path, colour, rng)
         if broken and (colour, number) in BROKEN:
             path.write_bytes(path.read_bytes()[:70])
@@ -166,7 +166,7 @@ def test_stored_rows_are_of_their_images_where_classes_are_missing(
 
 def test_renamed_class_is_refused_by_name(colours: Path, knows_colours: Path, tmp_path: Path) -> None:
     data = spoilt(colours, tmp_path / "data", classes=COLOURS, broken=False)
-    (data / "test" / "green").rename(data / "test" / "amber")  # now first in order
+    (data / "green").rename(data / "amber")  # now first in order
     with pytest.raises(DataError, match="amber"):
         evaluate(knows_colours, data)
 
@@ -176,7 +176,7 @@ def test_images_in_training_are_those_of_their_labels(workers: int, colours: Pat
     run, images = begin(colours, tmp_path / "run", {}, "augment.policy=none", 'data.leak="drop"')
     augment = run.recipe.augment
     source = AugmentedImages(images.root, images.paths, augment, 0, images.numbers)
-    plan = ShuffledBatches(images.labels, 12, 0, balanced=False)
+    plan = ShuffledBatches(images.labels, 12, 0, sampling=False)
     seen = 0
     for _, _, batch, indices in batches(source, plan, first_epoch=0, first_step=0, num_epochs=2, workers=workers):
         for pixels, index in zip(batch.numpy(), indices, strict=True):
@@ -191,7 +191,7 @@ def test_images_in_training_are_those_of_their_labels(workers: int, colours: Pat
 def test_shares_of_a_batch_are_those_of_its_images(count: int, colours: Path, tmp_path: Path) -> None:
     run, images = begin(colours, tmp_path / "run", {}, "augment.policy=none", "augment.cutmix_prob=1.0")
     source = AugmentedImages(images.root, images.paths, run.recipe.augment, 0, images.numbers)
-    plan = ShuffledBatches(images.labels, 12, 0, balanced=False)
+    plan = ShuffledBatches(images.labels, 12, 0, sampling=False)
     stage = run.recipe.stages[0]
     for rank in range(count):
         ranks = Ranks(rank, count)
