@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fewsight import cores, device
 from fewsight.cores import num_cores
-from fewsight.device import compute_threads, resolve_device, resolve_run, to_device
+from fewsight.device import compute_threads, resolve_device, resolve_run, same_bits, to_device
 from fewsight.errors import RecipeError
 from fewsight.recipes import Run
 
@@ -127,3 +127,20 @@ def test_images_reach_the_device_channels_last() -> None:
     assert images.shape == (2, 3, 4, 5)
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert images[1, 2, 3, 4].item() == pytest.approx(pixels[1, 3, 4, 2].item() / 255)
+
+
+def test_exact_operations_are_asked_for_inside_the_block_alone() -> None:
+    cpu = torch.device("cpu")
+    with same_bits(cpu, always=True):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    with same_bits(cpu, always=False):
+        assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_operation_that_gives_other_bits_is_refused_by_name() -> None:
+    told = r"run\.deterministic: put_ does not have a deterministic"
+    with pytest.raises(RecipeError, match=told), same_bits(torch.device("cpu"), always=True):
+        raise RuntimeError("put_ does not have a deterministic implementation, but you set ...")
+    with pytest.raises(RuntimeError, match="another reason"), same_bits(torch.device("cpu"), always=True):
+        raise RuntimeError("another reason")

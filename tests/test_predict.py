@@ -18,7 +18,7 @@ from fewsight.console import make_console
 from fewsight.data import ImageError, decode, load_image
 from fewsight.errors import RunError
 from fewsight.evaluation import evaluate
-from fewsight.predict import Normalise, load_model, score_images, views_of
+from fewsight.predict import Labelled, Normalise, load_model, score_images, score_into, views_of
 from fewsight.recipes import Recipe, load_recipe
 from fewsight.runs import read_run
 from fewsight.scores import read_store
@@ -158,3 +158,30 @@ def test_input_that_never_ends_is_an_error(kind: str, tmp_path: Path, monkeypatc
         file.write_bytes(b"123456")
     with pytest.raises(ImageError, match=r"a device or a pipe|too large: 6 bytes"):
         load_image(file)
+
+
+def test_image_that_could_not_be_read_is_scored_when_it_can(
+    tiny_run: Path, digit_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A share that was away for a moment."""
+    run, files = read_run(tiny_run), sorted(digit_images.glob("test/*/*.png"))
+    images = [Labelled(file, file.name) for file in files]
+    views = views_of(run.recipe)
+    whole = score_into(tmp_path / "whole", run, images, views).store
+    lost = files[4]
+
+    def read(path: Path) -> bytes:
+        if path == lost:
+            raise ImageError(str(path), "cannot be read (Input/output error)")
+        return path.read_bytes()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fewsight.predict.read_bytes", read)
+        store = score_into(tmp_path / "scores", run, images, views).store
+        assert [image.error is not None for image in store.images] == [file == lost for file in files]
+        written = (tmp_path / "scores" / "images.jsonl").stat().st_mtime_ns
+        assert score_into(tmp_path / "scores", run, images, views).written == 0, "it still cannot be read"
+        assert (tmp_path / "scores" / "images.jsonl").stat().st_mtime_ns == written
+    store = score_into(tmp_path / "scores", run, images, views).store
+    assert store.images == whole.images
+    assert np.array_equal(store.results(views[0].name), whole.results(views[0].name))

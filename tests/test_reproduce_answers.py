@@ -24,7 +24,7 @@ from fewsight.scores import Store
 from stores import CLASSES, log_softmax, probs_of, random_labels, write_store
 
 COUNT = 160  # images
-TESTED = (32, 44, 56, 64)
+TESTED = (32, 48, 56, 64)
 SMALL = {"ResNeSt": "resnest14", "TResNet": "tresnet_m", "SE-ResNeXt": "seresnext26"}
 BY_RECIPE = {training.recipe: training for training in TRAININGS}
 LABELS = random_labels(5, COUNT)

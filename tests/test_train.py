@@ -311,6 +311,15 @@ def test_workers_change_no_bit_of_a_run(
     assert_finished_alike(tmp_path / "run", expected)
 
 
+def test_exact_operations_change_no_bit_on_a_cpu(
+    class_images: Path, tmp_path: Path, whole: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    name = "ce, then all losses on classes"
+    expected = uninterrupted(whole, class_images, name, tmp_path_factory)
+    run, images = begin(class_images, tmp_path / "run", SETTINGS[name], "run.deterministic=true")
+    assert_finished_alike(fit(run, images, Quiet()).path, expected)
+
+
 def test_seeds_give_other_bits(
     class_images: Path, tmp_path: Path, whole: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

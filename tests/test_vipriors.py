@@ -361,6 +361,13 @@ def test_missing_images_are_listed_until_they_are_there(command: Command, imagen
     assert_whole(subset)
 
 
+def test_image_that_the_subset_holds_is_not_missing(lists: Path, imagenet: Path, tmp_path: Path) -> None:
+    build(imagenet, lists, tmp_path / "out")
+    (imagenet / "val" / TEST[0]).unlink()
+    built = build(imagenet, lists, tmp_path / "out")
+    assert (built.missing, built.there) == ((), HOW_MANY)
+
+
 def test_link_that_leads_nowhere_is_missing(lists: Path, imagenet: Path, tmp_path: Path) -> None:
     build(imagenet, lists, tmp_path / "out", link="symlink")
     (imagenet / "val" / TEST[0]).unlink()

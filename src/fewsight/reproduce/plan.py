@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from fewsight.auto import Pace, epoch_seconds, probe, wanted_epochs
+from fewsight.auto import Pace, epoch_seconds, probe
 from fewsight.errors import RecipeError
 from fewsight.model import build_without_memory
 from fewsight.prepare import Prepared
@@ -16,13 +16,15 @@ from fewsight.reproduce.report import TRAININGS, Training
 from fewsight.session import TEST_RATIOS, resolve
 
 SMALL = {"ResNeSt": "resnest14", "TResNet": "tresnet_m", "SE-ResNeXt": "seresnext26"}
+SMALL_WIDTHS = {"ResNeSt": 0.5, "TResNet": 0.25, "SE-ResNeXt": 0.25}
 FULL = {"ResNeSt": "resnest101", "TResNet": "tresnet_xl", "SE-ResNeXt": "seresnext101"}
-SMALL_WIDTH = 0.5
+STEMS = ("large", "medium", "small")  # of total stride 4, 2, 1
+MOST_EPOCHS = 250  # the report's
 SMALL_BATCH = 48  # 12 classes x 4 images where the loss wants them
 SMALL_PX = (16, 64)  # the least and the most to train at
 STAGE_RATIO = 200 / 250  # epochs of the second stage over those of the first, the report's
 PROBE_IMAGES = 8  # a batch to time at full size, where a whole one takes minutes on a CPU
-SHARE_OF_TIME = 0.8  # that a plan fills: two trainings beside each other slow each other down
+SHARE_OF_TIME = 0.9  # that a plan fills: two trainings beside each other slow each other down
 FORWARD_SHARE = 1 / 3  # of a training step
 START_SECONDS = 15.0  # of a job: Python, torch, checking the images, saving the weights
 
@@ -89,9 +91,12 @@ def _make_small(values: dict[str, Any], training: Training, px: int, epochs: int
     training at this size, so the triplet normalises its features and ArcFace weighs a tenth.
     """
     train_px = 2 * px if training.large else px
-    tested = [4 * round(ratio * px / 4) for ratio in TEST_RATIOS]
-    stem = "large" if px >= 24 else "medium"  # total stride 4 or 2: the last stage must see more than one place
-    values["model"] |= {"backbone": SMALL[training.family], "width": SMALL_WIDTH, "stem": stem}
+    grid = 4 * max(1, round(px / 16))  # at other sizes the strides cut the border off unevenly
+    tested = [grid * round(ratio * px / grid) for ratio in TEST_RATIOS]
+    # a ResNeSt begins with three convolutions and loses little to a stem of stride 4, the others with one
+    stem = STEMS[(px < 24) + (training.family != "ResNeSt")]
+    width = SMALL_WIDTHS[training.family]
+    values["model"] |= {"backbone": SMALL[training.family], "width": width, "stem": stem}
     values["augment"]["train_px"] = train_px
     values["eval"]["test_px"] = [train_px] if training.large else tested
     for number, stage in enumerate(values["stages"]):
@@ -106,13 +111,12 @@ def _make_small(values: dict[str, Any], training: Training, px: int, epochs: int
 def plan_small(
     prepared: Prepared, hours: float, jobs: int, num_test: int, *, merge_val: bool, threads: int | str, device: str
 ) -> list[Job]:
-    """The small plan: as many epochs as pay for so many images, fewer where the time is short.
+    """The small plan: the report's epochs, fewer where the time is short.
 
     Raises:
         RecipeError: the time is not enough for one epoch of each.
     """
-    wanted = wanted_epochs(len(prepared.images.paths))
-    recipes = recipes_for("small", prepared, merge_val=merge_val, epochs=wanted, threads=threads, device=device)
+    recipes = recipes_for("small", prepared, merge_val=merge_val, epochs=MOST_EPOCHS, threads=threads, device=device)
     paces = _paces(recipes, prepared)
 
     def planned(epochs: int) -> list[Job]:
@@ -122,7 +126,7 @@ def plan_small(
     def fits(epochs: int) -> bool:
         return makespan(planned(epochs), jobs) <= SHARE_OF_TIME * 3600 * hours
 
-    epochs = wanted
+    epochs = MOST_EPOCHS
     while epochs > 1 and not fits(epochs):
         epochs -= 1
     if not fits(epochs):
