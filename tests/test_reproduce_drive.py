@@ -36,7 +36,7 @@ TABLES = ["tables.md", "tables.csv", "effects.csv", "tables.json"]
 
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """No clock: a step takes a second, and 3 epochs are wanted. Returns the backbones that were timed, as they come.
+    """No clock: a step takes a second, and 3 epochs are the most. Returns the backbones that were timed, as they come.
 
     The current folder is `tmp_path`.
     """
@@ -48,7 +48,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         return Pace(1.0, 0.0, 0.0, 1000)
 
     monkeypatch.setattr(plan, "probe", probe)
-    monkeypatch.setattr(plan, "wanted_epochs", lambda num_images: 3)
+    monkeypatch.setattr(plan, "MOST_EPOCHS", 3)
     return found
 
 
@@ -434,7 +434,7 @@ def test_reproduction_end_to_end(digit_images: Path, tmp_path: Path, monkeypatch
 
     with monkeypatch.context() as patch:  # the plan, with its real timing
         patch.setattr(drive, "run_tasks", stopped)
-        patch.setattr(plan, "wanted_epochs", lambda num_images: 1)
+        patch.setattr(plan, "MOST_EPOCHS", 1)
         with pytest.raises(KeyboardInterrupt):
             reproduce(digit_images, out, scale="small", jobs=2, devices=["cpu"], console=make_console(io.StringIO()))
     broken = out / "recipes/seresnext26_ce.toml"

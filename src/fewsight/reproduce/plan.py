@@ -2,6 +2,7 @@
 
 import functools
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -126,10 +127,8 @@ def plan_small(
     def fits(epochs: int) -> bool:
         return makespan(planned(epochs), jobs) <= SHARE_OF_TIME * 3600 * hours
 
-    epochs = MOST_EPOCHS
-    while epochs > 1 and not fits(epochs):
-        epochs -= 1
-    if not fits(epochs):
+    epochs = bisect_left(range(1, MOST_EPOCHS + 1), True, key=lambda epochs: not fits(epochs))
+    if epochs == 0:
         raise RecipeError(f"--hours {hours:g} is not enough for one epoch of each of the eight trainings; give more")
     return planned(epochs)
 
