@@ -74,7 +74,7 @@ def fit_temperature(scored: Scored) -> Calibration:
         str(store.path),
         len(labels),
         (_nll(scores, labels, 1.0), _nll(scores, labels, temperature)),
-        (_ece(scores, labels, 1.0), _ece(scores, labels, temperature)),
+        (error_of(reliability(scores, labels)), error_of(reliability(scores, labels, temperature))),
     )
 
 
@@ -84,6 +84,36 @@ def tempered(scores: np.ndarray, temperature: float) -> np.ndarray:
     scaled -= scaled.max(1, keepdims=True)
     result: np.ndarray = scaled - np.log(np.exp(scaled).sum(1, keepdims=True))
     return result.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Images whose most probable class has about the same probability."""
+
+    count: int
+    sure: float  # their mean probability
+    right: float  # the share that is right
+
+
+def reliability(scores: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> tuple[Bin, ...]:
+    """Images by the probability of their most probable class, in bins of equal width; those that hold an image.
+
+    Args:
+        scores: float32 [n, K], log-probabilities.
+        labels: int [n].
+    """
+    sure, hit = np.empty(len(labels)), scores.argmax(1) == labels
+    for start in range(0, len(labels), PART):
+        sure[start : start + PART] = np.exp(tempered(scores[start : start + PART], temperature).max(1))
+    places = np.minimum((sure * NUM_BINS).astype(int), NUM_BINS - 1)
+    those = [places == number for number in range(NUM_BINS)]
+    return tuple(Bin(int(one.sum()), float(sure[one].mean()), float(hit[one].mean())) for one in those if one.any())
+
+
+def error_of(bins: Sequence[Bin]) -> float:
+    """The expected calibration error: how far probability and share right lie apart, the mean over the images."""
+    total = sum(one.count for one in bins)
+    return sum(one.count * abs(one.right - one.sure) for one in bins) / total
 
 
 def view_names(scored: Scored) -> tuple[str, ...]:
@@ -135,12 +165,3 @@ def _nll(scores: np.ndarray, labels: np.ndarray, temperature: float) -> float:
         likely = own - np.log(np.exp(scaled).sum(1, dtype=np.float64))
         total -= float(np.maximum(likely, -100).sum())
     return total / len(labels)
-
-
-def _ece(scores: np.ndarray, labels: np.ndarray, temperature: float) -> float:
-    sure, hit = np.empty(len(labels)), scores.argmax(1) == labels
-    for start in range(0, len(labels), PART):
-        sure[start : start + PART] = np.exp(tempered(scores[start : start + PART], temperature).max(1))
-    bins = np.minimum((sure * NUM_BINS).astype(int), NUM_BINS - 1)
-    gaps = [abs(float((hit[bins == one] - sure[bins == one]).sum())) for one in range(NUM_BINS)]
-    return sum(gaps) / len(labels)

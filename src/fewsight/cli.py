@@ -291,6 +291,56 @@ def ensemble(
 
 
 @app.command
+def report(
+    runs: tuple[Path, ...],
+    /,
+    *,
+    out: Path,
+    split: str | None = None,
+    data: Path | None = None,
+) -> int:
+    """Write one page on a run: figures, classes, confusions, calibration, mistakes as pictures; it opens offline.
+
+    Args:
+        runs: a run or an ensemble that was evaluated, or a folder of reproduce; others are compared with the first.
+        out: the HTML file to write.
+        split: whose kept scores (test, else val, else the only ones).
+        data: where the images lie (where the run's data lay when it began).
+    """
+    from fewsight import files
+    from fewsight.report import write_report
+
+    files.check_target(out, "--out")
+    write_report(runs, out, split=split, data=data)
+    print(f"wrote {out}: {out.stat().st_size / 2**20:.1f} MiB")
+    return 0
+
+
+@app.command
+def runs(folder: Path = Path("runs"), /, *, json_: Annotated[Path | None, Parameter(name="--json")] = None) -> int:
+    """List the runs below a folder with their models, trainings and accuracies on val; seeds as mean ± sd.
+
+    Args:
+        folder: where to look (runs).
+        json_: also write what was found to this file.
+    """
+    from dataclasses import asdict
+
+    from fewsight import files
+    from fewsight.console import make_console, show_runs
+    from fewsight.listing import list_runs, seed_groups
+
+    if json_ is not None:
+        files.check_target(json_, "--json")
+    found = list_runs(folder)
+    show_runs(make_console(), folder, found, seed_groups(found))
+    if json_ is not None:
+        files.write_json(json_, [asdict(one) | {"path": str(one.path)} for one in found])
+        print(f"wrote {json_}")
+    return 0
+
+
+@app.command
 def reproduce(
     data: Path,
     /,

@@ -15,6 +15,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from fewsight.calibration import Calibration
     from fewsight.fusion import Spec
+    from fewsight.listing import Listed
     from fewsight.metrics import Figures
     from fewsight.tables import Line
 
@@ -197,6 +198,24 @@ def show_calibrations(console: Console, path: Any, found: Sequence["Calibration"
             f"{printable(one.fitted_on)}; there NLL {one.nll[0]:.3f} → {one.nll[1]:.3f}, calibration error "
             f"{100 * one.ece[0]:.1f} → {100 * one.ece[1]:.1f} points"
         )
+
+
+def show_runs(
+    console: Console, folder: Any, found: Sequence["Listed"], seeds: Mapping[Any, tuple[float, float, int]]
+) -> None:
+    """Runs, one a line, and the mean of those that differ in their seeds."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("run", "top-1 on val", "status", "model", "training", "started"):
+        table.add_column(name, overflow="fold")
+    for one in found:
+        name = printable(str(one.path.relative_to(folder)) if one.path != folder else one.path.name)
+        val = "" if one.val is None else f"{one.val} of {one.val.total:,}"
+        status = one.status if one.kind in ("run", "ensemble") else f"{one.status}: {one.kind}"
+        table.add_row(name, val, printable(status), printable(one.model), printable(one.training), one.started)
+    console.print(table)
+    for path, (mean, spread, count) in seeds.items():
+        figure = f"{100 * mean:.1f} ± {100 * spread:.1f} %"
+        console.print(f"{printable(str(path))}: {figure} over {count} seeds (mean ± standard deviation)")
 
 
 def _class_table(console: Console, figures: "Figures", most: int) -> Table:

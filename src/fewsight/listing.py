@@ -1,0 +1,108 @@
+"""The runs below a folder, and what they came to."""
+
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewsight import files, runs
+from fewsight.ensemble import is_ensemble
+from fewsight.errors import FewsightError, RunError
+from fewsight.metrics import Share
+from fewsight.runs import Run
+
+DEEPEST = 4  # folders below the one that is asked for
+SEED = re.compile(r"seed\d+")  # what `train --seeds` calls its runs
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One run: what it is and what it came to."""
+
+    path: Path
+    kind: str  # "run", "ensemble", or why it could not be read
+    status: str  # finished, training
+    model: str  # resnest14 at 0.5 width, 32 px
+    training: str  # the stages: 40 epochs of ce
+    started: str
+    val: Share | None
+
+
+def list_runs(folder: Path) -> list[Listed]:
+    """The runs and ensembles below a folder, by path; the members of an ensemble belong to it.
+
+    Raises:
+        RunError: the folder is not there, or holds no run.
+    """
+    if not folder.is_dir():
+        raise RunError(f"{folder} is not a folder; give one that holds runs, such as runs/")
+    found = [_listed(path) for path in _run_folders(folder, DEEPEST)]
+    if not found:
+        raise RunError(f"{folder} holds no run (a folder with a run.json) down to {DEEPEST} folders below it")
+    return found
+
+
+def seed_groups(found: Sequence[Listed]) -> dict[Path, tuple[float, float, int]]:
+    """Mean and standard deviation of top-1 on val, and the runs, for each folder of `train --seeds`."""
+    shares: dict[Path, list[float]] = {}
+    for one in found:
+        if SEED.fullmatch(one.path.name) and one.val is not None:
+            shares.setdefault(one.path.parent, []).append(one.val.value)
+    return {
+        path: (statistics.mean(values), statistics.stdev(values), len(values))
+        for path, values in shares.items()
+        if len(values) > 1
+    }
+
+
+def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
+    if (folder / "run.json").is_file():
+        yield folder
+        return
+    if depth:
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
+                yield from _run_folders(path, depth - 1)
+
+
+def _listed(path: Path) -> Listed:
+    try:
+        if is_ensemble(path):
+            info = files.read_json(path / "run.json")
+            members = info.get("members", {}) if isinstance(info, dict) else {}
+            return Listed(path, "ensemble", "finished", f"{len(members)} runs", "", _started(info), None)
+        return _run(runs.read_run(path))
+    except FewsightError as error:
+        return Listed(path, str(error).removeprefix(f"{path}"), "cannot be read", "", "", "", None)
+
+
+def _run(run: Run) -> Listed:
+    model = run.recipe.model
+    width = "" if model.width == 1 else f" at {model.width:g} width"
+    stages = ", then ".join(f"{stage.epochs} epochs of {stage.loss}" for stage in run.recipe.stages)
+    val = None
+    if (run.path / "metrics.json").is_file():
+        metrics = files.read_json(run.path / "metrics.json")
+        val = _share(metrics.get("val") if isinstance(metrics, dict) else None)
+    return Listed(
+        run.path,
+        "run",
+        str(run.info.get("status")),
+        f"{model.backbone}{width}, {run.recipe.augment.train_px} px",
+        stages,
+        _started(run.info),
+        val,
+    )
+
+
+def _share(val: Any) -> Share | None:
+    try:
+        return Share(**val["top1"])
+    except (TypeError, KeyError):
+        return None
+
+
+def _started(info: Any) -> str:
+    return str(info.get("started", ""))[:16].replace("T", " ") if isinstance(info, dict) else ""

@@ -1,0 +1,214 @@
+"""What a run's files and kept scores say, for a page: no model is needed."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewsight import files, runs
+from fewsight.calibration import Bin, reliability, temperature_for, view_names
+from fewsight.ensemble import is_ensemble
+from fewsight.errors import RunError
+from fewsight.fusion import Scored, labels_of, log_probs, open_scored, read_specs
+from fewsight.metrics import Figures, Paired, evaluate_scores, paired
+from fewsight.recipes import recipe_toml
+from fewsight.runs import Run
+from fewsight.tables import Ablation, Line, ablate, row_lines
+
+GALLERY = 24  # images
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One image, and what the run makes of it."""
+
+    path: str  # as the store names it
+    digest: str  # of the file that was scored
+    label: str
+    taken_for: str
+    prob: float  # of what it is taken for
+    label_prob: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One value over the epochs of a training."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]  # (epoch, value)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A run or an ensemble on one split."""
+
+    path: Path
+    scored: Scored
+    figures: Figures
+    right: np.ndarray  # bool [n], of the images that could be read
+    confusion: np.ndarray  # int [K, K]: true, taken for
+    num_trained_on: int
+    reliability: tuple[Bin, ...]
+    temperature: float | None  # that the run keeps for these views
+    tempered: tuple[Bin, ...]  # at that temperature; none without one
+    rows: tuple[Line, ...]  # by test size, and all together
+    ablation: Ablation | None  # None for one view alone
+    sure_mistakes: tuple[Seen, ...]
+    unsure: tuple[Seen, ...]
+    suspects: tuple[Seen, ...]  # whose labels are perhaps wrong
+    curves: tuple[Curve, ...]
+    run: Run | None  # None for an ensemble
+    source: str | None  # where the data lay, of the run or the first of an ensemble's
+    recipe: str  # TOML; empty for an ensemble
+    command: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, as the run numbers them."""
+        return self.scored.first.about.classes
+
+
+def gather(path: Path, split: str | None = None) -> Facts:
+    """Everything that the page shows of a run or an ensemble.
+
+    Args:
+        split: whose kept scores; None: test, else val, else the only ones.
+
+    Raises:
+        RunError: not a run, or no such scores, or they have no labels.
+    """
+    scored = open_scored(path, split or _split_of(path))
+    labels, readable = labels_of(scored.first), scored.first.readable
+    scores, labels = log_probs(scored.weights)[readable], labels[readable]
+    classes = scored.first.about.classes
+    predicted = scores.argmax(1)
+    temperature = temperature_for(path, view_names(scored))
+    run = None if is_ensemble(path) or not (path / "run.json").is_file() else runs.read_run(path)
+    images = [image for image in scored.first.images if image.error is None]
+
+    def seen(places: np.ndarray) -> tuple[Seen, ...]:
+        return tuple(
+            Seen(
+                images[place].path,
+                images[place].digest,
+                classes[labels[place]],
+                classes[predicted[place]],
+                float(np.exp(scores[place, predicted[place]])),
+                float(np.exp(scores[place, labels[place]])),
+            )
+            for place in places
+        )
+
+    sure = scores[np.arange(len(labels)), predicted]
+    wrong = np.flatnonzero(predicted != labels)
+    info = files.read_json(path / "run.json") if (path / "run.json").is_file() else {}
+    return Facts(
+        path=path,
+        scored=scored,
+        figures=evaluate_scores(scores, labels, classes, num_images=len(readable)),
+        right=predicted == labels,
+        confusion=np.bincount(labels * len(classes) + predicted, minlength=len(classes) ** 2).reshape(len(classes), -1),
+        num_trained_on=int(scored.trained_on.sum()),
+        reliability=reliability(scores, labels),
+        temperature=temperature,
+        tempered=() if temperature is None else reliability(scores, labels, temperature),
+        rows=tuple(row_lines(scored)),
+        ablation=_ablation(scored),
+        sure_mistakes=seen(wrong[np.argsort(-sure[wrong], kind="stable")][:GALLERY]),
+        unsure=seen(np.argsort(sure, kind="stable")[:GALLERY]),
+        suspects=seen(suspects(scores, labels)[:GALLERY]),
+        curves=curves(path),
+        run=run,
+        source=_source(path),
+        recipe="" if run is None else recipe_toml(run.recipe),
+        command=str(info.get("command", "")) if isinstance(info, dict) else "",
+    )
+
+
+def against(first: Facts, other: Facts) -> Paired | None:
+    """Another run against the first, image by image; None where they were tested on other images."""
+    ours, theirs = ([image.digest for image in one.scored.first.images] for one in (first, other))
+    if ours != theirs or first.classes != other.classes or len(first.right) != len(other.right):
+        return None
+    return paired(first.right, other.right)
+
+
+def suspects(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Places of images whose label is perhaps wrong, the likeliest first: log-probabilities [n, K], labels [n].
+
+    A class is claimed where its probability is at least the mean that it has over the images with its label; an image
+    is suspect where the strongest claim is not its label's.
+
+    Source: Northcutt et al., Confident learning, arXiv:1911.00068.
+    """
+    probs = np.exp(scores)
+    count = np.bincount(labels, minlength=probs.shape[1])
+    own = np.bincount(labels, probs[np.arange(len(labels)), labels], probs.shape[1])
+    usual = np.where(count > 0, own / np.maximum(count, 1), np.inf)
+    claimed = np.where(probs >= usual, probs, 0)
+    strongest, found = claimed.max(1), claimed.argmax(1)
+    places = np.flatnonzero((strongest > 0) & (found != labels))
+    lead = strongest[places] - probs[places, labels[places]]
+    order: np.ndarray = places[np.argsort(-lead, kind="stable")]
+    return order
+
+
+def curves(path: Path) -> tuple[Curve, ...]:
+    """The epochs' training loss and accuracy on val, from log.jsonl; none where there is no log."""
+    log = path / "log.jsonl"
+    if not log.is_file():
+        return ()
+    files.check_inside(log, path, most=files.MOST_JSON_BYTES)
+    found: dict[str, list[tuple[float, float]]] = {}
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue  # the last one of a killed run
+        if isinstance(value, dict) and value.get("kind") == "epoch":
+            for key, name in (("train_loss", "training loss"), ("val_top1", "top-1 on val")):
+                if isinstance(value.get(key), float) and isinstance(value.get("epoch"), int):
+                    found.setdefault(name, []).append((value["epoch"], value[key]))
+    return tuple(Curve(name, tuple(points)) for name, points in found.items())
+
+
+def report_tables(path: Path) -> dict[str, Any] | None:
+    """What `fewsight reproduce` found, where `path` is its folder."""
+    if not (path / "tables.json").is_file():
+        return None
+    found = files.read_json(path / "tables.json")
+    if not isinstance(found, dict) or not {"rows", "fusion", "effects"} <= found.keys():
+        raise RunError(f"{path / 'tables.json'} is not what `fewsight reproduce` wrote")
+    return found
+
+
+def _source(path: Path) -> str | None:
+    """Where a run's data lay when it began; of an ensemble, its first run's."""
+    place = path / "runs" / read_specs(path)[0].run if is_ensemble(path) else path
+    return runs.read_run(place).data.source if (place / "run.json").is_file() else None
+
+
+def _split_of(path: Path) -> str:
+    """test, else val, else the only split that has scores."""
+    stores = [*path.glob("scores/*/store.json"), *path.glob("runs/*/scores/*/store.json")]
+    there = sorted({store.parent.name for store in stores})
+    if (path / "store.json").is_file() or not there:
+        return "test"  # a folder of scores, or the message that says how to make them
+    named = next((name for name in ("test", "val") if name in there), there[0])
+    if named not in ("test", "val") and len(there) > 1:
+        raise RunError(f"{path} has scores of {', '.join(there)}; choose with --split")
+    return named
+
+
+def _ablation(scored: Scored) -> Ablation | None:
+    if len(scored.weights) == 1:
+        return None
+    try:
+        return ablate(scored)
+    except RunError as error:
+        if re.search("nothing to take away", str(error)):
+            return None
+        raise

@@ -1,0 +1,162 @@
+"""The page: HTML with its pictures and drawings in it, no script from elsewhere, no request."""
+
+import base64
+import hashlib
+import io
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+import fewsight
+from fewsight import files
+from fewsight.calibration import Bin, error_of
+from fewsight.console import printable
+from fewsight.data import ImageError, decode_bytes, read_bytes
+from fewsight.errors import RunError
+from fewsight.report.gather import Curve, Facts, Seen, against, gather, report_tables
+
+MOST_CELLS = 30  # classes whose confusion matrix is a table; a picture beyond
+THUMBNAIL_PX = 128
+PLOT = (480, 240)  # the inside of a drawing
+MIN_PICTURE_PX = 600
+
+
+def write_report(paths: Sequence[Path], target: Path, *, split: str | None = None, data: Path | None = None) -> None:
+    """Write a page on the first of some runs, against the others.
+
+    Args:
+        paths: runs, ensembles, or a folder of `fewsight reproduce`, whose ensemble is shown with the report's tables.
+        split: whose kept scores.
+        data: where the images lie; None: where the run's data lay when it began.
+
+    Raises:
+        RunError: a run has no such scores, or the file cannot be written.
+    """
+    tables = next((found for found in map(report_tables, paths) if found), None)
+    asked = [path / "ensemble" if report_tables(path) else path for path in paths]
+    facts = [gather(path, split) for path in asked]
+    first = facts[0]
+    root = _image_root(first, data)
+    template = resources.files("fewsight.report").joinpath("page.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"name": printable, "percent": lambda value: "-" if value is None else f"{100 * value:.1f}"}
+    page = environment.from_string(template)
+    galleries = [
+        ("The most confident mistakes", "Sure of a class that is not the label's.", first.sure_mistakes),
+        ("The least sure", "The most probable class has little probability.", first.unsure),
+        (
+            "Labels that are perhaps wrong",
+            "Another class is at least as probable as it usually is for its own images; look at them before you "
+            "believe it.",
+            first.suspects,
+        ),
+    ]
+    text = page.render(
+        version=fewsight.__version__,
+        one=first,
+        others=[(facts_of, against(first, facts_of)) for facts_of in facts[1:]],
+        curves=[_drawn(curve) for curve in first.curves],
+        reliability=_reliability(first.reliability),
+        tempered=_reliability(first.tempered),
+        error=error_of(first.reliability),
+        tempered_error=error_of(first.tempered) if first.tempered else None,
+        cells=_cells(first) if len(first.classes) <= MOST_CELLS else None,
+        picture=_picture(first.confusion) if len(first.classes) > MOST_CELLS else "",
+        galleries=[(title, said, [_shown(one, root) for one in those]) for title, said, those in galleries],
+        tables=tables,
+    )
+    files.write_text(target, text)
+
+
+def _image_root(facts: Facts, data: Path | None) -> Path | None:
+    """Where the store's paths begin."""
+    if data is not None:
+        if not data.exists():
+            raise RunError(f"--data {data}: is not there")
+        return data if data.is_dir() else data.parent
+    if facts.source is None:
+        return None
+    source = Path(facts.source)
+    return source if source.is_dir() else source.parent
+
+
+def _shown(one: Seen, root: Path | None) -> dict[str, Any]:
+    return {"seen": one, "src": "" if root is None else _thumbnail(root / one.path, one.digest)}
+
+
+def _thumbnail(path: Path, digest: str) -> str:
+    """A small JPEG as a data address; empty where the file is not there any more, or is another."""
+    try:
+        data = read_bytes(path)
+        if hashlib.blake2b(data, digest_size=8).hexdigest() != digest:
+            return ""
+        image = decode_bytes(data, str(path))
+    except ImageError:
+        return ""
+    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BILINEAR)
+    return _address(image, "JPEG", quality=80)
+
+
+def _address(image: Image.Image, kind: str, **options: Any) -> str:
+    handle = io.BytesIO()
+    image.save(handle, kind, **options)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(handle.getvalue()).decode()
+
+
+def _picture(confusion: np.ndarray) -> str:
+    """The confusion matrix as a picture, each row by its own images: white is none, dark is all."""
+    shares = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
+    dark = np.sqrt(shares)[:, :, None]  # a few images show too
+    pixels = (255 - dark * (255 - np.array([0, 68, 136]))).astype(np.uint8)  # to a blue that greys well
+    image = Image.fromarray(pixels)
+    scale = max(1, -(-MIN_PICTURE_PX // len(confusion)))
+    return _address(image.resize((scale * len(confusion),) * 2, Image.Resampling.NEAREST), "PNG", optimize=True)
+
+
+def _cells(facts: Facts) -> list[tuple[str, list[tuple[int, float]]]]:
+    """For each true class: (images, their share of the class) for each class that they were taken for."""
+    rows = []
+    for name, counts in zip(facts.classes, facts.confusion, strict=True):
+        total = max(1, int(counts.sum()))
+        rows.append((name, [(int(count), int(count) / total) for count in counts]))
+    return rows
+
+
+def _drawn(curve: Curve) -> dict[str, Any]:
+    """A curve as the points of a polyline, with what stands at its axes."""
+    epochs, values = ([point[axis] for point in curve.points] for axis in (0, 1))
+    low, high = min(values), max(values)
+    last = max(epochs)
+    points = [
+        (PLOT[0] * (epoch - 1) / max(1, last - 1), PLOT[1] * (1 - (value - low) / ((high - low) or 1)))
+        for epoch, value in curve.points
+    ]
+    return {
+        "name": curve.name,
+        "points": " ".join(f"{x:.1f},{y:.1f}" for x, y in points),
+        "low": f"{low:.3g}",
+        "high": f"{high:.3g}",
+        "last": int(last),
+        "said": f"{curve.name}: {values[0]:.3g} in epoch {int(epochs[0])}, {values[-1]:.3g} in epoch {int(last)}",
+        "width": PLOT[0],
+        "height": PLOT[1],
+    }
+
+
+def _reliability(those: Sequence[Bin]) -> list[dict[str, Any]]:
+    """A circle for each bin: its probability across, its share that is right upwards, its area by its images."""
+    most = max((one.count for one in those), default=1)
+    return [
+        {
+            "x": f"{240 * one.sure:.1f}",
+            "y": f"{240 * (1 - one.right):.1f}",
+            "r": f"{2 + 8 * (one.count / most) ** 0.5:.1f}",
+            "said": f"{one.count:,} images: {100 * one.sure:.0f} % sure, {100 * one.right:.0f} % right",
+        }
+        for one in those
+    ]

@@ -1,0 +1,186 @@
+"""The page on runs: what the scores say, every name unharmed, nothing from elsewhere; and the list of runs."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import Command
+from fewsight.calibration import error_of, reliability
+from fewsight.errors import RunError
+from fewsight.evaluation import evaluate
+from fewsight.listing import list_runs, seed_groups
+from fewsight.report import gather, write_report
+from fewsight.report.gather import suspects
+from stores import CLASSES, log_softmax, random_labels, random_scores, write_run
+
+VIEWS = ("center-8", "random-8")
+
+
+class Page(HTMLParser):
+    """Its text, and every address that it would ask for."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.text, self.addresses, self.tags = "", list[str](), list[str]()
+        self.feed(file.read_text(encoding="utf-8"))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "action", "poster")]
+
+
+def scored_run(path: Path, num: int = 200, seed: int = 1) -> Path:
+    labels = random_labels(0, num)
+    write_run(path, {view: random_scores(seed + number, labels, 2.0) for number, view in enumerate(VIEWS)}, labels)
+    return path
+
+
+def test_facts_are_those_of_the_scores(tmp_path: Path) -> None:
+    labels = random_labels(0, 200)
+    found = gather(scored_run(tmp_path / "run"))
+    views = [np.exp(random_scores(1 + number, labels, 2.0).astype(np.float64)) for number in range(2)]
+    probs = np.mean(views, 0)
+    taken = probs.argmax(1)
+    assert found.figures.top1.count == (taken == labels).sum()
+    for true in range(len(CLASSES)):
+        for other in range(len(CLASSES)):
+            assert found.confusion[true, other] == ((labels == true) & (taken == other)).sum()
+    wrong = np.flatnonzero(taken != labels)
+    surest = wrong[np.argsort(-probs[wrong, taken[wrong]])]
+    assert [one.path for one in found.sure_mistakes] == [f"test/{place}.png" for place in surest[:24]]
+    assert [one.path for one in found.unsure] == [f"test/{place}.png" for place in np.argsort(probs.max(1))[:24]]
+    first = found.sure_mistakes[0]
+    assert (first.label, first.taken_for) == (CLASSES[labels[surest[0]]], CLASSES[taken[surest[0]]])
+    assert first.prob == pytest.approx(probs[surest[0], taken[surest[0]]], rel=1e-5)
+    assert first.label_prob == pytest.approx(probs[surest[0], labels[surest[0]]], rel=1e-5)
+    assert sum(one.count for one in found.reliability) == 200
+
+
+def test_wrong_labels_are_suspected_first() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 400)
+    logits = rng.normal(size=(400, 4))
+    logits[np.arange(400), labels] += 4
+    given = labels.copy()
+    spoilt = rng.choice(400, 12, replace=False)
+    given[spoilt] = (labels[spoilt] + 1) % 4
+    found = suspects(log_softmax(logits), given)
+    assert len(set(found[:12]) & set(spoilt)) >= 10
+
+
+def test_reliability_is_exact_for_a_calibrated_run() -> None:
+    sure = np.array([0.6] * 10 + [0.9] * 10)
+    scores = np.log(np.stack([sure, 1 - sure], 1)).astype(np.float32)
+    labels = np.array([0] * 6 + [1] * 4 + [0] * 9 + [1])
+    low, high = reliability(scores, labels)
+    assert (low.count, high.count) == (10, 10)
+    assert (low.right, high.right) == (0.6, 0.9)
+    assert error_of([low, high]) == pytest.approx(0, abs=1e-6)
+
+
+def test_page_of_a_real_run_asks_for_nothing_and_shows_its_images(
+    tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    for split in ("test", "val"):
+        evaluate(run, digit_images, split=split, views="report")
+    assert command("scores", "calibrate", run).code == 0
+    other = scored_run(tmp_path / "other")
+    answer = command("report", run, run, "--out", tmp_path / "page.html")
+    assert answer.code == 0, answer
+    page = Page(tmp_path / "page.html")
+    assert all(address.startswith("data:image/") for address in page.addresses)
+    assert page.addresses, "images are shown"
+    found = json.loads((run / "metrics.json").read_text())
+    assert found["val"]
+    top1 = gather(run).figures.top1
+    assert f"{100 * top1.value:.1f} %" in page.text
+    assert "top-1 on 15 images of test in 3 classes" in page.text
+    for said in ("nought", "training loss", "one crop", "at the kept temperature", "recipe.toml", "+0.0 points"):
+        assert said in page.text, said
+    write_report([run, other], tmp_path / "two.html")
+    assert "tested on other images, so not compared" in Page(tmp_path / "two.html").text
+
+
+def test_images_that_are_others_now_are_not_shown(tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(digit_images, data)
+    shutil.copytree(tiny_run, run)
+    evaluate(run, data)
+    write_report([run], tmp_path / "page.html", data=data)
+    assert Page(tmp_path / "page.html").addresses
+    for file in data.glob("test/*/*.png"):
+        shutil.copy(next(data.glob("train/one/*.png")), file)
+    write_report([run], tmp_path / "page.html", data=data)
+    assert Page(tmp_path / "page.html").addresses == []
+    assert "or are others now" in Page(tmp_path / "page.html").text
+
+
+def test_many_classes_make_a_small_page(tmp_path: Path) -> None:
+    classes = tuple(f"<b>{number}" for number in range(200))
+    labels = np.random.default_rng(0).integers(0, 200, 2000)
+    logits = np.random.default_rng(1).normal(size=(2000, 200))
+    logits[np.arange(2000), labels] += 3
+    write_run(tmp_path / "run", {"center-8": log_softmax(logits)}, labels, classes=classes)
+    write_report([tmp_path / "run"], tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_size < 2**20
+    assert "b" not in page.tags, "a class's name is text"
+    assert "<b>199" in page.text
+    assert [address[:15] for address in page.addresses] == ["data:image/png;"]
+
+
+def test_run_without_scores_says_how_to_make_them(tiny_run: Path, tmp_path: Path, command: Command) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    answer = command("report", tmp_path / "run", "--out", tmp_path / "page.html")
+    assert answer.code == 2
+    assert f"fewsight evaluate {tmp_path / 'run'}" in answer.err
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_page_says_that_images_were_trained_on(tmp_path: Path) -> None:
+    labels = random_labels(0, 20)
+    write_run(tmp_path / "run", {"center-8": random_scores(1, labels)}, labels, trained_on=range(7))
+    write_report([tmp_path / "run"], tmp_path / "page.html")
+    assert "7 of these are images it was trained on" in " ".join(Page(tmp_path / "page.html").text.split())
+
+
+def test_runs_are_listed_with_their_seeds(tiny_run: Path, tmp_path: Path, command: Command) -> None:
+    for name in ("alone", "many/seed0", "many/seed1", "deep/er/run"):
+        shutil.copytree(tiny_run, tmp_path / "runs" / name)
+    metrics = tmp_path / "runs/many/seed1/metrics.json"
+    metrics.write_text(re.sub(r'"value": [\d.]+', '"value": 0.25', metrics.read_text(), count=1))
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "run.json").write_text("{")
+    found = list_runs(tmp_path / "runs")
+    assert [str(one.path.relative_to(tmp_path / "runs")) for one in found] == [
+        "alone", "broken", "deep/er/run", "many/seed0", "many/seed1",
+    ]  # fmt: skip
+    assert found[1].status == "cannot be read"
+    ((path, (mean, spread, count)),) = seed_groups(found).items()
+    own = found[0].val
+    assert own is not None
+    assert (path, count) == (tmp_path / "runs" / "many", 2)
+    assert mean == pytest.approx((own.value + 0.25) / 2)
+    assert spread == pytest.approx(abs(own.value - 0.25) / 2**0.5)
+    answer = command("runs", tmp_path / "runs", "--json", tmp_path / "runs.json")
+    assert answer.code == 0, answer
+    assert "many/seed1" in answer.out
+    assert "over 2 seeds (mean ± standard deviation)" in answer.out
+    assert len(json.loads((tmp_path / "runs.json").read_text())) == 5
+
+
+def test_folder_without_runs_is_refused(tmp_path: Path, digit_images: Path) -> None:
+    with pytest.raises(RunError, match="holds no run"):
+        list_runs(digit_images)
+    with pytest.raises(RunError, match="is not a folder"):
+        list_runs(tmp_path / "nowhere")
