@@ -10,9 +10,9 @@ from rich.console import Console
 from fewsight import auto
 from fewsight.device import resolve_run
 from fewsight.errors import RecipeError
+from fewsight.fitting import batch_plan
 from fewsight.prepare import Prepared, prepare
 from fewsight.recipes import Data, Recipe, Run
-from fewsight.train import batch_plan
 
 QUIET = Console(quiet=True)
 

@@ -27,8 +27,8 @@ from PIL import Image
 from conftest import Answer, Command
 from fewsight import runs
 from fewsight.cli import main
+from fewsight.fitting import fit
 from fewsight.recipes import parse_recipe, recipe_toml
-from fewsight.train import fit
 from trainings import SETTINGS, STAGE, VALUES, Quiet, assert_finished_alike, begin, log_lines
 
 TRAINING_KILLS, SCORING_KILLS = 130, 80

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_train import Death, DieAfter
 
 from conftest import TINY
 from fewsight import runs, session
 from fewsight.console import make_console
 from fewsight.errors import Interrupted, RecipeError, RunError
+from fewsight.fitting import fit, initial_model
 from fewsight.initial import check_fits, model_values, read_start, weights_from
 from fewsight.recipes import shipped_recipes
 from fewsight.runs import Run
 from fewsight.session import resume, train
-from fewsight.train import fit, initial_model
-from test_train import Death, DieAfter
 
 SECOND = [*TINY, "stages.0.epochs=1", "run.seed=7"]
 

@@ -21,12 +21,12 @@ from fewsight.data import load_image
 from fewsight.errors import DataError
 from fewsight.evaluation import evaluate
 from fewsight.feed import AugmentedImages, batches
+from fewsight.fitting import fit
 from fewsight.mixing import rows_of
 from fewsight.plans import ShuffledBatches
 from fewsight.prepare import prepare
 from fewsight.ranks import Ranks
 from fewsight.scores import read_store
-from fewsight.train import fit
 from test_ranks import output, torchrun
 from trainings import Quiet, begin
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from fewsight import runs
+from fewsight.fitting import TrainingSet
 from fewsight.prepare import prepare
 from fewsight.recipes import Recipe, parse_recipe
 from fewsight.runs import Run
 from fewsight.session import resolve
-from fewsight.train import TrainingSet
 
 STAGE = {"epochs": 2, "batch_size": 4, "optim": {"base_lr": 2.0, "warmup_epochs": 0.5}}
 VALUES = {

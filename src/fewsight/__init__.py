@@ -1,3 +1,47 @@
-"""fewsight: train strong image classifiers from scratch on few labelled images."""
+"""fewsight: train strong image classifiers from scratch on few labelled images.
+
+`fewsight.train(data, out)` trains, `fewsight.load(run).predict(images)` predicts, `fewsight.evaluate(run, data)` tests:
+the functions that the commands call. Importing the package imports no torch; the first use does.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fewsight.errors import DataError, FewsightError, Interrupted, RecipeError, RunError
+    from fewsight.evaluation import Evaluation, evaluate
+    from fewsight.predictor import Model, Predictions, load
+    from fewsight.session import resume, train
 
 __version__ = "0.1.0"
+__all__ = [
+    "DataError",
+    "Evaluation",
+    "FewsightError",
+    "Interrupted",
+    "Model",
+    "Predictions",
+    "RecipeError",
+    "RunError",
+    "evaluate",
+    "load",
+    "resume",
+    "train",
+]
+_HOMES = {
+    "errors": ("DataError", "FewsightError", "Interrupted", "RecipeError", "RunError"),
+    "evaluation": ("Evaluation", "evaluate"),
+    "predictor": ("Model", "Predictions", "load"),
+    "session": ("resume", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = next((module for module, names in _HOMES.items() if name in names), None)
+    if home is None:
+        raise AttributeError(f"module 'fewsight' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"fewsight.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

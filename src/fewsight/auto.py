@@ -21,12 +21,12 @@ from fewsight.console import counting, duration
 from fewsight.device import compute_threads, keep_freed_memory, to_device
 from fewsight.errors import RecipeError
 from fewsight.feed import AugmentedImages, batches
+from fewsight.fitting import batch_plan, build_learner, initial_model
 from fewsight.mixing import mix
 from fewsight.model import with_stem
 from fewsight.predict import Normalise
 from fewsight.prepare import Prepared
 from fewsight.recipes import Recipe, Run, parse_recipe
-from fewsight.train import batch_plan, build_learner, initial_model
 
 SHARE_TO_USE = 0.9  # of the time; the rest is for saving states and a machine that slows down
 START_SECONDS = 4.0  # of a command before it can look at the clock: Python and torch

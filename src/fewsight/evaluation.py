@@ -32,12 +32,12 @@ class Evaluation:
 
 
 def evaluate(
-    path: Path,
-    data: Path,
+    path: str | Path,
+    data: str | Path,
     *,
     split: str | None = None,
     views: str | None = None,
-    scores: Path | None = None,
+    scores: str | Path | None = None,
     dtype: str = "float32",
     console: Console | None = None,
 ) -> Evaluation:
@@ -56,6 +56,7 @@ def evaluate(
         RecipeError: no such view.
         RunError: not a finished run; or `scores` was given and holds other scores.
     """
+    path, data, scores = Path(path), Path(data), None if scores is None else Path(scores)
     console = console or make_console()
     asked = open_asked(path, views)
     run = asked.first

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from fewsight import runs
 from fewsight.errors import RunError
+from fewsight.fitting import initial_model
 from fewsight.losses import build_loss, own_weights
 from fewsight.model import weights_out, with_stem
 from fewsight.recipes import Recipe
 from fewsight.runs import Run
-from fewsight.train import initial_model
 
 NAMED = 5  # classes listed in the account
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL.Image import Image as PILImage
 from torch import Tensor, nn
 
 from fewsight.augment import View, cut_view, named_views
-from fewsight.data import decode_bytes, read_bytes
+from fewsight.data import decode_bytes, read_bytes, take_image
 from fewsight.device import autocast, compute_threads, keep_freed_memory, resolve_run, to_device
 from fewsight.errors import DataError
 from fewsight.files import locked
@@ -21,6 +22,7 @@ from fewsight.recipes import Recipe
 from fewsight.runs import WEIGHTS, Run, read_weights, require_weights, trained_files
 from fewsight.scores import About, Image, Store, append, begin, finish, images_digest
 
+Source = Path | PILImage | np.ndarray  # a file, or an image in memory
 PART_PIXELS = 64 * 224**2  # of one view, that go through the model at a time
 
 
@@ -192,7 +194,7 @@ def _can_be_read(path: Path) -> bool:
 def score_images(
     model: nn.Module,
     normalise: Normalise,
-    paths: Sequence[Path],
+    paths: Sequence[Source],
     recipe: Recipe,
     *,
     views: Sequence[View] = (),
@@ -204,6 +206,7 @@ def score_images(
     The model must be in evaluation mode. An image that cannot be read gets its error and rows of NaN.
 
     Args:
+        paths: files, or images in memory, whose random boxes are drawn by their pixels.
         views: which; none: the centre at the recipe's first test size.
         features: also give the pooled features, the mean over views and flips.
     """
@@ -276,17 +279,20 @@ class _Loaded:
 
 
 def _loaded(
-    paths: Sequence[Path], views: Sequence[View], recipe: Recipe, batch_size: int, workers: int
+    paths: Sequence[Source], views: Sequence[View], recipe: Recipe, batch_size: int, workers: int
 ) -> Iterator[tuple[int, list[_Loaded]]]:
     """Batches of (position, files); each is decoded once, and the next batch loads while one is scored."""
     seed, ratio = recipe.eval.view_seed, recipe.eval.crop_ratio
 
-    def load(path: Path) -> _Loaded:
+    def load(source: Source) -> _Loaded:
         digest = ""
         try:
-            data = read_bytes(path)
-            digest = hashlib.blake2b(data, digest_size=8).hexdigest()
-            image = decode_bytes(data, str(path))
+            if isinstance(source, Path):
+                data = read_bytes(source)
+                digest = hashlib.blake2b(data, digest_size=8).hexdigest()
+                image = decode_bytes(data, str(source))
+            else:
+                image, digest = take_image(source, "image")
             return _Loaded([cut_view(image, view, digest, view_seed=seed, ratio=ratio) for view in views], digest)
         except DataError as error:
             return _Loaded([np.zeros((view.px, view.px, 3), np.uint8) for view in views], digest, str(error))

@@ -19,10 +19,10 @@ from fewsight.data import (
 )
 from fewsight.errors import DataError
 from fewsight.feed import sample_positions
+from fewsight.fitting import TrainingSet
 from fewsight.leaks import Leaks, find_leaks
 from fewsight.recipes import Data
 from fewsight.runs import RunData
-from fewsight.train import TrainingSet
 
 MOST_IMAGES_FOR_STATISTICS = 50_000
 NAMED_IN_MESSAGE = 20

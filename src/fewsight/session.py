@@ -18,6 +18,7 @@ from fewsight.console import TrainingReporter, counting, make_console, printable
 from fewsight.device import resolve_device, resolve_run
 from fewsight.errors import Interrupted, RecipeError, RunError
 from fewsight.feed import AugmentedImages
+from fewsight.fitting import TrainingSet, batch_plan, fit
 from fewsight.initial import check_fits, model_values, read_start, weights_from
 from fewsight.losses import check_loss, wanted_batches
 from fewsight.mixing import cutmix_prob, mix
@@ -26,20 +27,19 @@ from fewsight.prepare import NAMED_IN_MESSAGE, Prepared, prepare
 from fewsight.ranks import Ranks, joined
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
 from fewsight.runs import Run
-from fewsight.train import TrainingSet, batch_plan, fit
 
 TEST_RATIOS = (1.0, 320 / 224, 380 / 224, 2.0)  # the report's test sizes over its train size
 
 
 def train(
-    data: Path,
-    out: Path,
+    data: str | Path,
+    out: str | Path,
     *,
     recipe: str | Path = "auto",
     hours: float = 1.0,
     overrides: Sequence[str] = (),
     seeds: Sequence[int] = (),
-    init_from: Path | None = None,
+    init_from: str | Path | None = None,
     preview: int = 0,
     console: Console | None = None,
 ) -> list[Run]:
@@ -62,6 +62,7 @@ def train(
         DataError, RecipeError, RunError: before anything is overwritten.
         Interrupted: Ctrl-C or SIGTERM during training; the state is saved.
     """
+    data, out, init_from = Path(data), Path(out), None if init_from is None else Path(init_from)
     with joined() as ranks:
         if not ranks.first:
             return _follow(ranks)
@@ -145,14 +146,14 @@ def _train(
     return finished
 
 
-def resume(path: Path, *, console: Console | None = None) -> Run:
+def resume(path: str | Path, *, console: Console | None = None) -> Run:
     """Continue a run from its last saved state; the finished run equals the uninterrupted one bit for bit.
 
     Raises:
         RunError: not a run, or its recipe or data is no longer what it began with; the differences are named.
     """
     with joined() as ranks:
-        run = runs.read_run(path)
+        run = runs.read_run(Path(path))
         return _continue(run, (console or make_console()) if ranks.first else Console(quiet=True), ranks)
 
 

@@ -1,6 +1,6 @@
 """Folders and manifests in; upright RGB images, labels by name and splits out."""
 
-from fewsight.data.decode import IMAGE_SUFFIXES, Header, ImageError, decode_bytes, load_image, read_bytes
+from fewsight.data.decode import IMAGE_SUFFIXES, Header, ImageError, decode_bytes, load_image, read_bytes, take_image
 from fewsight.data.duplicates import candidates, confirmed, load_compared
 from fewsight.data.samples import Dataset, Sample, classes_in, digest
 from fewsight.data.scanning import THUMBNAIL_PX, Scanned, channel_stats, scan, scan_image
@@ -35,5 +35,6 @@ __all__ = [
     "scan",
     "scan_image",
     "split_by_seed",
+    "take_image",
     "training_samples",
 ]

@@ -5,6 +5,7 @@ to 8, the first frame or page. Nothing is guessed and nothing is filled in: a fi
 error, never an image with a grey part. Colour profiles are ignored.
 """
 
+import hashlib
 import io
 import stat
 import threading
@@ -115,6 +116,35 @@ def decode_bytes(data: bytes, name: str) -> Image.Image:
         raise ImageError(name, "not enough memory to decode it") from None
     except Exception as error:  # decoders raise nearly every type on damaged files
         raise ImageError(name, f"cannot be decoded ({error or type(error).__name__})") from None
+
+
+def take_image(image: "Image.Image | np.ndarray", name: str) -> tuple[Image.Image, str]:
+    """An image in memory, upright and in mode RGB, and 64 bits of BLAKE2b over its pixels in hexadecimal.
+
+    Args:
+        image: an image of Pillow in any mode; or uint8 [H, W, 3] or [H, W].
+        name: for the message.
+
+    Raises:
+        ImageError: something else, or of a kind that has no agreed meaning as RGB.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or not image.size:
+            raise ImageError(name, f"expected uint8 [H, W, 3] or [H, W], got {image.dtype} {list(image.shape)}")
+        image = Image.fromarray(np.ascontiguousarray(image))
+    elif not isinstance(image, Image.Image):
+        raise ImageError(name, f"expected a path, an image of Pillow or an array, got {type(image).__name__}")
+    try:
+        with _pillow_is_silent():
+            _check_size(*image.size)
+            upright = _upright(_to_rgb(image), _orientation(image))
+    except _RefusedError as refusal:
+        raise ImageError(name, str(refusal)) from None
+    except Exception as error:  # a file that Pillow reads only now
+        raise ImageError(name, f"cannot be decoded ({error or type(error).__name__})") from None
+    result = hashlib.blake2b(f"{upright.width} {upright.height} ".encode(), digest_size=8)
+    result.update(upright.tobytes())
+    return upright, result.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fewsight import losses, runs, train
+from fewsight import fitting, losses, runs
 from fewsight.console import make_console
 from fewsight.errors import DataError, Interrupted, RecipeError, RunError
+from fewsight.fitting import fit
 from fewsight.model import Classifier, build_model
 from fewsight.recipes import parse_recipe, recipe_toml
 from fewsight.runs import Run
 from fewsight.session import resume
 from fewsight.summary import show_run
-from fewsight.train import fit
 from trainings import (
     SETTINGS,
     STAGE,
@@ -338,7 +338,7 @@ def test_dropout_draws_the_same_after_a_resume(
         model.backbone.register_forward_hook(lambda module, _, out: nn.functional.dropout(out, 0.3, module.training))
         return model
 
-    monkeypatch.setattr(train, "build_model", with_dropout)
+    monkeypatch.setattr(fitting, "build_model", with_dropout)
     fit(*begin(class_images, tmp_path / "whole"), Quiet())
     run, images = begin(class_images, tmp_path / "run")
     for steps in (3, 2):
@@ -398,7 +398,7 @@ def test_scores_that_are_not_finite_stop_the_run(
     class_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, images = begin(class_images, tmp_path / "run", {}, "stages.0.epochs=1")
-    monkeypatch.setattr(train, "weights_out", lambda model: pytest.fail("such weights are not kept"))
+    monkeypatch.setattr(fitting, "weights_out", lambda model: pytest.fail("such weights are not kept"))
     lost = torch.full((1,), torch.nan)
     monkeypatch.setattr("fewsight.predict._forward", lambda model, images, _: (lost.expand(len(images), 3), lost))
     with pytest.raises(RunError, match=r"scores on val are not finite\. .*base_lr"):
@@ -473,8 +473,8 @@ def test_other_thread_count_is_refused(stopped: Path, monkeypatch: pytest.Monkey
 
 def test_state_is_due_by_time_and_after_epochs_unless_saving_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(train.time, "monotonic", lambda: now)
-    keeper = train.StateKeeper(minutes=5.0)
+    monkeypatch.setattr(fitting.time, "monotonic", lambda: now)
+    keeper = fitting.StateKeeper(minutes=5.0)
     assert keeper.is_due(epoch_ended=True)
     assert not keeper.is_due(epoch_ended=False)
     keeper.cost = 2.0
@@ -502,7 +502,7 @@ def test_signals_are_as_before_after_a_run(stopped: Path) -> None:
 
 
 def test_second_ctrl_c_ends_at_once() -> None:
-    with train.signals_that_stop() as stop:
+    with fitting.signals_that_stop() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.signal_number == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,129 @@
+"""A run or an ensemble in memory, for programs: images in, probabilities out, those that `fewsight predict` gives."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL.Image import Image
+
+from fewsight.calibration import temperature_for, tempered
+from fewsight.device import compute_threads, keep_freed_memory
+from fewsight.ensemble import open_asked
+from fewsight.errors import DataError
+from fewsight.model import Classifier
+from fewsight.predict import Normalise, load_model, score_images, testing_recipe
+from fewsight.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model makes of some images, in the order given."""
+
+    classes: tuple[str, ...]
+    probs: np.ndarray  # float32 [n, K], in the order of `classes`; NaN where an image could not be read
+    errors: tuple[str | None, ...]  # [n], why
+
+    @property
+    def labels(self) -> tuple[str | None, ...]:
+        """The most probable class of each image, None where it could not be read."""
+        return tuple(
+            None if error else self.classes[int(row.argmax())]
+            for row, error in zip(self.probs, self.errors, strict=True)
+        )
+
+    def top(self, k: int = 5) -> list[list[tuple[str, float]]]:
+        """The `k` most probable classes of each image with their probabilities; nothing where it could not be read."""
+        return [
+            [] if error else [(self.classes[place], float(row[place])) for place in np.argsort(-row, kind="stable")[:k]]
+            for row, error in zip(self.probs, self.errors, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.errors)
+
+
+class Model:
+    """A run or an ensemble, its weights in memory from the first prediction on.
+
+    Args:
+        path: the run folder, or an ensemble's.
+        views: center (a run's default), report (an ensemble's) or names with commas.
+
+    Raises:
+        RunError: not a finished run.
+        RecipeError: no such view.
+    """
+
+    def __init__(self, path: str | Path, views: str | None = None) -> None:
+        self.path = Path(path)
+        self._asked = open_asked(self.path, views)
+        self._temperature = temperature_for(self.path, self._asked.view_names)
+        self._loaded: dict[str, tuple[Classifier, Normalise, Recipe]] = {}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the probabilities."""
+        return self._asked.classes
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views whose probabilities are averaged."""
+        return self._asked.view_names
+
+    def predict(self, images: Sequence[str | Path | Image | np.ndarray]) -> Predictions:
+        """Probabilities of images.
+
+        Args:
+            images: files; images of Pillow in any mode; arrays, uint8 [H, W, 3] or [H, W] each. The random crop of an
+                image in memory is drawn by its pixels, of a file by its bytes.
+
+        Returns:
+            A row for each; one that cannot be read has its error, the others are as without it.
+
+        Raises:
+            DataError: a single path or image instead of several.
+        """
+        if isinstance(images, (str, Path, Image)):
+            raise DataError("predict takes several images: put the one in a list")
+        sources = [Path(one) if isinstance(one, str) else one for one in images]
+        probs = np.zeros((len(sources), len(self.classes)), np.float64)
+        errors: list[str | None] = [None] * len(sources)
+        for name in self._asked.runs:
+            model, normalise, recipe = self._model(name)
+            weights = self._weights(name)
+            assert recipe.run.threads != "auto", "a resolved recipe has its threads"
+            with compute_threads(recipe.run.threads):
+                for scores in score_images(model, normalise, sources, recipe, views=self._asked.views[name]):
+                    stop = scores.start + len(scores.errors)
+                    probs[scores.start : stop] += np.einsum("v,vnk->nk", weights, np.exp(scores.results))
+                    errors[scores.start : stop] = scores.errors
+        if self._temperature is not None:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                probs = np.exp(tempered(np.log(probs), self._temperature))
+        return Predictions(self.classes, probs.astype(np.float32), tuple(errors))
+
+    def _model(self, name: str) -> tuple[Classifier, Normalise, Recipe]:
+        if name not in self._loaded:
+            run = self._asked.runs[name]
+            recipe = testing_recipe(run)
+            device = torch.device(recipe.run.device)
+            keep_freed_memory()
+            self._loaded[name] = load_model(run, device), Normalise(run.data.mean, run.data.std).to(device), recipe
+        return self._loaded[name]
+
+    def _weights(self, name: str) -> np.ndarray:
+        """float64 [V]: what each of a run's views weighs in the whole."""
+        views, specs = self._asked.views[name], [spec for spec in self._asked.specs if spec.run == name]
+        if not specs:
+            return np.full(len(views), 1 / len(views))
+        alike = [sum(view.px == other.px for other in views) for view in views]
+        rows = [sum(spec.weight for spec in specs if spec.px == view.px) for view in views]
+        found: np.ndarray = np.array(rows) / np.array(alike)
+        return found
+
+
+def load(path: str | Path, views: str | None = None) -> Model:
+    """Open a run or an ensemble for predictions; see `Model`."""
+    return Model(path, views)

@@ -1,0 +1,130 @@
+"""fewsight as a library: the commands' functions, the same answers, images in memory too."""
+
+import csv
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fewsight
+from conftest import TINY, Command
+from fewsight.ensemble import make_ensemble
+
+
+def test_public_names_are_exact_and_there() -> None:
+    assert sorted(fewsight.__all__) == fewsight.__all__
+    for name in fewsight.__all__:
+        assert getattr(fewsight, name).__name__ == name
+    assert {name for names in fewsight._HOMES.values() for name in names} == set(fewsight.__all__)
+    assert set(fewsight.__all__) <= set(dir(fewsight))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        fewsight.nothing  # noqa: B018
+
+
+def test_import_takes_no_torch() -> None:
+    code = "import sys, fewsight; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_ten_lines_from_a_folder_to_a_confusion_matrix(digit_images: Path, tmp_path: Path) -> None:
+    fewsight.train(str(digit_images), str(tmp_path / "run"), recipe="digits", overrides=TINY)
+    figures = fewsight.evaluate(tmp_path / "run", digit_images).figures
+    model = fewsight.load(tmp_path / "run")
+    files = sorted(digit_images.glob("test/*/*.png"))
+    found = model.predict(files)
+    confusion = np.zeros((3, 3), int)
+    for file, label in zip(files, found.labels, strict=True):
+        assert label is not None
+        confusion[model.classes.index(file.parent.name), model.classes.index(label)] += 1
+    assert confusion.sum() == len(found) == 15
+    assert confusion.trace() == figures.top1.count
+
+
+@pytest.fixture
+def both(tiny_run: Path, digit_images: Path, tmp_path: Path) -> Path:
+    """An ensemble of two runs of unequal weights, with a temperature."""
+    other = tmp_path / "other"
+    fewsight.train(digit_images, other, recipe="digits", overrides=[*TINY, "run.seed=3", "eval.test_px=[16,24]"])
+    make_ensemble([str(tiny_run), str(other)], tmp_path / "both", weights="1,3")
+    return tmp_path / "both"
+
+
+@pytest.mark.parametrize("views", [None, "report"])
+@pytest.mark.parametrize("name", ["run", "calibrated", "ensemble"])
+def test_probabilities_are_those_of_the_command(
+    name: str, views: str | None, both: Path, tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
+) -> None:
+    path = both if name == "ensemble" else tiny_run
+    if name == "calibrated":
+        path = tmp_path / "calibrated"
+        shutil.copytree(tiny_run, path)
+        assert command("evaluate", path, digit_images, "--split", "val", "--views", "report").code == 0
+        assert command("scores", "calibrate", path).code == 0
+    files: list[str | Path] = [str(file) for file in sorted(digit_images.glob("test/*/*.png"))]
+    files.insert(4, tmp_path / "nothing.png")
+    asked = ["--views", views] if views else []
+    answer = command("predict", path, *files, "--out", tmp_path / "rows.csv", "--top-k", 3, *asked)
+    assert answer.code == 1, "one is not there"
+    found = fewsight.load(path, views).predict(files)
+    with (tmp_path / "rows.csv").open(newline="") as handle:
+        for place, row in enumerate(csv.DictReader(handle)):
+            if place == 4:
+                assert row["error"]
+                assert found.errors[4]
+                assert found.labels[4] is None
+                assert found.top()[4] == []
+                assert np.isnan(found.probs[4]).all()
+                continue
+            assert found.labels[place] == row["label"]
+            for number, (label, prob) in enumerate(found.top(3)[place], start=1):
+                column = "" if number == 1 else str(number)
+                assert float(row[f"prob{column}"]) == pytest.approx(prob, abs=1e-5)
+                assert label == row[f"label{column}"]
+
+
+def test_images_in_memory_are_seen_as_their_files(tiny_run: Path, digit_images: Path) -> None:
+    file = next(digit_images.glob("test/two/*.png"))
+    image = Image.open(file)
+    grey = np.asarray(image)
+    shapes = [file, image, image.convert("RGBA"), grey, np.stack([grey] * 3, 2), np.asfortranarray(grey)]
+    found = fewsight.load(tiny_run).predict(shapes)
+    assert found.errors == (None,) * 6
+    assert np.abs(found.probs - found.probs[0]).max() < 1e-6
+
+
+def test_turned_image_in_memory_is_made_upright(tiny_run: Path, digit_images: Path) -> None:
+    upright = Image.open(next(digit_images.glob("test/two/*.png"))).convert("RGB")
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[274] = 6
+    found = fewsight.load(tiny_run).predict([upright, turned])
+    assert np.abs(found.probs[0] - found.probs[1]).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("strange", "said"),
+    [
+        (np.zeros((4, 4, 3)), r"expected uint8 \[H, W, 3\] or \[H, W\], got float64 \[4, 4, 3\]"),
+        (np.zeros((4, 4, 2), np.uint8), r"got uint8 \[4, 4, 2\]"),
+        (np.zeros((0, 4), np.uint8), r"got uint8 \[0, 4\]"),
+        (7, "expected a path, an image of Pillow or an array, got int"),
+        (Image.new("I", (4, 4)), "32 bits"),
+    ],
+)
+def test_strange_image_in_memory_is_an_error_of_its_row(strange: object, said: str, tiny_run: Path) -> None:
+    good = np.zeros((8, 8, 3), np.uint8)
+    found = fewsight.load(tiny_run).predict([good, strange, good])  # type: ignore[list-item]
+    assert found.errors[0] is found.errors[2] is None
+    assert found.errors[1]
+    assert re.search(said, found.errors[1])
+    assert np.array_equal(found.probs[0], found.probs[2])
+
+
+def test_one_image_instead_of_several_is_refused(tiny_run: Path) -> None:
+    with pytest.raises(fewsight.DataError, match="put the one in a list"):
+        fewsight.load(tiny_run).predict("image.png")
+    assert len(fewsight.load(tiny_run).predict([])) == 0
