@@ -30,6 +30,8 @@ from trainings import (
     SETTINGS,
     STAGE,
     VALUES,
+    Death,
+    DieAfter,
     Quiet,
     assert_finished_alike,
     begin,
@@ -42,10 +44,6 @@ from trainings import (
 )
 
 
-class Death(BaseException):
-    """Stands for a kill: nothing after it runs."""
-
-
 class SignalAfter(Quiet):
     """Sends the process a signal in a step, counted from where the run goes on."""
 
@@ -55,17 +53,6 @@ class SignalAfter(Quiet):
     def step(self, line: Mapping[str, Any], done_steps: int) -> None:
         if done_steps == self.done_steps + self.steps:
             signal.raise_signal(self.number)
-
-
-class DieAfter(Quiet):
-    """Ends the process, as far as fit() can tell, in step `step` of the run."""
-
-    def __init__(self, step: int) -> None:
-        self.last = step
-
-    def step(self, line: Mapping[str, Any], done_steps: int) -> None:
-        if done_steps == self.last:
-            raise Death
 
 
 def again(path: Path) -> Run:

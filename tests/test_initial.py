@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train import Death, DieAfter
 
 from conftest import TINY
 from fewsight import runs, session
@@ -18,6 +17,7 @@ from fewsight.initial import check_fits, model_values, read_start, weights_from
 from fewsight.recipes import shipped_recipes
 from fewsight.runs import Run
 from fewsight.session import resume, train
+from trainings import Death, DieAfter
 
 SECOND = [*TINY, "stages.0.epochs=1", "run.seed=7"]
 

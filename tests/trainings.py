@@ -63,6 +63,21 @@ class Quiet:
         pass
 
 
+class Death(BaseException):
+    """Stands for a kill: nothing after it runs."""
+
+
+class DieAfter(Quiet):
+    """Ends the process, as far as fit() can tell, in step `step` of the run."""
+
+    def __init__(self, step: int) -> None:
+        self.last = step
+
+    def step(self, line: Mapping[str, Any], done_steps: int) -> None:
+        if done_steps == self.last:
+            raise Death
+
+
 def begin(
     images: Path, out: Path, settings: Mapping[str, Any] | None = None, *overrides: str
 ) -> tuple[Run, TrainingSet]:

@@ -135,7 +135,8 @@ def fit(
     if recipe.run.select == "best":
         run = runs.read_run(run.path)  # its weights' digest was noted there
         load_weights(model, runs.read_weights(run))
-    figures = score_val(run, data, model, normalise, ranks)
+    with compute_threads(recipe.run.threads):
+        figures = score_val(run, data, model, normalise, ranks)
     if not ranks.first:
         ranks.wait()
         return runs.read_run(run.path)
