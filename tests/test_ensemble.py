@@ -462,9 +462,12 @@ def test_ensemble_whose_runs_changed_is_refused(refused: Refused, mixed: Path, d
         ("a b --out empty/..", "is already there"),
         ("a b --out file", "file is already there (a file)"),
         ("a b --out file/e", "cannot write file/e"),
-        ("a b --weights 1 --out new", "--weights 1: expected a number for each of the 2 members, for example 2,1"),
-        ("a b --weights 1,-1 --out new", "--weights 1,-1: expected a number"),
-        ("a b --weights uniformly --out new", "--weights uniformly: expected a number"),
+        (
+            "a b --weights 1 --out new",
+            "--weights 1: expected a finite number of at least 0 for each of the 2 members, not all 0, for example 2,1",
+        ),
+        ("a b --weights 1,-1 --out new", "--weights 1,-1: expected a finite number"),
+        ("a b --weights uniformly --out new", "--weights uniformly: expected a finite number"),
         ("a b --weights greedy --out new", "a has no scores of 'val'; make them with: fewsight evaluate a DATA"),
         ("--out new", "MEMBERS requires an argument"),
         ("a b", "--out requires an argument"),
@@ -594,7 +597,8 @@ def test_kept_scores_of_an_ensemble_answer_every_question(command: Command, eval
     assert figure.findall(fused.out) == figure.findall(rows.out), "the ensemble is the uniform fusion of its runs"
     compared = command("scores", "compare", run, ensemble, evaluated / "b")
     assert [line.split(": ")[0] for line in compared.out.splitlines()] == [
-        f"{ensemble} against {run}", f"{evaluated / 'b'} against {run}"]  # fmt: skip
+        f"{ensemble} against {run}", "note", f"{evaluated / 'b'} against {run}"]  # fmt: skip
+    assert "note: they have other views (4 and 2); --views compares the same ones" in compared.out
     assert "on 15 images, McNemar p = " in compared.out
     ablated = command("scores", "ablate", ensemble).out
     for part in ("32 px alone", "40 px alone", "center crops alone", "one member", "without a", "without b"):
@@ -661,7 +665,7 @@ def test_kept_temperature_belongs_to_its_views(
     assert np.array_equal(after["center"].argmax(1), views["center"].argmax(1))
     assert "temperature 3.00" in command("predict", run, digit_images / "test", "--out", run / "x.csv").err
     quiet = command("predict", run, digit_images / "test", "--out", run / "x.csv", "--views", "report")
-    assert quiet.err == ""
+    assert "keeps no temperature for these views, so none is applied" in quiet.err
     screen = command("predict", run, digit_images / "test")
     assert (screen.code, screen.err) == (0, "")
     shown = [float(row["prob"]) for row in csv.DictReader(screen.out.splitlines())]
@@ -837,7 +841,7 @@ def test_float16_says_how_many_results_change(
         count = len(images)  # type: ignore[arg-type]
         scores = torch.tensor([-1.0, -1.0 + 1e-4, -2.0]).repeat(count, 1)
         scores[: count // 3, 0] = -0.5
-        return scores, torch.zeros(count, 2)
+        return scores.log_softmax(1), torch.zeros(count, 2)
 
     monkeypatch.setattr("fewsight.predict._forward", close)
     answer = command("evaluate", runs[0], digit_images, "--scores-dtype", "float16")

@@ -406,9 +406,10 @@ def test_weights_are_read_and_sum_to_one() -> None:
     "text", ["1", "1,2,3", "a,b", "1;2", "1,", "", "-1,2", "0,0", "nan,1", "inf,1", "1e400,1", "1e308,1e308"]
 )
 def test_wrong_weights_are_refused(text: str) -> None:
-    with pytest.raises(
-        RunError, match=rf"--weights {text}: expected a number for each of the 2 members, for example 2"
-    ):
+    told = (
+        rf"--weights {text}: expected a finite number of at least 0 for each of the 2 members, not all 0, for example 2"
+    )
+    with pytest.raises(RunError, match=told):
         read_weights(text, 2)
 
 

@@ -72,6 +72,7 @@ def test_small_recipe_changes_only_what_it_says(name: str, small: dict[str, Reci
         ],
         "model.width": {"ResNeSt": "0.5", "TResNet": "0.25", "SE-ResNeXt": "0.25"}[training.family],
         "augment.train_px": "64" if training.large else "32",
+        **({} if training.family == "ResNeSt" else {"model.stem": "medium"}),
         "eval.test_px": "[64]" if training.large else "[32, 48, 56, 64]",
     }
     for number in range(len(shipped.stages)):

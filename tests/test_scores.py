@@ -122,3 +122,22 @@ def test_damaged_line_is_refused(tmp_path: Path) -> None:
     for opened in (lambda: scores.read_store(tmp_path / "s"), lambda: scores.begin(tmp_path / "s", ABOUT, VIEWS)):
         with pytest.raises(RunError, match=r"images\.jsonl is damaged.*score again"):
             opened()
+
+
+@pytest.mark.parametrize("size", [0, 20, 50, 100])
+def test_view_that_was_cut_or_grew_is_named_and_not_passed_over(size: int, tmp_path: Path) -> None:
+    scores.finish(write(tmp_path))
+    (tmp_path / "random-8.f32").write_bytes(bytes(size))
+    with pytest.raises(RunError, match=rf"random-8\.f32 is not whole: {size} of 84 bytes; run the command"):
+        scores.read_store(tmp_path)
+    assert scores.finish(write(tmp_path, ("center-8",))).views == ("center-8",), "other views go on"
+    scores.finish(write(tmp_path))
+    assert scores.read_store(tmp_path).views == VIEWS, "the same command mends it"
+
+
+@pytest.mark.parametrize("name", ["evil", "foo-8", "center-8-copy"])
+def test_file_that_is_no_view_is_named(name: str, tmp_path: Path) -> None:
+    scores.finish(write(tmp_path))
+    (tmp_path / f"{name}.f32").write_bytes((tmp_path / "center-8.f32").read_bytes())
+    with pytest.raises(RunError, match=rf"{name}\.f32 is no view that fewsight scores"):
+        scores.read_store(tmp_path)

@@ -547,6 +547,29 @@ def test_ensemble_submits_its_mean(
         assert found != [ORDER.index(max(probs[number], key=probs[number].__getitem__)) for number in range(COUNT)]
 
 
+def test_data_of_other_classes_are_refused(run: Path, digits_subset: Path, tmp_path: Path) -> None:
+    """The evaluator counts the data's classes: a run of others would number its own."""
+    shutil.copytree(digits_subset, tmp_path / "subset")
+    for name in ORDER[1:]:
+        (tmp_path / "subset" / "train" / name).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "subset" / "train" / "zebra").mkdir()
+    with pytest.raises(DataError, match=r"other classes than the run \(only one of them has .*zebra"):
+        quietly(run, tmp_path / "subset", tmp_path / "new.csv")
+    assert not (tmp_path / "new.csv").exists()
+
+
+@pytest.mark.parametrize("number", [0, -3])
+def test_number_of_images_must_be_one(number: int, run: Path, digits_subset: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected at least 1"):
+        quietly(run, digits_subset, tmp_path / "new.csv", num_images=number)
+
+
+def test_test_image_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
+    write_lists(tmp_path / "lists", test=[*TEST, TEST[0]])
+    with pytest.raises(DataError, match=rf"the lists name val/{TEST[0]} twice"):
+        read_lists(tmp_path / "lists")
+
+
 def test_subset_may_be_given_at_any_depth(run: Path, digits_subset: Path, tmp_path: Path) -> None:
     """The scores are those of the same images."""
     written = []

@@ -431,6 +431,7 @@ def scores_compare(runs: tuple[Path, ...], /, *, split: str = "test", views: str
         split: whose scores (test).
         views: only these, for example center-64,random-64 (all that there are).
     """
+    from fewsight.calibration import view_names
     from fewsight.console import make_console, printable, trained_on
     from fewsight.fusion import open_scored, read_views
     from fewsight.tables import compare
@@ -444,6 +445,9 @@ def scores_compare(runs: tuple[Path, ...], /, *, split: str = "test", views: str
     for other in others:
         if number := int((first.trained_on | other.trained_on).sum()):
             console.print(trained_on(number, len(other.trained_on)))
+        if view_names(first) != view_names(other):
+            counts = [len(one.weights) for one in (first, other)]
+            console.print(f"note: they have other views ({counts[0]} and {counts[1]}); --views compares the same ones")
         console.print(printable(f"{other.path} against {first.path}: {compare(first, other)}"))
     return 0
 
@@ -503,7 +507,10 @@ def scores_calibrate(
         from fewsight.calibration import calibrate
 
         found = calibrate(run, split, views)
-    show_calibrations(make_console(), run, found)
+    console = make_console()
+    if from_ is not None:
+        console.print(f"carried over from {from_}, where it was fitted:")
+    show_calibrations(console, run, found)
     return 0
 
 

@@ -246,7 +246,8 @@ def fused(weighings: Sequence[Weights]) -> Iterator[tuple[slice, np.ndarray]]:
         stop = min(start + size, count)
         probs = np.empty((len(results), (stop - start) * width), np.float32)
         for number, result in enumerate(results):
-            np.exp(result.store.results(result.view, start, stop).reshape(-1), out=probs[number])
+            with np.errstate(invalid="ignore", over="ignore"):  # of damaged rows, which are refused
+                np.exp(result.store.results(result.view, start, stop).reshape(-1), out=probs[number])
             _check_sums(result, start, probs[number].reshape(stop - start, width), readable[start:stop])
         yield slice(start, stop), (matrix @ probs).reshape(len(weighings), stop - start, width)
 
@@ -401,7 +402,10 @@ def read_weights(text: str, count: int) -> tuple[float, ...]:
         found = []
     if len(found) != count or not all(one >= 0 for one in found) or not 0 < sum(found) < float("inf"):
         example = ",".join(["2", *["1"] * (count - 1)])
-        raise RunError(f"--weights {text}: expected a number for each of the {count} members, for example {example}")
+        raise RunError(
+            f"--weights {text}: expected a finite number of at least 0 for each of the {count} members, not all 0, for "
+            f"example {example}"
+        )
     return tuple(one / sum(found) for one in found)
 
 

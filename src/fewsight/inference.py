@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fewsight import files, rows
 from fewsight.calibration import FILE as CALIBRATION
-from fewsight.calibration import temperature_for, tempered
+from fewsight.calibration import kept, temperature_for, tempered
 from fewsight.console import counting
 from fewsight.ensemble import Asked, open_asked, score_asked, score_folders
 from fewsight.errors import DataError
@@ -64,6 +64,8 @@ def predict_files(
     temperature = temperature_for(path, asked.view_names)
     if temperature is not None and target is not None:
         console.print(f"probabilities at the temperature {temperature:.2f} that {path / CALIBRATION} keeps")
+    if temperature is None and kept(path) and target is not None:
+        console.print(f"note: {path / CALIBRATION} keeps no temperature for these views, so none is applied")
     risky = [name for name in asked.classes if name.startswith(rows.FORMULA)]
     if risky and target is not None and target.suffix.lower() == ".csv":
         console.print(f"note: spreadsheets take class names such as {risky[0]!r} for formulas; import {target} as text")

@@ -8,6 +8,7 @@ that was asked for). It is written as it goes: a store that was cut short has fe
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from fewsight import files
 from fewsight.errors import RunError
 
 FORMAT = 1  # of a store; a newer one is refused
+VIEW = re.compile(r"(center|random)-\d+(-noflip)?")  # the name of a view's file
 SUFFIXES = {"float32": ".f32", "float16": ".f16"}
 
 
@@ -200,24 +202,43 @@ def finish(store: Writing) -> Store:
         with (store.path / name).open("rb") as handle:
             os.fsync(handle.fileno())
     files.sync_folder(store.path)
-    return read_store(store.path)
+    return _read(store.path)
 
 
 def read_store(path: Path) -> Store:
     """Open a whole store.
 
     Raises:
-        RunError: not a store, of a newer format, damaged, or cut short.
+        RunError: not a store, of a newer format, damaged, or cut short; a view that is, is named.
     """
+    store = _read(path)
+    cut = [file for file in path.glob(f"*{store.about.suffix}") if file.stem not in store.views]
+    if cut:
+        size, has = store.about.count * store.about.row_bytes, _size(cut[0])
+        raise RunError(
+            f"{cut[0]} is not whole: {has:,} of {size:,} bytes; run the command that wrote it again with this view, it "
+            "goes on where it stopped, or remove the file"
+        )
+    return store
+
+
+def _read(path: Path) -> Store:
+    """A store with those of its views that are whole."""
     about = _read_about(path)
     lines = _lines(path)
     size = about.count * about.row_bytes
-    views = tuple(sorted(file.stem for file in path.glob(f"*{about.suffix}") if _size(file) == size))
-    if len(lines) != about.count or not views:
+    found = sorted(path.glob(f"*{about.suffix}"), key=lambda file: file.stem)
+    strange = next((file for file in found if not VIEW.fullmatch(file.stem)), None)
+    if strange is not None:
+        raise RunError(f"{strange} is no view that fewsight scores, such as center-64{about.suffix}; remove it")
+    views = tuple(file.stem for file in found if _size(file) == size)
+    if len(lines) != about.count:
         raise RunError(
             f"{path} is not whole: {len(lines):,} of {about.count:,} images are scored; run the command that wrote it "
             "again, it goes on where it stopped"
         )
+    if not views:
+        raise RunError(f"{path} is not whole: it holds no whole view; run the command that wrote it again")
     return Store(path, about, views, _images(path, lines))
 
 
@@ -232,6 +253,8 @@ def _images(path: Path, lines: Sequence[bytes]) -> tuple[Image, ...]:
 def _read_about(path: Path) -> About:
     values = files.read_json(path / "store.json")
     version = values.get("format") if isinstance(values, dict) else None
+    if version is None:
+        raise RunError(f"{path / 'store.json'} is not what fewsight wrote")
     if not isinstance(version, int) or version > FORMAT:
         raise RunError(f"{path}: store format {version!r}, but this fewsight reads up to {FORMAT}; upgrade fewsight")
     return files.read_json_as(path / "store.json", About, "fewsight")
@@ -239,8 +262,10 @@ def _read_about(path: Path) -> About:
 
 def _check_same(path: Path, about: About, there: About) -> None:
     differences = [name for name, value in asdict(about).items() if value != asdict(there)[name]]
+    if "images_digest" in differences:
+        differences = [name for name in differences if name != "count"]
     if differences:
-        named = {"images_digest": "images", "weights_digest": "weights", "count": "number of images"}
+        named = {"images_digest": "images", "weights_digest": "weights"}
         what = ", ".join(named.get(name, name) for name in differences)
         raise RunError(f"{path} holds scores of other {what}; give --scores another folder, or remove this one")
 

@@ -170,7 +170,9 @@ def fusions(
             check_unseen(one, "weights")
         chosen = greedy_weights([as_member(one) for one in seen])
         told = ", ".join(f"{one:.2f}" for one in chosen)
-        yield f"{several}, weights {told} chosen on {choose_on}", fuse(scored, chosen)
+        same = [one.first.path for one in seen] == [one.first.path for one in scored]
+        flatters = ", so the figure flatters" if same else ""
+        yield f"{several}, weights {told} chosen on {choose_on}{flatters}", fuse(scored, chosen)
 
 
 def as_member(scored: Scored) -> Member:

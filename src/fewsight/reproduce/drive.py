@@ -1,5 +1,6 @@
 """`fewsight reproduce`: plan, train and test what is missing, then the tables."""
 
+import math
 import shutil
 import sys
 import time
@@ -71,6 +72,8 @@ def reproduce(
     Raises:
         DataError, RecipeError, RunError: before anything is trained.
     """
+    if not 0 < hours < math.inf:
+        raise RecipeError(f"--hours {hours:g}: expected a number above 0, for example 1")
     merge_val, place, num_test = _read(data, test)
     wanted = Wanted(str(data.resolve()), place, scale)
     _check_place(out, wanted)

@@ -49,6 +49,9 @@ def submit(
     """
     files.check_target(out, "--out")
     asked = open_asked(path, views or "report")
+    if num_images is not None and num_images < 1:
+        raise DataError(f"--images {num_images}: expected at least 1")
+    _check_classes(data, asked.classes)
     folder, count = _test_images(data), PER_CLASS * len(asked.classes) if num_images is None else num_images
     _check_names(folder, count)
     images = [Labelled(folder / f"img_{number}.JPEG", f"img_{number}.JPEG") for number in range(count)]
@@ -69,6 +72,19 @@ def _predicted(scored: Scored) -> Iterator[tuple[int, int]]:
     """(number of the image, place of its most probable class)."""
     for rows, probs in fused([scored.weights]):
         yield from zip(range(rows.start, rows.stop), np.argmax(probs[0], axis=1).tolist(), strict=True)
+
+
+def _check_classes(data: Path, classes: tuple[str, ...]) -> None:
+    """The evaluator counts the data's classes, so the run must know just these."""
+    for split in ("train", "val"):
+        if not (data / split).is_dir():
+            continue
+        names = {one.name for one in (data / split).iterdir() if one.is_dir() and not one.name.startswith(".")}
+        if different := sorted(names ^ set(classes)):
+            raise DataError(
+                f"{data / split} has other classes than the run (only one of them has {', '.join(different[:5])}), so "
+                "the class numbers would mean others; nothing was written"
+            )
 
 
 def _test_images(data: Path) -> Path:

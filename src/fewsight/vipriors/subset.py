@@ -74,7 +74,8 @@ def read_lists(folder: Path) -> list[Wanted]:
         if not WNID.fullmatch(wnid) or not FILE.fullmatch(name):
             raise _strange(folder / "test.pickle", number, entry, '"n02104029/ILSVRC2012_val_00002402.JPEG"')
         wanted.append(Wanted(f"val/{wnid}/{name}", f"test/imgs/img_{number}.JPEG"))
-    twice = next((name for name, count in Counter(one.target for one in wanted).items() if count > 1), None)
+    listed = [one.source if one.target.startswith("test/") else one.target for one in wanted]
+    twice = next((name for name, count in Counter(listed).items() if count > 1), None)
     if twice is not None:
         raise DataError(f"{folder}: the lists name {twice} twice")
     both = {one.source for one in wanted if one.target.startswith("val/")}
