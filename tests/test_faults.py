@@ -136,7 +136,7 @@ def test_random_kills_in_scoring(
 
     seconds = ended(text, begun(text, *arguments(tmp_path / "whole")), 1)
     expected = files_below(tmp_path / "whole")
-    assert len(expected) > 9
+    assert len(expected) >= 4, "the rows or figures, the store and its views"
     kills = 0
     for number in itertools.count():
         if kills >= SCORING_KILLS // 2:
@@ -252,7 +252,7 @@ def test_full_disk_at_every_write(
         whole = command(*writers[name](tmp_path / "out"))
     assert whole.code in (0, 1), whole
     expected = times_aside(files_below(tmp_path / "out"))
-    assert counted.count > 2
+    assert counted.count >= 2
     for first in range(counted.count):
         shutil.rmtree(tmp_path / "out")
         (tmp_path / "out").mkdir()

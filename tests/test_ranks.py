@@ -96,8 +96,10 @@ def test_death_of_a_process_ends_the_others_and_the_run_resumes(
     assert time.monotonic() - began < 60
     assert process.returncode != 0
     assert not runs.read_run(out).finished
+    before = (out / "state" / "state.json").stat().st_mtime_ns
     again = torchrun(2, "-m", "fewsight", "train", "--resume", out)
-    time.sleep(3)
+    while again.poll() is None and (out / "state" / "state.json").stat().st_mtime_ns == before:
+        time.sleep(0.1)
     os.killpg(again.pid, signal.SIGTERM)
     assert "continuing after step" in output(again)
 

@@ -105,9 +105,9 @@ def small(data: Path, out: Path | str, *more: object) -> list[object]:
         ("--devices cpu,cuda:77", "'cuda:77' is not there"),
         ("--scale tiny", "tiny"),
         ("--scale small --hours 0.001", "--hours 0.001 is not enough for one epoch of each of the eight trainings"),
-        ("--scale small --hours 0", "--hours 0 is not enough"),
-        ("--scale small --hours=-1", "--hours -1 is not enough"),
-        ("--scale small --hours nan", "--hours nan is not enough"),
+        ("--scale small --hours 0", "--hours 0: expected a number above 0"),
+        ("--scale small --hours=-1", "--hours -1: expected a number above 0"),
+        ("--scale small --hours nan", "--hours nan: expected a number above 0"),
     ],
 )
 def test_wrong_wishes_are_refused(

@@ -248,7 +248,9 @@ def fused(weighings: Sequence[Weights]) -> Iterator[tuple[slice, np.ndarray]]:
         for number, result in enumerate(results):
             with np.errstate(invalid="ignore", over="ignore"):  # of damaged rows, which are refused
                 np.exp(result.store.results(result.view, start, stop).reshape(-1), out=probs[number])
-            _check_sums(result, start, probs[number].reshape(stop - start, width), readable[start:stop])
+            rows = probs[number].reshape(stop - start, width)
+            _check_sums(result, start, rows, readable[start:stop])
+            rows[~readable[start:stop]] = np.nan
         yield slice(start, stop), (matrix @ probs).reshape(len(weighings), stop - start, width)
 
 
