@@ -436,7 +436,7 @@ def test_data_that_vanish_end_the_run_which_resumes(class_images: Path, whole: P
 
 
 def test_state_that_was_cut_is_refused_with_what_to_do(class_images: Path, tmp_path: Path, command: Command) -> None:
-    run, images = begin(class_images, tmp_path / "run", {}, "run.state_minutes=0.0005")
+    run, images = begin(class_images, tmp_path / "run", {}, "run.state_minutes=1e-9")
     with pytest.raises(InterruptedError):
         fit(run, images, _EndsAfterOneStep())
     for file in (run.path / "state").iterdir():
