@@ -631,8 +631,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # a stream that is not UTF-8 shows a sign that it lacks as an escape
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    received: list[int] = []
     try:
-        with _sigterm_raises():
+        with _sigterm_raises(received):
             result = app(sys.argv[1:] if arguments is None else arguments, exit_on_error=False, print_error=False)
         sys.stdout.flush()
         code = result if isinstance(result, int) else 0
@@ -654,6 +655,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _say(f"fewsight: {where}{error.strerror or error}", 2)
         if sys.stdout is not None:
             _silence(sys.stdout)
+    except RecursionError:  # numpy's own import, where the signal met it
+        if not received:
+            raise
+        code = _say("fewsight: terminated; nothing that was saved before is lost", 128 + received[0])
     sys.exit(code)
 
 
@@ -674,10 +679,15 @@ def _explain(error: CycloptsError) -> str:
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does, so that no half-written file stays; training saves its state."""
+def _sigterm_raises(received: list[int]) -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does, so that no half-written file stays; training saves its state.
+
+    Args:
+        received: gets the signal's number when it comes.
+    """
 
     def stop(number: int, _frame: Any) -> NoReturn:
+        received.append(number)
         raise KeyboardInterrupt(number)  # no library takes it for an error of its own
 
     before = signal.signal(signal.SIGTERM, stop)
