@@ -590,7 +590,10 @@ def test_probabilities_fall_and_sum_to_one(command: Command, tiny_run: Path, dig
 def test_signal_before_training_ends_cleanly(number: int, said: str, digit_images: Path, tmp_path: Path) -> None:
     line = [sys.executable, "-m", "fewsight", "train", digit_images, "--out", tmp_path / "run", *QUICK]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(0.7)  # torch is being imported
+    maps = Path(f"/proc/{process.pid}/maps")
+    while maps.exists() and process.poll() is None and "libtorch" not in maps.read_text():
+        time.sleep(0.01)  # until torch is being imported
+    time.sleep(0.1 if maps.exists() else 0.7)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err

@@ -658,7 +658,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RecursionError:  # numpy's own import, where the signal met it
         if not received:
             raise
-        code = _say("fewsight: terminated; nothing that was saved before is lost", 128 + received[0])
+        said = "terminated" if received[0] == signal.SIGTERM else "interrupted"
+        code = _say(f"fewsight: {said}; nothing that was saved before is lost", 128 + received[0])
     sys.exit(code)
 
 
@@ -682,6 +683,8 @@ def _explain(error: CycloptsError) -> str:
 def _sigterm_raises(received: list[int]) -> Iterator[None]:
     """SIGTERM ends the command as Ctrl-C does, so that no half-written file stays; training saves its state.
 
+    Ctrl-C is taken too, unless the caller has it ignored, so that it is known to have come.
+
     Args:
         received: gets the signal's number when it comes.
     """
@@ -690,11 +693,16 @@ def _sigterm_raises(received: list[int]) -> Iterator[None]:
         received.append(number)
         raise KeyboardInterrupt(number)  # no library takes it for an error of its own
 
-    before = signal.signal(signal.SIGTERM, stop)
+    taken = [
+        signal.SIGTERM,
+        *([signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else []),
+    ]
+    before = {number: signal.signal(number, stop) for number in taken}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _silence(stream: Any) -> None:
