@@ -18,7 +18,7 @@ timm = pytest.importorskip("timm")
 from timm.models.resnet import Bottleneck, ResNet  # noqa: E402
 from timm.models.tresnet import TResNet  # noqa: E402
 
-SMALL = [("resnest14", 0.25), ("tresnet_m", 0.25), ("seresnext26", 0.25)]
+SMALL = [("resnest14", 0.25), ("tresnet_m", 0.25), ("seresnext26", 0.25), ("seresnext26d", 0.25)]
 
 # --- the same numbers as timm -------------------------------------------------------------------------------
 
@@ -58,6 +58,26 @@ NAMES: dict[str, list[tuple[str, str]]] = {
         (r"(.*)se\.fc2\.", r"\1gate.excite."),
         (r"(.*)downsample\.0\.", r"\1shortcut.conv."),
         (r"(.*)downsample\.1\.", r"\1shortcut.norm."),
+    ],
+    "seresnextd": [
+        (r"conv1\.0\.", "stem.0.conv."),
+        (r"conv1\.1\.", "stem.0.norm."),
+        (r"conv1\.3\.", "stem.1.conv."),
+        (r"conv1\.4\.", "stem.1.norm."),
+        (r"conv1\.6\.", "stem.2.conv."),
+        (r"bn1\.", "stem.2.norm."),
+        (r"(.*)conv1\.", r"\1reduce.conv."),
+        (r"(.*)bn1\.", r"\1reduce.norm."),
+        (r"(.*)conv2\.", r"\1grouped.conv."),
+        (r"(.*)bn2\.", r"\1grouped.norm."),
+        (r"(.*)conv3\.", r"\1expand.conv."),
+        (r"(.*)bn3\.", r"\1expand.norm."),
+        (r"(.*)se\.fc1\.", r"\1gate.squeeze."),
+        (r"(.*)se\.fc2\.", r"\1gate.excite."),
+        (r"layer1\.0\.downsample\.1\.", "layer1.0.shortcut.conv."),
+        (r"layer1\.0\.downsample\.2\.", "layer1.0.shortcut.norm."),
+        (r"(.*)downsample\.1\.", r"\1shortcut.1.conv."),
+        (r"(.*)downsample\.2\.", r"\1shortcut.1.norm."),
     ],
     "tresnet": [
         (r"body\.conv1\.conv\.", "stem.1.conv."),
@@ -178,6 +198,10 @@ def test_seresnext_agrees_with_timm() -> None:
     shallow = {"cardinality": 32, "base_width": 4, "block_args": {"attn_layer": "se"}}
     theirs = ResNet(Bottleneck, (2, 2, 2, 2), num_classes=0, **shallow)
     check_agreement(BACKBONES["seresnext26"](), theirs, "seresnext", batch=4, px=64)
+
+
+def test_seresnext26d_agrees_with_timm() -> None:
+    check_agreement(BACKBONES["seresnext26d"](), timm_model("seresnext26d_32x4d"), "seresnextd", batch=4, px=64)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from stores import CLASSES, log_softmax, probs_of, random_labels, write_store
 
 COUNT = 160  # images
 TESTED = (32, 48, 56, 64)
-SMALL = {"ResNeSt": "resnest14", "TResNet": "tresnet_m", "SE-ResNeXt": "seresnext26"}
+SMALL = {"ResNeSt": "resnest14", "TResNet": "tresnet_s", "SE-ResNeXt": "seresnext26d"}
 BY_RECIPE = {training.recipe: training for training in TRAININGS}
 LABELS = random_labels(5, COUNT)
 

@@ -27,10 +27,10 @@ from fewsight.reproduce import drive, plan, reproduce
 from fewsight.reproduce.jobs import Outcome, Task
 from stores import random_labels, random_scores, write_store
 
-JOBS = ["resnest14_ce", "tresnet_m_ce", "seresnext26_ce", "resnest14_ce_2x", "resnest14_ce_triplet",
-        "resnest14_ce_arcface", "tresnet_m_ce_triplet", "seresnext26_ce_arcface"]  # fmt: skip
+JOBS = ["resnest14_ce", "tresnet_s_ce", "seresnext26d_ce", "resnest14_ce_2x", "resnest14_ce_triplet",
+        "resnest14_ce_arcface", "tresnet_s_ce_triplet", "seresnext26d_ce_arcface"]  # fmt: skip
 STARTS = {"resnest14_ce_triplet": "resnest14_ce", "resnest14_ce_arcface": "resnest14_ce",
-          "tresnet_m_ce_triplet": "tresnet_m_ce", "seresnext26_ce_arcface": "seresnext26_ce"}  # fmt: skip
+          "tresnet_s_ce_triplet": "tresnet_s_ce", "seresnext26d_ce_arcface": "seresnext26d_ce"}  # fmt: skip
 TABLES = ["tables.md", "tables.csv", "effects.csv", "tables.json"]
 
 
@@ -169,8 +169,8 @@ def test_other_wishes_than_it_was_begun_with_are_refused(
         (lambda out: (out / "plan.json").write_text("[]"), "rep was begun with other wishes"),
         (lambda out: change(out / "plan.json", '"name"', '"nome"'), "plan.json is not what `fewsight reproduce` wrote"),
         (lambda out: change(out / "plan.json", '"resnest101_ce"', '"x"'), "is not what `fewsight reproduce` wrote"),
-        (lambda out: (out / "recipes/tresnet_m_ce.toml").unlink(), "tresnet_m_ce.toml"),
-        (lambda out: (out / "recipes/tresnet_m_ce.toml").write_text("[model"), "cannot read recipe"),
+        (lambda out: (out / "recipes/tresnet_s_ce.toml").unlink(), "tresnet_s_ce.toml"),
+        (lambda out: (out / "recipes/tresnet_s_ce.toml").write_text("[model"), "cannot read recipe"),
     ],
 )
 def test_spoilt_plan_is_refused(
@@ -299,8 +299,8 @@ def test_each_training_is_begun_by_its_recipe_and_start(
 
 def test_kept_recipes_are_those_of_the_plan(begun: Begun, command: Command, digit_images: Path) -> None:
     command(*small(digit_images, "rep", "--test", "val", "--jobs", 1))
-    recipe = load_recipe(Path("rep/recipes/tresnet_m_ce_triplet.toml"))
-    assert (recipe.model.backbone, recipe.augment.train_px, recipe.data.merge_val) == ("tresnet_m", 16, False)
+    recipe = load_recipe(Path("rep/recipes/tresnet_s_ce_triplet.toml"))
+    assert (recipe.model.backbone, recipe.augment.train_px, recipe.data.merge_val) == ("tresnet_s", 16, False)
     assert [stage.epochs for stage in recipe.stages] == [3, 2]
     assert recipe.run.threads == begun.threads == drive.num_cores()
     kept = json.loads(Path("rep/plan.json").read_text())
@@ -352,19 +352,19 @@ def test_what_was_begun_goes_on_where_it_stopped(
     command(*small(digit_images, out))
     runs = out / "runs"
     as_run(tiny_run, runs / "resnest14_ce", status="training")
-    as_run(tiny_run, runs / "tresnet_m_ce")
-    give_scores(as_run(tiny_run, runs / "seresnext26_ce"), *VIEWS)
+    as_run(tiny_run, runs / "tresnet_s_ce")
+    give_scores(as_run(tiny_run, runs / "seresnext26d_ce"), *VIEWS)
     give_scores(as_run(tiny_run, runs / "resnest14_ce_triplet"), *VIEWS[:-1])  # one view is missing
     give_scores(as_run(tiny_run, runs / "resnest14_ce_arcface"), *VIEWS)
     os.truncate(runs / "resnest14_ce_arcface/scores/test/center-16.f32", 8)
-    give_scores(stale := as_run(tiny_run, runs / "tresnet_m_ce_triplet"), *VIEWS)
+    give_scores(stale := as_run(tiny_run, runs / "tresnet_s_ce_triplet"), *VIEWS)
     (stale / "run.json").write_text(json.dumps({"format": 1, "status": "finished", "weights_digest": "others"}))
     command(*small(digit_images, out))
     assert begun.commands("resnest14_ce")["training"] == ["train", "--resume", str(runs / "resnest14_ce")]
-    expected = {"resnest14_ce": ["training", "testing"], "tresnet_m_ce": ["testing"], "seresnext26_ce": [],
+    expected = {"resnest14_ce": ["training", "testing"], "tresnet_s_ce": ["testing"], "seresnext26d_ce": [],
                 "resnest14_ce_2x": ["training", "testing"], "resnest14_ce_triplet": ["testing"],
-                "resnest14_ce_arcface": ["testing"], "tresnet_m_ce_triplet": ["testing"],
-                "seresnext26_ce_arcface": ["training", "testing"]}  # fmt: skip
+                "resnest14_ce_arcface": ["testing"], "tresnet_s_ce_triplet": ["testing"],
+                "seresnext26d_ce_arcface": ["training", "testing"]}  # fmt: skip
     assert {task.name: list(task.commands) for task in begun.tasks} == expected
     assert {task.name: task.check() for task in begun.tasks} == {
         name: not commands for name, commands in expected.items()
@@ -380,11 +380,11 @@ def test_tables_come_although_a_training_failed(
         as_run(tiny_run, out / "runs" / name)
         sized = [view for view in VIEWS if "-32" in view] if name == "resnest14_ce_2x" else VIEWS
         give_scores(out / "runs" / name, *sized)
-    begun.outcome = Outcome({}, {"seresnext26_ce": 2}, {"seresnext26_ce_arcface": "seresnext26_ce"})
+    begun.outcome = Outcome({}, {"seresnext26d_ce": 2}, {"seresnext26d_ce_arcface": "seresnext26d_ce"})
     answer = command(*small(digit_images, out))
     assert answer.code == 1, answer
-    assert "failed: seresnext26_ce (exit 2); the same command tries it again\n" in answer.out
-    assert "not begun: seresnext26_ce_arcface, which starts from seresnext26_ce\n" in answer.out
+    assert "failed: seresnext26d_ce (exit 2); the same command tries it again\n" in answer.out
+    assert "not begun: seresnext26d_ce_arcface, which starts from seresnext26d_ce\n" in answer.out
     assert "the fusion of 20 rows: " in answer.out
     assert [f"wrote {out / name}" in answer.out for name in TABLES] == [True] * 4
     assert tables_of(out).count("not trained") == 8
@@ -396,10 +396,10 @@ def tables_of(out: Path) -> str:
 
 
 def test_no_tables_without_any_training(begun: Begun, command: Command, digit_images: Path, tmp_path: Path) -> None:
-    begun.outcome = Outcome({}, {"resnest14_ce": 2, "tresnet_m_ce": -9}, {})
+    begun.outcome = Outcome({}, {"resnest14_ce": 2, "tresnet_s_ce": -9}, {})
     answer = command(*small(digit_images, tmp_path / "rep"))
     assert answer.code == 2
-    assert "failed: tresnet_m_ce (exit -9); the same command tries it again" in answer.out
+    assert "failed: tresnet_s_ce (exit -9); the same command tries it again" in answer.out
     assert f"no training ended well, so there are no tables; see {tmp_path / 'rep/logs'}" in answer.err
 
 
@@ -437,8 +437,8 @@ def test_reproduction_end_to_end(digit_images: Path, tmp_path: Path, monkeypatch
         patch.setattr(plan, "MOST_EPOCHS", 1)
         with pytest.raises(KeyboardInterrupt):
             reproduce(digit_images, out, scale="small", jobs=2, devices=["cpu"], console=make_console(io.StringIO()))
-    broken = out / "recipes/seresnext26_ce.toml"
-    change(broken, '"seresnext26"', '"seresnxt26"')
+    broken = out / "recipes/seresnext26d_ce.toml"
+    change(broken, '"seresnext26d"', '"seresnxt26"')
 
     line = [sys.executable, "-m", "fewsight", *map(str, arguments)]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -455,19 +455,19 @@ def test_reproduction_end_to_end(digit_images: Path, tmp_path: Path, monkeypatch
 
     failed = in_a_process(*arguments)
     assert failed.code == 1, failed
-    assert [name for name, state in states(failed).items() if state == "failed"] == ["seresnext26_ce"]
-    assert re.search(r"^seresnext26_ce: failed in training \(.*'seresnxt26'.*nearest is 'seresnext26'", failed.out,
+    assert [name for name, state in states(failed).items() if state == "failed"] == ["seresnext26d_ce"]
+    assert re.search(r"^seresnext26d_ce: failed in training \(.*'seresnxt26'.*nearest is 'seresnext26d'", failed.out,
                      re.MULTILINE)  # fmt: skip
-    assert "failed: seresnext26_ce (exit 2); the same command tries it again" in failed.out
-    assert "not begun: seresnext26_ce_arcface, which starts from seresnext26_ce" in failed.out
+    assert "failed: seresnext26d_ce (exit 2); the same command tries it again" in failed.out
+    assert "not begun: seresnext26d_ce_arcface, which starts from seresnext26d_ce" in failed.out
     assert "the fusion of 20 rows" in failed.out
     assert tables_of(out).count("not trained") == 8
     assert not (out / "ensemble").exists()
 
-    change(broken, '"seresnxt26"', '"seresnext26"')
+    change(broken, '"seresnxt26"', '"seresnext26d"')
     mended = in_a_process(*arguments)
     assert mended.code == 0, mended
-    again = {"seresnext26_ce", "seresnext26_ce_arcface"}
+    again = {"seresnext26d_ce", "seresnext26d_ce_arcface"}
     assert states(mended) == {name: "done" if name in again else "was done before" for name in JOBS}
     tables = files_of(out)
     assert "not trained" not in tables_of(out)

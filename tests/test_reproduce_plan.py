@@ -67,12 +67,12 @@ def test_small_recipe_changes_only_what_it_says(name: str, small: dict[str, Reci
     training, shipped = BY_RECIPE[name], load_recipe(name)
     found = changed(shipped, small[name])
     expected = {
-        "model.backbone": {"ResNeSt": "resnest14", "TResNet": "tresnet_m", "SE-ResNeXt": "seresnext26"}[
+        "model.backbone": {"ResNeSt": "resnest14", "TResNet": "tresnet_s", "SE-ResNeXt": "seresnext26d"}[
             training.family
         ],
-        "model.width": {"ResNeSt": "0.5", "TResNet": "0.25", "SE-ResNeXt": "0.25"}[training.family],
+        "model.width": "0.5",
         "augment.train_px": "64" if training.large else "32",
-        **({} if training.family == "ResNeSt" else {"model.stem": "medium"}),
+        **({"model.stem": "medium"} if training.family == "TResNet" else {}),
         "eval.test_px": "[64]" if training.large else "[32, 48, 56, 64]",
     }
     for number in range(len(shipped.stages)):
@@ -139,7 +139,7 @@ def test_small_sizes_are_half_the_images_with_the_reports_ratios(
         large = BY_RECIPE[name].large
         assert recipe.augment.train_px == (2 * train_px if large else train_px)
         assert recipe.eval.test_px == ([2 * train_px] if large else test_px)
-        assert recipe.model.stem == stems[BY_RECIPE[name].family != "ResNeSt"]
+        assert recipe.model.stem == stems[BY_RECIPE[name].family == "TResNet"]
 
 
 @pytest.mark.parametrize("name", RECIPE_NAMES)
@@ -164,13 +164,13 @@ def test_device_that_is_not_there_is_refused(prepared: Prepared) -> None:
     ("recipe", "name"),
     [
         ("resnest101_ce", "resnest14_ce"),
-        ("tresnet_xl_ce", "tresnet_m_ce"),
-        ("seresnext101_ce", "seresnext26_ce"),
+        ("tresnet_xl_ce", "tresnet_s_ce"),
+        ("seresnext101_ce", "seresnext26d_ce"),
         ("resnest101_ce_448", "resnest14_ce_2x"),
         ("resnest101_ce_triplet", "resnest14_ce_triplet"),
         ("resnest101_ce_arcface", "resnest14_ce_arcface"),
-        ("tresnet_xl_ce_triplet", "tresnet_m_ce_triplet"),
-        ("seresnext101_ce_arcface", "seresnext26_ce_arcface"),
+        ("tresnet_xl_ce_triplet", "tresnet_s_ce_triplet"),
+        ("seresnext101_ce_arcface", "seresnext26d_ce_arcface"),
     ],
 )
 def test_job_is_named_by_its_member(recipe: str, name: str) -> None:
@@ -307,7 +307,7 @@ def test_first_trainings_alone_are_timed(prepared: Prepared, made_up_machine: li
     """Whatever starts from another run has its model, size and batch."""
     small_plan(prepared, 2000)
     timed = [(recipe.model.backbone, recipe.augment.train_px, len(recipe.stages)) for recipe in made_up_machine]
-    assert timed == [("resnest14", 32, 1), ("tresnet_m", 32, 1), ("seresnext26", 32, 1), ("resnest14", 64, 1)]
+    assert timed == [("resnest14", 32, 1), ("tresnet_s", 32, 1), ("seresnext26d", 32, 1), ("resnest14", 64, 1)]
 
 
 @pytest.mark.usefixtures("made_up_machine")

@@ -22,6 +22,7 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     **{f"resnest{depth}": partial(build_resnest, depth) for depth in RESNEST_DEPTHS},
     **{f"tresnet_{size}": partial(build_tresnet, size) for size in TRESNET_SIZES},
     **{f"seresnext{depth}": partial(build_seresnext, depth) for depth in SERESNEXT_DEPTHS},
+    "seresnext26d": partial(build_seresnext, 26, True),
 }
 
 

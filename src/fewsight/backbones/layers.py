@@ -91,6 +91,18 @@ def pooled_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Modu
     return nn.Sequential(nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False), project)
 
 
+def deep_stem(channels: int, stride: int) -> nn.Sequential:
+    """Three 3x3 convolutions; the first has the stride (2, or 1 for a small stem), then a max pool at 4."""
+    stem = nn.Sequential(
+        ConvNormAct(3, channels, 3, stride=min(stride, 2)),
+        ConvNormAct(channels, channels, 3),
+        ConvNormAct(channels, channels * 2, 3),
+    )
+    if stride == 4:
+        stem.append(nn.MaxPool2d(3, 2, padding=1))
+    return stem
+
+
 class SqueezeExcitation(nn.Module):
     """Scales each channel by a gate computed from all channels' means: x * sigmoid(W2 relu(W1 mean(x))).
 

@@ -12,6 +12,7 @@ from fewsight.backbones.layers import (
     ConvNormAct,
     activate,
     channel_means,
+    deep_stem,
     pooled_shortcut,
     scaled,
     stem_stride,
@@ -70,18 +71,6 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         residual = self.expand(self.pool(self.attention(self.reduce(x))))
         return activate(residual + self.shortcut(x))
-
-
-def deep_stem(channels: int, stride: int) -> nn.Sequential:
-    """Three 3x3 convolutions; the first has the stride (2, or 1 for a small stem), then a max pool at 4."""
-    stem = nn.Sequential(
-        ConvNormAct(3, channels, 3, stride=min(stride, 2)),
-        ConvNormAct(channels, channels, 3),
-        ConvNormAct(channels, channels * 2, 3),
-    )
-    if stride == 4:
-        stem.append(nn.MaxPool2d(3, 2, padding=1))
-    return stem
 
 
 def build_resnest(depth: int, *, stem: str = "large", width: float = 1.0) -> Backbone:

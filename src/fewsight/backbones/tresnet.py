@@ -17,8 +17,9 @@ from fewsight.backbones.layers import (
     stem_stride,
 )
 
-# size: (blocks of each stage, width factor)
+# size: (blocks of each stage, width factor); s is ours, for small images, the others are published
 SIZES: dict[str, tuple[tuple[int, int, int, int], float]] = {
+    "s": ((1, 1, 1, 1), 1.0),
     "m": ((3, 4, 11, 3), 1.0),
     "l": ((4, 5, 18, 3), 1.2),
     "xl": ((4, 5, 24, 3), 1.3),

@@ -16,8 +16,8 @@ from fewsight.recipes import Model, Recipe, load_recipe
 from fewsight.reproduce.report import TRAININGS, Training
 from fewsight.session import TEST_RATIOS, resolve
 
-SMALL = {"ResNeSt": "resnest14", "TResNet": "tresnet_m", "SE-ResNeXt": "seresnext26"}
-SMALL_WIDTHS = {"ResNeSt": 0.5, "TResNet": 0.25, "SE-ResNeXt": 0.25}
+SMALL = {"ResNeSt": "resnest14", "TResNet": "tresnet_s", "SE-ResNeXt": "seresnext26d"}
+SMALL_WIDTH = 0.5
 FULL = {"ResNeSt": "resnest101", "TResNet": "tresnet_xl", "SE-ResNeXt": "seresnext101"}
 STEMS = ("large", "medium", "small")  # of total stride 4, 2, 1
 MOST_EPOCHS = 250  # the report's
@@ -94,10 +94,9 @@ def _make_small(values: dict[str, Any], training: Training, px: int, epochs: int
     train_px = 2 * px if training.large else px
     grid = 4 * max(1, round(px / 16))  # at other sizes the strides cut the border off unevenly
     tested = [grid * round(ratio * px / grid) for ratio in TEST_RATIOS]
-    # a ResNeSt begins with three convolutions and loses little to a stem of stride 4, the others with one
-    stem = STEMS[(px < 24) + (training.family != "ResNeSt")]
-    width = SMALL_WIDTHS[training.family]
-    values["model"] |= {"backbone": SMALL[training.family], "width": width, "stem": stem}
+    # a stem of three convolutions loses little to a stride of 4; TResNet's has one
+    stem = STEMS[(px < 24) + (training.family == "TResNet")]
+    values["model"] |= {"backbone": SMALL[training.family], "width": SMALL_WIDTH, "stem": stem}
     values["augment"]["train_px"] = train_px
     values["eval"]["test_px"] = [train_px] if training.large else tested
     for number, stage in enumerate(values["stages"]):
