@@ -33,7 +33,8 @@ def write_stores(folder: Path, num_images: int) -> None:
     views = tuple(f"center-{px}" for px in SIZES)
     for run in range(NUM_RUNS):
         path = folder / f"run{run}"
-        about = About(classes, num_images, "generated", f"w{run}", 0, 0.875, True, "float32")
+        named = [(f"{number}.JPEG", classes[label], 100) for number, label in enumerate(labels)]
+        about = About(classes, num_images, scores.images_digest(named), f"w{run}", 0, 0.875, True, "float32")
         store = scores.begin(path / "scores" / "test", about, views)
         for first in range(0, num_images, 1000):
             part = labels[first : first + 1000]
@@ -43,10 +44,7 @@ def write_stores(folder: Path, num_images: int) -> None:
             )
             logits[:, np.arange(len(part)), part] += 4.2
             logits -= np.log(np.exp(logits).sum(2, keepdims=True))
-            lines = [
-                Image(f"{first + one}.JPEG", classes[label], None, f"{first + one:016x}", False)
-                for one, label in enumerate(part)
-            ]
+            lines = [Image(*named[number], None, f"{number:016x}", False) for number in range(first, first + len(part))]
             scores.append(store, first, logits, lines)
         scores.finish(store)
 

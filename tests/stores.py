@@ -33,7 +33,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def write_store(
     path: Path,
     views: Mapping[str, np.ndarray],
-    labels: Iterable[int] | None = None,
+    labels: Iterable[int | str] | None = None,
     *,
     unreadable: Collection[int] = (),
     trained_on: Collection[int] = (),
@@ -43,14 +43,17 @@ def write_store(
 ) -> Store:
     """A whole store of log-probabilities [n, K] by view; rows of NaN where an image is unreadable."""
     count = len(next(iter(views.values())))
-    names = [None] * count if labels is None else [classes[label] for label in labels]
-    store = scores.begin(path, About(classes, count, "d", "w", 0, 0.875, True, "float32", dtype), list(views))
+    names: list[str | None] = [None] * count
+    if labels is not None:
+        names = [label if isinstance(label, str) else classes[label] for label in labels]
+    named = [(f"{path.name}/{number}.png", names[number], 100 + number) for number in range(count)]
+    about = About(classes, count, scores.images_digest(named), "w", 0, 0.875, True, "float32", dtype)
+    store = scores.begin(path, about, list(views))
     results = np.stack([views[view] for view in store.views]).astype(np.float32)
     results[:, list(unreadable)] = np.nan
     images = [
         Image(
-            f"{path.name}/{number}.png",
-            names[number],
+            *named[number],
             "broken" if number in unreadable else None,
             digests[number] if digests else f"{number:016x}",
             number in trained_on,

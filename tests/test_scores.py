@@ -1,6 +1,7 @@
 """The score store: written as it goes, taken up where it stopped, never mixed, read back bit for bit."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,12 @@ from fewsight.errors import RunError
 from fewsight.scores import About, Image
 
 VIEWS = ("center-8", "random-8")
-ABOUT = About(("ant", "bee", "cat"), 7, "d1", "w1", 0, 0.875, True, "float32")
+IMAGES = [(f"{number}.png", "ant", 100 + number) for number in range(7)]
+ABOUT = About(("ant", "bee", "cat"), 7, scores.images_digest(IMAGES), "w1", 0, 0.875, True, "float32")
 
 
 def image(number: int, digest: str | None = None) -> Image:
-    return Image(f"{number}.png", "ant", "broken" if number == 2 else None, digest or f"{number:016x}", number == 0)
+    return Image(*IMAGES[number], "broken" if number == 2 else None, digest or f"{number:016x}", number == 0)
 
 
 def log_probs(num_views: int, first: int, count: int) -> np.ndarray:
@@ -86,6 +88,29 @@ def test_file_that_changed_between_views_is_refused(tmp_path: Path) -> None:
     store = scores.begin(tmp_path / "s", ABOUT, VIEWS)
     with pytest.raises(RunError, match=r"1\.png is not the file that .* has scores of"):
         scores.append(store, 0, log_probs(2, 0, 2)[1:], [image(0), image(1, "ff")])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lines: [lines[0].replace('"ant"', '"bee"'), *lines[1:]],
+        lambda lines: [lines[0].replace('"ant"', "null"), *lines[1:]],
+        lambda lines: [lines[1], lines[0], *lines[2:]],
+        lambda lines: [lines[0].replace("0.png", "9.png"), *lines[1:]],
+        lambda lines: [lines[0].replace("100", "101"), *lines[1:]],
+    ],
+    ids=["label", "no label", "order", "path", "size"],
+)
+def test_images_that_were_changed_are_noticed(tmp_path: Path, change: Callable[[list[str]], list[str]]) -> None:
+    """A store's labels are what it was scored with, or it is refused."""
+    scores.finish(write(tmp_path / "s"))
+    file = tmp_path / "s" / "images.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    changed = change(lines)
+    assert changed != lines
+    file.write_text("".join(changed))
+    with pytest.raises(RunError, match=r"images\.jsonl is not what was written: its paths, labels, sizes or their"):
+        scores.read_store(tmp_path / "s")
 
 
 @pytest.mark.parametrize(

@@ -167,8 +167,10 @@ def score_into(
         for scores in run_scores(run, [one.file for one in rest], missing) if rest else ():
             first = store.done + scores.start
             lines = [
-                Image(one.name, one.label, error, digest, one.file.resolve() in trained)
-                for one, error, digest in zip(images[first:], scores.errors, scores.digests, strict=False)
+                Image(name, label, size, error, digest, one.file.resolve() in trained)
+                for one, (name, label, size), error, digest in zip(
+                    images[first:], sizes[first:], scores.errors, scores.digests, strict=False
+                )
             ]
             changed += append(store, first, scores.results, lines)
             progress(first + len(lines), len(images))

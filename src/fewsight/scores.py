@@ -1,7 +1,7 @@
 """The score store: every view's log-probabilities of every image, and what is asked of them without a model.
 
-A store is a folder: store.json (what was scored, and how), images.jsonl (a line for each image: path, label, error,
-digest of the file, whether the run was trained on it) and `<view>.f32` for each view: natural log-probabilities,
+A store is a folder: store.json (what was scored, and how), images.jsonl (a line for each image: path, label, size,
+error, digest of the file, whether the run was trained on it) and `<view>.f32` for each view: natural log-probabilities,
 little-endian float32 [images, classes], rows of NaN where an image could not be read (`<view>.f16` and float16 where
 that was asked for). It is written as it goes: a store that was cut short has fewer rows and goes on from there.
 """
@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -57,6 +57,7 @@ class Image:
 
     path: str
     label: str | None
+    size: int  # of the file in bytes; -1 where there is none
     error: str | None
     digest: str  # 64 bits of the file's BLAKE2b in hexadecimal; empty where it could not be read
     trained_on: bool
@@ -109,10 +110,10 @@ class Store:
         return found.reshape(stop - start, width).astype(np.float32, copy=False)
 
 
-def images_digest(lines: Sequence[tuple[str, str | None, int]]) -> str:
-    """BLAKE2b over (path, label, size in bytes) of each image."""
+def images_digest(images: Iterable[tuple[str, str | None, int]]) -> str:
+    """BLAKE2b over (path, label, size in bytes) of each image, in their order."""
     result = hashlib.blake2b(digest_size=16)
-    for path, label, size in lines:
+    for path, label, size in images:
         result.update(f"{path}\0{label}\0{size}\0".encode("utf-8", "surrogateescape"))
     return result.hexdigest()
 
@@ -239,7 +240,13 @@ def _read(path: Path) -> Store:
         )
     if not views:
         raise RunError(f"{path} is not whole: it holds no whole view; run the command that wrote it again")
-    return Store(path, about, views, _images(path, lines))
+    images = _images(path, lines)
+    if images_digest((one.path, one.label, one.size) for one in images) != about.images_digest:
+        raise RunError(
+            f"{path / 'images.jsonl'} is not what was written: its paths, labels, sizes or their order were changed; "
+            f"remove {path} and score again"
+        )
+    return Store(path, about, views, images)
 
 
 def _images(path: Path, lines: Sequence[bytes]) -> tuple[Image, ...]:
