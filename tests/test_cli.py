@@ -124,6 +124,8 @@ def test_runs_are_compared_image_by_image(command: Command, scored: Path, digit_
     assert "+0.0 points [+0.0, +0.0] on 15 images" in answer.out
     assert "not distinguishable on these 15 images" in answer.out
     assert "needs at least two runs" in command("scores", "compare", scored).err
+    for name in ("rows", "compare", "ablate"):
+        assert f"{scored} is named twice; name each run once" in command("scores", name, scored, scored).err
     assert "it has scores of test (--split)" in command("scores", "rows", scored, "--split", "val").err
 
 

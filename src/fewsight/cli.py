@@ -410,10 +410,10 @@ def scores_rows(
         choose_on: also the runs as one ensemble, by weights chosen greedily on the scores of this split, such as val.
     """
     from fewsight.console import make_console, show_lines
-    from fewsight.fusion import open_scored, read_views
+    from fewsight.fusion import open_each, read_views
     from fewsight.tables import fusions, lines, row_lines
 
-    opened = [open_scored(run, split, read_views(views)) for run in runs]
+    opened = open_each(runs, split, read_views(views))
     console = make_console()
     for one in opened:
         show_lines(console, str(one.path), row_lines(one), int(one.trained_on.sum()))
@@ -433,18 +433,18 @@ def scores_compare(runs: tuple[Path, ...], /, *, split: str = "test", views: str
     """
     from fewsight.calibration import view_names
     from fewsight.console import make_console, printable, trained_on
-    from fewsight.fusion import open_scored, read_views
+    from fewsight.fusion import open_each, read_views
     from fewsight.tables import compare
 
     if len(runs) < 2:
         raise FewsightError(
             "scores compare needs at least two runs, for example: fewsight scores compare runs/a runs/b"
         )
-    first, *others = (open_scored(run, split, read_views(views)) for run in runs)
+    first, *others = open_each(runs, split, read_views(views))
     console = make_console()
     for other in others:
         if number := int((first.trained_on | other.trained_on).sum()):
-            console.print(trained_on(number, len(other.trained_on)))
+            console.print(trained_on(number, len(other.trained_on), "one of the two"))
         if view_names(first) != view_names(other):
             counts = [len(one.weights) for one in (first, other)]
             console.print(f"note: they have other views ({counts[0]} and {counts[1]}); --views compares the same ones")
@@ -461,11 +461,11 @@ def scores_ablate(runs: tuple[Path, ...], /, *, split: str = "test") -> int:
         split: whose scores (test).
     """
     from fewsight.console import make_console, show_lines, trained_on
-    from fewsight.fusion import open_scored
+    from fewsight.fusion import open_each
     from fewsight.tables import ablate
     from fewsight.tables import fuse as fuse_runs
 
-    opened = [open_scored(run, split) for run in runs]
+    opened = open_each(runs, split)
     scored = opened[0] if len(opened) == 1 else fuse_runs(opened)
     found = ablate(scored)
     console = make_console()

@@ -160,9 +160,9 @@ def show_figures(console: Console, figures: "Figures", title: str, *, most: int 
             console.print(f"  {shortened(true, cells)} → {shortened(taken, cells)}  {number:,}")
 
 
-def trained_on(number: int, total: int) -> str:
+def trained_on(number: int, total: int, who: str = "it") -> str:
     """The heading of figures on images that a run was trained on."""
-    return f"images it was trained on: {number:,} of {total:,}; the figures flatter"
+    return f"images {who} was trained on: {number:,} of {total:,}; the figures flatter"
 
 
 def show_lines(console: Console, title: str, lines: Sequence["Line"], num_trained_on: int = 0) -> None:

@@ -126,6 +126,19 @@ def open_scored(path: Path, split: str, views: Sequence[str] = ()) -> Scored:
     return scored_of(path, path.name, read_store(_scores_folder(path, split)), views)
 
 
+def open_each(paths: Sequence[Path], split: str, views: Sequence[str] = ()) -> list[Scored]:
+    """`open_scored` of several; each stands there once, so that none counts twice.
+
+    Raises:
+        RunError: one is named twice, or one whose scores cannot be read.
+    """
+    places = [path.resolve() for path in paths]
+    again = next((path for number, path in enumerate(paths) if places[number] in places[:number]), None)
+    if again is not None:
+        raise RunError(f"{again} is named twice; name each run once")
+    return [open_scored(path, split, views) for path in paths]
+
+
 def scored_of(path: Path, name: str, store: Store, views: Sequence[str] = ()) -> Scored:
     """One run's scores: a row for each test size, all views weighed alike."""
     rows = rows_of(name, store, views)

@@ -176,6 +176,7 @@ def _plan(
         return _read_plan(out)
     with counting(console, "timing the trainings"):
         if wanted.scale == "full":
+            console.print("timing a step of each training at full size, which takes minutes without a GPU")
             return plan_full(prepared, num_test, merge_val=merge_val, threads=threads or "auto", device=device)
         return plan_small(
             prepared, hours, at_once, num_test, merge_val=merge_val, threads=threads or "auto", device=device
