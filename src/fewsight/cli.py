@@ -93,6 +93,7 @@ def train(
     leak: Literal["drop", "stop", "allow"] | None = None,
     deterministic: bool = False,
     preview: int | None = None,
+    tensorboard: bool = False,
 ) -> int:
     """Train a classifier on a folder of class folders, a folder with train/ val/ test/, or a CSV or Parquet manifest.
 
@@ -114,6 +115,7 @@ def train(
         deterministic: on a GPU, take only operations that give the same bits each time, and refuse the others; slower.
             A CPU gives the same bits anyway.
         preview: write OUT/preview.png, a contact sheet of that many augmented batches, and train nothing.
+        tensorboard: also write curves, the first batch and the recipe to OUT/tensorboard (tensorboard --logdir OUT).
     """
     if resume is not None:
         given = {"DATA": data, "--out": out, "--recipe": recipe, "--hours": hours, "--set": set_ or None,
@@ -134,10 +136,15 @@ def train(
     from fewsight.session import train as train_run
     from fewsight.summary import show_run, show_seeds
 
-    console = make_console()
+    console, reporters = make_console(), []
+    if tensorboard:
+        from fewsight.board import TensorBoard, require_tensorboard
+
+        require_tensorboard()
+        reporters.append(TensorBoard)
     if data is None or out is None:
         assert resume is not None
-        show_run(resume_run(resume, console=console), console)
+        show_run(resume_run(resume, console=console, reporters=reporters), console)
         return 0
     settings = {"data.merge_val": "true" if merge_val else None, "data.holdout": holdout, "data.max_bad": max_bad,
                 "data.leak": leak, "run.deterministic": "true" if deterministic else None}  # fmt: skip
@@ -151,6 +158,7 @@ def train(
         init_from=init_from,
         preview=preview or 0,
         console=console,
+        reporters=reporters,
     )
     for run in runs:
         show_run(run, console)

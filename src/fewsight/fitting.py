@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -78,6 +78,44 @@ class Reporter(Protocol):
 
     def say(self, text: str) -> None:
         """Something that the user should know now."""
+
+    def close(self) -> None:
+        """The loop has ended, well or not."""
+
+
+MakeReporter = Callable[[Run, TrainingSet], Reporter]  # called when a run begins or goes on
+
+
+class Reporters:
+    """Several reporters as one: each is told everything, in their order. An error in one ends the training."""
+
+    def __init__(self, reporters: Sequence[Reporter]) -> None:
+        self.reporters = reporters
+
+    def start(self, total_steps: int, done_steps: int) -> None:
+        """The loop begins."""
+        for one in self.reporters:
+            one.start(total_steps, done_steps)
+
+    def step(self, line: Mapping[str, Any], done_steps: int) -> None:
+        """A step is done."""
+        for one in self.reporters:
+            one.step(line, done_steps)
+
+    def epoch(self, line: Mapping[str, Any]) -> None:
+        """An epoch is done."""
+        for one in self.reporters:
+            one.epoch(line)
+
+    def say(self, text: str) -> None:
+        """Something that the user should know now."""
+        for one in self.reporters:
+            one.say(text)
+
+    def close(self) -> None:
+        """The loop has ended."""
+        for one in self.reporters:
+            one.close()
 
 
 def fit(

@@ -12,18 +12,17 @@ from rich.console import Console
 from torch import Tensor
 
 from fewsight import files, runs
-from fewsight.augment import contact_sheet
 from fewsight.auto import plan_recipe, starting_values
 from fewsight.console import TrainingReporter, counting, make_console, printable
 from fewsight.device import resolve_device, resolve_run
 from fewsight.errors import Interrupted, RecipeError, RunError
-from fewsight.feed import AugmentedImages
-from fewsight.fitting import TrainingSet, batch_plan, fit
+from fewsight.fitting import MakeReporter, Reporters, TrainingSet, fit
 from fewsight.initial import check_fits, model_values, read_start, weights_from
 from fewsight.losses import check_loss, wanted_batches
-from fewsight.mixing import cutmix_prob, mix
+from fewsight.mixing import cutmix_prob
 from fewsight.model import build_without_memory, resolve_stem, with_stem
 from fewsight.prepare import NAMED_IN_MESSAGE, Prepared, prepare
+from fewsight.preview import preview_sheet
 from fewsight.ranks import Ranks, joined
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
 from fewsight.runs import Run
@@ -42,6 +41,7 @@ def train(
     init_from: str | Path | None = None,
     preview: int = 0,
     console: Console | None = None,
+    reporters: Sequence[MakeReporter] = (),
 ) -> list[Run]:
     """Train on a folder or manifest; the run folder `out` then holds the model.
 
@@ -54,6 +54,8 @@ def train(
         init_from: start from this run's weights instead of random ones, seed by seed where it holds a run for each.
             They stand for all stages of the recipe but the last, which alone is trained.
         preview: write a contact sheet of that many augmented batches and stop; nothing is trained.
+        reporters: told of every step and epoch beside the terminal, such as `fewsight.board.TensorBoard`; each is
+            called with the run and its images, and returns a `fewsight.fitting.Reporter`.
 
     Returns:
         The finished runs, one a seed.
@@ -66,9 +68,8 @@ def train(
     with joined() as ranks:
         if not ranks.first:
             return _follow(ranks)
-        finished = _train(
-            ranks, data, out, recipe, hours, overrides, seeds, init_from, preview, console or make_console()
-        )
+        beside = (console or make_console(), reporters)
+        finished = _train(ranks, data, out, recipe, hours, overrides, seeds, init_from, preview, *beside)
         ranks.told("")  # there is no more to train
         return finished
 
@@ -92,6 +93,7 @@ def _train(
     init_from: Path | None,
     preview: int,
     console: Console,
+    reporters: Sequence[MakeReporter],
 ) -> list[Run]:
     """`train`, as the first process does it."""
     began = time.monotonic()
@@ -132,7 +134,7 @@ def _train(
         console.print(f"training {folder}" + ("" if seed is None else f" (seed {seed})"))
         try:
             ranks.told(str(folder.resolve()))
-            finished.append(_fit(run, prepared.images, console, weights, ranks))
+            finished.append(_fit(run, prepared.images, console, weights, ranks, reporters))
         except Interrupted as error:
             waiting = [one for one in seeds if one != seed and not (out / f"seed{one}").exists()]
             if not waiting:
@@ -146,18 +148,23 @@ def _train(
     return finished
 
 
-def resume(path: str | Path, *, console: Console | None = None) -> Run:
+def resume(path: str | Path, *, console: Console | None = None, reporters: Sequence[MakeReporter] = ()) -> Run:
     """Continue a run from its last saved state; the finished run equals the uninterrupted one bit for bit.
+
+    Args:
+        reporters: as for `train`.
 
     Raises:
         RunError: not a run, or its recipe or data is no longer what it began with; the differences are named.
     """
     with joined() as ranks:
         run = runs.read_run(Path(path))
-        return _continue(run, (console or make_console()) if ranks.first else Console(quiet=True), ranks)
+        if not ranks.first:
+            return _continue(run, Console(quiet=True), ranks)
+        return _continue(run, console or make_console(), ranks, reporters)
 
 
-def _continue(run: Run, console: Console, ranks: Ranks) -> Run:
+def _continue(run: Run, console: Console, ranks: Ranks, reporters: Sequence[MakeReporter] = ()) -> Run:
     """Train a run that was begun, from its last state or its start."""
     path = run.path
     if run.finished:
@@ -180,7 +187,8 @@ def _continue(run: Run, console: Console, ranks: Ranks) -> Run:
     if prepared.facts.digest != run.data.digest:
         raise RunError(f"{path}: {source} is not the data that the run began with: {_data_differences(run, prepared)}")
     origin = None if runs.has_state(path) else run.info.get("start")
-    return _fit(run, prepared.images, console, _starting_weights(origin, run.recipe, run.classes, console), ranks)
+    weights = _starting_weights(origin, run.recipe, run.classes, console)
+    return _fit(run, prepared.images, console, weights, ranks, reporters)
 
 
 def check_parts(recipe: Recipe) -> None:
@@ -217,43 +225,25 @@ def resolve(recipe: Recipe, prepared: Prepared) -> Recipe:
 
 def write_preview(recipe: Recipe, prepared: Prepared, count: int, out: Path, console: Console) -> Path:
     """Write `out/preview.png`: the first `count` augmented batches as the model will see them, CutMix too."""
-    images = prepared.images
-    source = AugmentedImages(images.root, images.paths, recipe.augment, recipe.run.seed, images.numbers)
-    stage = recipe.stages[0]
-    plan = batch_plan(recipe, stage, images)
-    labels = torch.tensor(images.labels)
-    sheets, captions = [], []
-    for number in range(count):
-        epoch, step = divmod(number, plan.num_steps)
-        indices = plan.epoch(epoch)[step]
-        batch = source.__getitems__([(epoch, int(index)) for index in indices])
-        if isinstance(batch, Exception):
-            raise batch
-        pixels = torch.from_numpy(batch).permute(0, 3, 1, 2).float()
-        mixed, targets = mix(pixels, labels, indices, recipe, stage, epoch, step)
-        sheets.append(mixed.permute(0, 2, 3, 1).byte().numpy())
-        names = [[prepared.classes[int(label)] for label in part] for part in (targets.labels, targets.other_labels)]
-        stems = [Path(images.paths[index]).stem for index in indices]
-        captions.append([_caption(*each, targets.lam) for each in zip(names[0], names[1], stems, strict=True)])
+    sheet, sizes = preview_sheet(recipe, prepared.images, prepared.classes, count)
     files.make_folder(out)
     target = out / runs.PREVIEW
     with files.replacing(target) as part:
-        contact_sheet(sheets, captions).save(part, format="PNG")
-    sizes = sorted({len(sheet) for sheet in sheets})
+        sheet.save(part, format="PNG")
     shown = "1 batch" if count == 1 else f"{count} batches"
     console.print(f"wrote {target}: {shown} of {' or '.join(map(str, sizes))} images as the model will see them")
     return target
 
 
-def _caption(label: str, other_label: str, stem: str, lam: float) -> str:
-    """The class and the file; or both classes, each with its share of the target."""
-    if lam == 1:
-        return f"{printable(label)}\n{printable(stem)}"
-    return f"{lam:.2f} {printable(label)}\n{1 - lam:.2f} {printable(other_label)}"
-
-
-def _fit(run: Run, images: TrainingSet, console: Console, weights: Mapping[str, Tensor] | None, ranks: Ranks) -> Run:
-    reporter = TrainingReporter(console)
+def _fit(
+    run: Run,
+    images: TrainingSet,
+    console: Console,
+    weights: Mapping[str, Tensor] | None,
+    ranks: Ranks,
+    reporters: Sequence[MakeReporter],
+) -> Run:
+    reporter = Reporters([TrainingReporter(console), *(make(run, images) for make in reporters)])
     if ranks.count > 1:
         norms = "of all images (sync_norm)" if run.recipe.run.sync_norm else "of each process's own images"
         console.print(f"{ranks.count} processes share each batch; batch norms take their statistics {norms}")
