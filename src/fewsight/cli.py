@@ -306,6 +306,7 @@ def report(
     out: Path,
     split: str | None = None,
     data: Path | None = None,
+    check: bool = True,
 ) -> int:
     """Write one page on a run: figures, classes, confusions, calibration, mistakes as pictures; it opens offline.
 
@@ -314,12 +315,15 @@ def report(
         out: the HTML file to write.
         split: whose kept scores (test, else val, else the only ones).
         data: where the images lie (where the run's data lay when it began).
+        check: also say what `fewsight check` finds in the data as it lies there now.
     """
     from fewsight import files
+    from fewsight.console import counting, make_console
     from fewsight.report import write_report
 
     files.check_target(out, "--out")
-    write_report(runs, out, split=split, data=data)
+    with counting(make_console(), "checking the data") as progress:
+        write_report(runs, out, split=split, data=data, check=check, progress=progress)
     print(f"wrote {out}: {out.stat().st_size / 2**20:.1f} MiB")
     return 0
 

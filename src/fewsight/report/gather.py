@@ -14,7 +14,7 @@ from fewsight.ensemble import is_ensemble
 from fewsight.errors import RunError
 from fewsight.fusion import Scored, labels_of, log_probs, open_scored, read_specs
 from fewsight.metrics import Figures, Paired, evaluate_scores, paired
-from fewsight.recipes import recipe_toml
+from fewsight.recipes import Recipe
 from fewsight.runs import Run
 from fewsight.tables import Ablation, Line, ablate, row_lines
 
@@ -62,7 +62,7 @@ class Facts:
     curves: tuple[Curve, ...]
     run: Run | None  # None for an ensemble
     source: str | None  # where the data lay, of the run or the first of an ensemble's
-    recipe: str  # TOML; empty for an ensemble
+    recipe: Recipe | None  # of the run or the first of an ensemble's
     command: str
 
     @property
@@ -104,6 +104,7 @@ def gather(path: Path, split: str | None = None) -> Facts:
 
     sure = scores[np.arange(len(labels)), predicted]
     wrong = np.flatnonzero(predicted != labels)
+    first = run or _first_run(path)
     info = files.read_json(path / "run.json") if (path / "run.json").is_file() else {}
     return Facts(
         path=path,
@@ -122,8 +123,8 @@ def gather(path: Path, split: str | None = None) -> Facts:
         suspects=seen(suspects(scores, labels)[:GALLERY]),
         curves=curves(path),
         run=run,
-        source=_source(path),
-        recipe="" if run is None else recipe_toml(run.recipe),
+        source=None if first is None else first.data.source,
+        recipe=None if first is None else first.recipe,
         command=str(info.get("command", "")) if isinstance(info, dict) else "",
     )
 
@@ -185,10 +186,12 @@ def report_tables(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def _source(path: Path) -> str | None:
-    """Where a run's data lay when it began; of an ensemble, its first run's."""
-    place = path / "runs" / read_specs(path)[0].run if is_ensemble(path) else path
-    return runs.read_run(place).data.source if (place / "run.json").is_file() else None
+def _first_run(path: Path) -> Run | None:
+    """The first run of an ensemble; None where there is none to read."""
+    if not is_ensemble(path):
+        return None
+    place = path / "runs" / read_specs(path)[0].run
+    return runs.read_run(place) if (place / "run.json").is_file() else None
 
 
 def _split_of(path: Path) -> str:

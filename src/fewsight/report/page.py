@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,24 +15,38 @@ from PIL import Image
 import fewsight
 from fewsight import files
 from fewsight.calibration import Bin, error_of
+from fewsight.check import Checked
+from fewsight.check import check as check_data
 from fewsight.console import printable
 from fewsight.data import ImageError, decode_bytes, read_bytes
-from fewsight.errors import RunError
+from fewsight.errors import DataError, RunError
+from fewsight.recipes import recipe_toml
 from fewsight.report.gather import Curve, Facts, Seen, against, gather, report_tables
 
 MOST_CELLS = 30  # classes whose confusion matrix is a table; a picture beyond
 THUMBNAIL_PX = 128
 PLOT = (480, 240)  # the inside of a drawing
 MIN_PICTURE_PX = 600
+MOST_GROUPS = 5  # of a finding in the data
 
 
-def write_report(paths: Sequence[Path], target: Path, *, split: str | None = None, data: Path | None = None) -> None:
+def write_report(
+    paths: Sequence[Path],
+    target: Path,
+    *,
+    split: str | None = None,
+    data: Path | None = None,
+    check: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
     """Write a page on the first of some runs, against the others.
 
     Args:
         paths: runs, ensembles, or a folder of `fewsight reproduce`, whose ensemble is shown with the report's tables.
         split: whose kept scores.
         data: where the images lie; None: where the run's data lay when it began.
+        check: also say what `fewsight check` finds in the data, if it is there; what was decoded before is remembered.
+        progress: told (done, total) of the images that are checked.
 
     Raises:
         RunError: a run has no such scores, or the file cannot be written.
@@ -42,6 +56,7 @@ def write_report(paths: Sequence[Path], target: Path, *, split: str | None = Non
     facts = [gather(path, split) for path in asked]
     first = facts[0]
     root = _image_root(first, data)
+    found = _checked(first, data, progress) if check else None
     template = resources.files("fewsight.report").joinpath("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"name": printable, "percent": lambda value: "-" if value is None else f"{100 * value:.1f}"}
@@ -69,6 +84,9 @@ def write_report(paths: Sequence[Path], target: Path, *, split: str | None = Non
         picture=_picture(first.confusion) if len(first.classes) > MOST_CELLS else "",
         galleries=[(title, said, [_shown(one, root) for one in those]) for title, said, those in galleries],
         tables=tables,
+        checked=found,
+        recipe="" if first.run is None else recipe_toml(first.run.recipe),
+        most=MOST_GROUPS,
     )
     files.write_text(target, text)
 
@@ -83,6 +101,17 @@ def _image_root(facts: Facts, data: Path | None) -> Path | None:
         return None
     source = Path(facts.source)
     return source if source.is_dir() else source.parent
+
+
+def _checked(facts: Facts, data: Path | None, progress: Callable[[int, int], None]) -> Checked | None:
+    """What is wrong with the data as it lies there now; None where it does not."""
+    if facts.recipe is None or not (place := Path(data or facts.source or "")).exists():
+        return None
+    settings = facts.recipe.data
+    try:
+        return check_data(place, holdout=settings.holdout, seed=settings.split_seed, progress=progress)
+    except DataError:
+        return None  # it is other data now: the galleries say so
 
 
 def _shown(one: Seen, root: Path | None) -> dict[str, Any]:
