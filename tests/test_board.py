@@ -19,7 +19,12 @@ from fewsight.runs import Run
 pytest.importorskip("tensorboard")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-LONG = [*TINY, "stages.0.epochs=12", "stages.0.batch_size=6", "eval.every_epochs=1"]  # three batches of six images an epoch
+LONG = [
+    *TINY,
+    "stages.0.epochs=12",
+    "stages.0.batch_size=6",
+    "eval.every_epochs=1",
+]  # three batches of six images an epoch
 
 
 class Recorder:

@@ -5,6 +5,7 @@ Screenshots are kept where FEWSIGHT_SCREENSHOTS says, to be looked at.
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ import pytest
 from conftest import TINY, Command
 from fewsight.evaluation import evaluate
 from fewsight.report import write_report
+from fewsight.report.page import MOST_CELLS
 from fewsight.session import train
 from stores import log_softmax, write_run
 
 sync_api = pytest.importorskip("playwright.sync_api")
-axe = pytest.importorskip("axe_core_python.base")
+axe_package = pytest.importorskip("axe_core_python.base")
 pytestmark = pytest.mark.slow
 WIDTHS = (1280, 390)
 SERIOUS = ("serious", "critical")
@@ -48,7 +50,7 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-def look(browser: Any, file: Path, width: int, *, dark: bool = False) -> tuple[Looked, Any]:
+def look(browser: Any, file: Path, width: int, *, dark: bool = False, axe: bool = True) -> tuple[Looked, Any]:
     """Open a page; it stays open."""
     page = browser.new_page(
         viewport={"width": width, "height": 1000}, color_scheme="dark" if dark else "light", reduced_motion="reduce"
@@ -58,12 +60,12 @@ def look(browser: Any, file: Path, width: int, *, dark: bool = False) -> tuple[L
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(file.as_uri())
-    page.add_script_tag(content=axe_source())
-    found = page.evaluate("axe.run()")
+    found = []
+    if axe:
+        page.add_script_tag(content=axe_source())
+        found = page.evaluate("axe.run()")["violations"]
     violations = [
-        f"{one['id']} ({one['impact']}): {one['nodes'][0]['html'][:200]}"
-        for one in found["violations"]
-        if one["impact"] in SERIOUS
+        f"{one['id']} ({one['impact']}): {one['nodes'][0]['html'][:200]}" for one in found if one["impact"] in SERIOUS
     ]
     wider = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     outside = [url for url in asked if not url.startswith("data:") and url != file.as_uri()]
@@ -76,7 +78,7 @@ def look(browser: Any, file: Path, width: int, *, dark: bool = False) -> tuple[L
 
 def axe_source() -> str:
     """axe-core's script, as its package brings it."""
-    return (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    return (Path(axe_package.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
 
 
 def generated_run(place: Path, num_classes: int, num_images: int, pictures: Path) -> Path:
@@ -100,6 +102,7 @@ def generated_run(place: Path, num_classes: int, num_images: int, pictures: Path
 def check_page(browser: Any, file: Path) -> None:
     for width, dark in ((WIDTHS[0], False), (WIDTHS[1], False), (WIDTHS[0], True)):
         looked, page = look(browser, file, width, dark=dark)
+        assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
         page.close()
         assert looked == Looked([], [], [], 0), (file.name, width, dark)
 
@@ -113,6 +116,23 @@ def test_report_of_many_classes(
     write_report([run], page, data=tmp_path / "data")
     assert page.stat().st_size < 10 * 2**20
     check_page(browser, page)
+    if num_classes > MOST_CELLS:
+        check_pointer(browser, page)
+
+
+def check_pointer(browser: Any, file: Path) -> None:
+    """The picture of the confusions says what is under the pointer."""
+    _, page = look(browser, file, WIDTHS[0], axe=False)
+    picture, said = page.locator("#matrix"), page.locator("#cell")
+    names = page.evaluate("JSON.parse(document.getElementById('matrix-data').textContent).names")
+    picture.scroll_into_view_if_needed()
+    box = picture.bounding_box()
+    step = box["width"] / len(names)
+    picture.hover(position={"x": 2.5 * step, "y": 7.5 * step})
+    assert re.fullmatch(rf"{re.escape(names[7])} taken for {re.escape(names[2])}: \d+ images", said.inner_text())
+    picture.hover(position={"x": 4.5 * step, "y": 4.5 * step})
+    assert int(said.inner_text().split(": ")[1].split()[0]) > 5, "most images of a class lie on the diagonal"
+    page.close()
 
 
 def test_report_of_a_run_against_another(browser: Any, digit_images: Path, tmp_path: Path, command: Command) -> None:

@@ -139,6 +139,27 @@ def test_many_classes_make_a_small_page(tmp_path: Path) -> None:
     assert [address[:15] for address in page.addresses] == ["data:image/png;"]
 
 
+def test_classes_that_are_taken_for_each_other_stand_beside_each_other(tmp_path: Path) -> None:
+    classes = tuple(f"c{number:02d}" for number in range(40))
+    labels = np.repeat(np.arange(40), 10)
+    taken = labels.copy()
+    taken[::3] = (labels[::3] + 20) % 40  # c00 and c20, c01 and c21, ...
+    logits = np.zeros((400, 40))
+    logits[np.arange(400), taken] = 9
+    write_run(tmp_path / "run", {"center-8": log_softmax(logits)}, labels, classes=classes)
+    write_report([tmp_path / "run"], tmp_path / "page.html")
+    found = re.search(r'id="matrix-data">(.*?)</script>', (tmp_path / "page.html").read_text())
+    assert found is not None
+    matrix = json.loads(found[1])
+    place = {name: number for number, name in enumerate(matrix["names"])}
+    assert sorted(place) == list(classes)
+    for number in range(20):
+        assert abs(place[f"c{number:02d}"] - place[f"c{number + 20:02d}"]) == 1
+    own = {name: matrix["cells"][f"{at},{at}"] for name, at in place.items()}
+    assert own == {name: int((taken[labels == number] == number).sum()) for number, name in enumerate(classes)}
+    assert sum(matrix["cells"].values()) == 400
+
+
 def test_run_without_scores_says_how_to_make_them(tiny_run: Path, tmp_path: Path, command: Command) -> None:
     shutil.copytree(tiny_run, tmp_path / "run")
     answer = command("report", tmp_path / "run", "--out", tmp_path / "page.html")

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
 
 import fewsight
 from fewsight import files
@@ -81,7 +83,7 @@ def write_report(
         error=error_of(first.reliability),
         tempered_error=error_of(first.tempered) if first.tempered else None,
         cells=_cells(first) if len(first.classes) <= MOST_CELLS else None,
-        picture=_picture(first.confusion) if len(first.classes) > MOST_CELLS else "",
+        matrix=_matrix(first) if len(first.classes) > MOST_CELLS else None,
         galleries=[(title, said, [_shown(one, root) for one in those]) for title, said, those in galleries],
         tables=tables,
         checked=found,
@@ -135,6 +137,30 @@ def _address(image: Image.Image, kind: str, **options: Any) -> str:
     handle = io.BytesIO()
     image.save(handle, kind, **options)
     return f"data:image/{kind.lower()};base64," + base64.b64encode(handle.getvalue()).decode()
+
+
+def _matrix(facts: Facts) -> dict[str, Any]:
+    """A confusion matrix too large for a table: a picture, and what a pointer on it is told."""
+    order = _beside_each_other(facts.confusion)
+    counts = facts.confusion[np.ix_(order, order)]
+    rows, columns = np.nonzero(counts)
+    return {
+        "src": _picture(counts),
+        "names": [printable(facts.classes[place]) for place in order],
+        "cells": {
+            f"{row},{column}": int(counts[row, column])
+            for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
+        },
+    }
+
+
+def _beside_each_other(confusion: np.ndarray) -> np.ndarray:
+    """An order of the classes in which those that are taken for each other stand beside each other."""
+    shares = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
+    near = 1 - np.minimum(1, (shares + shares.T) / 2)
+    np.fill_diagonal(near, 0)
+    order: np.ndarray = leaves_list(linkage(squareform(near, checks=False), "average"))
+    return order
 
 
 def _picture(confusion: np.ndarray) -> str:
