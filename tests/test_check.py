@@ -130,6 +130,18 @@ PLANTED: dict[str, tuple[Callable[[Path], object], dict[str, set[frozenset[str]]
         lambda data: [(data / split / "ash").rename(data / split / "Oak ") for split in ("train", "test")],
         {"classes named alike": group("Oak ", "oak")},
     ),
+    "image beside the classes": (
+        lambda data: copied(data / "train/oak/1.png", data / "train/loose.png"),
+        {"passed over: image outside a class folder": group("1 file")},
+    ),
+    "link to itself": (
+        lambda data: (data / "train/oak/loop.png").symlink_to("loop.png"),
+        {"passed over: broken link": group("1 file")},
+    ),
+    "image without an ending": (
+        lambda data: copied(data / "train/oak/1.png", data / "train/oak/new"),
+        {"passed over: other file": group("1 file")},
+    ),
     "imbalance": (
         lambda data: [picture(1000 + number).save(data / f"train/oak/n{number}.png") for number in range(60)],
         {"imbalance": group("oak", "ash")},

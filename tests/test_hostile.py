@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import pickle
 import random
 import struct
@@ -23,7 +24,8 @@ import fuzz
 from conftest import Command
 from fewsight import rows
 from fewsight.console import printable
-from fewsight.data import ImageError, decode_bytes, scan_image
+from fewsight.data import ImageError, decode_bytes, load_image, scan_image
+from fewsight.data.decode import UNKNOWN, read_header
 from fewsight.errors import DataError, FewsightError
 from fewsight.files import json_text
 from fewsight.vipriors.subset import read_lists
@@ -270,3 +272,31 @@ def test_any_bytes_are_an_image_or_an_image_error(data: bytes) -> None:
     except ImageError:
         mode = "refused"
     assert mode in ("RGB", "refused")
+
+
+def test_postscript_under_an_images_name_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow reads EPS by calling Ghostscript."""
+    called = tmp_path / "called"
+    gs = tmp_path / "bin" / "gs"
+    gs.parent.mkdir()
+    gs.write_text(f"#!/bin/sh\necho called >> {called}\n")
+    gs.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{gs.parent}{os.pathsep}{os.environ['PATH']}")
+    data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(ImageError, match=r"not an image of a kind that is read \(JPEG, PNG"):
+        decode_bytes(data, "x.jpg")
+    assert read_header(data) == UNKNOWN
+    assert not called.exists()
+
+
+def test_formats_beyond_those_that_are_read_are_refused(tmp_path: Path) -> None:
+    for kind in ("PPM", "TGA", "PCX", "ICO", "SGI", "EPS"):
+        handle = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(handle, kind)
+        with pytest.raises(ImageError, match="not an image of a kind that is read"):
+            decode_bytes(handle.getvalue(), "x.png")
+
+
+def test_path_with_a_zero_byte_is_refused() -> None:
+    with pytest.raises(ImageError, match="cannot be read"):
+        load_image(Path("a\0b.png"))

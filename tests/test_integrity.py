@@ -8,6 +8,7 @@ import csv
 import hashlib
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import Command
+from conftest import TINY, Command
 from fewsight import runs
 from fewsight.data import load_image
 from fewsight.errors import DataError
@@ -27,6 +28,7 @@ from fewsight.plans import ShuffledBatches
 from fewsight.prepare import prepare
 from fewsight.ranks import Ranks
 from fewsight.scores import read_store
+from fewsight.session import train
 from test_ranks import output, torchrun
 from trainings import Quiet, begin
 
@@ -221,7 +223,7 @@ def test_images_that_are_left_out_move_no_label(colours: Path, tmp_path: Path) -
     assert len(images.paths) == 34
     for path, label in zip(images.paths, images.labels, strict=True):
         assert COLOURS[label] == shown(data / path) == Path(path).parent.name
-    for one in runs.read_images(run.path):
+    for one in runs.read_images(run):
         assert one["label"] == shown(data / one["path"])
     again = prepare(data, run.recipe.data)
     assert again.images == images
@@ -239,3 +241,52 @@ def test_several_processes_test_every_image_once_by_its_label(colours: Path, tmp
     found = json.loads((tmp_path / "run" / "metrics.json").read_text())["val"]
     assert found["num_images"] == 30
     assert found["top1"]["value"] == 1
+
+
+# what a run keeps of the images that it was trained on
+
+
+def test_copy_of_the_training_images_is_known(tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:
+    """By what it shows, wherever it lies and however it is stored."""
+    for number, file in enumerate(sorted(digit_images.glob("train/*/*.png"))):
+        target = tmp_path / "copy" / file.parent.name / f"{number}.bmp"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(file).save(target)
+    shutil.copy(digit_images / "test/one/10.png", tmp_path / "copy/one/new.png")
+    found = evaluate(tiny_run, tmp_path / "copy")
+    assert (found.num_trained_on, found.figures.num_images) == (18, 19)
+
+
+@pytest.mark.parametrize("keep", [0, 9])
+def test_cut_list_of_training_images_is_refused(
+    keep: int, tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
+) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    file = tmp_path / "run" / "images.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:keep]))
+    answer = command("evaluate", tmp_path / "run", digit_images)
+    assert answer.code == 2
+    assert "images.jsonl is not the list of images that data.json has the digest of" in answer.err
+
+
+def test_changed_class_names_are_refused(tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    for names in (["one", "nought", "two"], ["nought", "one", "three"]):
+        (tmp_path / "run" / "classes.json").write_text(json.dumps(names))
+        answer = command("predict", tmp_path / "run", digit_images / "test", "--out", tmp_path / "rows.csv")
+        assert answer.code == 2
+        assert "classes.json does not name the classes that the weights were trained for" in answer.err
+        assert not (tmp_path / "rows.csv").exists()
+
+
+@pytest.mark.parametrize("sign", ["\x85", "\u2028", "\x0b", "\x1c"])
+def test_names_with_line_breaks_of_any_kind_are_evaluated(
+    sign: str, digit_images: Path, tmp_path: Path, command: Command
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(digit_images, data)
+    (data / "train/one/00.png").rename(data / f"train/one/a{sign}b.png")
+    (data / "test/one/10.png").rename(data / f"test/one/a{sign}b.png")
+    train(data, tmp_path / "run", recipe="digits", overrides=TINY)
+    assert evaluate(tmp_path / "run", data).figures.num_images == 15
+    assert command("report", tmp_path / "run", "--out", tmp_path / "page.html").code == 0

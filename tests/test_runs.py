@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fewsight import files, runs
+from fewsight.data import digest_of_list
 from fewsight.errors import RecipeError, RunError
 from fewsight.recipes import parse_recipe
 from fewsight.runs import Run, RunData
@@ -25,7 +26,7 @@ RECIPE = parse_recipe(
 DATA = RunData(
     source="/photos",
     layout="classes",
-    digest="00ff",
+    digest=digest_of_list([("a/ü 1.jpg", 12, "a")]),
     counts={"train": {"a": 2, "ü\nb": 3}},
     mean=(0.1, 1 / 3, 0.3),
     std=(0.2, 0.2, 2 / 3),
@@ -58,7 +59,7 @@ def test_run_is_read_as_it_was_written(run: Run) -> None:
     again = runs.read_run(run.path)
     assert again == run
     assert (again.recipe, again.classes, again.data) == (RECIPE, ("a", "ü\nb"), DATA)
-    assert runs.read_images(run.path) == IMAGES
+    assert runs.read_images(run) == IMAGES
     assert not again.finished
     assert (run.path / "recipe.toml").read_text().startswith("# why\n# so\n")
     told = {"format", "status", "fewsight", "torch", "commit", "device", "command", "seed", "started", "recipe"}
@@ -133,10 +134,10 @@ def test_file_that_is_not_ours_is_named(run: Run, name: str, text: str) -> None:
 def test_missing_or_broken_image_list_is_named(run: Run) -> None:
     (run.path / "images.jsonl").write_text("{\n")
     with pytest.raises(RunError, match=r"cannot read .*images\.jsonl"):
-        runs.read_images(run.path)
+        runs.read_images(run)
     (run.path / "images.jsonl").unlink()
     with pytest.raises(RunError, match=r"cannot read .*images\.jsonl"):
-        runs.read_images(run.path)
+        runs.read_images(run)
 
 
 def test_weights_are_read_as_they_were_saved(run: Run) -> None:

@@ -13,13 +13,13 @@ from PIL.Image import Image as PILImage
 from torch import Tensor, nn
 
 from fewsight.augment import View, cut_view, named_views
-from fewsight.data import decode_bytes, read_bytes, take_image
+from fewsight.data import decode_bytes, pixel_digest, read_bytes, take_image
 from fewsight.device import autocast, compute_threads, keep_freed_memory, resolve_run, to_device
 from fewsight.errors import DataError
 from fewsight.files import locked
 from fewsight.model import Classifier, build_model, build_without_memory, check_weights, load_weights
 from fewsight.recipes import Recipe
-from fewsight.runs import WEIGHTS, Run, read_weights, require_weights, trained_files
+from fewsight.runs import WEIGHTS, Run, read_weights, require_weights, trained_on
 from fewsight.scores import About, Image, Store, append, begin, finish, images_digest
 
 Source = Path | PILImage | np.ndarray  # a file, or an image in memory
@@ -34,6 +34,7 @@ class Scores:
     results: np.ndarray  # float32 [V, n, K], natural log-probabilities of each view; NaN where `errors` says why
     errors: list[str | None]  # [n]
     digests: list[str]  # [n], 64 bits of each file's BLAKE2b in hexadecimal; empty where it cannot be read
+    pixels: list[str]  # [n], digests of the upright images, as a scan has them
     features: np.ndarray | None = None  # float32 [n, D], pooled, the views' mean, where asked for; NaN as above
 
     @property
@@ -146,7 +147,7 @@ def score_into(
         RunError: not a finished run; the folder holds other scores or cannot be written.
     """
     require_weights(run)
-    recipe, trained = testing_recipe(run), trained_files(run)
+    recipe, trained = testing_recipe(run), trained_on(run)
     sizes = [(one.name, one.label, _file_size(one.file)) for one in images]
     about = About(
         classes=run.classes,
@@ -167,9 +168,9 @@ def score_into(
         for scores in run_scores(run, [one.file for one in rest], missing) if rest else ():
             first = store.done + scores.start
             lines = [
-                Image(name, label, size, error, digest, one.file.resolve() in trained)
-                for one, (name, label, size), error, digest in zip(
-                    images[first:], sizes[first:], scores.errors, scores.digests, strict=False
+                Image(name, label, size, error, digest, (one.file, pixels) in trained)
+                for one, (name, label, size), error, digest, pixels in zip(
+                    images[first:], sizes[first:], scores.errors, scores.digests, scores.pixels, strict=False
                 )
             ]
             changed += append(store, first, scores.results, lines)
@@ -225,7 +226,14 @@ def score_images(
         failed = [one.error is not None for one in loaded]
         results = np.stack([_rows(log_probs, failed) for log_probs, _ in scored])
         pooled = _rows(torch.stack([one for _, one in scored]).mean(0), failed) if features else None
-        yield Scores(start, results, [one.error for one in loaded], [one.digest for one in loaded], pooled)
+        yield Scores(
+            start,
+            results,
+            [one.error for one in loaded],
+            [one.digest for one in loaded],
+            [one.pixels for one in loaded],
+            pooled,
+        )
 
 
 Seen = tuple[Tensor, Tensor]  # log-probabilities [n, K] and features [n, D]
@@ -273,10 +281,11 @@ def _rows(values: Tensor, failed: list[bool]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """The views of one file, its digest, or why there are none."""
+    """The views of one file, its digests, or why there are none."""
 
     views: list[np.ndarray]  # uint8 [px, px, 3] each
     digest: str
+    pixels: str
     error: str | None = None
 
 
@@ -295,9 +304,10 @@ def _loaded(
                 image = decode_bytes(data, str(source))
             else:
                 image, digest = take_image(source, "image")
-            return _Loaded([cut_view(image, view, digest, view_seed=seed, ratio=ratio) for view in views], digest)
+            cut = [cut_view(image, view, digest, view_seed=seed, ratio=ratio) for view in views]
+            return _Loaded(cut, digest, pixel_digest(image))
         except DataError as error:
-            return _Loaded([np.zeros((view.px, view.px, 3), np.uint8) for view in views], digest, str(error))
+            return _Loaded([np.zeros((view.px, view.px, 3), np.uint8) for view in views], digest, "", str(error))
 
     with ThreadPoolExecutor(workers) as pool:
         starts = range(0, len(paths), batch_size)

@@ -124,6 +124,7 @@ def _fix(
             "path": one.path,
             "label": one.label,
             "size": (dataset.root / one.path).stat().st_size,
+            "pixels": known[one.path].pixels,
         }
         for split, samples in splits.items()
         for one in samples

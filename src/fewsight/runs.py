@@ -23,6 +23,7 @@ from torch import Tensor
 
 import fewsight
 from fewsight import files
+from fewsight.data import digest_of_list
 from fewsight.errors import RunError
 from fewsight.recipes import Recipe, load_recipe, recipe_toml
 
@@ -173,25 +174,52 @@ def read_run(path: Path) -> Run:
     return Run(path, load_recipe(path / "recipe.toml"), tuple(classes), data, info)
 
 
-def read_images(path: Path) -> list[dict[str, Any]]:
-    """The images that a run trains on and selects on: {"split", "path", "label", "size"} each."""
+def read_images(run: Run) -> list[dict[str, Any]]:
+    """The images that a run trains on and selects on: {"split", "path", "label", "size", "pixels"} each.
+
+    Raises:
+        RunError: the list is damaged, or is not the one of data.json.
+    """
+    path = run.path
     try:
         files.check_inside(path / "images.jsonl", path, most=MOST_BYTES)
         text = (path / "images.jsonl").read_text(encoding="utf-8")
-        found = [json.loads(line) for line in text.splitlines()]
+        found = [json.loads(line) for line in text.split("\n") if line]
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read {path / 'images.jsonl'}: {error}") from error
     if not all(isinstance(one, dict) and {"split", "path", "label", "size"} <= one.keys()
                and isinstance(one["path"], str) for one in found):  # fmt: skip
         raise RunError(f"{path / 'images.jsonl'} is not what {WROTE} wrote; restore the file from a copy of the run")
+    if digest_of_list((one["path"], one["size"], one["label"]) for one in found) != run.data.digest:
+        raise RunError(
+            f"{path / 'images.jsonl'} is not the list of images that data.json has the digest of; restore both from a "
+            "copy of the run"
+        )
     return found
 
 
-def trained_files(run: Run) -> set[Path]:
-    """The files that the run was trained on, where its data lay."""
+@dataclass(frozen=True)
+class TrainedOn:
+    """The images that a run was trained on."""
+
+    files: frozenset[Path]  # where its data lay
+    pixels: frozenset[str]  # digests of them upright, so that a copy is known too
+
+    def __contains__(self, image: tuple[Path, str]) -> bool:
+        """Whether a (file, digest of its pixels) is one of them."""
+        file, pixels = image
+        return pixels in self.pixels or file.resolve() in self.files
+
+
+def trained_on(run: Run) -> TrainedOn:
+    """The images that the run was trained on, by their places and their pixels."""
     root = Path(run.data.source)
     root = root if root.is_dir() else root.parent
-    return {(root / one["path"]).resolve() for one in read_images(run.path) if one["split"] == "train"}
+    lines = [one for one in read_images(run) if one["split"] == "train"]
+    return TrainedOn(
+        frozenset((root / one["path"]).resolve() for one in lines),
+        frozenset(str(one["pixels"]) for one in lines if one.get("pixels")),
+    )
 
 
 def save_weights(run: Run, tensors: Mapping[str, Tensor], **notes: Any) -> Run:
@@ -222,7 +250,14 @@ def read_weights(run: Run) -> dict[str, Tensor]:
         RunError: no weights yet, or the file is damaged.
     """
     require_weights(run)
-    return _read_tensors(run.path / WEIGHTS, run.info.get("weights_digest"))
+    data = _read_bytes(run.path / WEIGHTS)
+    tensors = _tensors(run.path / WEIGHTS, data, run.info.get("weights_digest"))
+    if _classes_in(data) not in (None, list(run.classes)):
+        raise RunError(
+            f"{run.path / 'classes.json'} does not name the classes that the weights were trained for, in their order; "
+            "restore the file from a copy of the run"
+        )
+    return tensors
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -343,8 +378,17 @@ def _state_digest(values: Mapping[str, Any], data: bytes) -> str:
     return files.digest_of(json.dumps(values, sort_keys=True).encode() + files.digest_of(data).encode())
 
 
-def _read_tensors(file: Path, digest: str | None) -> dict[str, Tensor]:
-    data = _read_bytes(file)
+def _classes_in(weights: bytes) -> list[str] | None:
+    """The names of the classes that `save_weights` noted in the file's header; None where there are none."""
+    try:
+        header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+        found = json.loads(header["__metadata__"]["fewsight"])["classes"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list) else None
+
+
+def _tensors(file: Path, data: bytes, digest: str | None) -> dict[str, Tensor]:
     if digest != files.digest_of(data):
         raise RunError(f"{file} is damaged (its digest is not the one that was written); restore it from a copy")
     try:

@@ -184,6 +184,7 @@ def _continue(run: Run, console: Console, ranks: Ranks, reporters: Sequence[Make
         raise RunError(f"{path}: its data {source} is not there; bring it back to that place, then resume")
     with counting(console, "checking images") as progress:
         prepared = prepare(source, run.recipe.data, progress=progress)
+    runs.read_images(run)  # the list of what it is trained on is whole
     if prepared.facts.digest != run.data.digest:
         raise RunError(f"{path}: {source} is not the data that the run began with: {_data_differences(run, prepared)}")
     origin = None if runs.has_state(path) else run.info.get("start")
@@ -339,7 +340,7 @@ def _say_data(console: Console, prepared: Prepared) -> None:
 
 
 def _data_differences(run: Run, prepared: Prepared) -> str:
-    before = {(one["split"], one["path"]): (one["label"], one["size"]) for one in runs.read_images(run.path)}
+    before = {(one["split"], one["path"]): (one["label"], one["size"]) for one in runs.read_images(run)}
     after = {(one["split"], one["path"]): (one["label"], one["size"]) for one in prepared.listed}
     kinds = {
         "gone": [key for key in before if key not in after],

@@ -4,7 +4,7 @@ import difflib
 import statistics
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Literal
@@ -17,6 +17,7 @@ SMALL_PX = 16  # a shorter side below it holds little
 LARGE_PIXELS = 50_000_000
 LONG = 8.0  # a longer side over the shorter one
 FEW = 5  # images of a class to train on
+LOST = ("broken link", "image outside a class folder")  # reasons for which a file is not read
 UNEVEN = 10.0  # images of the largest class over those of the smallest
 ALIKE = 0.9  # of difflib's ratio, for names of six signs and more
 SUFFIXES_OF = {
@@ -60,6 +61,7 @@ def find(
     empty: Sequence[str],
     hidden: Sequence[str],
     load: Callable[[int], np.ndarray],
+    ignored: Mapping[str, int],
 ) -> list[Finding]:
     """Everything that is found, faults first.
 
@@ -67,6 +69,7 @@ def find(
         empty: class folders without images.
         hidden: folders that are passed over for their names.
         load: an image by its place in `entries`, grey, uint8 [32, 32].
+        ignored: files that are not read, by the reason.
     """
     found = [
         *_unreadable(entries),
@@ -75,6 +78,7 @@ def find(
         *_equal(entries),
         *_near(entries, load),
         *_classes(entries, empty, hidden),
+        *_ignored(ignored),
     ]
     order = {"fault": 0, "warning": 1, "note": 2}
     return sorted(found, key=lambda one: order[one.level])
@@ -235,6 +239,21 @@ def _classes(entries: Sequence[Entry], empty: Sequence[str], hidden: Sequence[st
         if split != "train" and train and more:
             text = f"{split} has classes that train lacks; no model can know them"
             yield Finding("classes that train lacks", "fault", text, tuple((name,) for name in more))
+
+
+def _ignored(ignored: Mapping[str, int]) -> Iterator[Finding]:
+    """Files that no command reads, but for those of an operating system and what stands among the findings already."""
+    for reason, count in sorted(ignored.items()):
+        if not count or reason.startswith(("hidden", "empty class")):
+            continue
+        if reason == "broken link":
+            text = "not read: it leads nowhere, or to itself"
+        elif reason in LOST:
+            text = "not read: move it into the folder of its class"
+        else:
+            text = "not read: no image by its name or place"
+        what = f"{count:,} file" + "s" * (count > 1)
+        yield Finding(f"passed over: {reason}", "warning" if reason in LOST else "note", text, ((what,),))
 
 
 def _alike(name: str, others: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -56,7 +56,7 @@ def check(
     for one in entries:
         counts.setdefault(one.split, Counter())[one.label or ""] += one.scanned.error is None
     plain = {split: dict(classes) for split, classes in counts.items()}
-    found = find(entries, empty, hidden, load)
+    found = find(entries, empty, hidden, load, dataset.ignored)
     return Checked(str(data), dataset.root, dataset.layout, plain, len(entries), tuple(found))
 
 

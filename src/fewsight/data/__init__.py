@@ -2,8 +2,8 @@
 
 from fewsight.data.decode import IMAGE_SUFFIXES, Header, ImageError, decode_bytes, load_image, read_bytes, take_image
 from fewsight.data.duplicates import candidates, confirmed, load_compared
-from fewsight.data.samples import Dataset, Sample, classes_in, digest
-from fewsight.data.scanning import THUMBNAIL_PX, Scanned, channel_stats, scan, scan_image
+from fewsight.data.samples import Dataset, Sample, classes_in, digest, digest_of_list
+from fewsight.data.scanning import THUMBNAIL_PX, Scanned, channel_stats, pixel_digest, scan, scan_image
 from fewsight.data.selection import EvaluationSet, check_class_sizes, evaluation_samples, training_samples
 from fewsight.data.sources import images_under, is_hidden, is_image, read_dataset
 from fewsight.data.splits import split_by_seed
@@ -24,12 +24,14 @@ __all__ = [
     "confirmed",
     "decode_bytes",
     "digest",
+    "digest_of_list",
     "evaluation_samples",
     "images_under",
     "is_hidden",
     "is_image",
     "load_compared",
     "load_image",
+    "pixel_digest",
     "read_bytes",
     "read_dataset",
     "scan",

@@ -5,6 +5,7 @@ to 8, the first frame or page. Nothing is guessed and nothing is filled in: a fi
 error, never an image with a grey part. Colour profiles are ignored.
 """
 
+import functools
 import hashlib
 import io
 import stat
@@ -38,6 +39,7 @@ IMAGE_SUFFIXES = frozenset(
         ".avif",
     ]
 )  # compared in lower case
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # by Pillow, whatever a file's name ends with
 MAX_BYTES = 2**30  # of a file: no image of MAX_PIXELS needs more
 MAX_PIXELS = 178_956_970  # twice Pillow's warning threshold: where Pillow itself stops
 
@@ -93,6 +95,8 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ImageError(str(path), f"cannot be read ({error.strerror or error})") from None
+    except ValueError as error:  # a name that holds a zero byte
+        raise ImageError(str(path), f"cannot be read ({error})") from None
 
 
 def decode_bytes(data: bytes, name: str) -> Image.Image:
@@ -109,7 +113,8 @@ def decode_bytes(data: bytes, name: str) -> Image.Image:
     except _RefusedError as refusal:
         raise ImageError(name, str(refusal)) from None
     except UnidentifiedImageError:
-        raise ImageError(name, _why_unidentified(data)) from None
+        with _pillow_is_silent():
+            raise ImageError(name, _why_unidentified(data)) from None
     except Image.DecompressionBombError:
         raise ImageError(name, f"too large: more than {MAX_PIXELS:,} pixels") from None
     except MemoryError:
@@ -167,7 +172,7 @@ def read_header(data: bytes) -> Header:
                 return Header("JPEG")
             if _is_heic(data):
                 return Header("HEIF")
-            with Image.open(io.BytesIO(data)) as image:
+            with _open(data) as image:
                 kind = "JPEG" if image.format == "MPO" else image.format or ""  # a camera's JPEG with a preview
                 animated = kind != "JPEG" and bool(getattr(image, "is_animated", False))
                 return Header(kind, animated, _orientation(image))
@@ -186,13 +191,24 @@ def _decode(data: bytes) -> Image.Image:
             return image
     if _is_heic(data):
         return _to_rgb(_open_heic(data))
-    with Image.open(io.BytesIO(data)) as image:
+    with _open(data) as image:
         _check_size(*image.size)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             _check_tiff_channels(image)
         image.load()
         orientation = _orientation(image)  # after load(): PNG may keep its EXIF behind the pixels
         return _upright(_to_rgb(image), orientation)
+
+
+def _open(data: bytes) -> Image.Image:
+    """By Pillow, only as a format of `FORMATS`: others would run programs (EPS is PostScript) or read other files."""
+    return Image.open(io.BytesIO(data), formats=_formats())
+
+
+@functools.cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]  # an old Pillow lacks AVIF
 
 
 def _decode_jpeg(data: bytes) -> Image.Image | None:
@@ -210,7 +226,7 @@ def _decode_jpeg(data: bytes) -> Image.Image | None:
         return None
     orientation = 1
     if b"Exif\0\0" in data[: 1 << 18] or b"tiff:Orientation" in data[: 1 << 18]:
-        with Image.open(io.BytesIO(data)) as header:
+        with _open(data) as header:
             orientation = _orientation(header)
     return _upright(Image.fromarray(pixels), orientation)
 
@@ -268,7 +284,7 @@ def _why_unidentified(data: bytes) -> str:
         return "a TIFF of a kind that cannot be read (save it with 8 or 16 bits a channel)"
     if data[4:8] == b"ftyp" and b"avif" in data[8:64]:
         return "a damaged AVIF, or this Pillow cannot read AVIF (pip install -U pillow)"
-    return "not an image, or damaged at its start"
+    return f"not an image of a kind that is read ({', '.join(FORMATS)}, HEIC), or damaged at its start"
 
 
 def _orientation(image: Image.Image) -> int:

@@ -51,14 +51,22 @@ def digest(samples: Iterable[Sample], root: Path) -> str:
     Raises:
         DataError: a file is gone.
     """
+    return digest_of_list((sample.path, _size(root / sample.path), sample.label) for sample in samples)
+
+
+def digest_of_list(images: Iterable[tuple[str, int, str]]) -> str:
+    """BLAKE2b over (path, size in bytes, label) of each image: 32 hexadecimal digits."""
     result = hashlib.blake2b(digest_size=16)
-    for sample in samples:
-        try:
-            size = (root / sample.path).stat().st_size
-        except OSError as error:
-            raise DataError(f"{root / sample.path}: cannot be read ({error.strerror})") from None
-        result.update(f"{sample.path}\0{size}\0{sample.label}\0".encode("utf-8", "surrogateescape"))
+    for path, size, label in images:
+        result.update(f"{path}\0{size}\0{label}\0".encode("utf-8", "surrogateescape"))
     return result.hexdigest()
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def val_by_its_name(splits: dict[str, tuple[Sample, ...]]) -> dict[str, tuple[Sample, ...]]:

@@ -111,13 +111,13 @@ def scan_image(path: Path, name: str) -> Scanned:
         image.height,
         mean=_triple(counts @ values / num_pixels),
         mean_square=_triple(counts @ values**2 / num_pixels),
-        pixels=_pixel_digest(image),
+        pixels=pixel_digest(image),
         thumbnail=image.convert("L").resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX).tobytes(),
         header=read_header(data),
     )
 
 
-def _pixel_digest(image: Image.Image) -> str:
+def pixel_digest(image: Image.Image) -> str:
     result = hashlib.blake2b(f"{image.width} {image.height} ".encode(), digest_size=16)
     result.update(image.tobytes())
     return result.hexdigest()

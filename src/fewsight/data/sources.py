@@ -88,17 +88,26 @@ def _entries(folder: Path, ignored: Counter[str]) -> tuple[list[str], list[str]]
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
+                is_folder, is_file = _kind(entry)
                 if is_hidden(entry.name):
-                    ignored["hidden folder" if entry.is_dir() else "hidden file"] += 1
-                elif entry.is_dir():
+                    ignored["hidden folder" if is_folder else "hidden file"] += 1
+                elif is_folder:
                     folders.append(entry.name)
-                elif entry.is_file():
+                elif is_file:
                     files.append(entry.name)
                 else:
                     ignored["broken link" if entry.is_symlink() else "other file"] += 1
     except OSError as error:
         raise _unreadable(folder, error) from None
     return sorted(files), sorted(folders)
+
+
+def _kind(entry: "os.DirEntry[str]") -> tuple[bool, bool]:
+    """Whether it is a (folder, file), links followed; neither for a link that leads nowhere or to itself."""
+    try:
+        return entry.is_dir(), entry.is_file()
+    except OSError:
+        return False, False
 
 
 def _unreadable(folder: Path, error: OSError) -> DataError:

@@ -164,7 +164,7 @@ def curves(path: Path) -> tuple[Curve, ...]:
         return ()
     files.check_inside(log, path, most=files.MOST_JSON_BYTES)
     found: dict[str, list[tuple[float, float]]] = {}
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in log.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             value = json.loads(line)
         except ValueError:
