@@ -206,7 +206,7 @@ def read_json_as(path: Path, kind: type[T], wrote: str) -> T:
     try:
         return TypeAdapter(kind).validate_json(data, strict=True)
     except ValidationError as error:
-        raise RunError(f"{path} is not what {wrote} wrote: {first_problem(error)}") from error
+        raise RunError(f"{path} is not what {wrote} wrote: {first_problem(error)}; restore it from a copy") from error
 
 
 def first_problem(error: ValidationError) -> str:

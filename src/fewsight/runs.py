@@ -158,7 +158,7 @@ def read_run(path: Path) -> Run:
         raise RunError(f"{path} {what}; expected a folder that `fewsight train` wrote")
     info = files.read_json(path / "run.json")
     version = info.get("format") if isinstance(info, dict) else None
-    if not isinstance(version, int) or version > FORMAT:
+    if not isinstance(version, int) or not 1 <= version <= FORMAT:
         raise RunError(
             f"{path}: run format {version!r}, but this fewsight {fewsight.__version__} reads up to {FORMAT}; "
             "upgrade fewsight"
