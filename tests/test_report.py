@@ -72,8 +72,10 @@ def test_wrong_labels_are_suspected_first() -> None:
     given = labels.copy()
     spoilt = rng.choice(400, 12, replace=False)
     given[spoilt] = (labels[spoilt] + 1) % 4
-    found = suspects(log_softmax(logits), given)
+    found, claimed = suspects(log_softmax(logits), given)
     assert len(set(found[:12]) & set(spoilt)) >= 10
+    assert (claimed != given[found]).all()
+    assert (claimed[:12] == labels[found[:12]]).mean() > 0.8
 
 
 def test_reliability_is_exact_for_a_calibrated_run() -> None:

@@ -28,8 +28,8 @@ class Seen:
     path: str  # as the store names it
     digest: str  # of the file that was scored
     label: str
-    taken_for: str
-    prob: float  # of what it is taken for
+    taken_for: str  # of a suspect label, the class that claims it
+    prob: float  # of that class
     label_prob: float
 
 
@@ -89,21 +89,22 @@ def gather(path: Path, split: str | None = None) -> Facts:
     run = None if is_ensemble(path) or not (path / "run.json").is_file() else runs.read_run(path)
     images = [image for image in scored.first.images if image.error is None]
 
-    def seen(places: np.ndarray) -> tuple[Seen, ...]:
+    def seen(places: np.ndarray, taken: np.ndarray) -> tuple[Seen, ...]:
         return tuple(
             Seen(
                 images[place].path,
                 images[place].digest,
                 classes[labels[place]],
-                classes[predicted[place]],
-                float(np.exp(scores[place, predicted[place]])),
+                classes[other],
+                float(np.exp(scores[place, other])),
                 float(np.exp(scores[place, labels[place]])),
             )
-            for place in places
+            for place, other in zip(places[:GALLERY], taken[:GALLERY], strict=True)
         )
 
     sure = scores[np.arange(len(labels)), predicted]
     wrong = np.flatnonzero(predicted != labels)
+    mistakes, unsure = wrong[np.argsort(-sure[wrong], kind="stable")], np.argsort(sure, kind="stable")
     first = run or _first_run(path)
     info = files.read_json(path / "run.json") if (path / "run.json").is_file() else {}
     return Facts(
@@ -118,9 +119,9 @@ def gather(path: Path, split: str | None = None) -> Facts:
         tempered=() if temperature is None else reliability(scores, labels, temperature),
         rows=tuple(row_lines(scored)),
         ablation=_ablation(scored),
-        sure_mistakes=seen(wrong[np.argsort(-sure[wrong], kind="stable")][:GALLERY]),
-        unsure=seen(np.argsort(sure, kind="stable")[:GALLERY]),
-        suspects=seen(suspects(scores, labels)[:GALLERY]),
+        sure_mistakes=seen(mistakes, predicted[mistakes]),
+        unsure=seen(unsure, predicted[unsure]),
+        suspects=seen(*suspects(scores, labels)),
         curves=curves(path),
         run=run,
         source=None if first is None else first.data.source,
@@ -137,8 +138,12 @@ def against(first: Facts, other: Facts) -> Paired | None:
     return paired(first.right, other.right)
 
 
-def suspects(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Places of images whose label is perhaps wrong, the likeliest first: log-probabilities [n, K], labels [n].
+def suspects(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of images whose label is perhaps wrong, the likeliest first, and the class that claims each.
+
+    Args:
+        scores: log-probabilities [n, K].
+        labels: [n].
 
     A class is claimed where its probability is at least the mean that it has over the images with its label; an image
     is suspect where the strongest claim is not its label's.
@@ -153,8 +158,8 @@ def suspects(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     strongest, found = claimed.max(1), claimed.argmax(1)
     places = np.flatnonzero((strongest > 0) & (found != labels))
     lead = strongest[places] - probs[places, labels[places]]
-    order: np.ndarray = places[np.argsort(-lead, kind="stable")]
-    return order
+    order = places[np.argsort(-lead, kind="stable")]
+    return order, found[order]
 
 
 def curves(path: Path) -> tuple[Curve, ...]:
