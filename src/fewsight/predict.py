@@ -34,7 +34,7 @@ class Scores:
     results: np.ndarray  # float32 [V, n, K], natural log-probabilities of each view; NaN where `errors` says why
     errors: list[str | None]  # [n]
     digests: list[str]  # [n], 64 bits of each file's BLAKE2b in hexadecimal; empty where it cannot be read
-    pixels: list[str]  # [n], digests of the upright images, as a scan has them
+    pixels: list[str]  # [n], digests of the upright images as a scan has them, where asked for
     features: np.ndarray | None = None  # float32 [n, D], pooled, the views' mean, where asked for; NaN as above
 
     @property
@@ -96,7 +96,9 @@ def views_of(recipe: Recipe, names: str = "center") -> tuple[View, ...]:
     return named_views(names, recipe.eval.test_px)
 
 
-def run_scores(run: Run, paths: Sequence[Path], views: Sequence[View], *, features: bool = False) -> Iterator[Scores]:
+def run_scores(
+    run: Run, paths: Sequence[Path], views: Sequence[View], *, features: bool = False, pixels: bool = False
+) -> Iterator[Scores]:
     """Score images with a run's model on this machine; see `score_images`.
 
     Raises:
@@ -108,7 +110,7 @@ def run_scores(run: Run, paths: Sequence[Path], views: Sequence[View], *, featur
     model, normalise = load_model(run, device), Normalise(run.data.mean, run.data.std).to(device)
     assert recipe.run.threads != "auto", "a resolved recipe has its threads"
     with compute_threads(recipe.run.threads):
-        yield from score_images(model, normalise, paths, recipe, views=views, features=features)
+        yield from score_images(model, normalise, paths, recipe, views=views, features=features, pixels=pixels)
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def score_into(
         store, changed = begin(folder, about, names, lambda place: _can_be_read(images[place].file)), 0
         missing = [view for view in views if view.name in store.views]
         rest = images[store.done :] if missing else ()
-        for scores in run_scores(run, [one.file for one in rest], missing) if rest else ():
+        for scores in run_scores(run, [one.file for one in rest], missing, pixels=True) if rest else ():
             first = store.done + scores.start
             lines = [
                 Image(name, label, size, error, digest, (one.file, pixels) in trained)
@@ -203,6 +205,7 @@ def score_images(
     views: Sequence[View] = (),
     batch_size: int = 64,
     features: bool = False,
+    pixels: bool = False,
 ) -> Iterator[Scores]:
     """Score views of each image; where the recipe flips, the flipped twin's probabilities are averaged in each.
 
@@ -212,12 +215,13 @@ def score_images(
         paths: files, or images in memory, whose random boxes are drawn by their pixels.
         views: which; none: the centre at the recipe's first test size.
         features: also give the pooled features, the mean over views and flips.
+        pixels: also give the digests of the pixels.
     """
     views = views or views_of(recipe)
     workers = 1 if recipe.run.workers == "auto" else max(1, recipe.run.workers)
     cuts = {view.cut: view for view in views}  # a view and its twin without flip show the same pixels
     flips = {cut: recipe.augment.flip_prob > 0 and any(view.flip for view in views if view.cut == cut) for cut in cuts}
-    for start, loaded in _loaded(paths, list(cuts.values()), recipe, batch_size, workers):
+    for start, loaded in _loaded(paths, list(cuts.values()), recipe, batch_size, workers, pixels):
         sides = {
             cut: _sides(model, normalise, [one.views[number] for one in loaded], recipe, flips[cut])
             for number, cut in enumerate(cuts)
@@ -290,7 +294,7 @@ class _Loaded:
 
 
 def _loaded(
-    paths: Sequence[Source], views: Sequence[View], recipe: Recipe, batch_size: int, workers: int
+    paths: Sequence[Source], views: Sequence[View], recipe: Recipe, batch_size: int, workers: int, pixels: bool
 ) -> Iterator[tuple[int, list[_Loaded]]]:
     """Batches of (position, files); each is decoded once, and the next batch loads while one is scored."""
     seed, ratio = recipe.eval.view_seed, recipe.eval.crop_ratio
@@ -305,7 +309,7 @@ def _loaded(
             else:
                 image, digest = take_image(source, "image")
             cut = [cut_view(image, view, digest, view_seed=seed, ratio=ratio) for view in views]
-            return _Loaded(cut, digest, pixel_digest(image))
+            return _Loaded(cut, digest, pixel_digest(image) if pixels else "")
         except DataError as error:
             return _Loaded([np.zeros((view.px, view.px, 3), np.uint8) for view in views], digest, "", str(error))
 
