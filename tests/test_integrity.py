@@ -277,6 +277,7 @@ def test_changed_class_names_are_refused(tiny_run: Path, digit_images: Path, tmp
         assert answer.code == 2
         assert "classes.json does not name the classes that the weights were trained for" in answer.err
         assert not (tmp_path / "rows.csv").exists()
+        assert command("predict", tmp_path / "run", digit_images / "test").out == "", "no header before a refusal"
 
 
 @pytest.mark.parametrize("sign", ["\x85", "\u2028", "\x0b", "\x1c"])

@@ -121,8 +121,16 @@ def writing_features(target: Path | None, num_rows: int) -> Iterator[Callable[[n
 
 def _csv_writer(handle: TextIO, top_k: int) -> Callable[[Sequence[Row]], None]:
     writer = csv.DictWriter(handle, column_names(top_k))
-    writer.writeheader()
-    return lambda table: writer.writerows({**row, "path": _no_formula(row["path"])} for row in table)
+    begun = False
+
+    def write(table: Sequence[Row]) -> None:
+        nonlocal begun
+        if not begun:  # with the first rows: what is refused before them leaves the screen alone
+            writer.writeheader()
+            begun = True
+        writer.writerows({**row, "path": _no_formula(row["path"])} for row in table)
+
+    return write
 
 
 def _json_writer(handle: TextIO) -> Callable[[Sequence[Row]], None]:
