@@ -217,7 +217,9 @@ def test_dry_run_of_the_report_as_written(timed: list[str], command: Command, di
     assert answer.code == 0
     assert not Path("rep").exists()
     assert timed == ["resnest101", "tresnet_xl", "seresnext101", "resnest101"]
-    assert "full scale, 1 at once" in answer.out.splitlines()[0]
+    first, second = answer.out.splitlines()[:2]
+    assert first == "timing a step of each training at full size, which takes minutes without a GPU"
+    assert "full scale, 1 at once" in second
     assert "  resnest101_ce_448: resnest101, CE, 250 epochs at 448 px, tested at 448; about " in answer.out
     assert "  tresnet_xl_ce_triplet: tresnet_xl, CE + triplet from tresnet_xl_ce, 200 epochs at 224 px" in answer.out
 

@@ -110,12 +110,12 @@ def train(
         merge_val: train on train + val, as the report does.
         holdout: share of each class kept for val where the data has no splits (0.2).
         max_bad: refuse when more than this share of the images cannot be read (0.01).
-        leak: what to do with a training image that is equal to one of another split: drop it and say so, stop, or allow
-            it (drop). Nearly equal ones are named.
+        leak: drop a training image that is equal to one of another split, stop there, or allow it (drop). Nearly equal
+            ones are named.
         deterministic: on a GPU, take only operations that give the same bits each time, and refuse the others; slower.
             A CPU gives the same bits anyway.
-        preview: write OUT/preview.png, a contact sheet of that many augmented batches, and train nothing.
-        tensorboard: also write curves, the first batch and the recipe to OUT/tensorboard (tensorboard --logdir OUT).
+        preview: write OUT/preview.png, that many augmented batches, and train nothing.
+        tensorboard: also write curves, a batch and the recipe to OUT/tensorboard.
     """
     if resume is not None:
         given = {"DATA": data, "--out": out, "--recipe": recipe, "--hours": hours, "--set": set_ or None,
