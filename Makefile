@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUTF8 := 1
 
-.PHONY: demo test test-all check format bench setup clean
+.PHONY: demo test test-all check format bench docs setup clean
 
 demo: setup ## train on scikit-learn's digits, test, show the result
 	$(BIN)/fewsight demo --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -28,11 +28,19 @@ bench: setup ## every benchmark; they refuse to start while another process uses
 	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.tiny20 $(FEWSIGHT_DATA)
 
+docs: setup .venv/docs-installed ## the documentation site, into site/; warnings are errors
+	$(BIN)/python tools/commands_page.py
+	$(BIN)/zensical build --clean --strict
+
 setup: .venv/installed
 
 .venv/installed: pyproject.toml tools/setup.sh
 	PYTHON="$(PYTHON)" sh tools/setup.sh
 	touch .venv/installed
 
+.venv/docs-installed: pyproject.toml .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch .venv/docs-installed
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv site .cache .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,362 @@
+"""The documentation runs: its blocks on small digits, its command lines, links and paths; its examples on a copy."""
+
+import contextlib
+import functools
+import glob
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cyclopts.exceptions import MissingArgumentError
+
+import fewsight
+from conftest import TINY, Command
+from fewsight.augment import views
+from fewsight.backbones import BACKBONES
+from fewsight.cli import app
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+BLOCK = re.compile(r"(?:<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<head>[^\n`]+)\n(?P<text>.*?)^```$", re.M | re.S)
+MARK = re.compile(r"(not run|slow): \S.*")
+FINDINGS = ("fewsight check",)  # commands that may end with 1: they found something
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page and the mark in the comment on the line before it."""
+
+    page: Path
+    kind: str  # sh, python, diff, text
+    title: str  # the file that it is, where it says so
+    mark: str  # "", or "not run: why", or "slow: why"
+    text: str
+
+    @property
+    def when(self) -> str:
+        """`now`, `slow` or `not run`."""
+        return self.mark.partition(":")[0] or "now"
+
+
+def blocks_of(page: Path) -> list[Block]:
+    """The blocks of a page in their order."""
+    found = []
+    for match in BLOCK.finditer(page.read_text(encoding="utf-8")):
+        kind, _, rest = match["head"].partition(" ")
+        title = re.fullmatch(r'title="([^"]+)"', rest)
+        found.append(Block(page, kind, title[1] if title else "", match["mark"] or "", match["text"]))
+    return found
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+EXAMPLES = [block for block in BLOCKS if block.title]
+
+
+def commands(text: str) -> list[str]:
+    """The command lines of a shell block, comments cut."""
+    lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines())
+    return [line for line in lines if line]
+
+
+def named(page: Path) -> str:
+    """A page as the tests are named."""
+    return page.relative_to(DOCS).with_suffix("").as_posix()
+
+
+# --- what every page holds to -------------------------------------------------------------------------------
+
+
+def test_every_fence_is_a_block_of_a_known_kind() -> None:
+    for page in PAGES:
+        assert len(re.findall(r"^ *```", page.read_text(encoding="utf-8"), re.M)) == 2 * len(blocks_of(page)), page
+    assert {block.kind for block in BLOCKS} == {"sh", "python", "diff", "text"}
+    assert all(block.title for block in BLOCKS if block.kind == "diff")
+
+
+def test_a_block_that_is_not_run_says_why() -> None:
+    for block in BLOCKS:
+        assert not block.mark or MARK.fullmatch(block.mark), f"{named(block.page)}: {block.mark}"
+
+
+def test_every_shell_line_is_a_command_that_exists() -> None:
+    lines = [(block.page, line) for block in BLOCKS if block.kind == "sh" for line in commands(block.text)]
+    assert lines
+    for page, line in lines:
+        tokens = shlex.split(line.replace("torchrun --nproc-per-node=4 -m fewsight", "fewsight"))
+        if tokens[0] == "pip":
+            continue
+        assert tokens[0] == "fewsight", f"{page}: {line}"
+        if tokens[1:] != ["--version"]:
+            command, bound, _ = app.parse_args(tokens[1:], exit_on_error=False, print_error=False)
+            assert callable(command), line
+            recipe = bound.arguments.get("recipe")
+            assert recipe in (None, *SHIPPED) or str(recipe).endswith("recipe.toml"), line
+
+
+SHIPPED = [path.stem for path in (ROOT / "src" / "fewsight" / "recipes").glob("*.toml")]
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_every_command_within_a_sentence_exists(page: Path) -> None:
+    """The README's blocks are held by test_tree.py."""
+    for span in set(re.findall(r"`(fewsight [^`]+)`", page.read_text(encoding="utf-8"))):
+        with contextlib.suppress(MissingArgumentError):  # `fewsight predict` alone names the command
+            if "..." not in span and not span.startswith("fewsight --"):
+                app.parse_args(shlex.split(span)[1:], exit_on_error=False, print_error=False)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as Python-Markdown's toc makes them."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    heads = (re.sub(r"[^\w\s-]", "", head).strip().lower() for head in re.findall(r"^#+ (.+)$", text, re.M))
+    return {re.sub(r"[-\s]+", "-", head) for head in heads}
+
+
+def test_every_internal_link_leads_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            if target.startswith(("https://", "http://")):
+                continue
+            path, _, anchor = target.partition("#")
+            place = (page.parent / path).resolve() if path else page
+            assert place.is_file(), f"{named(page)}: {target}"
+            assert not anchor or anchor in anchors(place), f"{named(page)}: {target}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "zensical.toml").read_text(encoding="utf-8")
+    assert sorted(re.findall(r'"([\w/-]+\.md)"', text)) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_every_path_of_the_repository_exists(page: Path) -> None:
+    new = {block.title for block in EXAMPLES if block.kind == "python"}
+    for path in re.findall(r"`((?:src|tests|benchmarks|docs|tools)/[\w./-]+)`", page.read_text(encoding="utf-8")):
+        assert path in new or (ROOT / path).exists(), path
+
+
+def test_keys_of_the_recipe_exist() -> None:
+    """`augment.fill`, `stages.N.lr_scale`, `losses.triplet.margin` in the tables and sentences."""
+    from fewsight.recipes import Recipe, Stage
+
+    def there(model: type, names: list[str]) -> bool:
+        for name in names:
+            field = model.model_fields.get(name)
+            if field is None:
+                return False
+            model = field.annotation
+        return True
+
+    for page in PAGES:
+        for key in re.findall(r"`((?:data|model|augment|eval|run|losses|optim|stages\.N)\.[\w.]+)", page.read_text()):
+            names = key.split(".")
+            if names[0] in ("stages", "losses", "optim"):
+                names = names[2:] if names[0] == "stages" else names
+                assert there(Stage, [name for name in names if name]), f"{named(page)}: {key}"
+            elif names[-1] not in ("json", "jsonl"):
+                assert there(Recipe, names), f"{named(page)}: {key}"
+
+
+# --- the reference ------------------------------------------------------------------------------------------
+
+
+def test_command_reference_is_what_the_commands_say() -> None:
+    made = runpy.run_path(str(ROOT / "tools" / "commands_page.py"))
+    assert made["PAGE"].read_text(encoding="utf-8") == made["page"](), "run `make docs`"
+
+
+def test_command_reference_has_every_option_of_help(command: Command) -> None:
+    text = (DOCS / "reference" / "commands.md").read_text(encoding="utf-8")
+    parts = dict(re.findall(r"^## (fewsight [a-z ]+)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
+    for name, part in parts.items():
+        answer = command(*name.split()[1:], "--help")
+        shown = set(re.findall(r"--[a-z][a-z-]*", answer.out)) - {"--help", "--version"}
+        assert shown <= set(re.findall(r"--[a-z][a-z-]*", part)), name
+
+
+def test_python_reference_has_every_public_name() -> None:
+    text = (DOCS / "reference" / "python.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^::: (\S+)", text, re.M)
+    assert {f"fewsight.{name}" for name in fewsight.__all__} <= set(shown)
+    for name in shown:
+        module, _, last = name.rpartition(".")
+        found = sys.modules.get(name) or getattr(sys.modules[module], last)
+        assert found.__doc__, name
+
+
+# --- the blocks run -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pages begin with: photos/ of class folders, a manifest, new/, and two runs on photos/.
+
+    It is trained where the pages run, since a run knows its data by its place.
+    """
+    desk = tmp_path_factory.mktemp("docs") / "desk"
+    desk.mkdir()
+    for split in ("train", "val", "test"):
+        shutil.copytree(digit_images / split, desk / ("new" if split == "test" else "photos"), dirs_exist_ok=True)
+    for image in list((desk / "new").glob("*/*.png")):
+        shutil.copy(image, desk / "new" / f"{image.parent.name}-{image.name}")
+    lines = [f"{path.relative_to(desk)},{path.parent.name}" for path in sorted((desk / "photos").glob("*/*.png"))]
+    (desk / "images.csv").write_text("\n".join(["path,label", *lines]) + "\n", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.chdir(desk)
+        for seed, name in enumerate(("photos", "more")):
+            values = [*TINY, f"run.seed={seed}", "stages.0.epochs=1", "eval.test_px=[32,48]"]
+            fewsight.train("photos", f"runs/{name}", recipe="digits", overrides=values)
+    return desk.rename(desk.with_name("as_it_was"))
+
+
+@pytest.fixture
+def desk(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """It as it was, where a page's blocks run."""
+    place = trained.with_name("desk")
+    shutil.copytree(trained, place)
+    monkeypatch.chdir(place)
+    yield place
+    monkeypatch.undo()
+    shutil.rmtree(place)
+
+
+def run_shell(text: str, command: Command) -> None:
+    """The lines of a block, one after the other, with the shell's patterns."""
+    for line in commands(text):
+        tokens = shlex.split(line)
+        assert tokens[0] == "fewsight", line
+        arguments = [path for token in tokens[1:] for path in (sorted(glob.glob(token)) or [token])]  # noqa: PTH207
+        answer = command(*arguments)
+        allowed = (0, 1) if line.startswith(FINDINGS) else (0,)
+        assert answer.code in allowed, f"{line}\n{answer.out}\n{answer.err}"
+
+
+def run_page(blocks: list[Block], command: Command) -> None:
+    """Blocks in their order; those in Python share their names."""
+    names: dict[str, object] = {}
+    for block in blocks:
+        if block.kind == "sh":
+            run_shell(block.text, command)
+        elif block.kind == "python":
+            exec(compile(block.text, named(block.page), "exec"), names)
+
+
+def pages_with(*when: str) -> list[Path]:
+    """Pages with a shell or Python block that runs then, the worked examples left out."""
+    return sorted({b.page for b in BLOCKS if b.kind in ("sh", "python") and b.when in when and not b.title})
+
+
+@pytest.mark.parametrize("page", pages_with("now"), ids=named)
+def test_page_runs(page: Path, desk: Path, command: Command) -> None:
+    run_page([block for block in blocks_of(page) if block.when == "now" and not block.title], command)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("page", pages_with("slow"), ids=named)
+def test_whole_page_runs(page: Path, desk: Path, command: Command) -> None:
+    """The slow blocks too; what they train anew is not there before."""
+    blocks = [block for block in blocks_of(page) if block.when != "not run" and not block.title]
+    for block in blocks:
+        if block.when == "slow" and re.search(r'--out runs/photos\b|"runs/photos", hours', block.text):
+            shutil.rmtree(desk / "runs" / "photos")
+    run_page(blocks, command)
+
+
+# --- the worked examples ------------------------------------------------------------------------------------
+
+
+@functools.cache
+def edited(path: str) -> str:
+    """A file of the repository after every edit that the pages make to it."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    for block in EXAMPLES:
+        if block.kind == "diff" and block.title == path:
+            for hunk in re.split(r"^@@\n", block.text, flags=re.M):
+                lines = hunk.splitlines(keepends=True)
+                before = "".join(line[1:] if line.strip() else line for line in lines if not line.startswith("+"))
+                after = "".join(line[1:] if line.strip() else line for line in lines if not line.startswith("-"))
+                assert text.count(before) == 1, f"{path} has {text.count(before)} times:\n{before}"
+                text = text.replace(before, after)
+    return text
+
+
+def test_edits_of_the_examples_fit_the_files() -> None:
+    edits = {block.title for block in EXAMPLES if block.kind == "diff"}
+    assert len(edits) == 6
+    for path in edits:
+        compile(edited(path), path, "exec")
+
+
+def example(title: str, name: str, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A new file of the examples as the module of that name."""
+    (block,) = [block for block in EXAMPLES if block.title == title]
+    module = types.ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, module)
+    exec(compile(block.text, title, "exec"), module.__dict__)
+    return module
+
+
+def test_example_backbone_meets_its_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = example("src/fewsight/backbones/resnet.py", "fewsight.backbones.resnet", monkeypatch)
+    monkeypatch.setitem(BACKBONES, "resnet18", module.build_resnet18)
+    test = example("tests/test_backbones_resnet.py", "test_backbones_resnet", monkeypatch)
+    test.test_resnet18_has_the_parameter_count_of_timm()
+
+
+def test_example_view_meets_its_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = dict(vars(views))
+    exec(compile(edited("src/fewsight/augment/views.py"), "views.py", "exec"), names)
+    monkeypatch.setitem(views.CROPS, "whole", names["_whole"])
+    test = example("tests/test_augment_whole.py", "test_augment_whole", monkeypatch)
+    test.test_whole_view_shows_both_ends_of_a_wide_image()
+
+
+def run_in(copy: Path, *arguments: str) -> None:
+    """Python on the copy of the tree."""
+    environment = {**os.environ, "PYTHONPATH": str(copy / "src"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *arguments], cwd=copy, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{arguments}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_examples_hold_on_a_copy_of_the_tree(desk: Path, tmp_path: Path) -> None:
+    """Every file and edit of docs/extend.md, then the tests and commands that the page names."""
+    copy = tmp_path / "copy"
+    for name in ("src", "tests"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "Makefile"):
+        shutil.copy(ROOT / name, copy / name)
+    for block in EXAMPLES:
+        (copy / block.title).write_text(edited(block.title) if block.kind == "diff" else block.text, encoding="utf-8")
+    run_in(copy, "-c", f"import fewsight; assert fewsight.__file__.startswith({str(copy)!r})")
+    run_in(copy, "-m", "ruff", "check", *sorted({block.title for block in EXAMPLES}))
+    run_in(copy, "-m", "ruff", "format", "--check", *sorted({block.title for block in EXAMPLES}))
+    run_in(copy, "-m", "mypy", "--no-incremental", "src/fewsight/losses/focal.py", "src/fewsight/backbones/resnet.py")
+    own = [block.title for block in EXAMPLES if block.title.startswith("tests/") and block.kind == "python"]
+    others = [f"tests/test_{name}.py" for name in ("backbones", "losses", "recipes", "augment_views", "tree")]
+    run_in(copy, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *own, *others)
+    for block in blocks_of(DOCS / "extend.md"):
+        for line in commands(block.text) if block.kind == "sh" else []:
+            short = ["--set", "stages.0.epochs=1", "--set", "model.width=0.25"] if " train " in line else []
+            words = [
+                "-m",
+                "fewsight",
+                *(str(desk / word) if word in PLACES else word for word in shlex.split(line)[1:]),
+            ]
+            run_in(copy, *words, *short)
+
+
+PLACES = ("photos/", "runs/photos", "runs/resnet18", "runs/focal")
