@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fewsight.augment import View, cut_view, named_views
 from fewsight.data import decode_bytes, pixel_digest, read_bytes, take_image
 from fewsight.device import autocast, compute_threads, keep_freed_memory, resolve_run, to_device
-from fewsight.errors import DataError
+from fewsight.errors import DataError, RecipeError
 from fewsight.files import locked
 from fewsight.model import Classifier, build_model, build_without_memory, check_weights, load_weights
 from fewsight.recipes import Recipe
@@ -74,7 +74,7 @@ def testing_recipe(run: Run) -> Recipe:
     settings = resolve_run(
         trained.model_copy(update={"device": "auto", "precision": "auto", "threads": "auto", "workers": "auto"})
     )
-    if settings.device.split(":")[0] == trained.device.split(":")[0]:
+    if settings.device.split(":")[0] == trained.device.split(":")[0] and trained.precision != "auto":
         settings = settings.model_copy(update={"precision": trained.precision})
     return run.recipe.model_copy(update={"run": settings})
 
@@ -92,7 +92,10 @@ def views_of(recipe: Recipe, names: str = "center") -> tuple[View, ...]:
     Raises:
         RecipeError: no such view.
     """
-    assert recipe.eval.test_px != "auto", "a resolved recipe has its test sizes"
+    if recipe.eval.test_px == "auto":
+        raise RecipeError(
+            'recipe.toml of the run has eval.test_px = "auto", which no finished run has; restore it from a copy'
+        )
     return named_views(names, recipe.eval.test_px)
 
 

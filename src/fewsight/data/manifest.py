@@ -92,9 +92,9 @@ def _read_parquet(path: Path) -> list[_Row]:
             header = list(file.schema_arrow.names)
             columns = _columns(path, header)
             table = file.read(columns=[header[i] for i in columns.values()])
-    except (ArrowException, OSError) as error:
+            values = {name: table.column(header[i]).to_pylist() for name, i in columns.items()}
+    except (ArrowException, OSError, UnicodeDecodeError) as error:  # damaged text too
         raise DataError(f"{path}: not a readable Parquet file ({_one_line(error)})") from None
-    values = {name: table.column(header[i]).to_pylist() for name, i in columns.items()}
     return [
         _Row(f"row {number + 1}", {name: _text(path, name, column[number]) for name, column in values.items()})
         for number in range(table.num_rows)
