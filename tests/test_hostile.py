@@ -7,15 +7,18 @@ import json
 import os
 import pickle
 import random
+import shutil
 import struct
 import subprocess
 import sys
+import tomllib
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,7 +27,7 @@ import fuzz
 from conftest import Command
 from fewsight import rows
 from fewsight.console import printable
-from fewsight.data import ImageError, decode_bytes, load_image, scan_image
+from fewsight.data import ImageError, decode_bytes, load_image, read_dataset, scan_image
 from fewsight.data.decode import UNKNOWN, read_header
 from fewsight.errors import DataError, FewsightError
 from fewsight.files import json_text
@@ -98,6 +101,51 @@ def test_pickle_that_calls_is_refused_and_does_not_run(protocol: int, tmp_path: 
     (tmp_path / "train.pickle").write_bytes(pickle.dumps([Hostile()], protocol=protocol))
     with pytest.raises(DataError, match="nothing in it was run"):
         read_lists(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\x80\x02]r\xff\xff\xff\x7f.", "it numbers a value 2,147,483,647"),  # LONG_BINPUT makes room for as many
+        (b"}(U\x01aq\x00" + b"h\x00h\x00\x86q\x00" * 40 + b"K\x01u.", "it holds SETITEMS and tuples"),
+    ],
+    ids=["memo", "hash"],
+)
+def test_pickle_that_would_take_the_machine_is_refused_at_once(data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "train.pickle").write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        read_lists(tmp_path)
+
+
+def test_entry_of_lists_in_lists_is_named_shortly(tmp_path: Path) -> None:
+    doubled: tuple[Any, ...] = ("n01440764", "n01440764_3.JPEG")
+    for _ in range(40):
+        doubled = (doubled, doubled)
+    (tmp_path / "train.pickle").write_bytes(pickle.dumps([doubled]))
+    with pytest.raises(DataError, match=r"entry 0 is .{1,90}; expected"):
+        read_lists(tmp_path)
+
+
+@pytest.mark.parametrize(("section", "key", "code"), [("eval", "test_px", 2), ("run", "precision", 0)])
+def test_run_whose_recipe_is_not_resolved_does_not_crash(
+    section: str, key: str, code: int, tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
+) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    recipe = tmp_path / "run" / "recipe.toml"
+    values = tomllib.loads(recipe.read_text())
+    values[section][key] = "auto"
+    recipe.write_text(tomli_w.dumps(values))
+    answer = command("predict", tmp_path / "run", digit_images / "test")
+    assert answer.code == code, answer.err
+    assert ("recipe.toml of the run has eval.test_px" in answer.err) == (code == 2)
+
+
+def test_parquet_manifest_with_damaged_text_is_refused(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    damaged = arrow.array([b"a/\xff\xfe.png", b"b/1.png"], arrow.binary()).view(arrow.string())
+    parquet.write_table(arrow.table({"path": damaged, "label": ["a", "b"]}), tmp_path / "images.parquet")
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        read_dataset(tmp_path / "images.parquet")
 
 
 json_values = st.recursive(

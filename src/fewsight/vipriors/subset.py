@@ -3,7 +3,9 @@
 import io
 import os
 import pickle
+import pickletools
 import re
+import reprlib
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +22,12 @@ NESTED = ("", "Data/CLS-LOC", "ILSVRC/Data/CLS-LOC")  # where train/ and val/ li
 WNID = re.compile(r"n\d{8}")
 FILE = re.compile(r"[A-Za-z0-9_]+\.JPEG")
 MOST_LIST_BYTES = 64 * 2**20
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 80
+
+
+HASHING = frozenset(["DICT", "SETITEM", "SETITEMS", "ADDITEMS", "FROZENSET"])  # pickle's operations
+LOOKUPS = frozenset(["GLOBAL", "STACK_GLOBAL", "INST", "PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4"])  # all refused
 
 
 class _PlainLists(pickle.Unpickler):
@@ -142,6 +150,7 @@ def _plain_list(path: Path) -> Sequence[Any]:
     if size > MOST_LIST_BYTES:
         raise DataError(f"{path}: {size / 2**20:.0f} MiB is too much for a list of names (at most 64)")
     try:
+        _check_operations(data)
         found = _PlainLists(io.BytesIO(data)).load()
     except Exception as error:  # damaged pickles raise nearly anything
         raise DataError(f"{path}: not a pickle of a plain list ({error}); nothing in it was run") from error
@@ -150,8 +159,26 @@ def _plain_list(path: Path) -> Sequence[Any]:
     return found
 
 
+def _check_operations(data: bytes) -> None:
+    """Refuse, before it is built, a pickle that would take memory or time without end.
+
+    A number in its memo makes room for as many values; the hash of a tuple that holds a tuple twice, which holds a
+    tuple twice, doubles with each.
+    """
+    tuples = False
+    for operation, argument, _ in pickletools.genops(data):
+        if operation.name in LOOKUPS:
+            return  # nothing after it is built
+        tuples |= operation.name.startswith("TUPLE")
+        if tuples and operation.name in HASHING:
+            raise pickle.UnpicklingError(f"it holds {operation.name} and tuples")
+        if operation.name.endswith("PUT") and int(argument or 0) > len(data):
+            raise pickle.UnpicklingError(f"it numbers a value {argument:,}")
+
+
 def _strange(path: Path, number: int, entry: Any, example: str) -> DataError:
-    return DataError(f"{path}: entry {number} is {str(entry)[:80]!r}; expected such as {example}")
+    shown = entry if isinstance(entry, str) else SHORT.repr(entry)  # the same list within a list could be endless
+    return DataError(f"{path}: entry {number} is {shown[:80]!r}; expected such as {example}")
 
 
 def _tree(imagenet: Path) -> Path:
