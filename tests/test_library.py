@@ -26,8 +26,10 @@ def test_public_names_are_exact_and_there() -> None:
         fewsight.nothing  # noqa: B018
 
 
-def test_import_takes_no_torch() -> None:
-    code = "import sys, fewsight; print('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["fewsight", "fewsight.cli", "fewsight.tables", "fewsight.calibration"])
+def test_import_takes_no_torch(module: str) -> None:
+    """Commands on kept scores need none."""
+    code = f"import sys, {module}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 

@@ -8,7 +8,6 @@ that was asked for). It is written as it goes: a store that was cut short has fe
 
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,10 +18,10 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from fewsight import files
+from fewsight.augment import is_view_name
 from fewsight.errors import RunError
 
 FORMAT = 1  # of a store; a newer one is refused
-VIEW = re.compile(r"(center|random)-\d+(-noflip)?")  # the name of a view's file
 SUFFIXES = {"float32": ".f32", "float16": ".f16"}
 
 
@@ -229,7 +228,7 @@ def _read(path: Path) -> Store:
     lines = _lines(path)
     size = about.count * about.row_bytes
     found = sorted(path.glob(f"*{about.suffix}"), key=lambda file: file.stem)
-    strange = next((file for file in found if not VIEW.fullmatch(file.stem)), None)
+    strange = next((file for file in found if not is_view_name(file.stem)), None)
     if strange is not None:
         raise RunError(f"{strange} is no view that fewsight scores, such as center-64{about.suffix}; remove it")
     views = tuple(file.stem for file in found if _size(file) == size)

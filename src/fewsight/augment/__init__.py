@@ -13,7 +13,7 @@ from fewsight.augment.crop import draw_crop, random_flip, random_resized_crop
 from fewsight.augment.cutmix import Mix, draw_cutmix, paste
 from fewsight.augment.policy import POLICIES, SUB_POLICIES, PolicySettings, autoaugment, trivialaugment
 from fewsight.augment.preview import contact_sheet
-from fewsight.augment.views import View, center_view, cut_view, named_views, random_box
+from fewsight.augment.views import View, center_view, cut_view, is_view_name, named_views, random_box
 
 __all__ = [
     "POLICIES",
@@ -28,6 +28,7 @@ __all__ = [
     "cut_view",
     "draw_crop",
     "draw_cutmix",
+    "is_view_name",
     "named_views",
     "paste",
     "random_box",

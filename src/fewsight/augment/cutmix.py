@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # the views of an image need no torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def draw_cutmix(
     return Mix(rng.permutation(batch_size), box, lam)
 
 
-def paste(images: Tensor, others: Tensor, partners: np.ndarray, box: tuple[int, int, int, int]) -> Tensor:
+def paste(images: "Tensor", others: "Tensor", partners: np.ndarray, box: tuple[int, int, int, int]) -> "Tensor":
     """Copy the box of `others[partners[i]]` into image i.
 
     Args:
@@ -84,5 +86,7 @@ def paste(images: Tensor, others: Tensor, partners: np.ndarray, box: tuple[int, 
     top, left, height, width = box
     region = (..., slice(top, top + height), slice(left, left + width))
     mixed = images.clone()
+    import torch
+
     mixed[region] = others[region].index_select(0, torch.from_numpy(partners).to(others.device))
     return mixed

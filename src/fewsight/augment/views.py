@@ -58,10 +58,16 @@ def named_views(text: str, test_px: Sequence[int]) -> tuple[View, ...]:
     return tuple(_named_view(name, test_px) for name in names)
 
 
-def _named_view(name: str, test_px: Sequence[int]) -> View:
+def is_view_name(name: str) -> bool:
+    """Whether a view could be called so: a crop of `CROPS` and a size, such as `center-64-noflip`."""
     found = NAME.fullmatch(name)
+    return found is not None and found[1] in CROPS
+
+
+def _named_view(name: str, test_px: Sequence[int]) -> View:
     known = ", ".join(view.name for view in named_views("report", test_px))
-    if found is None or found[1] not in CROPS or not 8 <= int(found[2]) <= 4096:
+    found = NAME.fullmatch(name) if is_view_name(name) else None
+    if found is None or not 8 <= int(found[2]) <= 4096:
         raise RecipeError(f"--views {name}: expected center, report, or names: {known}")
     px, flip = int(found[2]), found[3] is None
     if found[1] == "center":
