@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.machine import busy_processes, commit, device_name
 from fewsight import scores
+from fewsight.data import digest_of_list
 from fewsight.scores import About, Image
 
 NUM_RUNS, NUM_CLASSES = 7, 1000
@@ -33,8 +34,8 @@ def write_stores(folder: Path, num_images: int) -> None:
     views = tuple(f"center-{px}" for px in SIZES)
     for run in range(NUM_RUNS):
         path = folder / f"run{run}"
-        named = [(f"{number}.JPEG", classes[label], 100) for number, label in enumerate(labels)]
-        about = About(classes, num_images, scores.images_digest(named), f"w{run}", 0, 0.875, True, "float32")
+        named = [(f"{number}.JPEG", 100, classes[label]) for number, label in enumerate(labels)]
+        about = About(classes, num_images, digest_of_list(named), f"w{run}", 0, 0.875, True, "float32")
         store = scores.begin(path / "scores" / "test", about, views)
         for first in range(0, num_images, 1000):
             part = labels[first : first + 1000]

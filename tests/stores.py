@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from fewsight import scores
+from fewsight.data import digest_of_list
 from fewsight.fusion import Result, Scored, scored_of
 from fewsight.scores import About, Image, Store
 
@@ -46,8 +47,8 @@ def write_store(
     names: list[str | None] = [None] * count
     if labels is not None:
         names = [label if isinstance(label, str) else classes[label] for label in labels]
-    named = [(f"{path.name}/{number}.png", names[number], 100 + number) for number in range(count)]
-    about = About(classes, count, scores.images_digest(named), "w", 0, 0.875, True, "float32", dtype)
+    named = [(f"{path.name}/{number}.png", 100 + number, names[number]) for number in range(count)]
+    about = About(classes, count, digest_of_list(named), "w", 0, 0.875, True, "float32", dtype)
     store = scores.begin(path, about, list(views))
     results = np.stack([views[view] for view in store.views]).astype(np.float32)
     results[:, list(unreadable)] = np.nan

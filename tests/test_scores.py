@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from fewsight import scores
+from fewsight.data import digest_of_list
 from fewsight.errors import RunError
 from fewsight.scores import About, Image
 
 VIEWS = ("center-8", "random-8")
-IMAGES = [(f"{number}.png", "ant", 100 + number) for number in range(7)]
-ABOUT = About(("ant", "bee", "cat"), 7, scores.images_digest(IMAGES), "w1", 0, 0.875, True, "float32")
+IMAGES = [(f"{number}.png", 100 + number, "ant") for number in range(7)]
+ABOUT = About(("ant", "bee", "cat"), 7, digest_of_list(IMAGES), "w1", 0, 0.875, True, "float32")
 
 
 def image(number: int, digest: str | None = None) -> Image:

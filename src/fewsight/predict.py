@@ -13,14 +13,14 @@ from PIL.Image import Image as PILImage
 from torch import Tensor, nn
 
 from fewsight.augment import View, cut_view, named_views
-from fewsight.data import decode_bytes, pixel_digest, read_bytes, take_image
+from fewsight.data import decode_bytes, digest_of_list, pixel_digest, read_bytes, take_image
 from fewsight.device import autocast, compute_threads, keep_freed_memory, resolve_run, to_device
 from fewsight.errors import DataError, RecipeError
 from fewsight.files import locked
 from fewsight.model import Classifier, build_model, build_without_memory, check_weights, load_weights
 from fewsight.recipes import Recipe
 from fewsight.runs import WEIGHTS, Run, read_weights, require_weights, trained_on
-from fewsight.scores import About, Image, Store, append, begin, finish, images_digest
+from fewsight.scores import About, Image, Store, append, begin, finish
 
 Source = Path | PILImage | np.ndarray  # a file, or an image in memory
 PART_PIXELS = 64 * 224**2  # of one view, that go through the model at a time
@@ -153,11 +153,11 @@ def score_into(
     """
     require_weights(run)
     recipe, trained = testing_recipe(run), trained_on(run)
-    sizes = [(one.name, one.label, _file_size(one.file)) for one in images]
+    listed = [(one.name, _file_size(one.file), one.label) for one in images]
     about = About(
         classes=run.classes,
         count=len(images),
-        images_digest=images_digest(sizes),
+        images_digest=digest_of_list(listed),
         weights_digest=str(run.info.get("weights_digest")),
         view_seed=recipe.eval.view_seed,
         crop_ratio=recipe.eval.crop_ratio,
@@ -173,9 +173,9 @@ def score_into(
         for scores in run_scores(run, [one.file for one in rest], missing, pixels=True) if rest else ():
             first = store.done + scores.start
             lines = [
-                Image(name, label, size, error, digest, (one.file, pixels) in trained)
-                for one, (name, label, size), error, digest, pixels in zip(
-                    images[first:], sizes[first:], scores.errors, scores.digests, scores.pixels, strict=False
+                Image(*named, error, digest, (one.file, pixels) in trained)
+                for one, named, error, digest, pixels in zip(
+                    images[first:], listed[first:], scores.errors, scores.digests, scores.pixels, strict=False
                 )
             ]
             changed += append(store, first, scores.results, lines)

@@ -1,15 +1,14 @@
 """The score store: every view's log-probabilities of every image, and what is asked of them without a model.
 
-A store is a folder: store.json (what was scored, and how), images.jsonl (a line for each image: path, label, size,
+A store is a folder: store.json (what was scored, and how), images.jsonl (a line for each image: path, size, label,
 error, digest of the file, whether the run was trained on it) and `<view>.f32` for each view: natural log-probabilities,
 little-endian float32 [images, classes], rows of NaN where an image could not be read (`<view>.f16` and float16 where
 that was asked for). It is written as it goes: a store that was cut short has fewer rows and goes on from there.
 """
 
-import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from fewsight import files
 from fewsight.augment import is_view_name
+from fewsight.data import digest_of_list
 from fewsight.errors import RunError
 
 FORMAT = 1  # of a store; a newer one is refused
@@ -31,7 +31,7 @@ class About:
 
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     count: Annotated[int, Field(ge=0, lt=2**40)]  # images
-    images_digest: str  # BLAKE2b over their paths, labels and sizes
+    images_digest: str  # `data.digest_of_list` of them
     weights_digest: str
     view_seed: int
     crop_ratio: float
@@ -55,8 +55,8 @@ class Image:
     """One line of images.jsonl."""
 
     path: str
-    label: str | None
     size: int  # of the file in bytes; -1 where there is none
+    label: str | None
     error: str | None
     digest: str  # 64 bits of the file's BLAKE2b in hexadecimal; empty where it could not be read
     trained_on: bool
@@ -107,14 +107,6 @@ class Store:
         if len(found) != (stop - start) * width:
             raise RunError(f"{file} is shorter than it was; remove it and score again")
         return found.reshape(stop - start, width).astype(np.float32, copy=False)
-
-
-def images_digest(images: Iterable[tuple[str, str | None, int]]) -> str:
-    """BLAKE2b over (path, label, size in bytes) of each image, in their order."""
-    result = hashlib.blake2b(digest_size=16)
-    for path, label, size in images:
-        result.update(f"{path}\0{label}\0{size}\0".encode("utf-8", "surrogateescape"))
-    return result.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -240,7 +232,7 @@ def _read(path: Path) -> Store:
     if not views:
         raise RunError(f"{path} is not whole: it holds no whole view; run the command that wrote it again")
     images = _images(path, lines)
-    if images_digest((one.path, one.label, one.size) for one in images) != about.images_digest:
+    if digest_of_list((one.path, one.size, one.label) for one in images) != about.images_digest:
         raise RunError(
             f"{path / 'images.jsonl'} is not what was written: its paths, labels, sizes or their order were changed; "
             f"remove {path} and score again"

@@ -1,9 +1,18 @@
 """Folders and manifests in; upright RGB images, labels by name and splits out."""
 
-from fewsight.data.decode import IMAGE_SUFFIXES, Header, ImageError, decode_bytes, load_image, read_bytes, take_image
+from fewsight.data.decode import (
+    IMAGE_SUFFIXES,
+    Header,
+    ImageError,
+    decode_bytes,
+    load_image,
+    pixel_digest,
+    read_bytes,
+    take_image,
+)
 from fewsight.data.duplicates import candidates, confirmed, load_compared
 from fewsight.data.samples import Dataset, Sample, classes_in, digest, digest_of_list
-from fewsight.data.scanning import THUMBNAIL_PX, Scanned, channel_stats, pixel_digest, scan, scan_image
+from fewsight.data.scanning import THUMBNAIL_PX, Scanned, channel_stats, scan, scan_image
 from fewsight.data.selection import EvaluationSet, check_class_sizes, evaluation_samples, training_samples
 from fewsight.data.sources import images_under, is_hidden, is_image, read_dataset
 from fewsight.data.splits import split_by_seed

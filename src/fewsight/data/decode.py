@@ -147,9 +147,14 @@ def take_image(image: "Image.Image | np.ndarray", name: str) -> tuple[Image.Imag
         raise ImageError(name, str(refusal)) from None
     except Exception as error:  # a file that Pillow reads only now
         raise ImageError(name, f"cannot be decoded ({error or type(error).__name__})") from None
-    result = hashlib.blake2b(f"{upright.width} {upright.height} ".encode(), digest_size=8)
-    result.update(upright.tobytes())
-    return upright, result.hexdigest()
+    return upright, pixel_digest(upright, 8)
+
+
+def pixel_digest(image: Image.Image, size: int = 16) -> str:
+    """BLAKE2b of so many bytes over an image's sides and pixels, in hexadecimal."""
+    result = hashlib.blake2b(f"{image.width} {image.height} ".encode(), digest_size=size)
+    result.update(image.tobytes())
+    return result.hexdigest()
 
 
 @dataclass(frozen=True)

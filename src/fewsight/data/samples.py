@@ -54,7 +54,7 @@ def digest(samples: Iterable[Sample], root: Path) -> str:
     return digest_of_list((sample.path, _size(root / sample.path), sample.label) for sample in samples)
 
 
-def digest_of_list(images: Iterable[tuple[str, int, str]]) -> str:
+def digest_of_list(images: Iterable[tuple[str, int, str | None]]) -> str:
     """BLAKE2b over (path, size in bytes, label) of each image: 32 hexadecimal digits."""
     result = hashlib.blake2b(digest_size=16)
     for path, size, label in images:

@@ -5,7 +5,6 @@ Python's lock while they decode. Only good results are remembered, so that a rep
 installed decoder counts at once.
 """
 
-import hashlib
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 import platformdirs
 from PIL import Image
 
-from fewsight.data.decode import UNKNOWN, Header, ImageError, decode_bytes, read_bytes, read_header
+from fewsight.data.decode import UNKNOWN, Header, ImageError, decode_bytes, pixel_digest, read_bytes, read_header
 from fewsight.data.samples import Sample
 
 MIN_STD = 1 / 255  # the floor where all images have one colour: one grey level
@@ -115,12 +114,6 @@ def scan_image(path: Path, name: str) -> Scanned:
         thumbnail=image.convert("L").resize((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BOX).tobytes(),
         header=read_header(data),
     )
-
-
-def pixel_digest(image: Image.Image) -> str:
-    result = hashlib.blake2b(f"{image.width} {image.height} ".encode(), digest_size=16)
-    result.update(image.tobytes())
-    return result.hexdigest()
 
 
 def _triple(values: np.ndarray) -> _Triple:
