@@ -5,18 +5,13 @@ commands as a user would, from a warm page cache, and prints each one's median s
 """
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.machine import busy_processes, commit, device_name
+from benchmarks.machine import busy_processes, commit, device_name, keep, measured
 from fewsight import scores
 from fewsight.data import digest_of_list
 from fewsight.scores import About, Image
@@ -24,7 +19,6 @@ from fewsight.scores import About, Image
 NUM_RUNS, NUM_CLASSES = 7, 1000
 SIZES = (224, 320, 380, 448)
 REPEATS = 3
-RESULTS = Path(__file__).parent / "results"
 
 
 def write_stores(folder: Path, num_images: int) -> None:
@@ -50,32 +44,15 @@ def write_stores(folder: Path, num_images: int) -> None:
         scores.finish(store)
 
 
-def measured(arguments: list[str], fine: tuple[int, ...] = (0,)) -> tuple[float, float]:
-    """Seconds and peak memory in MB of one command; `fine`: what it may exit with."""
-    command = [sys.executable, "-m", "fewsight", *arguments]
-    began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status) not in fine:
-        raise SystemExit(f"{' '.join(arguments)} failed")
-    return time.perf_counter() - began, usage.ru_maxrss / 1e3
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="where the stores are generated, or lie (a temporary folder)")
     parser.add_argument("--images", type=int, default=50_000)
-    parser.add_argument("--generate", action="store_true", help="only write the stores into --folder")
     options = parser.parse_args()
-    if options.generate:
-        write_stores(options.folder, options.images)
-        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         if not (runs := sorted(folder.glob("run?"))):
-            # by a process of its own: a command's peak memory counts that of the process which starts it
-            command = [sys.executable, "-m", "benchmarks.algebra", "--generate", "--folder", str(folder)]
-            subprocess.run([*command, "--images", str(options.images)], check=True)
+            write_stores(folder, options.images)
             runs = sorted(folder.glob("run?"))
         if busy := busy_processes():
             raise SystemExit(f"other processes would disturb the timing: {busy}")
@@ -101,10 +78,8 @@ def main() -> None:
         spread = f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
         lines.append(f"| {what} | {spread} | {max(memory for _, memory in pairs):,.0f} |")
     print("\n".join(lines))
-    RESULTS.mkdir(exist_ok=True)
-    heading = "# The algebra of scores at the challenge's size\n\n`python -m benchmarks.algebra`, warm page cache.\n\n"
-    (RESULTS / "algebra.md").write_text(heading + "\n".join(lines) + "\n")
-    (RESULTS / "algebra.json").write_text(json.dumps({"about": lines[0], "seconds_and_mb": found}, indent=1) + "\n")
+    title = "The algebra of scores at the challenge's size\n\n`python -m benchmarks.algebra`, warm page cache."
+    keep("algebra", title, lines, {"about": lines[0], "seconds_and_mb": found})
 
 
 if __name__ == "__main__":

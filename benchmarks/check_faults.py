@@ -6,7 +6,6 @@ faults of each kind, on images drawn by seed. What is found in the data as they 
 """
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -18,11 +17,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.machine import busy_processes, commit, device_name
+from benchmarks.machine import busy_processes, commit, device_name, keep
 from benchmarks.near_duplicates import COPIES
 from fewsight.check import Checked, check
 
-RESULTS = Path(__file__).parent / "results"
 NEAR = ["JPEG, quality 30", "3/4 of the size", "brighter by 20 %", "mirrored", "grey"]
 CLASSES = 5  # of each fault of whole classes
 LARGE = 3  # images of 56 megapixels
@@ -195,11 +193,8 @@ def main() -> None:
     for kind, _, _, strange in rows:
         for group in strange[:5]:
             print(f"not planted, {kind}: {group}")
-    RESULTS.mkdir(exist_ok=True)
-    heading = f"# Planted faults\n\n`python -m benchmarks.check_faults {options.folder.name}`\n\n"
-    (RESULTS / "check-faults.md").write_text(heading + "\n".join(lines) + "\n")
-    kept = {"about": about, "first": first, "second": second, "rows": rows}
-    (RESULTS / "check-faults.json").write_text(json.dumps(kept, indent=1) + "\n")
+    title = f"Planted faults\n\n`python -m benchmarks.check_faults {options.folder.name}`"
+    keep("check-faults", title, lines, {"about": about, "first": first, "second": second, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -16,13 +16,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.algebra import measured
-from benchmarks.machine import commit, device_name
+from benchmarks.machine import commit, device_name, keep, measured
 from benchmarks.near_duplicates import jpeg
 from fewsight.cores import num_cores
 from fewsight.data import load_image, read_dataset
 
-RESULTS = Path(__file__).parent / "results"
 CLASSES, COPIES, PART = 200, 100, 1000
 
 
@@ -58,7 +56,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, nargs="+", default=[25_000, 50_000, 100_000])
     options = parser.parse_args()
-    about = f"blends of {options.folder.name}, {device_name('cpu')}, {num_cores()} cores; {commit()}"
+    about = f"blends of {options.folder.name}, {device_name('cpu')}; {commit()}"
     lines = [about, "", "| images | first check, s | again, s | peak memory, MB | copies found | other pairs |"]
     lines.append("|---|---|---|---|---|---|")
     kept = []
@@ -79,10 +77,8 @@ def main() -> None:
             f"| {count:,} | {first:.0f} | {again:.1f} | {memory:.0f} | {right} of {COPIES} | {len(groups) - right} |"
         )
         print(lines[-1], flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    heading = f"# Checking many images\n\n`python -m benchmarks.check_many {options.folder.name}`\n\n"
-    (RESULTS / "check-many.md").write_text(heading + "\n".join(lines) + "\n")
-    (RESULTS / "check-many.json").write_text(json.dumps({"about": about, "found": kept}, indent=1) + "\n")
+    title = f"Checking many images\n\n`python -m benchmarks.check_many {options.folder.name}`"
+    keep("check-many", title, lines, {"about": about, "found": kept})
 
 
 if __name__ == "__main__":

@@ -28,13 +28,12 @@ from pytorch_metric_learning.miners import BatchHardMiner
 from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor
 
-from benchmarks.machine import busy_processes, commit, device_name
+from benchmarks.machine import RESULTS, busy_processes, commit, device_name
 from benchmarks.step import NUM_CLASSES, spread, synchronize, training_step
 from fewsight.device import best_precision
 from fewsight.losses import ArcFace, BatchHardTriplet, Targets
 from fewsight.model import build_model
 
-RESULTS = Path(__file__).parent / "results"
 WARM_UP = 3
 MARGIN, SCALE, MARGIN_RAD = 0.3, 30.0, 0.5
 

@@ -1,13 +1,26 @@
-"""What every benchmark says of its machine, and the refusal to start while something else runs."""
+"""What benchmarks share: the machine in words, the refusal to start beside others, a command's cost, the results."""
 
+import json
 import os
 import platform
 import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+RESULTS = Path(__file__).parent / "results"
+# by a process without torch: a command's peak memory counts that of the process which starts it
+WAIT = """
+import json, os, subprocess, sys, time
+began = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(json.dumps([os.waitstatus_to_exitcode(status), time.perf_counter() - began, usage.ru_maxrss]))
+"""
 BUSY_SHARE = 0.3  # of one core, taken by another process
 
 
@@ -55,3 +68,19 @@ def commit() -> str:
         ).stdout.strip()
 
     return (git("rev-parse", "--short", "HEAD") or "none") + (" with changes" if git("status", "-s") else "")
+
+
+def measured(arguments: list[str], fine: tuple[int, ...] = (0,)) -> tuple[float, float]:
+    """Seconds and peak memory in MB of one command; `fine`: what it may exit with."""
+    command = [sys.executable, "-c", WAIT, sys.executable, "-m", "fewsight", *arguments]
+    code, seconds, kilobytes = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    if code not in fine:
+        raise SystemExit(f"{' '.join(arguments)} failed")
+    return seconds, kilobytes / 1e3
+
+
+def keep(name: str, title: str, lines: Sequence[str], values: Any) -> None:
+    """Write results/NAME.md, the title and the lines, and results/NAME.json, the values."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text("\n".join([f"# {title}", "", *lines]) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n")

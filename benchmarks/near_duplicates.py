@@ -7,7 +7,6 @@ images of both splits. A pair that is no copy is a false one, or a real near dup
 
 import argparse
 import io
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from benchmarks.machine import commit, device_name
+from benchmarks.machine import commit, device_name, keep
 from fewsight.cores import num_cores
 from fewsight.data import candidates, confirmed, load_image, read_dataset, scan
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:
@@ -87,10 +84,8 @@ def main() -> None:
         found[kind] = [len(pairs & expected), len(others), seconds]
         lines.append(f"| {kind} | {len(pairs & expected)} of {len(expected)} | {len(others)} | {seconds:.1f} |")
         print(lines[-1], flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    heading = f"# Near duplicates\n\n`python -m benchmarks.near_duplicates {options.folder.name}`\n\n"
-    (RESULTS / "near-duplicates.md").write_text(heading + "\n".join(lines) + "\n")
-    (RESULTS / "near-duplicates.json").write_text(json.dumps({"about": about, "found": found}, indent=1) + "\n")
+    title = f"Near duplicates\n\n`python -m benchmarks.near_duplicates {options.folder.name}`"
+    keep("near-duplicates", title, lines, {"about": about, "found": found})
 
 
 if __name__ == "__main__":

@@ -24,10 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.machine import busy_processes, commit, device_name
+from benchmarks.machine import RESULTS, busy_processes, commit, device_name
 from fewsight.model import build_model
 
-RESULTS = Path(__file__).parent / "results"
 TIMM_NAMES = {
     "resnest101": "resnest101e",
     "tresnet_xl": "tresnet_xl",

@@ -21,10 +21,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import busy_processes, commit, device_name
+from benchmarks.machine import RESULTS, busy_processes, commit, device_name
 from fewsight.metrics import wilson
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> int:

@@ -45,6 +45,7 @@ ORDER = [
     "prepare",
     "console",
     "preview",
+    "pictures",
     "check",
     "auto",
     "rows",

@@ -1,19 +1,17 @@
 """The findings as one HTML file with thumbnails, which opens without a network."""
 
-import base64
-import io
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from PIL import Image
 
 from fewsight import files
 from fewsight.check.findings import Finding
 from fewsight.check.look import Checked
 from fewsight.console import printable
 from fewsight.data import ImageError, load_image
+from fewsight.pictures import thumbnail
 
 SHOWN = 60  # groups of a finding
 SHOWN_TOGETHER = 8  # images of a group
@@ -68,7 +66,4 @@ def _thumbnail(path: Path) -> str:
         image = load_image(path)
     except ImageError:
         return ""
-    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BILINEAR)
-    handle = io.BytesIO()
-    image.save(handle, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(handle.getvalue()).decode()
+    return thumbnail(image, THUMBNAIL_PX)

@@ -1,8 +1,6 @@
 """The page: HTML with its pictures and drawings in it, no script from elsewhere, no request."""
 
-import base64
 import hashlib
-import io
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -22,6 +20,7 @@ from fewsight.check import check as check_data
 from fewsight.console import printable
 from fewsight.data import ImageError, decode_bytes, read_bytes
 from fewsight.errors import DataError, RunError
+from fewsight.pictures import address, thumbnail
 from fewsight.recipes import recipe_toml
 from fewsight.report.gather import Curve, Facts, Seen, against, gather, report_tables
 
@@ -129,14 +128,7 @@ def _thumbnail(path: Path, digest: str) -> str:
         image = decode_bytes(data, str(path))
     except ImageError:
         return ""
-    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BILINEAR)
-    return _address(image, "JPEG", quality=80)
-
-
-def _address(image: Image.Image, kind: str, **options: Any) -> str:
-    handle = io.BytesIO()
-    image.save(handle, kind, **options)
-    return f"data:image/{kind.lower()};base64," + base64.b64encode(handle.getvalue()).decode()
+    return thumbnail(image, THUMBNAIL_PX)
 
 
 def _matrix(facts: Facts) -> dict[str, Any]:
@@ -170,7 +162,7 @@ def _picture(confusion: np.ndarray) -> str:
     pixels = (255 - dark * (255 - np.array([0, 68, 136]))).astype(np.uint8)  # to a blue that greys well
     image = Image.fromarray(pixels)
     scale = max(1, -(-MIN_PICTURE_PX // len(confusion)))
-    return _address(image.resize((scale * len(confusion),) * 2, Image.Resampling.NEAREST), "PNG", optimize=True)
+    return address(image.resize((scale * len(confusion),) * 2, Image.Resampling.NEAREST), "PNG", optimize=True)
 
 
 def _cells(facts: Facts) -> list[tuple[str, list[tuple[int, float]]]]:
