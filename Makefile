@@ -15,13 +15,13 @@ test-all: check ## the slow ones too: full-size backbones, kills, resumes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 check: setup
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks tools
+	$(BIN)/ruff check src tests benchmarks tools
 	$(BIN)/mypy
 
 format: setup
-	$(BIN)/ruff format src tests benchmarks
-	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks tools
+	$(BIN)/ruff check --fix src tests benchmarks tools
 
 bench: setup ## every benchmark; they refuse to start while another process uses a core
 	$(BIN)/python -m benchmarks.step

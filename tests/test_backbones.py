@@ -23,62 +23,53 @@ SMALL = [("resnest14", 0.25), ("tresnet_m", 0.25), ("seresnext26", 0.25), ("sere
 # --- the same numbers as timm -------------------------------------------------------------------------------
 
 # timm's weight name -> ours, as regular expressions tried in order
-NAMES: dict[str, list[tuple[str, str]]] = {
+Names = list[tuple[str, str]]
+DEEP_STEM: Names = [
+    (r"conv1\.0\.", "stem.0.conv."),
+    (r"conv1\.1\.", "stem.0.norm."),
+    (r"conv1\.3\.", "stem.1.conv."),
+    (r"conv1\.4\.", "stem.1.norm."),
+    (r"conv1\.6\.", "stem.2.conv."),
+    (r"bn1\.", "stem.2.norm."),
+]
+POOLED_SHORTCUT: Names = [
+    (r"layer1\.0\.downsample\.1\.", "layer1.0.shortcut.conv."),
+    (r"layer1\.0\.downsample\.2\.", "layer1.0.shortcut.norm."),
+    (r"(.*)downsample\.1\.", r"\1shortcut.1.conv."),
+    (r"(.*)downsample\.2\.", r"\1shortcut.1.norm."),
+]
+BOTTLENECK: Names = [
+    (r"(.*)conv1\.", r"\1reduce.conv."),
+    (r"(.*)bn1\.", r"\1reduce.norm."),
+    (r"(.*)conv3\.", r"\1expand.conv."),
+    (r"(.*)bn3\.", r"\1expand.norm."),
+]
+GROUPED: Names = [
+    (r"(.*)conv2\.", r"\1grouped.conv."),
+    (r"(.*)bn2\.", r"\1grouped.norm."),
+    (r"(.*)se\.fc1\.", r"\1gate.squeeze."),
+    (r"(.*)se\.fc2\.", r"\1gate.excite."),
+]
+NAMES: dict[str, Names] = {
     "resnest": [
-        (r"conv1\.0\.", "stem.0.conv."),
-        (r"conv1\.1\.", "stem.0.norm."),
-        (r"conv1\.3\.", "stem.1.conv."),
-        (r"conv1\.4\.", "stem.1.norm."),
-        (r"conv1\.6\.", "stem.2.conv."),
-        (r"bn1\.", "stem.2.norm."),
+        *DEEP_STEM,
         (r"(.*)conv2\.conv\.", r"\1attention.splits.conv."),
         (r"(.*)conv2\.bn0\.", r"\1attention.splits.norm."),
         (r"(.*)conv2\.fc1\.", r"\1attention.squeeze."),
         (r"(.*)conv2\.bn1\.", r"\1attention.norm."),
         (r"(.*)conv2\.fc2\.", r"\1attention.attend."),
-        (r"(.*)conv1\.", r"\1reduce.conv."),
-        (r"(.*)bn1\.", r"\1reduce.norm."),
-        (r"(.*)conv3\.", r"\1expand.conv."),
-        (r"(.*)bn3\.", r"\1expand.norm."),
-        (r"layer1\.0\.downsample\.1\.", "layer1.0.shortcut.conv."),
-        (r"layer1\.0\.downsample\.2\.", "layer1.0.shortcut.norm."),
-        (r"(.*)downsample\.1\.", r"\1shortcut.1.conv."),
-        (r"(.*)downsample\.2\.", r"\1shortcut.1.norm."),
+        *BOTTLENECK,
+        *POOLED_SHORTCUT,
     ],
     "seresnext": [
         (r"conv1\.", "stem.0.conv."),
         (r"bn1\.", "stem.0.norm."),
-        (r"(.*)conv1\.", r"\1reduce.conv."),
-        (r"(.*)bn1\.", r"\1reduce.norm."),
-        (r"(.*)conv2\.", r"\1grouped.conv."),
-        (r"(.*)bn2\.", r"\1grouped.norm."),
-        (r"(.*)conv3\.", r"\1expand.conv."),
-        (r"(.*)bn3\.", r"\1expand.norm."),
-        (r"(.*)se\.fc1\.", r"\1gate.squeeze."),
-        (r"(.*)se\.fc2\.", r"\1gate.excite."),
+        *BOTTLENECK,
+        *GROUPED,
         (r"(.*)downsample\.0\.", r"\1shortcut.conv."),
         (r"(.*)downsample\.1\.", r"\1shortcut.norm."),
     ],
-    "seresnextd": [
-        (r"conv1\.0\.", "stem.0.conv."),
-        (r"conv1\.1\.", "stem.0.norm."),
-        (r"conv1\.3\.", "stem.1.conv."),
-        (r"conv1\.4\.", "stem.1.norm."),
-        (r"conv1\.6\.", "stem.2.conv."),
-        (r"bn1\.", "stem.2.norm."),
-        (r"(.*)conv1\.", r"\1reduce.conv."),
-        (r"(.*)bn1\.", r"\1reduce.norm."),
-        (r"(.*)conv2\.", r"\1grouped.conv."),
-        (r"(.*)bn2\.", r"\1grouped.norm."),
-        (r"(.*)conv3\.", r"\1expand.conv."),
-        (r"(.*)bn3\.", r"\1expand.norm."),
-        (r"(.*)se\.fc1\.", r"\1gate.squeeze."),
-        (r"(.*)se\.fc2\.", r"\1gate.excite."),
-        (r"layer1\.0\.downsample\.1\.", "layer1.0.shortcut.conv."),
-        (r"layer1\.0\.downsample\.2\.", "layer1.0.shortcut.norm."),
-        (r"(.*)downsample\.1\.", r"\1shortcut.1.conv."),
-        (r"(.*)downsample\.2\.", r"\1shortcut.1.norm."),
-    ],
+    "seresnextd": [*DEEP_STEM, *BOTTLENECK, *GROUPED, *POOLED_SHORTCUT],
     "tresnet": [
         (r"body\.conv1\.conv\.", "stem.1.conv."),
         (r"body\.conv1\.bn\.", "stem.1.norm."),

@@ -39,6 +39,7 @@ ORDER = [
     "predictor",
     "listing",
     "learner",
+    "reporters",
     "fitting",
     "initial",
     "leaks",

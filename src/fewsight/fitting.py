@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from fewsight.plans import ClassBatches, Plan, ShuffledBatches, class_shares
 from fewsight.predict import Normalise, score_images
 from fewsight.ranks import ALONE, LEAST_SHARE, Ranks, synchronise_norms
 from fewsight.recipes import Recipe, Stage
+from fewsight.reporters import Reporter
 from fewsight.rng import batch_stream
 from fewsight.runs import Run
 from fewsight.schedule import peak_rate, rate_at
@@ -64,58 +65,7 @@ class Position:
     collapsed: bool = False  # the loss said so of the last epoch
 
 
-class Reporter(Protocol):
-    """Who is told how far a run is."""
-
-    def start(self, total_steps: int, done_steps: int) -> None:
-        """The loop begins; `done_steps` of `total_steps` are behind it."""
-
-    def step(self, line: Mapping[str, Any], done_steps: int) -> None:
-        """A step is done."""
-
-    def epoch(self, line: Mapping[str, Any]) -> None:
-        """An epoch is done; `line` is what the log says of it."""
-
-    def say(self, text: str) -> None:
-        """Something that the user should know now."""
-
-    def close(self) -> None:
-        """The loop has ended, well or not."""
-
-
 MakeReporter = Callable[[Run, TrainingSet], Reporter]  # called when a run begins or goes on
-
-
-class Reporters:
-    """Several reporters as one: each is told everything, in their order. An error in one ends the training."""
-
-    def __init__(self, reporters: Sequence[Reporter]) -> None:
-        self.reporters = reporters
-
-    def start(self, total_steps: int, done_steps: int) -> None:
-        """The loop begins."""
-        for one in self.reporters:
-            one.start(total_steps, done_steps)
-
-    def step(self, line: Mapping[str, Any], done_steps: int) -> None:
-        """A step is done."""
-        for one in self.reporters:
-            one.step(line, done_steps)
-
-    def epoch(self, line: Mapping[str, Any]) -> None:
-        """An epoch is done."""
-        for one in self.reporters:
-            one.epoch(line)
-
-    def say(self, text: str) -> None:
-        """Something that the user should know now."""
-        for one in self.reporters:
-            one.say(text)
-
-    def close(self) -> None:
-        """The loop has ended."""
-        for one in self.reporters:
-            one.close()
 
 
 def fit(

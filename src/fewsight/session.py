@@ -16,7 +16,7 @@ from fewsight.auto import plan_recipe, starting_values
 from fewsight.console import TrainingReporter, counting, make_console, printable
 from fewsight.device import resolve_device, resolve_run
 from fewsight.errors import Interrupted, RecipeError, RunError
-from fewsight.fitting import MakeReporter, Reporters, TrainingSet, fit
+from fewsight.fitting import MakeReporter, TrainingSet, fit
 from fewsight.initial import check_fits, model_values, read_start, weights_from
 from fewsight.losses import check_loss, wanted_batches
 from fewsight.mixing import cutmix_prob
@@ -25,6 +25,7 @@ from fewsight.prepare import NAMED_IN_MESSAGE, Prepared, prepare
 from fewsight.preview import preview_sheet
 from fewsight.ranks import Ranks, joined
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
+from fewsight.reporters import Reporters
 from fewsight.runs import Run
 
 TEST_RATIOS = (1.0, 320 / 224, 380 / 224, 2.0)  # the report's test sizes over its train size
@@ -55,7 +56,7 @@ def train(
             They stand for all stages of the recipe but the last, which alone is trained.
         preview: write a contact sheet of that many augmented batches and stop; nothing is trained.
         reporters: told of every step and epoch beside the terminal, such as `fewsight.board.TensorBoard`; each is
-            called with the run and its images, and returns a `fewsight.fitting.Reporter`.
+            called with the run and its images, and returns a `fewsight.reporters.Reporter`.
 
     Returns:
         The finished runs, one a seed.
@@ -68,8 +69,8 @@ def train(
     with joined() as ranks:
         if not ranks.first:
             return _follow(ranks)
-        beside = (console or make_console(), reporters)
-        finished = _train(ranks, data, out, recipe, hours, overrides, seeds, init_from, preview, *beside)
+        console = console or make_console()
+        finished = _train(ranks, data, out, recipe, hours, overrides, seeds, init_from, preview, console, reporters)
         ranks.told("")  # there is no more to train
         return finished
 
