@@ -109,6 +109,9 @@ def test_page_of_a_real_run_asks_for_nothing_and_shows_its_images(
     assert "top-1 on 15 images of test in 3 classes" in page.text
     for said in ("nought", "training loss", "one crop", "at the kept temperature", "recipe.toml", "+0.0 points"):
         assert said in page.text, said
+    assert "finds in its data now" in page.text
+    assert command("report", run, "--out", tmp_path / "short.html", "--no-check").code == 0
+    assert "finds in its data now" not in Page(tmp_path / "short.html").text
     write_report([run, other], tmp_path / "two.html")
     assert "tested on other images, so not compared" in Page(tmp_path / "two.html").text
 

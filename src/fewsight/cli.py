@@ -306,7 +306,7 @@ def report(
     out: Path,
     split: str | None = None,
     data: Path | None = None,
-    check: bool = True,
+    no_check: bool = False,
 ) -> int:
     """Write one page on a run: figures, classes, confusions, calibration, mistakes as pictures; it opens offline.
 
@@ -315,7 +315,7 @@ def report(
         out: the HTML file to write.
         split: whose kept scores (test, else val, else the only ones).
         data: where the images lie (where the run's data lay when it began).
-        check: also say what `fewsight check` finds in the data as it lies there now.
+        no_check: leave out what `fewsight check` finds in the data as it lies there now.
     """
     from fewsight import files
     from fewsight.console import counting, make_console
@@ -323,7 +323,7 @@ def report(
 
     files.check_target(out, "--out")
     with counting(make_console(), "checking the data") as progress:
-        write_report(runs, out, split=split, data=data, check=check, progress=progress)
+        write_report(runs, out, split=split, data=data, check=not no_check, progress=progress)
     print(f"wrote {out}: {out.stat().st_size / 2**20:.1f} MiB")
     return 0
 
