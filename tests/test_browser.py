@@ -107,6 +107,7 @@ def check_page(browser: Any, file: Path) -> None:
         assert looked == Looked([], [], [], 0), (file.name, width, dark)
 
 
+@pytest.mark.timeout(900)  # axe-core looks at the contrast of every cell of 1,000 classes
 @pytest.mark.parametrize(("num_classes", "num_images"), [(20, 1000), (200, 10_000), (1000, 50_000)])
 def test_report_of_many_classes(
     browser: Any, num_classes: int, num_images: int, digit_images: Path, tmp_path: Path

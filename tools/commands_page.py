@@ -51,8 +51,7 @@ def section(name: str, one: App) -> list[str]:
         shown = argument.names[0] + f" {what}" * bool(argument.names[0].startswith("-") and what)
         if argument.required or not argument.names[0].startswith("-"):
             usage.append((shown if argument.required else f"[{shown}]") + "..." * several)
-        off = [other for other in argument.names[1:] if argument.hint is bool and argument.field_info.default is True]
-        shown = ", ".join(f"`{text}`" for text in [shown + "..." * several, *off])
+        shown = f"`{shown}{'...' * several}`"
         rows.append((shown.replace("|", "\\|"), re.sub(r"([|\[\]])", r"\\\1", says[argument.field_info.name])))
     if any(
         argument.names[0].startswith("-") and not argument.required for argument in one.assemble_argument_collection()
