@@ -37,6 +37,12 @@ def test_unknown_part_is_refused_before_the_data_is_read(override: str, message:
         train(tmp_path / "nowhere", tmp_path / "run", recipe="digits", overrides=[override])
 
 
+def test_recompute_of_a_timm_model_is_refused_before_the_data_is_read(tmp_path: Path) -> None:
+    sets = ["model.backbone=timm:resnet18", "model.stem=large", "model.width=1.0", "run.recompute=true"]
+    with pytest.raises(RecipeError, match=r"run\.recompute is for fewsight's own backbones"):
+        train(tmp_path / "nowhere", tmp_path / "run", recipe="digits", overrides=sets)
+
+
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_shipped_recipe_has_known_parts(name: str) -> None:
     check_parts(load_recipe(name))

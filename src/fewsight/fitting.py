@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fewsight import files, runs
+from fewsight.backbones import Backbone
 from fewsight.device import compute_threads, keep_freed_memory, same_bits, to_device
 from fewsight.errors import DataError, Interrupted, RunError
 from fewsight.feed import AugmentedImages, batches, naming_lost_workers
@@ -317,7 +318,10 @@ def _summed(sums: Mapping[str, list[float]], terms: Mapping[str, float], count: 
 def initial_model(recipe: Recipe, num_classes: int) -> Classifier:
     """The model before its first step: a function of the recipe's seed."""
     torch.manual_seed(recipe.run.seed)
-    return build_model(recipe.model.backbone, num_classes, stem=recipe.model.stem, width=recipe.model.width)
+    model = build_model(recipe.model.backbone, num_classes, stem=recipe.model.stem, width=recipe.model.width)
+    if isinstance(model.backbone, Backbone):
+        model.backbone.keep_less(recipe.run.recompute)
+    return model
 
 
 def batch_plan(recipe: Recipe, stage: Stage, data: TrainingSet) -> Plan:

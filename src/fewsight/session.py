@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fewsight import files, runs
 from fewsight.auto import plan_recipe, starting_values
+from fewsight.backbones import TIMM_PREFIX
 from fewsight.console import TrainingReporter, counting, make_console, printable
 from fewsight.device import resolve_device, resolve_run
 from fewsight.errors import Interrupted, RecipeError, RunError
@@ -202,6 +203,8 @@ def check_parts(recipe: Recipe) -> None:
     """
     name, asked = recipe.model.backbone, recipe.model.stem
     stem = resolve_stem(recipe.augment.train_px, name) if asked == "auto" else asked
+    if recipe.run.recompute and name.startswith(TIMM_PREFIX):
+        raise RecipeError(f"run.recompute is for fewsight's own backbones, not for {name}; set run.recompute = false")
     build_without_memory(name, 2, stem=stem, width=recipe.model.width)
     for stage in recipe.stages:
         check_loss(stage, cutmix_prob(recipe, stage))

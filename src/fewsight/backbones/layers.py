@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewsight.backbones.activated_norm import norm_act
+from fewsight.backbones.recompute import remade, remaking
 from fewsight.errors import RecipeError, RunError
 
 STEM_STRIDES: dict[str, int] = {"large": 4, "medium": 2, "small": 1}
@@ -71,14 +73,25 @@ class ConvNormAct(nn.Module):
         self.slope = slope
 
     def forward(self, x: Tensor) -> Tensor:
-        return activate(self.norm(self.conv(x)), self.slope)
+        return norm_act(self.norm, self.convolved(x), self.slope)
+
+    def convolved(self, x: Tensor) -> Tensor:
+        """The convolution; a 1x1 one before no activation is cheap enough to be made again."""
+        cheap = self.slope is None and self.conv.kernel_size == (1, 1)
+        maps: Tensor = remade(self.conv, x) if cheap else self.conv(x)
+        return maps
 
 
-def activate(x: Tensor, slope: float | None = 0.0) -> Tensor:
-    """Leaky ReLU in place (ReLU at slope 0, nothing at None); only for values that no backward pass needs."""
-    if slope is None:
+class Blocks(nn.Sequential):
+    """Blocks one after the other; with `recompute` each makes what is cheap again in the backward pass."""
+
+    recompute = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self:
+            with remaking(self.recompute):
+                x = block(x)
         return x
-    return F.leaky_relu_(x, slope) if slope else F.relu_(x)
 
 
 def pooled_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
@@ -116,7 +129,7 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate = torch.sigmoid(self.excite(F.relu_(self.squeeze(channel_means(x)))))
-        return x * gate[:, :, None, None]  # [B, C] -> [B, C, 1, 1]
+        return remade(torch.mul, x, gate[:, :, None, None])  # [B, C] -> [B, C, 1, 1]
 
 
 def blur_matrix(size: int, like: Tensor) -> Tensor:
@@ -182,16 +195,26 @@ class Backbone(nn.Module):
         stages: each a sequence of blocks; every stage but the first halves the sides.
     """
 
-    def __init__(self, stem: nn.Module, stages: Sequence[nn.Module], num_features: int) -> None:
+    def __init__(self, stem: nn.Module, stages: Sequence[Blocks], num_features: int) -> None:
         super().__init__()
         self.stem = stem
         self.stages = nn.Sequential(*stages)
         self.num_features = num_features
+        self.recompute = False
         init_weights(self)
+
+    def keep_less(self, recompute: bool = True) -> None:
+        """Whether what is cheap is made again in the backward pass instead of kept."""
+        self.recompute = recompute
+        for module in self.stages:
+            if isinstance(module, Blocks):
+                module.recompute = recompute
 
     def feature_map(self, images: Tensor) -> Tensor:
         """The last stage's output: [B, 3, H, W] -> [B, D, h, w]."""
-        maps: Tensor = self.stages(self.stem(images))
+        with remaking(self.recompute):
+            stem: Tensor = self.stem(images)
+        maps: Tensor = self.stages(stem)
         return maps
 
     def forward(self, images: Tensor) -> Tensor:

@@ -7,16 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewsight.backbones.activated_norm import activate
 from fewsight.backbones.layers import (
     Backbone,
+    Blocks,
     ConvNormAct,
-    activate,
     channel_means,
     deep_stem,
     pooled_shortcut,
     scaled,
     stem_stride,
 )
+from fewsight.backbones.recompute import remade
 
 # depth: (blocks of each stage, channels of the stem's first two convolutions)
 DEPTHS: dict[int, tuple[tuple[int, int, int, int], int]] = {
@@ -52,7 +54,7 @@ class SplitAttention(nn.Module):
         pooled = channel_means(first) + channel_means(second)
         z_first, z_second = self.attend(F.relu_(self.norm(self.squeeze(pooled)))).chunk(RADIX, dim=1)
         weight = torch.sigmoid(z_first - z_second)[:, :, None, None]  # [B, C] -> [B, C, 1, 1]
-        return torch.lerp(second, first, weight.to(first.dtype))  # second + weight * (first - second)
+        return remade(torch.lerp, second, first, weight.to(first.dtype))  # second + weight * (first - second)
 
 
 class Bottleneck(nn.Module):
@@ -86,7 +88,7 @@ def build_resnest(depth: int, *, stem: str = "large", width: float = 1.0) -> Bac
     stages = []
     for stage, count in enumerate(num_blocks):
         channels = scaled(64, width) * 2**stage
-        blocks = nn.Sequential()
+        blocks = Blocks()
         for block in range(count):
             blocks.append(Bottleneck(in_channels, channels, stride=2 if stage > 0 and block == 0 else 1))
             in_channels = channels * EXPANSION

@@ -6,11 +6,12 @@ Sources: Xie et al., Aggregated Residual Transformations, arXiv:1611.05431; Hu e
 
 from torch import Tensor, nn
 
+from fewsight.backbones.activated_norm import activate
 from fewsight.backbones.layers import (
     Backbone,
+    Blocks,
     ConvNormAct,
     SqueezeExcitation,
-    activate,
     deep_stem,
     pooled_shortcut,
     scaled,
@@ -77,7 +78,7 @@ def build_seresnext(depth: int, deep: bool = False, *, stem: str = "large", widt
     stages = []
     for stage, count in enumerate(DEPTHS[depth]):
         channels = groups * GROUP_CHANNELS * 2**stage
-        blocks = nn.Sequential()
+        blocks = Blocks()
         for block in range(count):
             stride = 2 if stage > 0 and block == 0 else 1
             blocks.append(Bottleneck(in_channels, channels, groups, stride, pooled=deep))

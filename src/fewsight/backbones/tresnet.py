@@ -5,13 +5,14 @@ Source: Ridnik et al., TResNet: High Performance GPU-Dedicated Architecture, arX
 
 from torch import Tensor, nn
 
+from fewsight.backbones.activated_norm import activate
 from fewsight.backbones.layers import (
     Backbone,
+    Blocks,
     BlurPool,
     ConvNormAct,
     SpaceToDepth,
     SqueezeExcitation,
-    activate,
     pooled_shortcut,
     scaled,
     stem_stride,
@@ -91,7 +92,7 @@ def build_tresnet(size: str, *, stem: str = "large", width: float = 1.0) -> Back
     stages = []
     for stage, count in enumerate(num_blocks):
         channels = base_channels * 2**stage
-        blocks = nn.Sequential()
+        blocks = Blocks()
         for block in range(count):
             stride = 2 if stage > 0 and block == 0 else 1
             if stage < 2:
