@@ -12,16 +12,16 @@ from PIL import Image, ImageEnhance, ImageOps
 from scipy.stats import chisquare
 from sklearn.datasets import load_digits
 
-from fewsight.augment import SUB_POLICIES, autoaugment, trivialaugment
+from fewsight.augment import POLICIES, SUB_POLICIES, apply_steps
+from fewsight.augment.operations import OPERATIONS, TABLES, Step
 from fewsight.augment.policy import (
     AUTOAUGMENT_MAGNITUDES,
     SIGNED,
     TRIVIALAUGMENT_MAGNITUDES,
-    Step,
-    apply_operation,
     draw_autoaugment,
     draw_trivialaugment,
 )
+from fewsight.recipes import Augment
 
 ENHANCERS = {
     "color": ImageEnhance.Color,
@@ -49,12 +49,15 @@ def real_images(fewsight_data: Path) -> list[Image.Image]:
     return [Image.open(path).convert("RGB") for path in paths]
 
 
+def planes(image: Image.Image) -> np.ndarray:
+    """uint8 [3, H, W]."""
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
 def applied(image: Image.Image, operation: str, magnitude: float, fill: int = 128) -> np.ndarray:
-    before = image.tobytes()
-    result = apply_operation(image, operation, magnitude, fill)
-    assert image.tobytes() == before
-    assert (result.mode, result.size) == ("RGB", image.size)
-    return np.asarray(result).astype(int)
+    batch = planes(image)[None].copy()
+    apply_steps(batch, [[(operation, magnitude)]], fill)
+    return batch[0].transpose(1, 2, 0).astype(int)
 
 
 # ---- the tables
@@ -309,20 +312,86 @@ def test_draw_trivialaugment_is_uniform_over_operations_strengths_and_signs() ->
     assert chisquare([drawn[step] for step in expected], list(expected.values())).pvalue > 1e-3
 
 
-def test_autoaugment_applies_what_it_draws() -> None:
-    image = digit_images()[0]
-    for seed in range(60):
-        expected = image
-        for operation, magnitude in draw_autoaugment(np.random.default_rng(seed), rotate_signed=False):
-            expected = apply_operation(expected, operation, magnitude, 7)
-        result = autoaugment(image, np.random.default_rng(seed), fill=7, rotate_signed=False)
-        assert result.tobytes() == expected.tobytes()
-        step = draw_trivialaugment(np.random.default_rng(seed))
-        result = trivialaugment(image, np.random.default_rng(seed), fill=7)
-        assert result.tobytes() == apply_operation(image, *step, 7).tobytes()
-
-
 @pytest.mark.parametrize("num_policies", [0, 26])
 def test_autoaugment_refuses_a_number_of_policies_outside_the_list(num_policies: int) -> None:
     with pytest.raises(ValueError, match=f"num_policies is {num_policies}; it must be 1 to 25"):
-        autoaugment(digit_images()[0], np.random.default_rng(0), num_policies=num_policies)
+        draw_autoaugment(np.random.default_rng(0), num_policies=num_policies)
+
+
+# ---- a whole batch
+
+
+def by_pil(image: Image.Image, operation: str, magnitude: float, fill: int) -> Image.Image:
+    """One operation as PIL has it."""
+    if operation in ENHANCERS:
+        return ENHANCERS[operation](image).enhance(1 + magnitude)
+    plain = {
+        "identity": lambda: image,
+        "posterize": lambda: ImageOps.posterize(image, int(magnitude)),
+        "solarize": lambda: ImageOps.solarize(image, magnitude),
+        "invert": lambda: ImageOps.invert(image),
+        "autocontrast": lambda: ImageOps.autocontrast(image),
+        "equalize": lambda: ImageOps.equalize(image),
+        "rotate": lambda: image.rotate(magnitude, fillcolor=(fill,) * 3),
+    }
+    if operation in plain:
+        return plain[operation]()
+    matrix = {
+        "shear_x": (1, magnitude, 0, 0, 1, 0),
+        "shear_y": (1, 0, 0, magnitude, 1, 0),
+        "translate_x": (1, 0, magnitude, 0, 1, 0),
+        "translate_y": (1, 0, 0, 0, 1, magnitude),
+    }[operation]
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=(fill,) * 3)
+
+
+def check_batch(images: list[Image.Image], steps: list[list[Step]], fill: int = 128) -> None:
+    """All at once, one by one and PIL agree bit for bit."""
+    batch = np.stack([planes(image) for image in images])
+    together = batch.copy()
+    apply_steps(together, steps, fill)
+    for image, own, result in zip(images, steps, together, strict=True):
+        alone = planes(image)[None].copy()
+        apply_steps(alone, [own], fill)
+        assert np.array_equal(alone[0], result), own
+        for operation, magnitude in own:
+            image = by_pil(image, operation, magnitude, fill)
+        assert np.array_equal(planes(image), result), own
+
+
+@pytest.mark.parametrize("policy", ["autoaugment", "trivialaugment"])
+def test_batch_equals_pil_one_by_one(policy: str) -> None:
+    """Both policies, as they are drawn: two steps meet in most images."""
+    recipe = Augment(train_px=64)
+    images = [image for image in digit_images() if image.height == 64] * 60
+    rng = np.random.default_rng(5)
+    check_batch(images, [POLICIES[policy](rng, recipe) for _ in images])
+
+
+@pytest.mark.parametrize("policy", ["autoaugment", "trivialaugment"])
+def test_batch_equals_pil_on_real_images(policy: str, fewsight_data: Path) -> None:
+    images = real_images(fewsight_data) * 8
+    rng = np.random.default_rng(6)
+    check_batch(images, [POLICIES[policy](rng, Augment(train_px=64)) for _ in images], fill=7)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 2**32),
+    st.integers(1, 24),
+    st.integers(1, 24),
+    st.lists(st.lists(st.sampled_from(sorted(TABLES | OPERATIONS)), max_size=4), min_size=1, max_size=5),
+)
+def test_any_steps_on_any_size_equal_pil(seed: int, width: int, height: int, names: list[list[str]]) -> None:
+    rng = np.random.default_rng(seed)
+    images = [Image.fromarray(rng.integers(0, rng.integers(1, 257), (height, width, 3), dtype=np.uint8)) for _ in names]
+    steps = [[(name, float(rng.choice(TRIVIALAUGMENT_MAGNITUDES.get(name, (0.0,))))) for name in own] for own in names]
+    check_batch(images, steps)
+
+
+def test_batch_of_nothing_and_no_steps_stay_as_they_are() -> None:
+    batch = np.stack([planes(image) for image in digit_images()[::2]])
+    before = batch.copy()
+    apply_steps(batch, [[] for _ in batch])
+    assert np.array_equal(batch, before)
+    apply_steps(batch[:0], [])

@@ -123,10 +123,12 @@ def test_compute_threads_are_set_and_put_back() -> None:
 
 def test_images_reach_the_device_channels_last() -> None:
     pixels = torch.arange(2 * 4 * 5 * 3, dtype=torch.uint8).view(2, 4, 5, 3)
-    images = to_device(pixels, torch.device("cpu"))
-    assert images.shape == (2, 3, 4, 5)
-    assert images.is_contiguous(memory_format=torch.channels_last)
-    assert images[1, 2, 3, 4].item() == pytest.approx(pixels[1, 3, 4, 2].item() / 255)
+    planes = pixels.permute(0, 3, 1, 2)
+    for layout in (planes, planes.contiguous()):
+        images = to_device(layout, torch.device("cpu"))
+        assert images.shape == (2, 3, 4, 5)
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert images[1, 2, 3, 4].item() == pytest.approx(pixels[1, 3, 4, 2].item() / 255)
 
 
 def test_exact_operations_are_asked_for_inside_the_block_alone() -> None:

@@ -15,9 +15,9 @@ from fewsight.plans import ShuffledBatches
 from fewsight.recipes import Augment
 
 
-def augmented(folder: Path, seed: int = 0) -> AugmentedImages:
+def augmented(folder: Path, seed: int = 0, cache: int = 0) -> AugmentedImages:
     paths = sorted(str(path.relative_to(folder)) for path in (folder / "train").rglob("*.png"))
-    return AugmentedImages(folder, paths, Augment(train_px=16), seed)
+    return AugmentedImages(folder, paths, Augment(train_px=16), seed, cache=cache)
 
 
 def collected(
@@ -39,16 +39,27 @@ def test_workers_change_no_bit(class_images: Path) -> None:
     images = augmented(class_images)
     alone = collected(images)
     assert len(alone) == 8
-    assert [tuple(batch.shape) for _, _, batch, _ in alone[:4]] == [(4, 16, 16, 3)] + [(3, 16, 16, 3)] * 3
+    assert [tuple(batch.shape) for _, _, batch, _ in alone[:4]] == [(4, 3, 16, 16)] + [(3, 3, 16, 16)] * 3
     for workers in (1, 2):
         assert_same(collected(images, workers=workers), alone)
 
 
 def test_epochs_and_seeds_augment_differently(class_images: Path) -> None:
     images = augmented(class_images)
-    assert np.array_equal(images.image(0, 5), images.image(0, 5))
-    assert not np.array_equal(images.image(0, 5), images.image(1, 5))
-    assert not np.array_equal(images.image(0, 5), augmented(class_images, seed=1).image(0, 5))
+    other = augmented(class_images, seed=1)
+    assert np.array_equal(images.__getitems__([(0, 5)]), images.__getitems__([(0, 5)]))
+    assert not np.array_equal(images.__getitems__([(0, 5)]), images.__getitems__([(1, 5)]))
+    assert not np.array_equal(images.__getitems__([(0, 5)]), other.__getitems__([(0, 5)]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("cache", [5000, 10**6])
+def test_kept_images_change_no_bit(class_images: Path, workers: int, cache: int) -> None:
+    images = augmented(class_images, cache=cache)
+    assert_same(collected(images, workers=workers), collected(augmented(class_images)))
+    assert 0 < len(images.cache) <= len(images)
+    assert (len(images.cache) == len(images)) == (cache == 10**6)
+    assert_same(collected(images, workers=workers), collected(augmented(class_images)))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -147,5 +147,6 @@ def keep_freed_memory() -> None:
 
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in channels-last layout on `device`, in [0, 1]."""
-    return images.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+    """uint8 [B, 3, H, W] in any layout -> float32, channels-last on `device`, in [0, 1]."""
+    floats = images.to(device, non_blocking=True).float()
+    return floats.contiguous(memory_format=torch.channels_last).div_(255)

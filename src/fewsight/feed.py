@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fewsight.augment import augment_image
-from fewsight.data import load_image
+from fewsight.augment import augment_images
+from fewsight.data import PixelCache
 from fewsight.errors import DataError, RunError
 from fewsight.plans import Plan
 from fewsight.recipes import Augment
@@ -28,26 +28,32 @@ class AugmentedImages(Dataset[Any]):
     Args:
         numbers: what stands for the index there, so that images which were left out change nothing for the others;
             none: the index itself.
+        cache: bytes of memory for decoded images.
     """
 
     def __init__(
-        self, root: Path, paths: Sequence[str], augment: Augment, seed: int, numbers: Sequence[int] = ()
+        self,
+        root: Path,
+        paths: Sequence[str],
+        augment: Augment,
+        seed: int,
+        numbers: Sequence[int] = (),
+        cache: int = 0,
     ) -> None:
-        self.root, self.paths, self.augment, self.seed = root, paths, augment, seed
+        self.files, self.augment, self.seed = [str(root / path) for path in paths], augment, seed
         self.numbers = numbers or range(len(paths))
+        self.cache = PixelCache(len(paths), cache)
 
     def __len__(self) -> int:
-        return len(self.paths)
-
-    def image(self, epoch: int, index: int) -> np.ndarray:
-        """uint8 [px, px, 3], after crop, flip and policy."""
-        image = load_image(self.root / self.paths[index])
-        return augment_image(image, self.augment, image_stream(self.seed, epoch, self.numbers[index]))
+        return len(self.files)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> "np.ndarray | DataError":
-        """uint8 [B, px, px, 3]; an image that fails comes back as the error, which the loop raises."""
+        """uint8 [n, 3, px, px], after crop, flip and policy; an image that fails comes back as the error, which the
+        loop raises."""
+        streams = (image_stream(self.seed, epoch, self.numbers[index]) for epoch, index in keys)
+        images = (self.cache.load(index, self.files[index]) for _, index in keys)
         try:
-            return np.stack([self.image(epoch, index) for epoch, index in keys])
+            return augment_images(images, self.augment, streams)
         except DataError as error:
             return error
 
@@ -71,7 +77,7 @@ def batches(
     pin: bool = False,
     rows: Rows = all_rows,
 ) -> Generator[tuple[int, int, Tensor, np.ndarray]]:
-    """Every batch from (first_epoch, first_step) on: (epoch, step, uint8 [n, px, px, 3], indices [B]).
+    """Every batch from (first_epoch, first_step) on: (epoch, step, uint8 [n, 3, px, px], indices [B]).
 
     Args:
         rows: which of a batch's B images are loaded, n of them in that order: a process's share and its partners.

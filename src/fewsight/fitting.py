@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fewsight import files, runs
 from fewsight.backbones import Backbone
+from fewsight.data import cache_size
 from fewsight.device import compute_threads, keep_freed_memory, same_bits, to_device
 from fewsight.errors import DataError, Interrupted, RunError
 from fewsight.feed import AugmentedImages, batches, naming_lost_workers
@@ -106,6 +107,8 @@ def fit(
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert recipe.run.threads != "auto", "a resolved recipe has its threads"
     plans = [batch_plan(recipe, stage, data) for stage in recipe.stages]
+    cache = cache_size(recipe.run.cache_gb)
+    images = AugmentedImages(data.root, data.paths, recipe.augment, recipe.run.seed, data.numbers, cache)
     _check_shares(plans, ranks)
     total = sum(plan.num_steps * stage.epochs for plan, stage in zip(plans, recipe.stages, strict=True))
     reporter.start(total, _steps_before(recipe, plans, at))
@@ -119,7 +122,7 @@ def fit(
                 learner.load(*state)
                 state = None
             reporter.say(_stage_line(recipe, number, plans[number], learner))
-            at = _fit_stage(run, data, learner, plans, at, normalise, reporter, stop)
+            at = _fit_stage(run, data, images, learner, plans, at, normalise, reporter, stop)
             learner.finish()
     if recipe.run.select == "best":
         run = runs.read_run(run.path)  # its weights' digest was noted there
@@ -153,6 +156,7 @@ def _check_shares(plans: Sequence[Plan], ranks: Ranks) -> None:
 def _fit_stage(
     run: Run,
     data: TrainingSet,
+    images: AugmentedImages,
     learner: Learner,
     plans: list[Plan],
     at: Position,
@@ -163,7 +167,6 @@ def _fit_stage(
     """One stage, from `at` to the start of the next."""
     recipe, stage, plan = run.recipe, run.recipe.stages[at.stage], plans[at.stage]
     before = sum(earlier.epochs for earlier in recipe.stages[: at.stage])  # epochs count on across stages
-    images = AugmentedImages(data.root, data.paths, recipe.augment, recipe.run.seed, data.numbers)
     labels = torch.tensor(data.labels)
     peak, total_steps = peak_rate(stage, plan.batch_size), stage.epochs * plan.num_steps
     warmup_steps = min(round(stage.optim.warmup_epochs * plan.num_steps), total_steps)

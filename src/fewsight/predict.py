@@ -23,6 +23,7 @@ from fewsight.runs import WEIGHTS, Run, read_weights, require_weights, trained_o
 from fewsight.scores import About, Image, Store, append, begin, finish
 
 Source = Path | PILImage | np.ndarray  # a file, or an image in memory
+BATCH = 64  # images that are loaded and scored together
 PART_PIXELS = 64 * 224**2  # of one view, that go through the model at a time
 
 
@@ -55,7 +56,7 @@ class Normalise(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """float32 [B, 3, H, W] in [0, 1] -> the same, normalised."""
-        return (images - self.mean) / self.std
+        return images.sub(self.mean).div_(self.std)
 
 
 def load_model(run: Run, device: torch.device) -> Classifier:
@@ -167,7 +168,8 @@ def score_into(
     )
     with locked(folder, "scoring"):
         names = [view.name for view in views]
-        store, changed = begin(folder, about, names, lambda place: _can_be_read(images[place].file)), 0
+        store = begin(folder, about, names, lambda place: _can_be_read(images[place].file), batch=BATCH)
+        changed = 0
         missing = [view for view in views if view.name in store.views]
         rest = images[store.done :] if missing else ()
         for scores in run_scores(run, [one.file for one in rest], missing, pixels=True) if rest else ():
@@ -206,7 +208,7 @@ def score_images(
     recipe: Recipe,
     *,
     views: Sequence[View] = (),
-    batch_size: int = 64,
+    batch_size: int = BATCH,
     features: bool = False,
     pixels: bool = False,
 ) -> Iterator[Scores]:
@@ -254,7 +256,8 @@ def _sides(
     part = max(1, PART_PIXELS // px**2)
     plain, flipped = list[Seen](), list[Seen]()
     for first in range(0, len(cuts), part):
-        images = normalise(to_device(torch.from_numpy(np.stack(cuts[first : first + part])), device))
+        pixels = torch.from_numpy(np.stack(cuts[first : first + part])).permute(0, 3, 1, 2)
+        images = normalise(to_device(pixels, device))
         plain.append(_forward(model, images, recipe.run.precision))
         if flip:
             flipped.append(_forward(model, images.flip(3), recipe.run.precision))

@@ -33,7 +33,7 @@ def preview_sheet(
         batch = source.__getitems__([(epoch, int(index)) for index in indices])
         if isinstance(batch, Exception):
             raise batch
-        pixels = torch.from_numpy(batch).permute(0, 3, 1, 2).float()
+        pixels = torch.from_numpy(batch).float()
         mixed, targets = mix(pixels, labels, indices, recipe, stage, epoch, step)
         sheets.append(mixed.permute(0, 2, 3, 1).byte().numpy())
         names = [[classes[int(label)] for label in part] for part in (targets.labels, targets.other_labels)]

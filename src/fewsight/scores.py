@@ -121,13 +121,20 @@ class Writing:
 
 
 def begin(
-    path: Path, about: About, views: Sequence[str], mended: Callable[[int], bool] = lambda place: False
+    path: Path,
+    about: About,
+    views: Sequence[str],
+    mended: Callable[[int], bool] = lambda place: False,
+    *,
+    batch: int = 1,
 ) -> Writing:
     """Make a store, or open one that there is of the same images and weights and go on where it stopped.
 
     Args:
         mended: whether the image at a position, which could not be read when it was scored, can be read now; the
             store is then written anew from there.
+        batch: images that are scored together; it goes on at a multiple of it, so that each image is scored with those
+            that it would have been scored with, on which its last bits depend.
 
     Raises:
         RunError: the folder holds other scores, and nothing is changed; or it cannot be written.
@@ -143,6 +150,7 @@ def begin(
     whole = len(lines) == about.count  # else the first pass was cut short: rows without their lines do not count
     missing = tuple(view for view in views if not whole or there.get(view) != about.count)
     done = min([there.get(view, 0) for view in missing] + [len(lines)])
+    done -= done % batch if missing else 0
     if not whole:
         lines = lines[:done]
         _cut(path / "images.jsonl", sum(map(len, lines)))

@@ -4,14 +4,15 @@ Everything that happens to one image draws from its own stream (`fewsight.rng.im
 batch's (`fewsight.rng.batch_stream`), so the number of workers and the order of work change nothing.
 """
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from fewsight.augment.crop import draw_crop, random_flip, random_resized_crop
 from fewsight.augment.cutmix import Mix, draw_cutmix, paste
-from fewsight.augment.policy import POLICIES, SUB_POLICIES, PolicySettings, autoaugment, trivialaugment
+from fewsight.augment.operations import apply_steps
+from fewsight.augment.policy import POLICIES, SUB_POLICIES, PolicySettings
 from fewsight.augment.preview import contact_sheet
 from fewsight.augment.views import View, center_view, cut_view, is_view_name, named_views, random_box
 
@@ -21,8 +22,8 @@ __all__ = [
     "AugmentSettings",
     "Mix",
     "View",
-    "augment_image",
-    "autoaugment",
+    "apply_steps",
+    "augment_images",
     "center_view",
     "contact_sheet",
     "cut_view",
@@ -34,12 +35,11 @@ __all__ = [
     "random_box",
     "random_flip",
     "random_resized_crop",
-    "trivialaugment",
 ]
 
 
 class AugmentSettings(PolicySettings, Protocol):
-    """What `augment_image` reads from a recipe's `[augment]`."""
+    """What `augment_images` reads from a recipe's `[augment]`."""
 
     @property
     def train_px(self) -> int: ...
@@ -53,24 +53,29 @@ class AugmentSettings(PolicySettings, Protocol):
     def policy(self) -> str: ...
 
 
-def augment_image(image: Image.Image, augment: AugmentSettings, rng: np.random.Generator) -> np.ndarray:
+def augment_images(
+    images: Iterable[np.ndarray], augment: AugmentSettings, streams: Iterable[np.random.Generator]
+) -> np.ndarray:
     """Random resized crop, flip, policy: steps 1 to 3 of the report, section III.A.
 
+    What happens to an image does not depend on the others.
+
     Args:
-        image: RGB, any size; it is not changed.
+        images: uint8 [H, W, 3] each, any sizes; they are not changed.
         augment: the recipe's `[augment]`; `policy` is a key of `POLICIES`.
-        rng: the image's own stream, `image_stream(seed, epoch, index)`.
+        streams: each image's own, `image_stream(seed, epoch, index)`.
 
     Returns:
-        uint8 [train_px, train_px, 3], not normalised.
+        uint8 [n, 3, train_px, train_px], not normalised.
 
     Raises:
-        ValueError: the image is not RGB.
         KeyError: `policy` is not in `POLICIES`.
     """
-    if image.mode != "RGB":
-        raise ValueError(f"augment_image needs an RGB image, got mode {image.mode}")
-    image = random_resized_crop(image, augment.train_px, rng, area=augment.crop_area, aspect=augment.crop_aspect)
-    image = random_flip(image, rng, augment.flip_prob)
-    # np.array: np.asarray of a PIL image is read-only, about which torch.from_numpy warns
-    return np.array(POLICIES[augment.policy](image, rng, augment))
+    cropped, steps = [], []
+    for image, rng in zip(images, streams, strict=True):
+        crop = random_resized_crop(image, augment.train_px, rng, area=augment.crop_area, aspect=augment.crop_aspect)
+        cropped.append(random_flip(crop, rng, augment.flip_prob))
+        steps.append(POLICIES[augment.policy](rng, augment))
+    batch = np.stack(cropped)
+    apply_steps(batch, steps, augment.fill)
+    return batch

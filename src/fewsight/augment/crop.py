@@ -3,35 +3,45 @@
 import math
 
 import numpy as np
-from PIL import Image
 
 CROP_TRIES = 10
 
 
 def random_resized_crop(
-    image: Image.Image,
+    pixels: np.ndarray,
     px: int,
     rng: np.random.Generator,
     *,
     area: tuple[float, float] = (0.08, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Image.Image:
+) -> np.ndarray:
     """Cut a random box out of an image and resize it to a square, bilinear with antialiasing.
 
+    The box begins at a whole pixel; its sides keep their fractions.
+
     Args:
-        image: RGB, any size from 1x1 up; it is not changed.
+        pixels: uint8 [H, W, 3], any size from 1x1 up; it is not changed.
         px: side of the result in pixels.
         rng: the image's own stream.
         area: range of the box's share of the image.
         aspect: range of width / height of the box.
 
     Returns:
-        An RGB image of px x px pixels.
+        uint8 [3, px, px].
 
     Source: Szegedy et al., arXiv 1409.4842, section 6; the report, section III.A, step 1.
     """
-    box = draw_crop(rng, image.width, image.height, area=area, aspect=aspect)
-    return image.resize((px, px), Image.Resampling.BILINEAR, box=box)
+    import torch  # here: the views of an image need none
+
+    height, width, _ = pixels.shape
+    left, top, right, bottom = draw_crop(rng, width, height, area=area, aspect=aspect)
+    across, down = int(left), int(top)
+    cut = pixels[down : math.ceil(down + bottom - top), across : math.ceil(across + right - left)]
+    planes = torch.from_numpy(cut).permute(2, 0, 1)[None]
+    # torch's kernel for bytes: on x86 three times as fast as Pillow's, from which it differs by a level at most
+    resized = torch.ops.aten._upsample_bilinear2d_aa(planes, [px, px], False, px / (bottom - top), px / (right - left))
+    result: np.ndarray = resized[0].numpy()
+    return result
 
 
 def draw_crop(
@@ -74,8 +84,11 @@ def draw_crop(
     return left, top, left + box_width, top + box_height
 
 
-def random_flip(image: Image.Image, rng: np.random.Generator, prob: float = 0.5) -> Image.Image:
-    """Mirror left and right with probability `prob`; otherwise the same image object comes back."""
+def random_flip(image: np.ndarray, rng: np.random.Generator, prob: float = 0.5) -> np.ndarray:
+    """Mirror [3, H, W] left and right with probability `prob`; otherwise the same array comes back."""
+    import torch
+
     if rng.random() < prob:
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        mirrored: np.ndarray = torch.from_numpy(image).flip(2).numpy()
+        return mirrored
     return image

@@ -1,10 +1,12 @@
 """Folders and manifests in; upright RGB images, labels by name and splits out."""
 
+from fewsight.data.cache import PixelCache, cache_size
 from fewsight.data.decode import (
     IMAGE_SUFFIXES,
     Header,
     ImageError,
     decode_bytes,
+    decode_pixels,
     load_image,
     pixel_digest,
     read_bytes,
@@ -24,14 +26,17 @@ __all__ = [
     "EvaluationSet",
     "Header",
     "ImageError",
+    "PixelCache",
     "Sample",
     "Scanned",
+    "cache_size",
     "candidates",
     "channel_stats",
     "check_class_sizes",
     "classes_in",
     "confirmed",
     "decode_bytes",
+    "decode_pixels",
     "digest",
     "digest_of_list",
     "evaluation_samples",

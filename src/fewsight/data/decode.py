@@ -105,11 +105,25 @@ def decode_bytes(data: bytes, name: str) -> Image.Image:
     Raises:
         ImageError: not an image, damaged, too large, or of a kind that has no agreed meaning as RGB.
     """
+    found = _decoded(data, name)
+    return Image.fromarray(found) if isinstance(found, np.ndarray) else found
+
+
+def decode_pixels(data: bytes, name: str) -> np.ndarray:
+    """The same as uint8 [H, W, 3]; of a JPEG without another copy.
+
+    Raises:
+        ImageError: as `decode_bytes`.
+    """
+    found = _decoded(data, name)
+    return found if isinstance(found, np.ndarray) else np.array(found)  # asarray's would be read-only
+
+
+def _decoded(data: bytes, name: str) -> Image.Image | np.ndarray:
     if not data:
         raise ImageError(name, "empty file (0 bytes)")
     try:
-        with _pillow_is_silent():
-            return _decode(data)
+        return _decode(data)
     except _RefusedError as refusal:
         raise ImageError(name, str(refusal)) from None
     except UnidentifiedImageError:
@@ -189,13 +203,16 @@ class _RefusedError(Exception):
     """The image is understood, but not one we can use; the text is the reason."""
 
 
-def _decode(data: bytes) -> Image.Image:
+def _decode(data: bytes) -> Image.Image | np.ndarray:
     if data[:3] == b"\xff\xd8\xff":
-        image = _decode_jpeg(data)
-        if image is not None:
-            return image
-    if _is_heic(data):
-        return _to_rgb(_open_heic(data))
+        pixels = _decode_jpeg(data)
+        if pixels is not None:
+            return pixels
+    with _pillow_is_silent():
+        return _to_rgb(_open_heic(data)) if _is_heic(data) else _decode_by_pillow(data)
+
+
+def _decode_by_pillow(data: bytes) -> Image.Image:
     with _open(data) as image:
         _check_size(*image.size)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -216,7 +233,7 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]  # an old Pillow lacks AVIF
 
 
-def _decode_jpeg(data: bytes) -> Image.Image | None:
+def _decode_jpeg(data: bytes) -> np.ndarray | None:
     """By simplejpeg, or None where Pillow should try: an unusual kind, or damage that costs no pixels."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
@@ -231,9 +248,9 @@ def _decode_jpeg(data: bytes) -> Image.Image | None:
         return None
     orientation = 1
     if b"Exif\0\0" in data[: 1 << 18] or b"tiff:Orientation" in data[: 1 << 18]:
-        with _open(data) as header:
+        with _pillow_is_silent(), _open(data) as header:
             orientation = _orientation(header)
-    return _upright(Image.fromarray(pixels), orientation)
+    return pixels if orientation not in _UPRIGHT else np.array(_upright(Image.fromarray(pixels), orientation))
 
 
 def _is_heic(data: bytes) -> bool:

@@ -1,0 +1,108 @@
+"""Decoded images that are kept: the same pixels, in the memory that was given, never those of an older file."""
+
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fewsight.data import ImageError, PixelCache, cache_size
+from fewsight.data.cache import AUTO_SHARE, free_memory
+
+
+def write(path: Path, seed: int, width: int = 9) -> np.ndarray:
+    pixels = np.random.default_rng(seed).integers(0, 256, (5, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for number, path in enumerate(paths):
+        write(path, number, 9 + number)
+    return paths
+
+
+def test_kept_pixels_are_those_of_the_file_and_it_is_not_read_again(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = PixelCache(4, 10_000)
+    first = [cache.load(number, str(path)) for number, path in enumerate(files)]
+    assert len(cache) == 4
+    monkeypatch.setattr("fewsight.data.cache.read_bytes", lambda path: pytest.fail(f"read {path} again"))
+    for number, path in enumerate(files):
+        again = cache.load(number, str(path))
+        assert np.array_equal(again, first[number])
+        assert np.array_equal(again, np.asarray(Image.open(path)))
+
+
+@pytest.mark.parametrize("width", [9, 12])
+def test_changed_file_is_decoded_anew_each_time(files: list[Path], width: int) -> None:
+    cache = PixelCache(4, 10_000)
+    cache.load(0, str(files[0]))
+    before = files[0].stat()
+    for seed in (10, 11):
+        expected = write(files[0], seed, width)
+        os.utime(files[0], ns=(before.st_atime_ns, before.st_mtime_ns + seed))
+        assert np.array_equal(cache.load(0, str(files[0])), expected)
+    assert len(cache) == 0
+
+
+def test_change_back_to_an_older_time_is_seen(files: list[Path]) -> None:
+    cache = PixelCache(4, 10_000)
+    cache.load(0, str(files[0]))
+    expected = write(files[0], 20)
+    os.utime(files[0], ns=(1, 1))
+    assert np.array_equal(cache.load(0, str(files[0])), expected)
+
+
+def test_vanished_file_is_an_error_though_it_was_kept(files: list[Path]) -> None:
+    cache = PixelCache(4, 10_000)
+    cache.load(0, str(files[0]))
+    files[0].unlink()
+    with pytest.raises(ImageError, match=r"0\.png: cannot be read"):
+        cache.load(0, str(files[0]))
+
+
+@pytest.mark.parametrize(("size", "held"), [(0, 0), (5 * 9 * 3 - 1, 0), (5 * 9 * 3, 1), (5 * (9 + 10) * 3 + 1, 2)])
+def test_no_more_is_kept_than_fits(files: list[Path], size: int, held: int) -> None:
+    cache = PixelCache(4, size)
+    for _ in range(2):
+        for number, path in enumerate(files):
+            assert np.array_equal(cache.load(number, str(path)), np.asarray(Image.open(path)))
+    assert len(cache) == held
+
+
+def fill(cache: PixelCache, paths: list[Path]) -> None:
+    for number, path in enumerate(paths):
+        cache.load(number, str(path))
+
+
+def test_forked_processes_share_what_they_keep(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = PixelCache(4, 10_000)
+    workers = [multiprocessing.get_context("fork").Process(target=fill, args=(cache, files)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(cache) == 4
+    monkeypatch.setattr("fewsight.data.cache.read_bytes", lambda path: pytest.fail(f"read {path} again"))
+    fill(cache, files)
+
+
+def test_spawned_process_begins_with_an_empty_one_of_its_share(files: list[Path]) -> None:
+    cache = PixelCache(4, 10_000)
+    fill(cache, files)
+    own = pickle.loads(pickle.dumps(cache))
+    assert len(own) == 0
+    assert 0 < own.size <= cache.size
+
+
+def test_size_is_what_is_asked_for_or_a_share_of_what_is_free() -> None:
+    assert cache_size(0.5) == 500_000_000
+    assert cache_size(0.0) == 0
+    assert 0 < cache_size("auto") <= AUTO_SHARE * 1.5 * free_memory()
