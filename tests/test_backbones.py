@@ -455,3 +455,20 @@ def test_missing_timm_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(RecipeError, match=r"pip install 'fewsight\[timm\]'"):
         build_backbone("timm:resnet18")
+
+
+@pytest.mark.parametrize(("name", "width"), SMALL)
+def test_folded_backbone_gives_the_same_features(name: str, width: float) -> None:
+    torch.manual_seed(0)
+    backbone, images = build_backbone(name, stem="small", width=width), torch.randn(4, 3, 32, 32)
+    assert isinstance(backbone, Backbone)
+    randomise_norms(backbone, images)
+    backbone.eval()
+    with torch.no_grad():
+        plain = backbone(images)
+        backbone.fold()
+        folded = backbone(images)
+        backbone.fold()  # a second time changes nothing
+        assert torch.equal(backbone(images), folded)
+    assert largest_error(plain, folded) < 1e-5
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())

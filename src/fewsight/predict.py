@@ -13,6 +13,7 @@ from PIL.Image import Image as PILImage
 from torch import Tensor, nn
 
 from fewsight.augment import View, cut_view, named_views
+from fewsight.backbones import Backbone
 from fewsight.data import decode_bytes, digest_of_list, pixel_digest, read_bytes, take_image
 from fewsight.device import autocast, compute_threads, keep_freed_memory, resolve_run, to_device
 from fewsight.errors import DataError, RecipeError
@@ -60,12 +61,14 @@ class Normalise(nn.Module):
 
 
 def load_model(run: Run, device: torch.device) -> Classifier:
-    """The run's trained model, in evaluation mode and channels-last layout."""
+    """The run's trained model for testing: its norms are folded, its layout is channels-last."""
     ours, count, tensors = run.recipe.model, len(run.classes), read_weights(run)
     shapes = build_without_memory(ours.backbone, count, stem=ours.stem, width=ours.width)
     check_weights(shapes, tensors, source=str(run.path / WEIGHTS))  # before memory is spent on what a recipe claims
     model = build_model(ours.backbone, count, stem=ours.stem, width=ours.width)
     load_weights(model, tensors)
+    if isinstance(model.backbone, Backbone):
+        model.backbone.fold()
     return model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
 

@@ -13,18 +13,18 @@ LEAST_WEIGHT = 1e-3  # |weight| of a channel below which a norm is not inverted,
 LEAST_WEIGHT_16 = 0.05  # the same in 16 bits, times max(1, |bias|): the inversion subtracts the bias
 
 
-def norm_act(norm: nn.BatchNorm2d, x: Tensor, slope: float | None) -> Tensor:
+def norm_act(norm: nn.Module, x: Tensor, slope: float | None) -> Tensor:
     """Batch norm, then leaky ReLU (ReLU at slope 0, nothing at None): [B, C, H, W] -> the same shape.
 
     The plain path is `activate(norm(x), slope)`. In training a leaky one keeps its output alone, from which the
     backward pass has its input back; see `_InPlace`. Others keep their input, and inside `remaking` nothing else.
     """
-    ours = type(norm) is nn.BatchNorm2d and norm.training and torch.is_grad_enabled()
-    if ours and slope and invertible(norm, x.dtype):
-        y: Tensor = _InPlace.apply(x, norm.weight, norm.bias, norm, slope)
-        return y
-    if ours and is_remaking():
-        return _remade(norm, x, slope)
+    if type(norm) is nn.BatchNorm2d and norm.training and torch.is_grad_enabled():
+        if slope and invertible(norm, x.dtype):
+            y: Tensor = _InPlace.apply(x, norm.weight, norm.bias, norm, slope)
+            return y
+        if is_remaking():
+            return _remade(norm, x, slope)
     return activate(norm(x), slope)
 
 

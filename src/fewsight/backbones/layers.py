@@ -81,6 +81,21 @@ class ConvNormAct(nn.Module):
         maps: Tensor = remade(self.conv, x) if cheap else self.conv(x)
         return maps
 
+    def fold(self) -> None:
+        """Take the norm's running statistics into the convolution: the same values in one pass less; to test only."""
+        if self.conv.bias is not None:
+            return  # it has been done
+        norm = self.norm
+        assert norm.running_mean is not None, "it tracks its statistics"
+        assert norm.running_var is not None, "it tracks its statistics"
+        with torch.no_grad():
+            scale = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
+            weight = self.conv.weight.double() * scale.view(-1, 1, 1, 1)
+            bias = norm.bias.double() - norm.running_mean.double() * scale
+            self.conv.weight.copy_(weight)
+            self.conv.bias = nn.Parameter(bias.to(self.conv.weight.dtype))
+        self.register_module("norm", nn.Identity())
+
 
 class Blocks(nn.Sequential):
     """Blocks one after the other; with `recompute` each makes what is cheap again in the backward pass."""
@@ -209,6 +224,12 @@ class Backbone(nn.Module):
         for module in self.stages:
             if isinstance(module, Blocks):
                 module.recompute = recompute
+
+    def fold(self) -> None:
+        """Take every norm that follows a convolution into it, for testing only; see `ConvNormAct.fold`."""
+        for module in self.modules():
+            if isinstance(module, ConvNormAct):
+                module.fold()
 
     def feature_map(self, images: Tensor) -> Tensor:
         """The last stage's output: [B, 3, H, W] -> [B, D, h, w]."""
