@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewsight.augment import POLICIES, apply_steps, augment_images, random_flip, random_resized_crop
+from fewsight.augment import POLICIES, apply_steps, augment_images, draw_crop, flip, resize_box
 from fewsight.rng import image_stream
 
 
@@ -45,8 +45,8 @@ def test_augment_images_runs_crop_flip_and_policy_in_this_order(policy: str) -> 
     assert (results.shape, results.dtype) == ((count, 3, 32, 32), np.uint8)
     for index, result in enumerate(results):
         rng = image_stream(0, 1, index)
-        expected = random_resized_crop(image, 32, rng, area=(0.2, 0.9))
-        expected = random_flip(expected, rng, 0.4)[None].copy()
+        expected = resize_box(image, draw_crop(rng, 64, 48, area=(0.2, 0.9)), 32)[None].copy()
+        flip(expected, np.array([rng.random() < 0.4]))
         apply_steps(expected, [POLICIES[policy](rng, settings)], 7)
         assert np.array_equal(result, expected[0])
 
@@ -82,3 +82,11 @@ def test_augment_images_gives_the_same_bits_in_another_process() -> None:
 def test_unknown_policy_is_refused() -> None:
     with pytest.raises(KeyError, match="randaugment"):
         augment_images([noise_image()], augment_settings(policy="randaugment"), [image_stream(0, 0, 0)])
+
+
+def test_images_are_mirrored_at_their_rate() -> None:
+    image = np.tile(np.arange(32, dtype=np.uint8)[:, None], (32, 1, 3))  # brighter to the right
+    settings = augment_settings(policy="none", crop_area=(0.9, 1.0), flip_prob=0.3)
+    batch = augment_images([image] * 2000, settings, (image_stream(1, 0, index) for index in range(2000)))
+    mirrored = (batch[:, 0, 16, 0] > batch[:, 0, 16, -1]).mean()
+    assert abs(mirrored - 0.3) < 4 * (0.3 * 0.7 / 2000) ** 0.5

@@ -13,6 +13,7 @@ from fewsight import cores, device
 from fewsight.cores import num_cores
 from fewsight.device import compute_threads, resolve_device, resolve_run, same_bits, to_device
 from fewsight.errors import RecipeError
+from fewsight.predict import Normalise
 from fewsight.recipes import Run
 
 AUTO = st.just("auto")
@@ -121,14 +122,14 @@ def test_compute_threads_are_set_and_put_back() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_images_reach_the_device_channels_last() -> None:
-    pixels = torch.arange(2 * 4 * 5 * 3, dtype=torch.uint8).view(2, 4, 5, 3)
-    planes = pixels.permute(0, 3, 1, 2)
-    for layout in (planes, planes.contiguous()):
-        images = to_device(layout, torch.device("cpu"))
-        assert images.shape == (2, 3, 4, 5)
-        assert images.is_contiguous(memory_format=torch.channels_last)
-        assert images[1, 2, 3, 4].item() == pytest.approx(pixels[1, 3, 4, 2].item() / 255)
+def test_images_reach_the_device_and_the_model_channels_last() -> None:
+    pixels = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).view(2, 3, 4, 5)
+    images = to_device(pixels, torch.device("cpu"))
+    assert (images.dtype, images.shape) == (torch.float32, (2, 3, 4, 5))
+    assert images[1, 2, 3, 4].item() == pytest.approx(119 / 255)
+    normalised = Normalise((0.1, 0.2, 0.3), (0.5, 0.25, 0.2))(images)
+    assert normalised.is_contiguous(memory_format=torch.channels_last)
+    assert normalised[1, 2, 3, 4].item() == pytest.approx((119 / 255 - 0.3) / 0.2)
 
 
 def test_exact_operations_are_asked_for_inside_the_block_alone() -> None:

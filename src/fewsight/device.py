@@ -147,6 +147,5 @@ def keep_freed_memory() -> None:
 
 
 def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """uint8 [B, 3, H, W] in any layout -> float32, channels-last on `device`, in [0, 1]."""
-    floats = images.to(device, non_blocking=True).float()
-    return floats.contiguous(memory_format=torch.channels_last).div_(255)
+    """uint8 [B, 3, H, W] -> float32 of the same layout on `device`, in [0, 1]."""
+    return images.to(device, non_blocking=True).float().div_(255)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fewsight.augment.crop import draw_crop, random_flip, random_resized_crop
+from fewsight.augment.crop import draw_crop, flip, resize_box
 from fewsight.augment.cutmix import Mix, draw_cutmix, paste
 from fewsight.augment.operations import apply_steps
 from fewsight.augment.policy import POLICIES, SUB_POLICIES, PolicySettings
@@ -29,12 +29,12 @@ __all__ = [
     "cut_view",
     "draw_crop",
     "draw_cutmix",
+    "flip",
     "is_view_name",
     "named_views",
     "paste",
     "random_box",
-    "random_flip",
-    "random_resized_crop",
+    "resize_box",
 ]
 
 
@@ -71,11 +71,14 @@ def augment_images(
     Raises:
         KeyError: `policy` is not in `POLICIES`.
     """
-    cropped, steps = [], []
-    for image, rng in zip(images, streams, strict=True):
-        crop = random_resized_crop(image, augment.train_px, rng, area=augment.crop_area, aspect=augment.crop_aspect)
-        cropped.append(random_flip(crop, rng, augment.flip_prob))
+    sources, boxes, mirrored, steps = list(images), [], [], []
+    # first all draws, then all work of a kind: code that runs again and again is faster than code in turns
+    for image, rng in zip(sources, streams, strict=True):
+        height, width, _ = image.shape
+        boxes.append(draw_crop(rng, width, height, area=augment.crop_area, aspect=augment.crop_aspect))
+        mirrored.append(rng.random() < augment.flip_prob)
         steps.append(POLICIES[augment.policy](rng, augment))
-    batch = np.stack(cropped)
+    batch = np.stack([resize_box(image, box, augment.train_px) for image, box in zip(sources, boxes, strict=True)])
+    flip(batch, np.array(mirrored))
     apply_steps(batch, steps, augment.fill)
     return batch

@@ -7,43 +7,6 @@ import numpy as np
 CROP_TRIES = 10
 
 
-def random_resized_crop(
-    pixels: np.ndarray,
-    px: int,
-    rng: np.random.Generator,
-    *,
-    area: tuple[float, float] = (0.08, 1.0),
-    aspect: tuple[float, float] = (3 / 4, 4 / 3),
-) -> np.ndarray:
-    """Cut a random box out of an image and resize it to a square, bilinear with antialiasing.
-
-    The box begins at a whole pixel; its sides keep their fractions.
-
-    Args:
-        pixels: uint8 [H, W, 3], any size from 1x1 up; it is not changed.
-        px: side of the result in pixels.
-        rng: the image's own stream.
-        area: range of the box's share of the image.
-        aspect: range of width / height of the box.
-
-    Returns:
-        uint8 [3, px, px].
-
-    Source: Szegedy et al., arXiv 1409.4842, section 6; the report, section III.A, step 1.
-    """
-    import torch  # here: the views of an image need none
-
-    height, width, _ = pixels.shape
-    left, top, right, bottom = draw_crop(rng, width, height, area=area, aspect=aspect)
-    across, down = int(left), int(top)
-    cut = pixels[down : math.ceil(down + bottom - top), across : math.ceil(across + right - left)]
-    planes = torch.from_numpy(cut).permute(2, 0, 1)[None]
-    # torch's kernel for bytes: on x86 three times as fast as Pillow's, from which it differs by a level at most
-    resized = torch.ops.aten._upsample_bilinear2d_aa(planes, [px, px], False, px / (bottom - top), px / (right - left))
-    result: np.ndarray = resized[0].numpy()
-    return result
-
-
 def draw_crop(
     rng: np.random.Generator,
     width: int,
@@ -67,6 +30,8 @@ def draw_crop(
 
     Returns:
         (left, top, right, bottom) in pixels, within the image.
+
+    Source: Szegedy et al., arXiv 1409.4842, section 6; the report, section III.A, step 1.
     """
     log_low, log_high = math.log(aspect[0]), math.log(aspect[1])
     for _ in range(CROP_TRIES):
@@ -84,11 +49,32 @@ def draw_crop(
     return left, top, left + box_width, top + box_height
 
 
-def random_flip(image: np.ndarray, rng: np.random.Generator, prob: float = 0.5) -> np.ndarray:
-    """Mirror [3, H, W] left and right with probability `prob`; otherwise the same array comes back."""
+def resize_box(pixels: np.ndarray, box: tuple[float, float, float, float], px: int) -> np.ndarray:
+    """Cut a box out of an image and resize it to a square, bilinear with antialiasing.
+
+    Args:
+        pixels: uint8 [H, W, 3], any size from 1x1 up; it is not changed.
+        box: (left, top, right, bottom) in pixels, as drawn; it begins at a whole pixel, its sides keep their fractions.
+        px: side of the result in pixels.
+
+    Returns:
+        uint8 [3, px, px].
+    """
+    import torch  # here: the views of an image need none
+
+    left, top, right, bottom = box
+    width, height, across, down = right - left, bottom - top, int(left), int(top)
+    cut = pixels[down : math.ceil(down + height), across : math.ceil(across + width)]
+    planes = torch.from_numpy(cut).permute(2, 0, 1)[None]
+    # torch's kernel for bytes: on x86 three times as fast as Pillow's, from which it differs by a level at most
+    resize = torch.ops.aten._upsample_bilinear2d_aa.default
+    result: np.ndarray = resize(planes, [px, px], False, px / height, px / width)[0].numpy()
+    return result
+
+
+def flip(images: np.ndarray, those: np.ndarray) -> None:
+    """Mirror those of the images [n, 3, H, W] left and right, in place; `those` are n truth values."""
     import torch
 
-    if rng.random() < prob:
-        mirrored: np.ndarray = torch.from_numpy(image).flip(2).numpy()
-        return mirrored
-    return image
+    mirrored = torch.from_numpy(images[those]).flip(3)  # NumPy would go through them byte by byte
+    images[those] = mirrored.numpy()

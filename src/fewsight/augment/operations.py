@@ -177,7 +177,7 @@ def _sources(sides: tuple[int, int], matrix: tuple[float, ...] | None, degrees: 
 
 
 def _color(image: np.ndarray, magnitude: float, _: int) -> None:
-    image[...] = _blend(_grey(image), image, np.array([magnitude]))[0]
+    image[...] = _blend(_grey(image), image, np.array([magnitude]))
 
 
 def _sharpness(image: np.ndarray, magnitude: float, _: int) -> None:
@@ -187,7 +187,7 @@ def _sharpness(image: np.ndarray, magnitude: float, _: int) -> None:
     around = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * wide[:, 1:-1, 1:-1]
     blurred = wide.copy()
     blurred[:, 1:-1, 1:-1] = (2 * around + 13) // 26
-    image[...] = _blend(blurred, image, np.array([magnitude]))[0]
+    image[...] = _blend(blurred, image, np.array([magnitude]))
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -204,16 +204,23 @@ OPERATIONS: dict[str, Operation] = {
 
 def _grey(image: np.ndarray) -> np.ndarray:
     """int32 [H, W] of uint8 [3, H, W]."""
-    red, green, blue = (plane.astype(np.int32) * weight for plane, weight in zip(image, LUMA, strict=True))
-    grey: np.ndarray = (red + green + blue + 0x8000) >> 16
+    grey: np.ndarray = np.multiply(image[0], LUMA[0], dtype=np.int32)
+    grey += np.multiply(image[1], LUMA[1], dtype=np.int32)
+    grey += np.multiply(image[2], LUMA[2], dtype=np.int32)
+    grey += 0x8000
+    grey >>= 16
     return grey
 
 
 def _blend(origin: np.ndarray, levels: np.ndarray, magnitudes: np.ndarray) -> np.ndarray:
-    """origin + (1 + magnitude) * (levels - origin), cut to whole levels as `Image.blend` does it, in float32."""
-    factors = (1 + magnitudes).astype(np.float32)[:, None, None]
-    if levels.ndim == 3:
-        factors = factors[:, None]
-    away = (levels.astype(np.int32) - origin).astype(np.float32)
-    blended: np.ndarray = np.clip(origin.astype(np.float32) + factors * away, 0, 255).astype(np.uint8)
-    return blended
+    """origin + (1 + magnitude) * (levels - origin), cut to whole levels as `Image.blend` does it, in float32.
+
+    Args:
+        origin: of tables [m, 1, 1], with levels [256]; of an image [H, W] or [3, H, W], with levels [3, H, W].
+        magnitudes: [m]; of an image one.
+    """
+    origin, factors = origin.astype(np.float32), (1 + magnitudes).astype(np.float32).reshape(-1, 1, 1)
+    blended = (levels.astype(np.float32) - origin) * factors
+    blended += origin
+    cut: np.ndarray = np.clip(blended, 0, 255, out=blended).astype(np.uint8)
+    return cut
