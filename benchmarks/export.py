@@ -2,8 +2,9 @@
 
 `python -m benchmarks.export RUN [--imagenet DIR] [--threads N]` exports a trained run (on tiny20), then full-size
 backbones with random weights on ImageNet photographs (DIR, which holds them in one folder). Norms of a random model
-have the statistics of the images, so that every branch takes part, and its logits the spread of trained ones. Times are medians over rounds in which the ways
-take turns, of batches in memory; one image, and 16. Needs fewsight[export] and openvino.
+have the statistics of the images, so that every branch takes part, and its logits spread as trained ones do. Times are
+medians over rounds in which the ways take turns, of batches in memory; one image, and 16. Needs fewsight[export] and
+openvino.
 """
 
 import argparse

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnxruntime import quantization
 
+from fewsight.errors import RunError
 from fewsight.export.graph import Cut
 from fewsight.export.images import Images, inputs_of
 from fewsight.export.onnx_model import quiet
@@ -17,6 +18,7 @@ from fewsight.metrics import Paired, Share, paired, wilson
 
 NUM_CALIBRATION = 256  # images
 BATCH_SIZE = 16
+MOST_LOST = 0.02  # of top-1; more is refused, where these images show it
 STEM = ".backbone.stem."  # in the names of weights that stay in float32: they cost little, and the loss is near half
 
 
@@ -60,7 +62,11 @@ def quantise(model: onnx.ModelProto, cuts: Mapping[str, Cut], images: Images, *,
 
 
 def loss_of(expected: np.ndarray, found: np.ndarray, images: Images, milliseconds: float) -> Loss:
-    """Probabilities in float32 and in int8, both [n, K], against each other and the labels."""
+    """Probabilities in float32 and in int8, both [n, K], against each other and the labels.
+
+    Raises:
+        RunError: int8 loses too much.
+    """
     before, after = expected.argmax(1), found.argmax(1)
     agreement = wilson(int((before == after).sum()), len(before))
     largest = float(np.abs(found - expected).max())
@@ -70,4 +76,9 @@ def loss_of(expected: np.ndarray, found: np.ndarray, images: Images, millisecond
         right = [one == np.array(images.labels) for one in (before, after)]
         top1 = (wilson(int(right[0].sum()), len(before)), wilson(int(right[1].sum()), len(before)))
         gain = paired(*right)
+        if gain.high < -MOST_LOST:
+            raise RunError(
+                f"int8 loses too much: {gain}; at most {100 * MOST_LOST:g} points are allowed, so nothing was written; "
+                "export without --int8"
+            )
     return Loss(images.source, images.num_trained_on, agreement, largest, *top1, gain, milliseconds)
