@@ -12,12 +12,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import openvino
 import torch
 from torch import nn
 
@@ -77,6 +77,8 @@ def settle(model: Classifier, images: torch.Tensor) -> None:
 
 def ways(model: Path, int8: Path, graph: Graph, threads: int) -> dict[str, Callable[[Mapping[str, np.ndarray]], Any]]:
     """Each way to compute a batch."""
+    import openvino
+
     sessions = {name: open_session(onnx.load(path), threads) for name, path in (("float", model), ("int8", int8))}
     core = openvino.Core()
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
@@ -194,7 +196,7 @@ def main() -> None:
         f"{device_name('cpu')}, {options.threads} threads, commit {commit()}; {ROUNDS} rounds, median (least to most)"
     )
     about += f"; BESIDE OTHER PROCESSES: {len(busy)}" if busy else ""
-    versions = f"torch {torch.__version__}, openvino {openvino.__version__.split('-')[0]}"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnxruntime", "openvino"))
     text = [f"{about}; {versions}"] + [line for name, one in found.items() for line in lines_of(name, one)]
     print("\n".join(text))
     keep("export", "Exported against eager\n\n`python -m benchmarks.export RUN --imagenet DIR`.", text, found)

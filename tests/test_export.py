@@ -13,12 +13,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from benchmarks.export import untrained_run
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 import fewsight
-from benchmarks.export import untrained_run
 from conftest import TINY, Command
 from fewsight import export, files
 from fewsight.augment import center_view, random_box
