@@ -3,7 +3,7 @@
 `python -m benchmarks.export RUN [--imagenet DIR] [--threads N]` exports a trained run (on tiny20), then full-size
 backbones with random weights on ImageNet photographs (DIR, which holds them in one folder). Norms of a random model
 have the statistics of the images, so that every branch takes part, and its logits spread as trained ones do. Times are
-medians over rounds in which the ways take turns, of batches in memory; one image, and 16. Needs fewsight[export] and
+milliseconds of processors, medians over rounds in which the ways take turns, of batches in memory; one image, and 16. Needs fewsight[export] and
 openvino.
 """
 
@@ -64,13 +64,17 @@ def untrained_run(out: Path, images: Path, backbone: str, px: int) -> Run:
 
 @torch.no_grad()
 def settle(model: Classifier, images: torch.Tensor) -> None:
-    """Random weights into the range of trained ones: norms that act, with the statistics of these images, and logits
-    with a standard deviation of 3."""
-    for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
-            norm.momentum = 1.0
-            nn.init.uniform_(norm.weight, 0.5, 1.0)
+    """Random weights into the range of trained ones: branches that add a little, norms with the statistics of these
+    images (no channel is blown up because it hardly varies in them), logits with a standard deviation of 3.
+    """
+    norms = [one for one in model.modules() if isinstance(one, nn.BatchNorm1d | nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+        nn.init.constant_(norm.weight, 1.0 if norm.weight.any() else 0.2)  # the last of a block is 0 at first
     model.train()(images)
+    for norm in norms:
+        assert norm.running_var is not None, "norms keep statistics"
+        norm.running_var.clamp_(min=0.1 * float(norm.running_var.mean()))
     logits, _ = model.eval()(images)
     model.head.weight *= 3 / logits.std()
 
@@ -104,16 +108,16 @@ def ways(model: Path, int8: Path, graph: Graph, threads: int) -> dict[str, Calla
 def times(
     computed: Mapping[str, Callable[[Mapping[str, np.ndarray]], Any]], batches: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[str, list[float]]:
-    """Milliseconds an image of each way, a value a round."""
+    """Milliseconds of processors an image of each way, a value a round."""
     found: dict[str, list[float]] = {name: [] for name in computed}
     for number in range(ROUNDS + 1):
         for name, compute in computed.items():
-            began = time.perf_counter()
+            began = time.process_time()
             for batch in batches:
                 compute(batch)
             images = sum(len(next(iter(batch.values()))) for batch in batches)
             if number:  # the first warms up
-                found[name].append((time.perf_counter() - began) / images * 1e3)
+                found[name].append((time.process_time() - began) / images * 1e3)
     return found
 
 
@@ -176,7 +180,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a trained run")
     parser.add_argument("--imagenet", type=Path, help="a folder of photographs, one a class")
     parser.add_argument("--backbones", default=",".join(FULL_SIZE))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--anyway", action="store_true", help="beside other processes; the results say so")
     options = parser.parse_args()
@@ -193,7 +197,7 @@ def main() -> None:
             name = f"{backbone} at {FULL_SIZE[backbone]} px, random weights, {options.imagenet.name}"
             found[name] = measure(one.path, folder, options.threads, 128)
     about = (
-        f"{device_name('cpu')}, {options.threads} threads, commit {commit()}; {ROUNDS} rounds, median (least to most)"
+        f"{device_name('cpu')}, {options.threads} thread{'s' * (options.threads > 1)}, commit {commit()}; {ROUNDS} rounds, median (least to most)"
     )
     about += f"; BESIDE OTHER PROCESSES: {len(busy)}" if busy else ""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnxruntime", "openvino"))
