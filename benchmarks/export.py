@@ -38,7 +38,7 @@ from fewsight.runs import Run, RunData
 
 FULL_SIZE = {"resnest50": 224, "resnest101": 224, "tresnet_xl": 224, "seresnext101": 224}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-ROUNDS = 7
+ROUNDS = 5
 NUM_STATISTICS = 16  # images that norms take their statistics from
 
 
@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("--backbones", default=",".join(FULL_SIZE))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--photographs", type=int, default=128, help="of DIR's val half, for each backbone")
     parser.add_argument("--anyway", action="store_true", help="beside other processes; the results say so")
     options = parser.parse_args()
     busy = busy_processes()
@@ -195,10 +196,8 @@ def main() -> None:
         for backbone in options.backbones.split(",") if options.imagenet else []:
             one = untrained_run(folder / backbone, options.imagenet, backbone, FULL_SIZE[backbone])
             name = f"{backbone} at {FULL_SIZE[backbone]} px, random weights, {options.imagenet.name}"
-            found[name] = measure(one.path, folder, options.threads, 128)
-    about = (
-        f"{device_name('cpu')}, {options.threads} thread{'s' * (options.threads > 1)}, commit {commit()}; {ROUNDS} rounds, median (least to most)"
-    )
+            found[name] = measure(one.path, folder, options.threads, options.photographs)
+    about = f"{device_name('cpu')}, {options.threads} thread{'s' * (options.threads > 1)}, commit {commit()}; {ROUNDS} rounds, median (least to most)"
     about += f"; BESIDE OTHER PROCESSES: {len(busy)}" if busy else ""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnxruntime", "openvino"))
     text = [f"{about}; {versions}"] + [line for name, one in found.items() for line in lines_of(name, one)]
