@@ -3,8 +3,8 @@
 `python -m benchmarks.export RUN [--imagenet DIR] [--threads N]` exports a trained run (on tiny20), then full-size
 backbones with random weights on ImageNet photographs (DIR, which holds them in one folder). Norms of a random model
 have the statistics of the images, so that every branch takes part, and its logits spread as trained ones do. Times are
-milliseconds of processors, medians over rounds in which the ways take turns, of batches in memory; one image, and 16. Needs fewsight[export] and
-openvino.
+milliseconds of processors, medians over rounds in which the ways take turns, of batches in memory; one image, and 16.
+Needs fewsight[export] and openvino.
 """
 
 import argparse
@@ -197,7 +197,9 @@ def main() -> None:
             one = untrained_run(folder / backbone, options.imagenet, backbone, FULL_SIZE[backbone])
             name = f"{backbone} at {FULL_SIZE[backbone]} px, random weights, {options.imagenet.name}"
             found[name] = measure(one.path, folder, options.threads, options.photographs)
-    about = f"{device_name('cpu')}, {options.threads} thread{'s' * (options.threads > 1)}, commit {commit()}; {ROUNDS} rounds, median (least to most)"
+    about = (
+        f"{device_name('cpu')}, {options.threads} threads, commit {commit()}; {ROUNDS} rounds, median (least to most)"
+    )
     about += f"; BESIDE OTHER PROCESSES: {len(busy)}" if busy else ""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnxruntime", "openvino"))
     text = [f"{about}; {versions}"] + [line for name, one in found.items() for line in lines_of(name, one)]
