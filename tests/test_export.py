@@ -23,6 +23,7 @@ from conftest import TINY, Command
 from fewsight import export, files
 from fewsight.augment import center_view, random_box
 from fewsight.calibration import Calibration, keep
+from fewsight.data import digest_of_list
 from fewsight.ensemble import combine, open_asked
 from fewsight.errors import DataError, FewsightError, RunError
 from fewsight.export import images as export_images
@@ -313,6 +314,17 @@ def test_a_run_without_val_is_tried_on_images_it_was_trained_on(tiny_run: Path, 
     assert found.num_trained_on == len(found.files) == 30
 
 
+def test_a_label_that_is_no_class_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    lines = [json.loads(line) | {"label": "other"} for line in (copy / "images.jsonl").read_text().splitlines()]
+    (copy / "images.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = json.loads((copy / "data.json").read_text())
+    data["digest"] = digest_of_list((line["path"], line["size"], line["label"]) for line in lines)
+    (copy / "data.json").write_text(json.dumps(data))
+    with pytest.raises(RunError, match="labels that are none of the run's classes"):
+        own_images(open_asked(copy, None), "val", None, 100)
+
+
 def test_images_that_cannot_be_read_are_left_out(digit_images: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     found = given_images([str(tmp_path / "bad.png"), str(digit_images / "val")], 100)
@@ -342,6 +354,7 @@ def test_mistakes_are_refused_before_the_work(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("crop", [False, True])
 def test_ensemble_with_random_crops_is_predict(both: Path, digit_images: Path, crop: bool, tmp_path: Path) -> None:
     exported = export_run(both, tmp_path / "both.onnx", crop=crop, images=[str(digit_images / "test")])
@@ -353,6 +366,7 @@ def test_ensemble_with_random_crops_is_predict(both: Path, digit_images: Path, c
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_forgotten_temperature_is_found(
     both: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,6 +380,7 @@ def test_a_forgotten_temperature_is_found(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_int8_says_what_it_lost(tiny_run: Path, tmp_path: Path, command: Command) -> None:
     answer = command("export", tiny_run, "--out", tmp_path / "m.onnx", "--int8")
     assert answer.code == 0, answer.err
@@ -388,6 +403,7 @@ def test_full_size_backbone_is_predict_on_photographs(fewsight_data: Path, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_script_of_the_guide_agrees_on_photographs(fewsight_data: Path, tmp_path: Path) -> None:
     """JPEG files by Pillow alone, cut in the graph, against fewsight's own decoder and crop."""
     untrained_run(tmp_path / "run", fewsight_data / "imagenet-256", "resnest14", 64)

@@ -39,7 +39,7 @@ def own_images(asked: Asked, split: str, data: Path | None, most: int) -> Images
         most: how many, drawn by a fixed seed where there are more.
 
     Raises:
-        RunError: the data is not there.
+        RunError: the data is not there, or the run's list of images is damaged.
     """
     run = asked.first
     place = data or Path(run.data.source)
@@ -55,6 +55,10 @@ def own_images(asked: Asked, split: str, data: Path | None, most: int) -> Images
     if not any(file.is_file() for file in files):
         raise RunError(f"{place} does not hold the images of the run, such as {chosen[0]['path']}; give --data")
     position = {label: number for number, label in enumerate(asked.classes)}
+    if not {line["label"] for line in chosen} <= position.keys():
+        raise RunError(
+            f"{run.path / 'images.jsonl'} has labels that are none of the run's classes; restore it from a copy"
+        )
     known = [trained_on(one) for one in asked.runs.values()]
     seen = [
         any((file, str(line.get("pixels"))) in one for one in known) for file, line in zip(files, chosen, strict=True)

@@ -15,7 +15,7 @@ from fewsight.export.images import Images, given_images, own_images, readable
 from fewsight.export.int8 import NUM_CALIBRATION, Loss, loss_of, quantise
 from fewsight.export.onnx_model import describe, open_session, to_onnx
 from fewsight.export.parity import Parity, check_parity, exported_probs, predicted
-from fewsight.predict import exact_recipe
+from fewsight.predict import exact_recipe, testing_recipe
 from fewsight.recipes import recipe_toml
 from fewsight.runs import now
 
@@ -75,6 +75,9 @@ def export_run(
     cuts, sides = cuts_and_sides(asked)
     graph = build_graph(asked, cuts, sides, temperature or 1.0)
     module = CroppingGraph(graph, list(cuts.values())).eval() if crop else graph
+    other = {testing_recipe(run).run.precision for run in asked.runs.values()} - {"float32"}
+    if other:
+        say(f"note: predict computes in {', '.join(sorted(other))} here, the file in float32, as it is compared")
     say("tracing the model")
     model = to_onnx(module, cuts, crop=crop)
     del graph, module
