@@ -198,7 +198,7 @@ def main() -> None:
             name = f"{backbone} at {FULL_SIZE[backbone]} px, random weights, {options.imagenet.name}"
             found[name] = measure(one.path, folder, options.threads, options.photographs)
     about = (
-        f"{device_name('cpu')}, {options.threads} threads, commit {commit()}; {ROUNDS} rounds, median (least to most)"
+        f"{device_name('cpu')}, threads: {options.threads}, commit {commit()}; {ROUNDS} rounds, median (least to most)"
     )
     about += f"; BESIDE OTHER PROCESSES: {len(busy)}" if busy else ""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnxruntime", "openvino"))
