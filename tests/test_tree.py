@@ -55,6 +55,7 @@ ORDER = [
     "session",
     "board",
     "inference",
+    "export",
     "report",
     "reproduce",
     "vipriors",

@@ -396,6 +396,59 @@ def reproduce(
     )
 
 
+@app.command
+def export(
+    run: Path,
+    /,
+    *,
+    out: Path,
+    views: str | None = None,
+    crop: bool = False,
+    int8: bool = False,
+    data: Path | None = None,
+    images: tuple[str, ...] = (),
+    num_images: int = 256,
+) -> int:
+    """Write a run or an ensemble as an ONNX file that gives the probabilities of predict without fewsight.
+
+    Nothing is written unless it does so on real images.
+
+    Args:
+        run: the run folder, or an ensemble.
+        out: the .onnx file to write.
+        views: center (one view, a run's default), report (every test size, two crops; an ensemble's default), or names
+            such as center-224; center-224-noflip is the view without its flipped twin.
+        crop: take upright images of any size and cut the views in the graph, one shape at a time.
+        int8: convolutions in 8 bits, calibrated on training images; what that changes is measured and said.
+        data: where the run's data lies now (where it lay when the run began).
+        images: files, folders or quoted patterns to try the file on, instead of the run's val images; may be repeated.
+        num_images: at most so many (256).
+    """
+    from fewsight.console import make_console
+    from fewsight.export import require_export
+
+    require_export()
+    from fewsight.export.show import show_exported
+    from fewsight.export.write import export_run
+
+    console = make_console()
+    show_exported(
+        console,
+        export_run(
+            run,
+            out,
+            views=views,
+            crop=crop,
+            int8=int8,
+            data=data,
+            images=images,
+            num_images=num_images,
+            say=console.print,
+        ),
+    )
+    return 0
+
+
 scores_app = App(name="scores", help="Ask the kept scores of runs and ensembles; no model is needed.")
 app.command(scores_app)
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 import fewsight
 from fewsight import files, runs
 from fewsight.augment import View
@@ -69,6 +71,16 @@ class Asked:
     def view_names(self) -> tuple[str, ...]:
         """The views, without repeats."""
         return tuple(dict.fromkeys(view.name for views in self.views.values() for view in views))
+
+    def view_weights(self, name: str) -> np.ndarray:
+        """float64 [V]: what each of a run's views weighs in the whole."""
+        views, specs = self.views[name], [spec for spec in self.specs if spec.run == name]
+        if not specs:
+            return np.full(len(views), 1 / len(views))
+        alike = [sum(view.px == other.px for other in views) for view in views]
+        rows = [sum(spec.weight for spec in specs if spec.px == view.px) for view in views]
+        found: np.ndarray = np.array(rows) / np.array(alike)
+        return found
 
     def scored(self, stored: Mapping[str, Stored]) -> Scored:
         """What the runs' stores hold of these views, and how it is weighed."""

@@ -20,6 +20,7 @@ from fewsight.errors import DataError, RecipeError
 from fewsight.files import locked
 from fewsight.model import Classifier, build_model, build_without_memory, check_weights, load_weights
 from fewsight.recipes import Recipe
+from fewsight.recipes import Run as RunSettings
 from fewsight.runs import WEIGHTS, Run, read_weights, require_weights, trained_on
 from fewsight.scores import About, Image, Store, append, begin, finish
 
@@ -75,12 +76,20 @@ def load_model(run: Run, device: torch.device) -> Classifier:
 def testing_recipe(run: Run) -> Recipe:
     """The run's recipe for this machine: its device, threads and workers; the trained precision on the same kind."""
     trained = run.recipe.run
-    settings = resolve_run(
-        trained.model_copy(update={"device": "auto", "precision": "auto", "threads": "auto", "workers": "auto"})
-    )
+    settings = _resolved(run, "auto", "auto")
     if settings.device.split(":")[0] == trained.device.split(":")[0] and trained.precision != "auto":
         settings = settings.model_copy(update={"precision": trained.precision})
     return run.recipe.model_copy(update={"run": settings})
+
+
+def exact_recipe(run: Run) -> Recipe:
+    """The run's recipe on this machine's CPU in float32."""
+    return run.recipe.model_copy(update={"run": _resolved(run, "cpu", "float32")})
+
+
+def _resolved(run: Run, device: str, precision: str) -> RunSettings:
+    values = {"device": device, "precision": precision, "threads": "auto", "workers": "auto"}
+    return resolve_run(run.recipe.run.model_copy(update=values))
 
 
 def mean_probs(log_probs: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from fewsight.device import compute_threads, keep_freed_memory
 from fewsight.ensemble import open_asked
 from fewsight.errors import DataError
 from fewsight.model import Classifier
-from fewsight.predict import Normalise, load_model, score_images, testing_recipe
+from fewsight.predict import Normalise, exact_recipe, load_model, score_images, testing_recipe
 from fewsight.recipes import Recipe
 
 
@@ -50,14 +50,15 @@ class Model:
     Args:
         path: the run folder, or an ensemble's.
         views: center (a run's default), report (an ensemble's) or names with commas.
+        exact: on the CPU in float32, whatever the machine and the run's precision are.
 
     Raises:
         RunError: not a finished run.
         RecipeError: no such view.
     """
 
-    def __init__(self, path: str | Path, views: str | None = None) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, views: str | None = None, *, exact: bool = False) -> None:
+        self.path, self.exact = Path(path), exact
         self._asked = open_asked(self.path, views)
         self._temperature = temperature_for(self.path, self._asked.view_names)
         self._loaded: dict[str, tuple[Classifier, Normalise, Recipe]] = {}
@@ -92,7 +93,7 @@ class Model:
         errors: list[str | None] = [None] * len(sources)
         for name in self._asked.runs:
             model, normalise, recipe = self._model(name)
-            weights = self._weights(name)
+            weights = self._asked.view_weights(name)
             assert recipe.run.threads != "auto", "a resolved recipe has its threads"
             with compute_threads(recipe.run.threads):
                 for scores in score_images(model, normalise, sources, recipe, views=self._asked.views[name]):
@@ -107,23 +108,13 @@ class Model:
     def _model(self, name: str) -> tuple[Classifier, Normalise, Recipe]:
         if name not in self._loaded:
             run = self._asked.runs[name]
-            recipe = testing_recipe(run)
+            recipe = exact_recipe(run) if self.exact else testing_recipe(run)
             device = torch.device(recipe.run.device)
             keep_freed_memory()
             self._loaded[name] = load_model(run, device), Normalise(run.data.mean, run.data.std).to(device), recipe
         return self._loaded[name]
 
-    def _weights(self, name: str) -> np.ndarray:
-        """float64 [V]: what each of a run's views weighs in the whole."""
-        views, specs = self._asked.views[name], [spec for spec in self._asked.specs if spec.run == name]
-        if not specs:
-            return np.full(len(views), 1 / len(views))
-        alike = [sum(view.px == other.px for other in views) for view in views]
-        rows = [sum(spec.weight for spec in specs if spec.px == view.px) for view in views]
-        found: np.ndarray = np.array(rows) / np.array(alike)
-        return found
 
-
-def load(path: str | Path, views: str | None = None) -> Model:
+def load(path: str | Path, views: str | None = None, *, exact: bool = False) -> Model:
     """Open a run or an ensemble for predictions; see `Model`."""
-    return Model(path, views)
+    return Model(path, views, exact=exact)
