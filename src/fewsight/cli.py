@@ -497,28 +497,36 @@ def scores_calibrate(
     *,
     split: str = "val",
     views: str | None = None,
+    coverage: float | None = None,
     from_: Annotated[Path | None, Parameter(name="--from")] = None,
 ) -> int:
     """Fit the temperature that makes a run as sure as it is right, and keep it in the run, where predict takes it.
+
+    With --coverage also choose the probability below which an image is none of the run's classes; predict and serve
+    then mark such images.
 
     Args:
         run: a run or an ensemble that was evaluated on the split.
         split: whose scores; never images that it was trained on (val).
         views: whose mean is calibrated, for example center-64 (all that were scored, and the default view alone).
-        from_: take the temperatures of this run of the same recipe, for example trained on train alone.
+        coverage: share of images of its classes that the threshold is to keep, for example 0.95; without it no
+            threshold is kept.
+        from_: take the temperatures and thresholds of this run of the same recipe, for example trained on train alone.
     """
     from fewsight.console import make_console, show_calibrations
 
     if from_ is not None:
         if views is not None:
             raise FewsightError("--from brings the temperatures of its own views; leave out --views")
+        if coverage is not None:
+            raise FewsightError("--from brings the thresholds that it has; leave out --coverage")
         from fewsight.ensemble import carry_calibration
 
         found = carry_calibration(from_, run)
     else:
         from fewsight.calibration import calibrate
 
-        found = calibrate(run, split, views)
+        found = calibrate(run, split, views, coverage)
     console = make_console()
     if from_ is not None:
         console.print(f"carried over from {from_}, where it was fitted:")

@@ -430,7 +430,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def carry_calibration(source: Path, target: Path) -> list[Calibration]:
-    """Take over the temperatures of a run or ensemble of the same recipes, such as one trained on train alone.
+    """Take over what a run or ensemble of the same recipes was calibrated to, such as one trained on train alone.
 
     Raises:
         RunError: the recipes differ, or it has none.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from fewsight.calibration import temperature_for, tempered
+from fewsight.calibration import calibration_for, tempered
 from fewsight.device import compute_threads, keep_freed_memory
 from fewsight.ensemble import open_asked
 from fewsight.errors import DataError
@@ -24,12 +24,21 @@ class Predictions:
     classes: tuple[str, ...]
     probs: np.ndarray  # float32 [n, K], in the order of `classes`; NaN where an image could not be read
     errors: tuple[str | None, ...]  # [n], why
+    threshold: float | None = None  # below which an image is none of the classes, where the run keeps one
 
     @property
     def labels(self) -> tuple[str | None, ...]:
         """The most probable class of each image, None where it could not be read."""
         return tuple(
             None if error else self.classes[int(row.argmax())]
+            for row, error in zip(self.probs, self.errors, strict=True)
+        )
+
+    @property
+    def none_of_these(self) -> tuple[bool | None, ...]:
+        """Whether each image is none of the classes; None where it could not be read, or the run keeps no threshold."""
+        return tuple(
+            None if error or self.threshold is None else bool(row.max() < self.threshold)
             for row, error in zip(self.probs, self.errors, strict=True)
         )
 
@@ -59,7 +68,7 @@ class Model:
     def __init__(self, path: str | Path, views: str | None = None) -> None:
         self.path = Path(path)
         self._asked = open_asked(self.path, views)
-        self._temperature = temperature_for(self.path, self._asked.view_names)
+        self.calibration = calibration_for(self.path, self._asked.view_names)
         self._loaded: dict[str, tuple[Classifier, Normalise, Recipe]] = {}
 
     @property
@@ -99,10 +108,20 @@ class Model:
                     stop = scores.start + len(scores.errors)
                     probs[scores.start : stop] += np.einsum("v,vnk->nk", weights, np.exp(scores.results))
                     errors[scores.start : stop] = scores.errors
-        if self._temperature is not None:
+        return Predictions(self.classes, self._calibrated(probs), tuple(errors), self.threshold)
+
+    @property
+    def threshold(self) -> float | None:
+        """The probability below which an image is none of the classes, where the run keeps one for these views."""
+        kept = None if self.calibration is None else self.calibration.threshold
+        return None if kept is None else kept.prob
+
+    def _calibrated(self, probs: np.ndarray) -> np.ndarray:
+        """float32 [n, K]: the probabilities at the temperature that the run keeps."""
+        if self.calibration is not None:
             with np.errstate(divide="ignore", invalid="ignore"):
-                probs = np.exp(tempered(np.log(probs), self._temperature))
-        return Predictions(self.classes, probs.astype(np.float32), tuple(errors))
+                probs = np.exp(tempered(np.log(probs), self.calibration.temperature))
+        return probs.astype(np.float32)
 
     def _model(self, name: str) -> tuple[Classifier, Normalise, Recipe]:
         if name not in self._loaded:
