@@ -191,7 +191,7 @@ def test_threshold_lies_between_two_images_and_counts_those_kept() -> None:
     peaks = np.array([0.9, 0.2, 0.5, 0.7, 0.6, 0.3, 0.8, 0.4, 0.95])
     right = np.array([True, True, False, True, False, False, True, False, True])
     found = choose_threshold(peaks, right, 0.6, "val")
-    assert found.prob == pytest.approx(0.55), "between the 6th and the 7th"
+    assert found.prob == pytest.approx(0.45), "between the 6th and the 7th"
     assert (found.kept, found.right) == (6, 4)
     assert str(found.accuracy).startswith("66.7 % [")
 

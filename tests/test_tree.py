@@ -58,6 +58,7 @@ ORDER = [
     "report",
     "reproduce",
     "vipriors",
+    "serve",
     "demo",
     "cli",
     "__main__",

@@ -1,6 +1,7 @@
 """A run or an ensemble in memory, for programs: images in, probabilities out, those that `fewsight predict` gives."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +10,22 @@ import torch
 from PIL.Image import Image
 
 from fewsight.calibration import calibration_for, tempered
+from fewsight.data import decode_bytes
 from fewsight.device import compute_threads, keep_freed_memory
 from fewsight.ensemble import open_asked
-from fewsight.errors import DataError
+from fewsight.errors import DataError, RunError
 from fewsight.model import Classifier
-from fewsight.predict import Normalise, load_model, score_images, testing_recipe
+from fewsight.predict import (
+    Normalise,
+    activation_map,
+    cut_all,
+    cuts_of,
+    file_digest,
+    load_model,
+    score_cuts,
+    score_images,
+    testing_recipe,
+)
 from fewsight.recipes import Recipe
 
 
@@ -44,13 +56,37 @@ class Predictions:
 
     def top(self, k: int = 5) -> list[list[tuple[str, float]]]:
         """The `k` most probable classes of each image with their probabilities; nothing where it could not be read."""
-        return [
-            [] if error else [(self.classes[place], float(row[place])) for place in np.argsort(-row, kind="stable")[:k]]
-            for row, error in zip(self.probs, self.errors, strict=True)
-        ]
+        return [[] if error else self.top_of(number, k) for number, error in enumerate(self.errors)]
+
+    def top_of(self, number: int, k: int = 5) -> list[tuple[str, float]]:
+        """The `k` most probable classes of one image with their probabilities."""
+        row = self.probs[number]
+        return [(self.classes[place], float(row[place])) for place in np.argsort(-row, kind="stable")[:k]]
 
     def __len__(self) -> int:
         return len(self.errors)
+
+
+Cuts = Mapping[str, Sequence[np.ndarray]]  # run -> uint8 [px, px, 3] each, what it is to see of an image
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a model, its views and its members make of some images."""
+
+    predictions: Predictions
+    views: Mapping[tuple[str, str], np.ndarray]  # (run, view) -> float32 [n, K], probabilities before the temperature
+    members: Mapping[str, np.ndarray]  # of an ensemble, the same; none for a run
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Where one run looked in one view of an image."""
+
+    run: str
+    view: str
+    cut: np.ndarray  # uint8 [px, px, 3], what it saw
+    values: np.ndarray  # float32 [h, w], see `Classifier.activation_maps`
 
 
 class Model:
@@ -81,12 +117,12 @@ class Model:
         """The views whose probabilities are averaged."""
         return self._asked.view_names
 
-    def predict(self, images: Sequence[str | Path | Image | np.ndarray]) -> Predictions:
+    def predict(self, images: Sequence[str | Path | bytes | Image | np.ndarray]) -> Predictions:
         """Probabilities of images.
 
         Args:
-            images: files; images of Pillow in any mode; arrays, uint8 [H, W, 3] or [H, W] each. The random crop of an
-                image in memory is drawn by its pixels, of a file by its bytes.
+            images: files; what files hold (bytes); images of Pillow in any mode; arrays, uint8 [H, W, 3] or [H, W]
+                each. The random crop of an image in memory is drawn by its pixels, of a file by its bytes.
 
         Returns:
             A row for each; one that cannot be read has its error, the others are as without it.
@@ -94,7 +130,7 @@ class Model:
         Raises:
             DataError: a single path or image instead of several.
         """
-        if isinstance(images, (str, Path, Image)):
+        if isinstance(images, (str, Path, bytes, Image)):
             raise DataError("predict takes several images: put the one in a list")
         sources = [Path(one) if isinstance(one, str) else one for one in images]
         probs = np.zeros((len(sources), len(self.classes)), np.float64)
@@ -123,6 +159,66 @@ class Model:
                 probs = np.exp(tempered(np.log(probs), self.calibration.temperature))
         return probs.astype(np.float32)
 
+    def load(self) -> None:
+        """Take the weights into memory now, not with the first prediction.
+
+        Raises:
+            RunError: they are damaged.
+        """
+        for name in self._asked.runs:
+            self._model(name)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The names of an ensemble's members; none for a run."""
+        return tuple(dict.fromkeys(spec.member for spec in self._asked.specs))
+
+    def cut(self, data: bytes, name: str, *, max_pixels: int) -> Cuts:
+        """What each run is to see of an image, from what its file holds; `load` comes first. Threads may share it.
+
+        Raises:
+            ImageError: it cannot be read, or has more pixels.
+        """
+        image, digest = decode_bytes(data, name, max_pixels=max_pixels), file_digest(data)
+        return {
+            run: cut_all(image, digest, cuts_of(self._asked.views[run]), self._model(run)[2])
+            for run in self._asked.runs
+        }
+
+    def look(self, images: Sequence[Cuts]) -> Looked:
+        """What views, members and the whole make of images: the probabilities that `predict` gives."""
+        probs = np.zeros((len(images), len(self.classes)), np.float64)
+        views: dict[tuple[str, str], np.ndarray] = {}
+        members = {member: np.zeros_like(probs) for member in self.members}
+        for run in self._asked.runs:
+            model, normalise, recipe = self._model(run)
+            assert recipe.run.threads != "auto", "a resolved recipe has its threads"
+            with compute_threads(recipe.run.threads):
+                seen = score_cuts(model, normalise, [one[run] for one in images], recipe, self._asked.views[run])
+            results = np.exp(np.stack([log_probs.cpu().numpy() for log_probs, _ in seen]))
+            views |= {(run, view.name): rows for view, rows in zip(self._asked.views[run], results, strict=True)}
+            probs += np.einsum("v,vnk->nk", self._weights(run), results)
+            for member in members:
+                members[member] += np.einsum("v,vnk->nk", self._weights(run, member), results)
+        predictions = Predictions(self.classes, self._calibrated(probs), (None,) * len(images), self.threshold)
+        shares = {member: rows / rows.sum(1, keepdims=True) for member, rows in members.items()}
+        return Looked(predictions, views, shares)
+
+    def activations(self, image: Cuts, place: int) -> list[Activation]:
+        """Where each run looked for the class at position `place`, in its first centre view, else its first.
+
+        A run whose model has no such map is left out.
+        """
+        found = []
+        for run in self._asked.runs:
+            model, normalise, recipe = self._model(run)
+            cuts = cuts_of(self._asked.views[run])
+            number = next((number for number, view in enumerate(cuts) if view.crop == "center"), 0)
+            with contextlib.suppress(RunError):
+                values = activation_map(model, normalise, image[run][number], recipe, place)
+                found.append(Activation(run, cuts[number].cut, image[run][number], values))
+        return found
+
     def _model(self, name: str) -> tuple[Classifier, Normalise, Recipe]:
         if name not in self._loaded:
             run = self._asked.runs[name]
@@ -132,10 +228,11 @@ class Model:
             self._loaded[name] = load_model(run, device), Normalise(run.data.mean, run.data.std).to(device), recipe
         return self._loaded[name]
 
-    def _weights(self, name: str) -> np.ndarray:
-        """float64 [V]: what each of a run's views weighs in the whole."""
-        views, specs = self._asked.views[name], [spec for spec in self._asked.specs if spec.run == name]
-        if not specs:
+    def _weights(self, name: str, member: str | None = None) -> np.ndarray:
+        """float64 [V]: what each of a run's views weighs in the whole, or in one member's part of it."""
+        views = self._asked.views[name]
+        specs = [spec for spec in self._asked.specs if spec.run == name and member in (None, spec.member)]
+        if not self._asked.specs:
             return np.full(len(views), 1 / len(views))
         alike = [sum(view.px == other.px for other in views) for view in views]
         rows = [sum(spec.weight for spec in specs if spec.px == view.px) for view in views]

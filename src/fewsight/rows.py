@@ -57,10 +57,10 @@ def rows(paths: Sequence[str], log_probs: np.ndarray, errors: Sequence[str | Non
     """
     names = column_names(top_k, thresholded=threshold is not None)
     for path, scores, error in zip(paths, log_probs, errors, strict=True):
-        values: list[Any] = [_text(path)]
+        values: list[Any] = [valid_text(path)]
         for place in np.argsort(-scores, kind="stable")[:top_k]:
             # the shortest decimal that is this float32
-            values += [None, None] if error else [_text(classes[place]), float(str(np.exp(scores[place])))]
+            values += [None, None] if error else [valid_text(classes[place]), float(str(np.exp(scores[place])))]
         if threshold is not None:
             values.append(None if error else values[2] < threshold)
         yield dict(zip(names, [*values, _reason(path, error) if error else None], strict=True))
@@ -191,10 +191,10 @@ def _reason(path: str, error: str) -> str:
         return "no image in this folder"
     if glob.has_magic(path) and not os.path.lexists(path):
         return "no file matches this pattern"
-    return _text(error.removeprefix(f"{Path(path)}: "))
+    return valid_text(error.removeprefix(f"{Path(path)}: "))
 
 
-def _text(name: str) -> str:
+def valid_text(name: str) -> str:
     r"""A name as valid Unicode: a byte of it that is not UTF-8 becomes `\xff`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
