@@ -96,6 +96,7 @@ def protocol(limits: Limits) -> type[H11Protocol]:
 
     class Limited(H11Protocol):
         refused = False
+        silence: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             if len(self.connections) >= limits.max_connections:
@@ -104,16 +105,27 @@ def protocol(limits: Limits) -> type[H11Protocol]:
                 transport.close()
                 return
             super().connection_made(transport)
-            self.no_request = self.loop.call_later(limits.timeout_s, self.close_if_silent)
+            self.expect_request()
+
+        def expect_request(self) -> None:
+            """From now a whole head of a request has to come within the time of an upload."""
+            if self.silence is not None:
+                self.silence.cancel()
+            self.silence = self.loop.call_later(limits.timeout_s, self.close_if_silent)
 
         def close_if_silent(self) -> None:
-            """A connection that has brought no whole head of a request is closed."""
-            if self.cycle is None and not self.transport.is_closing():
+            cycle: Any = self.cycle  # none before the first request
+            if (cycle is None or cycle.response_complete) and not self.transport.is_closing():
                 self.transport.abort()
 
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self.expect_request()
+
         def connection_lost(self, exc: Exception | None) -> None:
+            if self.silence is not None:
+                self.silence.cancel()
             if not self.refused:
-                self.no_request.cancel()
                 super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
