@@ -118,13 +118,17 @@ async def answered(request: Request, service: Service, uploads: Sequence[Upload]
         RefusedError: 503, no answer in time.
         ClientDisconnect: the client has gone.
     """
-    work = asyncio.gather(*(service.look(upload, explain=explain) for upload in uploads))
+
+    async def every() -> list[Answer | ImageError]:
+        return list(await asyncio.gather(*(service.look(upload, explain=explain) for upload in uploads)))
+
+    work = asyncio.create_task(every())
     gone = asyncio.create_task(_disconnected(request))
     first: set[asyncio.Future[Any]] = {work, gone}
     try:
         await asyncio.wait(first, timeout=service.limits.timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if work.done():
-            return list(work.result())
+            return work.result()
         if gone.done():
             raise ClientDisconnect
         raise RefusedError(

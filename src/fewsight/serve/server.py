@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fewsight.errors import FewsightError, Interrupted
@@ -55,9 +56,19 @@ def serve(
         )
     if token is not None and (len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable() or " " in token):
         raise FewsightError(f"the token has to be {MIN_TOKEN} signs or more of ASCII, without spaces")
-    listening = _listen(host, port)
+    listening = listen(host, port)
     try:
         app = build_app(Model(path, views), limits, token)
+        shown = f"[{host}]" if ":" in host else host
+        _run(Server(app, limits, lambda: say(f"http://{shown}:{listening.getsockname()[1]}")), listening)
+    finally:
+        listening.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, within the limits; it says when it answers."""
+
+    def __init__(self, app: FastAPI, limits: Limits, started: Callable[[], None]) -> None:
         config = uvicorn.Config(
             app,
             http=protocol(limits),
@@ -70,17 +81,6 @@ def serve(
             server_header=False,
             timeout_graceful_shutdown=round(limits.timeout_s) + 5,
         )
-        shown = f"[{host}]" if ":" in host else host
-        server = Server(config, lambda: say(f"http://{shown}:{listening.getsockname()[1]}"))
-        _run(server, listening)
-    finally:
-        listening.close()
-
-
-class Server(uvicorn.Server):
-    """uvicorn's, which says when it answers."""
-
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
         super().__init__(config)
         self._say_started = started
 
@@ -135,7 +135,7 @@ def protocol(limits: Limits) -> type[H11Protocol]:
     return Limited
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A socket on an address.
 
     Raises:
