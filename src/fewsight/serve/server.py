@@ -1,6 +1,7 @@
 """The process: a socket, uvicorn on it, a clean end."""
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -82,6 +83,8 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=round(limits.timeout_s) + 5,
         )
         super().__init__(config)
+        for name in ("python_multipart", "PIL"):  # they tell of every body and image that is damaged
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._say_started = started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
