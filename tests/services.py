@@ -17,6 +17,7 @@ from fewsight.serve.app import Service, build_app
 from fewsight.serve.limits import Limits
 from fewsight.serve.server import Server, listen
 
+TOKEN = "a-secret-of-our-own"
 Files = list[tuple[str, tuple[str, bytes]]]
 
 

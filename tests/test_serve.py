@@ -29,9 +29,7 @@ from fewsight.errors import RunError
 from fewsight.model import build_model
 from fewsight.serve.batching import Batcher
 from fewsight.serve.limits import Limits
-from services import Running, picture, running, upload
-
-TOKEN = "a-secret-of-our-own"
+from services import TOKEN, Running, picture, running, upload
 
 
 @pytest.fixture(scope="module")
