@@ -212,10 +212,11 @@ function draw(canvas, picture, map) {
   const shade = document.createElement("canvas");
   shade.width = width;
   shade.height = height;
-  const most = Math.max(...map.flat(), 1e-9);
+  const values = map.flat(), highest = Math.max(...values), lowest = highest > 0 ? 0 : Math.min(...values);
   const pixels = new ImageData(width, height); // black, the more opaque the less the class is seen there
-  map.flat().forEach((value, place) => {
-    pixels.data[4 * place + 3] = Math.round(215 * (1 - Math.max(value, 0) / most));
+  values.forEach((value, place) => {
+    const share = highest > lowest ? Math.max(value - lowest, 0) / (highest - lowest) : 1;
+    pixels.data[4 * place + 3] = Math.round(215 * (1 - share));
   });
   shade.getContext("2d").putImageData(pixels, 0, 0);
   const context = canvas.getContext("2d");
