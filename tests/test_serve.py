@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -623,3 +624,42 @@ def test_absent_extra_says_what_to_install(
 ) -> None:
     monkeypatch.setattr("fewsight.serve.PACKAGES", ("fastapi", "not_there_at_all"))
     assert "serve needs an extra: pip install 'fewsight[serve]'" in refused("serve", tiny_run)
+
+
+# The guide
+
+
+GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "serve.md"
+
+
+def test_examples_of_the_guide_are_answered(
+    served: Running, digit_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its curl line and its Python client, with the address of a service."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new").mkdir()
+    files = sorted(digit_images.glob("test/two/*.png"))[:2]
+    for number, file in enumerate(files, start=1):
+        shutil.copy(file, tmp_path / "new" / f"{number}.png")
+    text = GUIDE.read_text(encoding="utf-8").replace("http://localhost:8000", served.address)
+    expected = fewsight.load(served.service.model.path).predict(files).labels
+    (client,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "httpx" in block]
+    capsys.readouterr()
+    exec(compile(client, "serve.md", "exec"), {})
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["1.png", expected[0]], ["2.png", expected[1]]]  # fmt: skip
+    (line,) = re.findall(r"^curl .*$", text, re.M)
+    if shutil.which("curl"):
+        answer = subprocess.run([*shlex.split(line), "--silent", "--noproxy", "*"], capture_output=True, check=True)
+        assert [result["label"] for result in json.loads(answer.stdout)["results"]] == list(expected)
+
+
+def test_guide_has_every_status_and_option(served: Running) -> None:
+    text = GUIDE.read_text(encoding="utf-8")
+    described = served.client.get("/openapi.json").json()
+    for status in described["paths"]["/api/predict"]["post"]["responses"]:
+        assert status == "200" or re.search(rf"^\| (?:\d+, )?{status}\b", text, re.M), status
+    for field in described["components"]["schemas"]["Result"]["properties"]:
+        assert f"`{field}`" in text
+    for path in described["paths"]:
+        assert path in text
