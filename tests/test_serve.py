@@ -421,6 +421,7 @@ def test_failing_model_fails_its_request_alone(
         assert [answer.status_code for answer in answers] == [500 if size == 9 else 200 for size in sizes]
         assert answers[1].json() == {"error": "the service failed on this request; its log says why"}
         assert "out of memory" in caplog.text
+        assert "Content-Security-Policy" in answers[1].headers
         assert one.client.get("/healthz").status_code == 200
 
 
@@ -574,7 +575,9 @@ def started(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
             process.kill()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_signal_ends_it_when_what_was_asked_is_answered(number: int, code: int, tiny_run: Path) -> None:
     files = [("files", ("a.png", picture(500, 500)))] * 60
     with started(tiny_run, "--port", 0, "--batch", 1) as (process, address), ThreadPoolExecutor(1) as pool:
@@ -633,7 +636,11 @@ GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "serve.md"
 
 
 def test_examples_of_the_guide_are_answered(
-    served: Running, digit_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    served: Running,
+    digit_images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Its curl line and its Python client, with the address of a service."""
     monkeypatch.chdir(tmp_path)

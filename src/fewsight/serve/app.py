@@ -192,10 +192,6 @@ def build_app(model: Model, limits: Limits | None = None, token: str | None = No
     async def forget(_request: Request, _error: ClientDisconnect) -> Response:
         return Response(status_code=GONE)  # nobody reads it
 
-    @app.exception_handler(Exception)
-    async def fail(_request: Request, _error: Exception) -> JSONResponse:
-        return JSONResponse({"error": "the service failed on this request; its log says why"}, 500)
-
     @app.post("/api/predict", responses={200: {"model": answers.Results}, **PROBLEMS}, openapi_extra=BODY)
     async def predict(
         request: Request,

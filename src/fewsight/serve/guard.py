@@ -1,6 +1,7 @@
 """Around every request: who may ask, what every answer says, what is counted."""
 
 import hmac
+import logging
 import time
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ SECURITY = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+LOG = logging.getLogger(__name__)
 GONE = 499  # as some servers log a client that left before its answer
 
 
@@ -60,8 +62,12 @@ class Guard:
                 await drain(Headers(scope=scope), receive)
                 await refused(refusal)(scope, receive, send_guarded)
         except Exception:
-            status = 500
-            raise
+            if status != GONE:
+                raise  # the answer has begun; its connection ends
+            LOG.exception("a request failed: %s %s", scope["method"], scope["path"])
+            await refused(RefusedError(500, "the service failed on this request; its log says why"))(
+                scope, receive, send_guarded
+            )
         finally:
             self.counters.request(_known(scope), status, time.monotonic() - began)
 
