@@ -579,13 +579,13 @@ def started(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
     ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
 )
 def test_signal_ends_it_when_what_was_asked_is_answered(number: int, code: int, tiny_run: Path) -> None:
-    files = [("files", ("a.png", picture(500, 500)))] * 60
+    files = [("files", ("a.png", picture(500, 500)))] * 30
     with started(tiny_run, "--port", 0, "--batch", 1) as (process, address), ThreadPoolExecutor(1) as pool:
         asked = pool.submit(httpx.post, f"{address}/api/predict", files=files, timeout=60, trust_env=False)
-        wait_until(lambda: "fewsight_waiting_images 60" in httpx.get(f"{address}/metrics", trust_env=False).text)
+        wait_until(lambda: "fewsight_waiting_images 30" in httpx.get(f"{address}/metrics", trust_env=False).text)
         process.send_signal(number)
         assert asked.result().status_code == 200
-        assert len(asked.result().json()["results"]) == 60
+        assert len(asked.result().json()["results"]) == 30
         out, err = process.communicate(timeout=30)
     assert process.returncode == code
     assert (out, err) == ("", "fewsight: stopped; what was asked before was answered\n")
