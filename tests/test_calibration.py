@@ -10,8 +10,18 @@ import pytest
 from sklearn.metrics import log_loss
 
 from fewsight import calibration
-from fewsight.calibration import Calibration, calibrate, fit_temperature, keep, kept, temperature_for, tempered
-from fewsight.errors import RunError
+from fewsight.calibration import (
+    Calibration,
+    calibrate,
+    calibration_for,
+    choose_threshold,
+    fit_temperature,
+    keep,
+    kept,
+    temperature_for,
+    tempered,
+)
+from fewsight.errors import RecipeError, RunError
 from fewsight.fusion import Scored, Spec, log_probs, open_scored, scored_of, write_specs
 from stores import CLASSES, log_softmax, random_labels, random_scores, write_run, write_store
 
@@ -163,6 +173,69 @@ def test_no_temperature_without_labels(tmp_path: Path) -> None:
         fit_temperature(scored_of(tmp_path, "s", store))
 
 
+# The threshold
+
+
+@pytest.mark.parametrize("coverage", [0.5, 0.8, 0.9, 0.95])
+def test_threshold_keeps_the_wanted_share_of_new_images(coverage: float) -> None:
+    """On average over draws, as the quantile promises; a plain quantile of the n images would keep fewer."""
+    rng = np.random.default_rng(0)
+    shares = []
+    for _ in range(400):
+        found = choose_threshold(rng.beta(5, 2, 40), np.ones(40, bool), coverage, "val")
+        shares.append((rng.beta(5, 2, 2000) >= found.prob).mean())
+    assert coverage - 0.005 < np.mean(shares) < coverage + 2 / 41
+
+
+def test_threshold_lies_between_two_images_and_counts_those_kept() -> None:
+    peaks = np.array([0.9, 0.2, 0.5, 0.7, 0.6, 0.3, 0.8, 0.4, 0.95])
+    right = np.array([True, True, False, True, False, False, True, False, True])
+    found = choose_threshold(peaks, right, 0.6, "val")
+    assert found.prob == pytest.approx(0.45), "between the 6th and the 7th"
+    assert (found.kept, found.right) == (6, 4)
+    assert str(found.accuracy).startswith("66.7 % [")
+
+
+def test_threshold_of_equal_probabilities_keeps_them_all() -> None:
+    assert choose_threshold(np.full(30, 0.4), np.ones(30, bool), 0.9, "val").kept == 30
+
+
+def test_too_few_images_for_a_coverage_are_refused() -> None:
+    with pytest.raises(
+        RunError, match=r"coverage 0\.95 needs 19 images or more .* these are 18; ask for 0\.947 at most"
+    ):
+        choose_threshold(np.linspace(0.1, 1, 18), np.ones(18, bool), 0.95, "val")
+    assert choose_threshold(np.linspace(0.1, 1, 19), np.ones(19, bool), 0.95, "val").kept == 19
+
+
+@pytest.mark.parametrize("coverage", [0.0, 1.0, -0.5, 95.0, float("nan")])
+def test_coverage_that_is_no_share_is_refused(coverage: float, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"expected a share between 0 and 1, such as 0\.95"):
+        calibrate(tmp_path, "test", None, coverage)
+
+
+def test_threshold_is_of_the_tempered_probabilities_of_its_views(tmp_path: Path) -> None:
+    labels = random_labels(0, 60)
+    views = {view: random_scores(number, labels) for number, view in enumerate(("center-8", "random-8"))}
+    write_run(tmp_path / "run", views, labels)
+    for one in calibrate(tmp_path / "run", "test", None, 0.9):
+        mean = np.mean([np.exp(views[view].astype(np.float64)) for view in one.views], axis=0)
+        powers = mean ** (1 / one.temperature)
+        peaks = (powers / powers.sum(1, keepdims=True)).max(1)
+        assert one.threshold is not None
+        assert one.threshold.kept == (peaks >= one.threshold.prob).sum() == 55
+        assert one.threshold.right == (mean.argmax(1) == labels)[peaks >= one.threshold.prob].sum()
+        assert calibration_for(tmp_path / "run", one.views) == one, "as it was kept"
+    assert all(one.threshold is None for one in calibrate(tmp_path / "run", "test", None)), "not asked for any more"
+
+
+def test_no_threshold_from_images_that_were_trained_on(tmp_path: Path) -> None:
+    scores, labels = drawn(200)
+    run_of(tmp_path / "run", scores, labels, trained_on=range(3))
+    with pytest.raises(RunError, match="3 of these 200 images were trained on"):
+        calibrate(tmp_path / "run", "test", None, 0.9)
+
+
 # What is calibrated
 
 
@@ -246,6 +319,9 @@ def test_temperature_belongs_to_a_set_of_views(tmp_path: Path) -> None:
         {"calibrations": [{**asdict(ONE), "more": 1}]},
         {"calibrations": [{**asdict(ONE), "temperature": "1.5"}]},
         {"calibrations": [{**asdict(ONE), "temperature": None}]},
+        {"calibrations": [{**asdict(ONE), "threshold": 0.5}]},
+        {"calibrations": [{**asdict(ONE), "threshold": {"prob": 0.5}}]},
+        {"calibrations": [{**asdict(ONE), "threshold": {"prob": "0.5", "coverage": 0.9, "kept": 9, "right": 8}}]},
     ],
     ids=str,
 )
@@ -264,6 +340,21 @@ def test_temperature_out_of_range_is_refused(temperature: float, tmp_path: Path)
     (tmp_path / "calibration.json").write_text(text)
     with pytest.raises(RunError, match=r"calibration\.json: a temperature is not between 0\.05 and 20\.0; remove the"):
         kept(tmp_path)
+
+
+@pytest.mark.parametrize("prob", [-0.1, 1.1, float("nan")])
+def test_threshold_that_is_no_probability_is_refused(prob: float, tmp_path: Path) -> None:
+    threshold = {"prob": prob, "coverage": 0.9, "kept": 9, "right": 8}
+    text = json.dumps({"calibrations": [{**asdict(ONE), "threshold": threshold}]})
+    (tmp_path / "calibration.json").write_text(text)
+    with pytest.raises(RunError, match=r"calibration\.json: a threshold is no probability; remove the file"):
+        kept(tmp_path)
+
+
+def test_calibration_of_an_older_fewsight_has_no_threshold(tmp_path: Path) -> None:
+    old = {key: value for key, value in asdict(ONE).items() if key != "threshold"}
+    (tmp_path / "calibration.json").write_text(json.dumps({"calibrations": [old]}))
+    assert kept(tmp_path) == [ONE]
 
 
 def test_file_that_is_no_json_is_refused(tmp_path: Path) -> None:

@@ -681,12 +681,13 @@ def test_temperature_is_carried_over_to_the_same_recipe(refused: Refused, comman
     assert "a keeps no temperature; fit one with: fewsight scores calibrate a" in refused(
         "scores", "calibrate", "a", "--from", "a"
     )
-    assert command("scores", "calibrate", "b").code == 0
+    assert command("scores", "calibrate", "b", "--coverage", 0.8).code == 0
     again = taken(evaluated / "b", evaluated / "again")
     (again / "calibration.json").unlink()
     change(again / "recipe.toml", "merge_val = false", "merge_val = true")
     assert command("scores", "calibrate", "again", "--from", "b").code == 0
     assert kept(again) == kept(evaluated / "b") != []
+    assert all(one.threshold and "b/scores/val" in one.fitted_on for one in kept(again)), "thresholds, and from where"
     line = refused("scores", "calibrate", "a", "--from", "b")
     assert "a is not the recipe of b, so nothing can be carried over: eval.test_px: [32] -> [32, 40]" in line
     assert "expected an ensemble of the same rows and weights as e" in refused(

@@ -305,7 +305,7 @@ def test_any_name_is_one_harmless_line_in_a_terminal(name: str) -> None:
 def test_any_names_come_back_from_json_and_csv(names: list[str]) -> None:
     assert json.loads(json_text(names)) == names
     handle = io.StringIO(newline="")
-    write = rows._csv_writer(handle, 1)
+    write = rows._csv_writer(handle, rows.column_names(1))
     write([{"path": name, "label": name, "prob": 1.0, "error": None} for name in names])
     handle.seek(0)
     found = list(csv.DictReader(handle))

@@ -89,6 +89,28 @@ def test_probabilities_are_those_of_the_command(
                 assert label == row[f"label{column}"]
 
 
+def test_none_of_these_is_what_the_command_says(
+    tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
+) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    files = [*sorted(digit_images.glob("test/*/*.png")), tmp_path / "nothing.png"]
+    assert command("evaluate", run, digit_images, "--split", "val").code == 0
+    assert fewsight.load(run).predict(files).none_of_these == (None,) * 16, "no threshold is kept"
+    said = command("scores", "calibrate", run, "--coverage", 0.6)
+    assert re.search(r"none of these below 0\.\d{3}: there it keeps 8 of 12 \(wanted 60 %\), and has \d", said.out)
+    answer = command("predict", run, *files, "--out", tmp_path / "rows.csv")
+    with (tmp_path / "rows.csv").open(newline="") as handle:
+        told = [row["none_of_these"] for row in csv.DictReader(handle)]
+    assert 0 < told.count("true") < 15
+    assert f"{told.count('true')} of 16 are none of these classes: the most probable one has less than" in answer.err
+    model = fewsight.load(run)
+    found = model.predict(files)
+    assert [{True: "true", False: "false", None: ""}[one] for one in found.none_of_these] == told
+    assert found.threshold == model.threshold
+    assert all(found.labels[:15]), "the most probable class stays"
+    assert "none_of_these" not in command("predict", tiny_run, files[0]).out
+
+
 def test_images_in_memory_are_seen_as_their_files(tiny_run: Path, digit_images: Path) -> None:
     file = next(digit_images.glob("test/two/*.png"))
     image = Image.open(file)

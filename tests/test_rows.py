@@ -49,6 +49,20 @@ def test_row_holds_the_best_classes_or_why_not() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_threshold_marks_images_that_are_none_of_the_classes(suffix: str, tmp_path: Path) -> None:
+    found = list(rows(NAMES, LOG_PROBS, ERRORS, CLASSES, 2, 0.6))
+    assert list(found[0]) == column_names(2, thresholded=True)
+    assert list(found[0])[-2:] == ["none_of_these", "error"]
+    assert [row["none_of_these"] for row in found] == [False, False, True, None]
+    without = [{name: value for name, value in row.items() if name != "none_of_these"} for row in found]
+    assert without == three_rows(), "the other columns are as ever"
+    with writing(tmp_path / f"out{suffix}", 2, thresholded=True) as write:
+        write(found)
+    expected = ["false", "false", "true", None] if suffix == ".csv" else [False, False, True, None]
+    assert [row["none_of_these"] for row in read_back(tmp_path / f"out{suffix}")] == expected
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_names_come_through_unharmed(suffix: str, tmp_path: Path) -> None:
     target = tmp_path / f"out{suffix}"
     with writing(target, 2) as write:

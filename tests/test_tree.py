@@ -59,6 +59,7 @@ ORDER = [
     "report",
     "reproduce",
     "vipriors",
+    "serve",
     "demo",
     "cli",
     "__main__",

@@ -1,5 +1,9 @@
-"""Temperature: how sure a run may say it is. Fitted on scores of images that it was not trained on, kept in the run."""
+"""Temperature: how sure a run may say it is. Threshold: how sure it has to be, else an image is none of its classes.
 
+Both are chosen on scores of images that the run was not trained on, and kept in the run.
+"""
+
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,8 +13,9 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from fewsight import files
-from fewsight.errors import RunError
+from fewsight.errors import RecipeError, RunError
 from fewsight.fusion import Scored, check_unseen, labels_of, log_probs, open_scored, read_views
+from fewsight.metrics import Share, wilson
 
 FILE = "calibration.json"
 NUM_BINS = 15  # of the expected calibration error
@@ -19,8 +24,23 @@ PART = 4096  # images that are held anew at a time
 
 
 @dataclass(frozen=True)
+class Threshold:
+    """The probability below which an image is none of the classes, and what it did on the images of its choice."""
+
+    prob: float  # of the most probable class, at the calibration's temperature
+    coverage: float  # share of such images that was to be kept
+    kept: int
+    right: int  # of those
+
+    @property
+    def accuracy(self) -> Share:
+        """Of those kept."""
+        return wilson(self.right, self.kept)
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """A temperature, what it was fitted on and what it did there."""
+    """A temperature, what it was fitted on and what it did there; a threshold, if one was asked for."""
 
     temperature: float  # p ** (1 / T), renormalised: above 1 makes less sure
     views: tuple[str, ...]  # whose mean it belongs to
@@ -28,18 +48,23 @@ class Calibration:
     num_images: int
     nll: tuple[float, float]  # before and after, on the same images
     ece: tuple[float, float]  # expected calibration error of the most probable class, 15 bins of equal width
+    threshold: Threshold | None = None
 
 
-def calibrate(path: Path, split: str, views: str | None) -> list[Calibration]:
-    """Fit temperatures on the kept scores of a split, and keep them in the run.
+def calibrate(path: Path, split: str, views: str | None, coverage: float | None = None) -> list[Calibration]:
+    """Fit temperatures on the kept scores of a split, and keep them in the run; with a coverage, thresholds too.
 
     Args:
         views: whose mean, names with commas between; None: all that were scored, and the centre crops: of a run each
             alone, of an ensemble together.
+        coverage: share of images of the classes that a threshold is to keep; None: no threshold.
 
     Raises:
-        RunError: as `fit_temperature`; or there are no such scores.
+        RecipeError: the coverage is no share.
+        RunError: as `fit_temperature`; or there are no such scores, or too few for the coverage.
     """
+    if coverage is not None and not 0 < coverage < 1:
+        raise RecipeError(f"--coverage {coverage:g}: expected a share between 0 and 1, such as 0.95")
     if views is not None:
         chosen = [read_views(views)]
     else:
@@ -47,16 +72,16 @@ def calibrate(path: Path, split: str, views: str | None) -> list[Calibration]:
         centers = [view for view in view_names(scored) if view.startswith("center-")]
         alone = [(view,) for view in centers] if len(scored.members) == 1 else [tuple(centers)]
         chosen = list(dict.fromkeys([*alone, view_names(scored)]))
-    found = [fit_temperature(open_scored(path, split, names)) for names in chosen if names]
+    found = [fit_temperature(open_scored(path, split, names), coverage) for names in chosen if names]
     keep(path, found)
     return found
 
 
-def fit_temperature(scored: Scored) -> Calibration:
-    """The temperature that makes the labels most likely under the fusion's probabilities.
+def fit_temperature(scored: Scored, coverage: float | None = None) -> Calibration:
+    """The temperature that makes the labels most likely under the fusion's probabilities, and a threshold at it.
 
     Raises:
-        RunError: some of the images were trained on, or they have no labels.
+        RunError: some of the images were trained on, or they have no labels, or are too few for the coverage.
 
     Source: Guo et al., arXiv 1706.04599, on the mean probabilities instead of logits.
     """
@@ -75,7 +100,50 @@ def fit_temperature(scored: Scored) -> Calibration:
         len(labels),
         (_nll(scores, labels, 1.0), _nll(scores, labels, temperature)),
         (error_of(reliability(scores, labels)), error_of(reliability(scores, labels, temperature))),
+        None
+        if coverage is None
+        else choose_threshold(
+            tempered_peaks(scores, temperature), scores.argmax(1) == labels, coverage, str(store.path)
+        ),
     )
+
+
+def choose_threshold(peaks: np.ndarray, right: np.ndarray, coverage: float, source: str) -> Threshold:
+    """The probability that keeps the surest images: at least a share `coverage` of new ones like these, on average.
+
+    Of n images the ceil((n + 1) coverage) surest are kept: a new one is equally likely to fall into each of the n + 1
+    gaps between them. The threshold lies halfway to the next, so that the last bits of a probability decide nothing.
+
+    Args:
+        peaks: float [n], the probability of each image's most probable class.
+        right: bool [n], whether it is the label.
+        source: of the scores, for the message.
+
+    Raises:
+        RunError: n is too small for the coverage.
+
+    Source: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005, chapter 2 (the quantile); Geifman
+    and El-Yaniv, arXiv 1705.08500 (the most probable class's probability as the score).
+    """
+    number = math.ceil(round((len(peaks) + 1) * coverage, 9))
+    if number > len(peaks):
+        fewest = math.ceil(round(coverage / (1 - coverage), 9))
+        raise RunError(
+            f"{source}: --coverage {coverage:g} needs {fewest:,} images or more to choose a threshold on, and these "
+            f"are {len(peaks):,}; ask for {len(peaks) / (len(peaks) + 1):.3f} at most, or evaluate on more images"
+        )
+    order = np.argsort(-peaks, kind="stable")
+    last, following = (float(peaks[order[place]]) for place in (number - 1, min(number, len(peaks) - 1)))
+    kept = peaks >= (threshold := (last + following) / 2)
+    return Threshold(threshold, coverage, int(kept.sum()), int(right[kept].sum()))
+
+
+def tempered_peaks(scores: np.ndarray, temperature: float) -> np.ndarray:
+    """float64 [n]: the probability of each image's most probable class at a temperature."""
+    peaks = np.empty(len(scores))
+    for start in range(0, len(scores), PART):
+        peaks[start : start + PART] = np.exp(tempered(scores[start : start + PART], temperature).max(1))
+    return peaks
 
 
 def tempered(scores: np.ndarray, temperature: float) -> np.ndarray:
@@ -102,9 +170,7 @@ def reliability(scores: np.ndarray, labels: np.ndarray, temperature: float = 1.0
         scores: float32 [n, K], log-probabilities.
         labels: int [n].
     """
-    sure, hit = np.empty(len(labels)), scores.argmax(1) == labels
-    for start in range(0, len(labels), PART):
-        sure[start : start + PART] = np.exp(tempered(scores[start : start + PART], temperature).max(1))
+    sure, hit = tempered_peaks(scores, temperature), scores.argmax(1) == labels
     places = np.minimum((sure * NUM_BINS).astype(int), NUM_BINS - 1)
     those = [places == number for number in range(NUM_BINS)]
     return tuple(Bin(int(one.sum()), float(sure[one].mean()), float(hit[one].mean())) for one in those if one.any())
@@ -137,20 +203,31 @@ def kept(path: Path) -> list[Calibration]:
         return []
     values = files.read_json(path / FILE)
     try:
-        found = [Calibration(**{key: _tuple(item) for key, item in one.items()}) for one in values["calibrations"]]
-        if all(RANGE[0] <= one.temperature <= RANGE[1] for one in found):
-            return found
+        found = [Calibration(**{key: _value(key, item) for key, item in one.items()}) for one in values["calibrations"]]
+        strange = not all(RANGE[0] <= one.temperature <= RANGE[1] for one in found)
+        lost = not all(one.threshold is None or 0 <= one.threshold.prob <= 1 for one in found)
     except (TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{path / FILE} is not what `fewsight scores calibrate` wrote: {error!r}") from error
-    raise RunError(f"{path / FILE}: a temperature is not between {RANGE[0]} and {RANGE[1]}; remove the file")
+    if strange or lost:
+        what = f"temperature is not between {RANGE[0]} and {RANGE[1]}" if strange else "threshold is no probability"
+        raise RunError(f"{path / FILE}: a {what}; remove the file")
+    return found
+
+
+def calibration_for(path: Path, views: Sequence[str]) -> Calibration | None:
+    """What a run keeps for the mean of these views."""
+    return next((one for one in kept(path) if one.views == tuple(sorted(views))), None)
 
 
 def temperature_for(path: Path, views: Sequence[str]) -> float | None:
     """The temperature that a run keeps for the mean of these views."""
-    return next((one.temperature for one in kept(path) if one.views == tuple(sorted(views))), None)
+    found = calibration_for(path, views)
+    return None if found is None else found.temperature
 
 
-def _tuple(value: Any) -> Any:
+def _value(key: str, value: Any) -> Any:
+    if key == "threshold" and value is not None:
+        return Threshold(**value)
     return tuple(value) if isinstance(value, list) else value
 
 

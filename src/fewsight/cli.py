@@ -449,6 +449,63 @@ def export(
     return 0
 
 
+@app.command
+def serve(
+    run: Path,
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    views: str | None = None,
+    max_mb: int = 64,
+    max_megapixels: int = 50,
+    max_files: int = 64,
+    max_queue: int = 256,
+    timeout: float = 30.0,
+    batch: int = 32,
+) -> int:
+    """Serve a run: a page to drop images on, and the API behind it; the answers are those of predict.
+
+    Ctrl-C or SIGTERM ends it when what was asked is answered.
+
+    Args:
+        run: the run folder, or an ensemble.
+        host: the address to listen on; any but this machine's own needs a token (127.0.0.1).
+        port: the port to listen on; 0 takes one that is free and says which (8000).
+        token: what requests have to bring; the environment's FEWSIGHT_TOKEN keeps it from the list of processes.
+        views: center (one view, a run's default), report (every test size, two crops; an ensemble's default), or names
+            such as center-224,random-320.
+        max_mb: MiB that a request may hold (64).
+        max_megapixels: of an image, millions (50).
+        max_files: that a request may hold (64).
+        max_queue: images that may wait (256).
+        timeout: seconds for an upload, and then for its answer (30).
+        batch: images that go through the model together, at most (32).
+    """
+    from fewsight.serve import require_serve
+
+    require_serve()
+    from fewsight.serve.limits import Limits
+    from fewsight.serve.server import serve as serve_run
+
+    limits = Limits(
+        max_bytes=max_mb * 2**20,
+        max_pixels=max_megapixels * 10**6,
+        max_files=max_files,
+        max_queue=max_queue,
+        max_body_bytes=max(8 * max_mb, 64) * 2**20,
+        timeout_s=timeout,
+        batch_size=batch,
+    )
+
+    def say(address: str) -> None:
+        print(f"{address} serves {run}; Ctrl-C ends it", flush=True)
+
+    serve_run(run, host=host, port=port, token=token, views=views, limits=limits, say=say)
+    return 0
+
+
 scores_app = App(name="scores", help="Ask the kept scores of runs and ensembles; no model is needed.")
 app.command(scores_app)
 
@@ -550,28 +607,36 @@ def scores_calibrate(
     *,
     split: str = "val",
     views: str | None = None,
+    coverage: float | None = None,
     from_: Annotated[Path | None, Parameter(name="--from")] = None,
 ) -> int:
     """Fit the temperature that makes a run as sure as it is right, and keep it in the run, where predict takes it.
+
+    With --coverage also choose the probability below which an image is none of the run's classes; predict and serve
+    then mark such images.
 
     Args:
         run: a run or an ensemble that was evaluated on the split.
         split: whose scores; never images that it was trained on (val).
         views: whose mean is calibrated, for example center-64 (all that were scored, and the default view alone).
-        from_: take the temperatures of this run of the same recipe, for example trained on train alone.
+        coverage: share of images of its classes that the threshold is to keep, for example 0.95; without it no
+            threshold is kept.
+        from_: take the temperatures and thresholds of this run of the same recipe, for example trained on train alone.
     """
     from fewsight.console import make_console, show_calibrations
 
     if from_ is not None:
         if views is not None:
             raise FewsightError("--from brings the temperatures of its own views; leave out --views")
+        if coverage is not None:
+            raise FewsightError("--from brings the thresholds that it has; leave out --coverage")
         from fewsight.ensemble import carry_calibration
 
         found = carry_calibration(from_, run)
     else:
         from fewsight.calibration import calibrate
 
-        found = calibrate(run, split, views)
+        found = calibrate(run, split, views, coverage)
     console = make_console()
     if from_ is not None:
         console.print(f"carried over from {from_}, where it was fitted:")

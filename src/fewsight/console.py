@@ -190,7 +190,7 @@ def show_members(console: Console, specs: Sequence["Spec"]) -> None:
 
 
 def show_calibrations(console: Console, path: Any, found: Sequence["Calibration"]) -> None:
-    """Temperatures, and what they did on the images that they were fitted on."""
+    """Temperatures and thresholds, and what they did on the images that they were chosen on."""
     for one in found:
         views = one.views[0] if len(one.views) == 1 else f"{len(one.views)} views"
         console.print(
@@ -198,6 +198,14 @@ def show_calibrations(console: Console, path: Any, found: Sequence["Calibration"
             f"{printable(one.fitted_on)}; there NLL {one.nll[0]:.3f} → {one.nll[1]:.3f}, calibration error "
             f"{100 * one.ece[0]:.1f} → {100 * one.ece[1]:.1f} points"
         )
+        if one.threshold is not None:
+            console.print(
+                f"  none of these below {one.threshold.prob:.3f}: there it keeps {one.threshold.kept:,} of "
+                f"{one.num_images:,} (wanted {100 * one.threshold.coverage:g} %), and has {one.threshold.accuracy} of "
+                "those right"
+            )
+    if not any(one.threshold for one in found):
+        console.print("  no threshold for none of these; --coverage 0.95 chooses the one that keeps 95 %")
 
 
 def show_runs(

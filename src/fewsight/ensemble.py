@@ -72,10 +72,11 @@ class Asked:
         """The views, without repeats."""
         return tuple(dict.fromkeys(view.name for views in self.views.values() for view in views))
 
-    def view_weights(self, name: str) -> np.ndarray:
-        """float64 [V]: what each of a run's views weighs in the whole."""
-        views, specs = self.views[name], [spec for spec in self.specs if spec.run == name]
-        if not specs:
+    def view_weights(self, name: str, member: str | None = None) -> np.ndarray:
+        """float64 [V]: what each of a run's views weighs in the whole, or in one member's part of it."""
+        views = self.views[name]
+        specs = [spec for spec in self.specs if spec.run == name and member in (None, spec.member)]
+        if not self.specs:
             return np.full(len(views), 1 / len(views))
         alike = [sum(view.px == other.px for other in views) for view in views]
         rows = [sum(spec.weight for spec in specs if spec.px == view.px) for view in views]
@@ -442,7 +443,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def carry_calibration(source: Path, target: Path) -> list[Calibration]:
-    """Take over the temperatures of a run or ensemble of the same recipes, such as one trained on train alone.
+    """Take over what a run or ensemble of the same recipes was calibrated to, such as one trained on train alone.
 
     Raises:
         RunError: the recipes differ, or it has none.

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fewsight import files, rows
 from fewsight.calibration import FILE as CALIBRATION
-from fewsight.calibration import kept, temperature_for, tempered
+from fewsight.calibration import calibration_for, kept, tempered
 from fewsight.console import counting
 from fewsight.ensemble import Asked, open_asked, score_asked, score_folders
 from fewsight.errors import DataError
@@ -61,7 +61,9 @@ def predict_files(
     if features and asked.specs:
         raise DataError("--features: the members of an ensemble have features of their own; ask one of its runs")
     names, top_k = rows.expand(inputs), min(top_k, len(asked.classes))
-    temperature = temperature_for(path, asked.view_names)
+    calibration = calibration_for(path, asked.view_names)
+    temperature = None if calibration is None else calibration.temperature
+    threshold = None if calibration is None or calibration.threshold is None else calibration.threshold.prob
     if temperature is not None and target is not None:
         console.print(f"probabilities at the temperature {temperature:.2f} that {path / CALIBRATION} keeps")
     if temperature is None and kept(path) and target is not None:
@@ -69,9 +71,9 @@ def predict_files(
     risky = [name for name in asked.classes if name.startswith(rows.FORMULA)]
     if risky and target is not None and target.suffix.lower() == ".csv":
         console.print(f"note: spreadsheets take class names such as {risky[0]!r} for formulas; import {target} as text")
-    done = failed = 0
+    done = failed = none_of_these = 0
     with (
-        rows.writing(target, top_k) as write,
+        rows.writing(target, top_k, thresholded=threshold is not None) as write,
         rows.writing_features(beside, len(names)) as write_features,
         counting(console, "predicting") as progress,
     ):
@@ -81,11 +83,18 @@ def predict_files(
         for log_probs, errors, pooled in found:
             batch = names[done : done + len(errors)]
             log_probs = log_probs if temperature is None else tempered(log_probs, temperature)
-            write(list(rows.rows(batch, log_probs, errors, asked.classes, top_k)))
+            found_rows = list(rows.rows(batch, log_probs, errors, asked.classes, top_k, threshold))
+            write(found_rows)
+            none_of_these += sum(bool(row.get(rows.NONE_OF_THESE)) for row in found_rows)
             if pooled is not None:
                 write_features(pooled)
             done += len(batch)
             failed += sum(error is not None for error in errors)
+    if threshold is not None and target is not None:
+        console.print(
+            f"{none_of_these:,} of {done:,} are none of these classes: the most probable one has less than "
+            f"{threshold:.3f} ({rows.NONE_OF_THESE} is true)"
+        )
     return failed, done
 
 

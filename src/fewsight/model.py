@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fewsight.backbones import TIMM_PREFIX, Backbone, TimmBackbone, build_backbone
+from fewsight.backbones.layers import global_average_pool
 from fewsight.errors import RunError
 from fewsight.recipes import Recipe
 
@@ -28,6 +29,26 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.backbone(images)
         return self.head(features), features
+
+    def activation_maps(self, images: Tensor, classes: Tensor) -> Tensor:
+        """Class activation maps, float32: images [B, 3, H, W], positions of classes [B] -> [B, h, w].
+
+        At each position: how far the class's logit lies above the mean of all classes' logits. The mean over a map,
+        and the same difference of the head's biases, give that of the whole image: nothing is left out.
+
+        Raises:
+            RunError: the head does not see the mean of a feature map, as in some models of timm.
+
+        Source: Zhou et al., arXiv 1512.04150; the mean over classes is taken off because it changes no probability.
+        """
+        maps = self.backbone.feature_map(images)
+        features = global_average_pool(maps)
+        if isinstance(self.backbone, TimmBackbone):  # ours are the mean of their maps
+            pooled = self.backbone(images)
+            if pooled.shape != features.shape or not torch.allclose(pooled, features, rtol=1e-2, atol=1e-3):
+                raise RunError("this backbone has more than a mean between its feature map and the head")
+        weight = (self.head.weight[classes] - self.head.weight.mean(0)).float()
+        return torch.einsum("bdhw,bd->bhw", maps.float(), weight)
 
 
 def resolve_stem(train_px: int, backbone_name: str = "") -> str:

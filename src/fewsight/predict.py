@@ -24,7 +24,7 @@ from fewsight.recipes import Run as RunSettings
 from fewsight.runs import WEIGHTS, Run, read_weights, require_weights, trained_on
 from fewsight.scores import About, Image, Store, append, begin, finish
 
-Source = Path | PILImage | np.ndarray  # a file, or an image in memory
+Source = Path | bytes | PILImage | np.ndarray  # a file, what a file holds, or an image in memory
 BATCH = 64  # images that are loaded and scored together
 PART_PIXELS = 64 * 224**2  # of one view, that go through the model at a time
 
@@ -229,24 +229,18 @@ def score_images(
     The model must be in evaluation mode. An image that cannot be read gets its error and rows of NaN.
 
     Args:
-        paths: files, or images in memory, whose random boxes are drawn by their pixels.
+        paths: files or what they hold; or images in memory, whose random boxes are drawn by their pixels.
         views: which; none: the centre at the recipe's first test size.
         features: also give the pooled features, the mean over views and flips.
         pixels: also give the digests of the pixels.
     """
     views = views or views_of(recipe)
     workers = 1 if recipe.run.workers == "auto" else max(1, recipe.run.workers)
-    cuts = {view.cut: view for view in views}  # a view and its twin without flip show the same pixels
-    flips = {cut: recipe.augment.flip_prob > 0 and any(view.flip for view in views if view.cut == cut) for cut in cuts}
-    for start, loaded in _loaded(paths, list(cuts.values()), recipe, batch_size, workers, pixels):
-        sides = {
-            cut: _sides(model, normalise, [one.views[number] for one in loaded], recipe, flips[cut])
-            for number, cut in enumerate(cuts)
-        }
-        scored = [_seen(sides[view.cut], view.flip) for view in views]
+    for start, loaded in _loaded(paths, cuts_of(views), recipe, batch_size, workers, pixels):
+        seen = score_cuts(model, normalise, [one.cuts for one in loaded], recipe, views)
         failed = [one.error is not None for one in loaded]
-        results = np.stack([_rows(log_probs, failed) for log_probs, _ in scored])
-        pooled = _rows(torch.stack([one for _, one in scored]).mean(0), failed) if features else None
+        results = np.stack([_rows(log_probs, failed) for log_probs, _ in seen])
+        pooled = _rows(torch.stack([one for _, one in seen]).mean(0), failed) if features else None
         yield Scores(
             start,
             results,
@@ -260,6 +254,39 @@ def score_images(
 Seen = tuple[Tensor, Tensor]  # log-probabilities [n, K] and features [n, D]
 
 
+def cuts_of(views: Sequence[View]) -> list[View]:
+    """What is to be cut out of each image: a view and its twin without flip show the same pixels."""
+    return list({view.cut: view for view in views}.values())
+
+
+def cut_all(image: PILImage, digest: str, cuts: Sequence[View], recipe: Recipe) -> list[np.ndarray]:
+    """Each of `cuts_of` some views out of an image; uint8 [px, px, 3] each.
+
+    Args:
+        digest: 64 bits of the file's BLAKE2b in hexadecimal, see `read_image`.
+    """
+    seed, ratio = recipe.eval.view_seed, recipe.eval.crop_ratio
+    return [cut_view(image, view, digest, view_seed=seed, ratio=ratio) for view in cuts]
+
+
+@torch.inference_mode()
+def score_cuts(
+    model: nn.Module, normalise: Normalise, images: Sequence[Sequence[np.ndarray]], recipe: Recipe,
+    views: Sequence[View],
+) -> list[Seen]:  # fmt: skip
+    """What the model sees in each view, in the order of `views`.
+
+    Args:
+        images: for each its `cut_all`.
+    """
+    flipped = {view.cut for view in views if view.flip and recipe.augment.flip_prob > 0}
+    sides = {
+        cut.cut: _sides(model, normalise, [one[number] for one in images], recipe, cut.cut in flipped)
+        for number, cut in enumerate(cuts_of(views))
+    }
+    return [_seen(sides[view.cut], view.flip) for view in views]
+
+
 def _sides(
     model: nn.Module, normalise: Normalise, cuts: Sequence[np.ndarray], recipe: Recipe, flip: bool
 ) -> tuple[Seen, Seen | None]:
@@ -268,12 +295,31 @@ def _sides(
     part = max(1, PART_PIXELS // px**2)
     plain, flipped = list[Seen](), list[Seen]()
     for first in range(0, len(cuts), part):
-        planes = torch.from_numpy(np.stack(cuts[first : first + part])).permute(0, 3, 1, 2).contiguous()
-        images = normalise(to_device(planes, device))
+        images = normalise(to_device(_planes(cuts[first : first + part]), device))
         plain.append(_forward(model, images, recipe.run.precision))
         if flip:
             flipped.append(_forward(model, images.flip(3), recipe.run.precision))
     return _joined(plain), _joined(flipped) if flip else None
+
+
+def _planes(cuts: Sequence[np.ndarray]) -> Tensor:
+    """uint8 [px, px, 3] each -> [B, 3, px, px]."""
+    return torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2).contiguous()
+
+
+@torch.inference_mode()
+def activation_map(model: Classifier, normalise: Normalise, cut: np.ndarray, recipe: Recipe, place: int) -> np.ndarray:
+    """Where a model looked for the class at position `place`: uint8 [px, px, 3] -> float32 [h, w].
+
+    Raises:
+        RunError: the model has no such map, see `Classifier.activation_maps`.
+    """
+    device = torch.device(recipe.run.device)
+    images = normalise(to_device(_planes([cut]), device))
+    with autocast(device, recipe.run.precision):
+        maps = model.activation_maps(images, torch.tensor([place], device=device))
+    found: np.ndarray = maps[0].float().cpu().numpy()
+    return found
 
 
 def _joined(parts: Sequence[Seen]) -> Seen:
@@ -303,33 +349,36 @@ def _rows(values: Tensor, failed: list[bool]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """The views of one file, its digests, or why there are none."""
+    """The cuts of one file, its digests, or why there are none."""
 
-    views: list[np.ndarray]  # uint8 [px, px, 3] each
+    cuts: list[np.ndarray]  # uint8 [px, px, 3] each
     digest: str
     pixels: str
     error: str | None = None
 
 
+def file_digest(data: bytes) -> str:
+    """64 bits of the BLAKE2b of what a file holds, in hexadecimal: what draws its random crops."""
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
 def _loaded(
-    paths: Sequence[Source], views: Sequence[View], recipe: Recipe, batch_size: int, workers: int, pixels: bool
+    paths: Sequence[Source], cuts: Sequence[View], recipe: Recipe, batch_size: int, workers: int, pixels: bool
 ) -> Iterator[tuple[int, list[_Loaded]]]:
     """Batches of (position, files); each is decoded once, and the next batch loads while one is scored."""
-    seed, ratio = recipe.eval.view_seed, recipe.eval.crop_ratio
 
     def load(source: Source) -> _Loaded:
         digest = ""
         try:
-            if isinstance(source, Path):
-                data = read_bytes(source)
-                digest = hashlib.blake2b(data, digest_size=8).hexdigest()
-                image = decode_bytes(data, str(source))
+            if isinstance(source, Path | bytes):
+                data = source if isinstance(source, bytes) else read_bytes(source)
+                digest = file_digest(data)
+                image = decode_bytes(data, str(source) if isinstance(source, Path) else "image")
             else:
                 image, digest = take_image(source, "image")
-            cut = [cut_view(image, view, digest, view_seed=seed, ratio=ratio) for view in views]
-            return _Loaded(cut, digest, pixel_digest(image) if pixels else "")
+            return _Loaded(cut_all(image, digest, cuts, recipe), digest, pixel_digest(image) if pixels else "")
         except DataError as error:
-            return _Loaded([np.zeros((view.px, view.px, 3), np.uint8) for view in views], digest, "", str(error))
+            return _Loaded([np.zeros((cut.px, cut.px, 3), np.uint8) for cut in cuts], digest, "", str(error))
 
     with ThreadPoolExecutor(workers) as pool:
         starts = range(0, len(paths), batch_size)

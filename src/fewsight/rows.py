@@ -19,6 +19,7 @@ from fewsight.errors import DataError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
+NONE_OF_THESE = "none_of_these"  # the column: true, false, or nothing where the image could not be read
 ROW_GROUP = 10_000  # rows that a Parquet file holds together
 Row = dict[str, Any]
 
@@ -40,21 +41,28 @@ def expand(inputs: Sequence[str]) -> list[str]:
     return paths
 
 
-def column_names(top_k: int) -> list[str]:
-    """`path, label, prob, label2, prob2, ..., error`."""
+def column_names(top_k: int, *, thresholded: bool = False) -> list[str]:
+    """`path, label, prob, label2, prob2, ..., error`; with a threshold, `none_of_these` before `error`."""
     numbers = ["", *(str(place) for place in range(2, top_k + 1))]
-    return ["path", *(f"{kind}{number}" for number in numbers for kind in ("label", "prob")), "error"]
+    labels = [f"{kind}{number}" for number in numbers for kind in ("label", "prob")]
+    return ["path", *labels, *([NONE_OF_THESE] if thresholded else []), "error"]
 
 
 def rows(paths: Sequence[str], log_probs: np.ndarray, errors: Sequence[str | None], classes: Sequence[str],
-         top_k: int) -> Iterator[Row]:  # fmt: skip
-    """A row for each of `paths`, with the columns of `column_names`; log_probs [n, K], top_k <= K."""
-    names = column_names(top_k)
+         top_k: int, threshold: float | None = None) -> Iterator[Row]:  # fmt: skip
+    """A row for each of `paths`, with the columns of `column_names`; log_probs [n, K], top_k <= K.
+
+    Args:
+        threshold: an image whose most probable class has less is none of these classes; its row keeps that class.
+    """
+    names = column_names(top_k, thresholded=threshold is not None)
     for path, scores, error in zip(paths, log_probs, errors, strict=True):
-        values: list[Any] = [_text(path)]
+        values: list[Any] = [valid_text(path)]
         for place in np.argsort(-scores, kind="stable")[:top_k]:
             # the shortest decimal that is this float32
-            values += [None, None] if error else [_text(classes[place]), float(str(np.exp(scores[place])))]
+            values += [None, None] if error else [valid_text(classes[place]), float(str(np.exp(scores[place])))]
+        if threshold is not None:
+            values.append(None if error else values[2] < threshold)
         yield dict(zip(names, [*values, _reason(path, error) if error else None], strict=True))
 
 
@@ -76,22 +84,23 @@ def check_target(target: Path | None) -> None:
 
 
 @contextlib.contextmanager
-def writing(target: Path | None, top_k: int) -> Iterator[Callable[[Sequence[Row]], None]]:
+def writing(target: Path | None, top_k: int, *, thresholded: bool = False) -> Iterator[Callable[[Sequence[Row]], None]]:
     """Yield `write(rows)`, which writes them as they come; to the screen as CSV without a target.
 
     The file appears under its name when the block ends well, and not at all otherwise.
     """
+    names = column_names(top_k, thresholded=thresholded)
     if target is None:
-        yield _csv_writer(sys.stdout, top_k)
+        yield _csv_writer(sys.stdout, names)
         return
     kind = target.suffix.lower()
     with files.replacing(target) as part:
         if kind == ".parquet":
-            with _parquet_writer(part, top_k) as write:
+            with _parquet_writer(part, names) as write:
                 yield write
             return
         with part.open("w", encoding="utf-8", newline="") as handle:
-            yield _csv_writer(handle, top_k) if kind == ".csv" else _json_writer(handle)
+            yield _csv_writer(handle, names) if kind == ".csv" else _json_writer(handle)
 
 
 def features_file(target: Path) -> Path:
@@ -119,8 +128,8 @@ def writing_features(target: Path | None, num_rows: int) -> Iterator[Callable[[n
         yield write
 
 
-def _csv_writer(handle: TextIO, top_k: int) -> Callable[[Sequence[Row]], None]:
-    writer = csv.DictWriter(handle, column_names(top_k))
+def _csv_writer(handle: TextIO, names: Sequence[str]) -> Callable[[Sequence[Row]], None]:
+    writer = csv.DictWriter(handle, names)
     begun = False
 
     def write(table: Sequence[Row]) -> None:
@@ -128,9 +137,15 @@ def _csv_writer(handle: TextIO, top_k: int) -> Callable[[Sequence[Row]], None]:
         if not begun:  # with the first rows: what is refused before them leaves the screen alone
             writer.writeheader()
             begun = True
-        writer.writerows({**row, "path": _no_formula(row["path"])} for row in table)
+        writer.writerows(_csv_row(row) for row in table)
 
     return write
+
+
+def _csv_row(row: Row) -> Row:
+    """A path that is no formula; true and false as JSON writes them."""
+    told = {name: str(value).lower() if isinstance(value, bool) else value for name, value in row.items()}
+    return {**told, "path": _no_formula(row["path"])}
 
 
 def _json_writer(handle: TextIO) -> Callable[[Sequence[Row]], None]:
@@ -138,10 +153,10 @@ def _json_writer(handle: TextIO) -> Callable[[Sequence[Row]], None]:
 
 
 @contextlib.contextmanager
-def _parquet_writer(part: Path, top_k: int) -> Iterator[Callable[[Sequence[Row]], None]]:
+def _parquet_writer(part: Path, names: Sequence[str]) -> Iterator[Callable[[Sequence[Row]], None]]:
     arrow, parquet = _pyarrow()
-    fields = {name: arrow.float64() if name.startswith("prob") else arrow.string() for name in column_names(top_k)}
-    schema = arrow.schema(list(fields.items()))
+    kinds = {NONE_OF_THESE: arrow.bool_()} | {name: arrow.float64() for name in names if name.startswith("prob")}
+    schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in names])
     waiting: list[Row] = []
 
     def write_group() -> None:
@@ -176,10 +191,10 @@ def _reason(path: str, error: str) -> str:
         return "no image in this folder"
     if glob.has_magic(path) and not os.path.lexists(path):
         return "no file matches this pattern"
-    return _text(error.removeprefix(f"{Path(path)}: "))
+    return valid_text(error.removeprefix(f"{Path(path)}: "))
 
 
-def _text(name: str) -> str:
+def valid_text(name: str) -> str:
     r"""A name as valid Unicode: a byte of it that is not UTF-8 becomes `\xff`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 

@@ -69,6 +69,14 @@ class ImageError(DataError):
         return type(self), (self.name, self.reason)  # so that it crosses from a loading worker
 
 
+class LargeImageError(ImageError):
+    """It has more pixels than are decoded."""
+
+
+class UnknownKindError(ImageError):
+    """It is not an image of a kind that is read, whatever its name."""
+
+
 def load_image(path: Path) -> Image.Image:
     """The image in the file `path`, upright, in mode RGB.
 
@@ -99,13 +107,15 @@ def read_bytes(path: Path) -> bytes:
         raise ImageError(str(path), f"cannot be read ({error})") from None
 
 
-def decode_bytes(data: bytes, name: str) -> Image.Image:
+def decode_bytes(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image that the file contents `data` hold, upright, in mode RGB; `name` is for the message.
 
     Raises:
-        ImageError: not an image, damaged, too large, or of a kind that has no agreed meaning as RGB.
+        UnknownKindError: not an image.
+        LargeImageError: more pixels than `max_pixels`.
+        ImageError: damaged, or of a kind that has no agreed meaning as RGB.
     """
-    found = _decoded(data, name)
+    found = _decoded(data, name, max_pixels)
     return Image.fromarray(found) if isinstance(found, np.ndarray) else found
 
 
@@ -115,22 +125,22 @@ def decode_pixels(data: bytes, name: str) -> np.ndarray:
     Raises:
         ImageError: as `decode_bytes`.
     """
-    found = _decoded(data, name)
+    found = _decoded(data, name, MAX_PIXELS)
     return found if isinstance(found, np.ndarray) else np.array(found)  # asarray's would be read-only
 
 
-def _decoded(data: bytes, name: str) -> Image.Image | np.ndarray:
+def _decoded(data: bytes, name: str, max_pixels: int) -> Image.Image | np.ndarray:
     if not data:
         raise ImageError(name, "empty file (0 bytes)")
     try:
-        return _decode(data)
+        return _decode(data, min(max_pixels, MAX_PIXELS))
     except _RefusedError as refusal:
-        raise ImageError(name, str(refusal)) from None
+        raise refusal.kind(name, str(refusal)) from None
     except UnidentifiedImageError:
         with _pillow_is_silent():
-            raise ImageError(name, _why_unidentified(data)) from None
+            raise UnknownKindError(name, _why_unidentified(data)) from None
     except Image.DecompressionBombError:
-        raise ImageError(name, f"too large: more than {MAX_PIXELS:,} pixels") from None
+        raise LargeImageError(name, f"too large: more than {MAX_PIXELS:,} pixels") from None
     except MemoryError:
         raise ImageError(name, "not enough memory to decode it") from None
     except Exception as error:  # decoders raise nearly every type on damaged files
@@ -155,7 +165,7 @@ def take_image(image: "Image.Image | np.ndarray", name: str) -> tuple[Image.Imag
         raise ImageError(name, f"expected a path, an image of Pillow or an array, got {type(image).__name__}")
     try:
         with _pillow_is_silent():
-            _check_size(*image.size)
+            _check_size(*image.size, MAX_PIXELS)
             upright = _upright(_to_rgb(image), _orientation(image))
     except _RefusedError as refusal:
         raise ImageError(name, str(refusal)) from None
@@ -202,19 +212,25 @@ def read_header(data: bytes) -> Header:
 class _RefusedError(Exception):
     """The image is understood, but not one we can use; the text is the reason."""
 
+    kind: type[ImageError] = ImageError
 
-def _decode(data: bytes) -> Image.Image | np.ndarray:
+
+class _TooLargeError(_RefusedError):
+    kind = LargeImageError
+
+
+def _decode(data: bytes, max_pixels: int) -> Image.Image | np.ndarray:
     if data[:3] == b"\xff\xd8\xff":
-        pixels = _decode_jpeg(data)
+        pixels = _decode_jpeg(data, max_pixels)
         if pixels is not None:
             return pixels
     with _pillow_is_silent():
-        return _to_rgb(_open_heic(data)) if _is_heic(data) else _decode_by_pillow(data)
+        return _to_rgb(_open_heic(data, max_pixels)) if _is_heic(data) else _decode_by_pillow(data, max_pixels)
 
 
-def _decode_by_pillow(data: bytes) -> Image.Image:
+def _decode_by_pillow(data: bytes, max_pixels: int) -> Image.Image:
     with _open(data) as image:
-        _check_size(*image.size)
+        _check_size(*image.size, max_pixels)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             _check_tiff_channels(image)
         image.load()
@@ -233,13 +249,13 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]  # an old Pillow lacks AVIF
 
 
-def _decode_jpeg(data: bytes) -> np.ndarray | None:
+def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
     """By simplejpeg, or None where Pillow should try: an unusual kind, or damage that costs no pixels."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    _check_size(int(width), int(height))
+    _check_size(int(width), int(height), max_pixels)
     try:
         pixels = simplejpeg.decode_jpeg(data)  # strict: what libjpeg only warns of is an error
     except ValueError as error:
@@ -261,20 +277,21 @@ def _is_heic(data: bytes) -> bool:
     return bool(found & _HEIC_BRANDS) and not found & {b"avif", b"avis"}
 
 
-def _open_heic(data: bytes) -> Image.Image:
+def _open_heic(data: bytes, max_pixels: int) -> Image.Image:
     try:
         import pillow_heif
     except ImportError:
         raise _RefusedError("HEIC needs the extra 'heic': pip install 'fewsight[heic]'") from None
     heif = pillow_heif.open_heif(data, convert_hdr_to_8bit=True)
-    _check_size(*heif.size)
+    width, height = heif.size
+    _check_size(width, height, max_pixels)
     image: Image.Image = heif.to_pillow()  # libheif has already turned it upright
     return image
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise _RefusedError(f"too large: {width} x {height} is more than {MAX_PIXELS:,} pixels")
+def _check_size(width: int, height: int, most: int) -> None:
+    if width * height > most:
+        raise _TooLargeError(f"too large: {width} x {height} is more than {most:,} pixels")
 
 
 def _check_tiff_channels(image: TiffImagePlugin.TiffImageFile) -> None:
