@@ -1,0 +1,168 @@
+"""How cost grows with images and classes: listing a tree, a training step, memory.
+
+    python -m benchmarks.scale [--files 1281167] [--classes 1000] [--steps 20]
+
+The tree is made in a temporary folder of hard links to a few images, listed in a process of its own, a tenth of it
+first. Steps are those of a small model on 32 px digits, the same files under many numbers: 1,000 to 1,000,000 images
+in 10 classes, then 10 to 10,000 classes of 100,000 images.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.machine import busy_processes, commit, device_name, keep
+from fewsight.cores import num_cores
+from fewsight.device import keep_freed_memory, to_device
+from fewsight.feed import AugmentedImages, batches
+from fewsight.fitting import TrainingSet, batch_plan, build_learner, initial_model
+from fewsight.mixing import mix
+from fewsight.predict import Normalise
+from fewsight.recipes import load_recipe
+
+MAX_LINKS = 60_000  # to one file; ext4 takes 65,000
+LIST = "import sys; from pathlib import Path; from fewsight.data import read_dataset; \
+print(sum(len(one) for one in read_dataset(Path(sys.argv[1])).splits.values()))"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=1_281_167)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--force", action="store_true", help="start though another process uses a core")
+    parser.add_argument("--train", nargs=3, metavar=("FOLDER", "IMAGES", "CLASSES"), help="one training, as JSON")
+    args = parser.parse_args()
+    if args.train:
+        print(json.dumps(trained(Path(args.train[0]), int(args.train[1]), int(args.train[2]), args.steps)))
+        return 0
+    busy = busy_processes()
+    if busy and not args.force:
+        print(f"not started: another process uses a core ({'; '.join(busy)}). Wait, or pass --force")
+        return 2
+    about = {
+        "command": f"python -m benchmarks.scale {' '.join(sys.argv[1:])}".strip(),
+        "commit": commit(),
+        "device": f"{device_name('cpu')}, {num_cores()} threads",
+        "versions": f"torch {torch.__version__}",
+    }
+    lines = [f"- {key}: {value}" for key, value in about.items()]
+    values: dict[str, list[dict[str, Any]]] = {"listing": [], "training": []}
+    lines += [
+        "",
+        "| Files in the tree | Classes | Listed in, s | s for 100,000 | Peak memory, MB |",
+        "|---|---|---|---|---|",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for count in (args.files // 10, args.files):
+            make_tree(root / "tree", count, args.classes)
+            seconds, peak = listed(root / "tree", count)
+            values["listing"].append({"files": count, "seconds": seconds, "peak_mb": peak})
+            lines.append(
+                f"| {count:,} | {args.classes:,} | {seconds:.1f} | {seconds / count * 1e5:.2f} | {peak:,.0f} |"
+            )
+            print(lines[-1], flush=True)
+        lines += ["", "| Images | Classes | Step, ms | Start-up, s | Peak memory, MB |", "|---|---|---|---|---|"]
+        sizes = [(1_000, 10), (100_000, 10), (1_000_000, 10), (100_000, 100), (100_000, 1_000), (100_000, 10_000)]
+        for images, classes in sizes:
+            row = apart(root / "tree", images, classes, args.steps)
+            values["training"].append(row)
+            lines.append(
+                f"| {images:,} | {classes:,} | {row['step_ms']:.1f} | {row['start_s']:.2f} | {row['peak_mb']:,.0f} |"
+            )
+            print(lines[-1], flush=True)
+    keep("scale", "Cost as images and classes grow", lines, {**about, **values})
+    return 0
+
+
+def make_tree(root: Path, count: int, classes: int) -> None:
+    """Class folders under train/ with hard links to as few files as the file system takes; those there are kept."""
+    source = root / "source.png"
+    if not source.exists():
+        root.mkdir()
+    done = sum(len(files) for _, _, files in os.walk(root / "train"))
+    for number in range(done, count):
+        if number % MAX_LINKS == 0:
+            source.unlink(missing_ok=True)
+            pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(source)
+        folder = root / "train" / f"c{number % classes:05d}"
+        if number < classes:
+            folder.mkdir(parents=True, exist_ok=True)
+        os.link(source, folder / f"{number:07d}.png")
+    source.unlink(missing_ok=True)
+
+
+def listed(root: Path, count: int) -> tuple[float, float]:
+    """Seconds and peak memory in MB of listing a tree."""
+    began = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-c", LIST, str(root)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    found = int(process.stdout.read())
+    _, _, usage = os.wait4(process.pid, 0)
+    assert found == count, f"{found} of {count} files were found"
+    return time.perf_counter() - began, usage.ru_maxrss / 1e3
+
+
+def apart(root: Path, images: int, classes: int, steps: int) -> dict[str, Any]:
+    """`trained` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.scale", "--steps", str(steps)]
+    command += ["--train", str(root), str(images), str(classes)]
+    row: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return {"images": images, "classes": classes, **row}
+
+
+def trained(root: Path, images: int, classes: int, steps: int) -> dict[str, float]:
+    """Milliseconds of a step, feeding included, seconds until the first, and peak memory."""
+    torch.set_num_threads(num_cores())
+    keep_freed_memory()
+    folders = sorted((root / "train").iterdir())
+    files = [str(path.relative_to(root)) for path in sorted(folders[0].iterdir())[:500]]
+    data = TrainingSet(
+        root,
+        tuple(f"./{'./' * (number // len(files) % 2)}{files[number % len(files)]}" for number in range(images)),
+        tuple(number % classes for number in range(images)),
+        (),
+        (),
+    )
+    began = time.perf_counter()
+    recipe = load_recipe("digits")
+    model = recipe.model.model_copy(update={"stem": "small", "width": 0.25})
+    recipe = recipe.model_copy(update={"model": model})
+    stage, cpu = recipe.stages[0], torch.device("cpu")
+    plan = batch_plan(recipe, stage, data)
+    source = AugmentedImages(data.root, data.paths, recipe.augment, 0, cache=10**9)
+    built = initial_model(recipe, classes).to(memory_format=torch.channels_last)
+    learner = build_learner(built, recipe, stage, data, classes, cpu)
+    normalise, labels = Normalise((0.5,) * 3, (0.25,) * 3), torch.tensor(data.labels)
+    seconds: list[float] = []
+    start = 0.0
+    then = time.perf_counter()
+    for epoch, step, batch, indices in batches(source, plan, first_epoch=0, first_step=0, num_epochs=50, workers=0):
+        if not seconds:
+            start = time.perf_counter() - began
+        inputs, targets = mix(normalise(to_device(batch, cpu)), labels, indices, recipe, stage, epoch, step)
+        learner.step(inputs, targets, 0.01)
+        seconds.append(time.perf_counter() - then)
+        then = time.perf_counter()
+        if len(seconds) > steps:
+            break
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return {"step_ms": statistics.median(seconds[1:]) * 1e3, "start_s": start, "peak_mb": peak}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
