@@ -37,6 +37,7 @@ TIMM_NAMES = {
     "tresnet_l": "tresnet_l",
     "tresnet_m": "tresnet_m",
     "seresnext50": "seresnext50_32x4d",
+    "seresnext26d": "seresnext26d_32x4d",
 }
 NUM_CLASSES = 1000
 LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
