@@ -22,7 +22,7 @@ import fewsight
 from conftest import TINY, Command
 from fewsight import export, files
 from fewsight.augment import center_view, random_box
-from fewsight.calibration import Calibration, keep
+from fewsight.calibration import Calibration, Threshold, keep
 from fewsight.data import digest_of_list
 from fewsight.ensemble import combine, open_asked
 from fewsight.errors import DataError, FewsightError, RunError
@@ -108,7 +108,8 @@ def both(tiny_run: Path, other_run: Path, tmp_path: Path) -> Path:
     """An ensemble of two unlike runs, with unlike weights and a temperature."""
     combine([("a", [(tiny_run, ())]), ("b", [(other_run, ())])], tmp_path / "both", weights="1,3")
     views = open_asked(tmp_path / "both", None).view_names
-    keep(tmp_path / "both", [Calibration(0.6, tuple(sorted(views)), "val", 10, (1.0, 1.0), (0.0, 0.0))])
+    threshold = Threshold(0.4, 0.9, 9, 8)
+    keep(tmp_path / "both", [Calibration(0.6, tuple(sorted(views)), "val", 10, (1.0, 1.0), (0.0, 0.0), threshold)])
     return tmp_path / "both"
 
 
@@ -362,6 +363,7 @@ def test_ensemble_with_random_crops_is_predict(both: Path, digit_images: Path, c
     assert exported.parity.largest < 1e-5
     about = metadata(tmp_path / "both.onnx")
     assert [one["name"] for one in about["runs"]] == ["a", "b"]
+    assert about["threshold"] == {"prob": 0.4, "coverage": 0.9, "kept": 9, "right": 8}
     assert len(about["boxes"] if crop else about["inputs"]) == (3 if crop else 6)
 
 
@@ -370,7 +372,7 @@ def test_ensemble_with_random_crops_is_predict(both: Path, digit_images: Path, c
 def test_a_forgotten_temperature_is_found(
     both: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fewsight.export.write.temperature_for", lambda path, views: None)
+    monkeypatch.setattr("fewsight.export.write.calibration_for", lambda path, views: None)
     answer = command("export", both, "--out", tmp_path / "m.onnx", "--views", "center")
     assert answer.code == 0, answer.err  # the temperature is that of other views
     answer = command("export", both, "--out", tmp_path / "n.onnx")

@@ -28,7 +28,7 @@ from fewsight.backbones import BACKBONES
 from fewsight.ensemble import make_ensemble
 from fewsight.errors import RunError
 from fewsight.model import build_model
-from fewsight.serve.batching import Batcher
+from fewsight.serve.batching import GATHER_S, Batcher
 from fewsight.serve.limits import Limits
 from services import TOKEN, Running, picture, running, upload
 
@@ -438,7 +438,7 @@ def test_batch_is_what_waits(tiny_run: Path) -> None:
         return look(images)
 
     model.look = held  # type: ignore[method-assign]
-    batcher = Batcher(model, 4, time.monotonic, seen.append)
+    batcher = Batcher(model, 4, lambda: 0, time.monotonic, seen.append)
     futures = [batcher.submit(image, explain=False)]
     assert begun.wait(20)
     futures += [batcher.submit(image, explain=False) for _ in range(7)]
@@ -450,6 +450,24 @@ def test_batch_is_what_waits(tiny_run: Path) -> None:
                for future in futures if not future.cancelled())  # fmt: skip
     with pytest.raises(RuntimeError, match="stopping"):
         batcher.submit(image, explain=False)
+
+
+def test_batch_waits_a_moment_for_what_is_on_its_way(tiny_run: Path) -> None:
+    model, seen, coming = fewsight.load(tiny_run), list[int](), [3]
+    model.load()
+    image = model.cut(picture(), "a", max_pixels=1000)
+    batcher = Batcher(model, 4, lambda: coming[0], time.monotonic, seen.append)
+    futures = [batcher.submit(image, explain=False)]
+    time.sleep(GATHER_S / 10)
+    futures += [batcher.submit(image, explain=False) for _ in range(2)]
+    for future in futures:
+        future.result(20)
+    coming[0] = 2  # one that does not come holds nobody up for long
+    began = time.monotonic()
+    batcher.submit(image, explain=False).result(20)
+    assert time.monotonic() - began < 5
+    batcher.close()
+    assert seen == [3, 1]
 
 
 # Who may ask

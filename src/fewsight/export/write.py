@@ -7,7 +7,7 @@ from typing import Any
 
 import fewsight
 from fewsight import files
-from fewsight.calibration import temperature_for
+from fewsight.calibration import Threshold, calibration_for
 from fewsight.ensemble import Asked, open_asked
 from fewsight.errors import RunError
 from fewsight.export.graph import CroppingGraph, Cut, build_graph, cuts_and_sides
@@ -71,7 +71,8 @@ def export_run(
     tried = given_images(images, num_images) if images else own_images(asked, "val", _path(data), num_images)
     tried = readable(tried)
     calibration = readable(own_images(asked, "train", _path(data), NUM_CALIBRATION)) if int8 else None
-    temperature = temperature_for(path, asked.view_names)
+    kept = calibration_for(path, asked.view_names)
+    temperature, threshold = (None, None) if kept is None else (kept.temperature, kept.threshold)
     cuts, sides = cuts_and_sides(asked)
     graph = build_graph(asked, cuts, sides, temperature or 1.0)
     module = CroppingGraph(graph, list(cuts.values())).eval() if crop else graph
@@ -93,7 +94,7 @@ def export_run(
         model = quantise(model, cuts, calibration, crop=crop)
         found, milliseconds = exported_probs(open_session(model, threads), cuts, tried, crop=crop)
         loss = loss_of(expected, found, tried, milliseconds)
-    describe(model, _about(asked, cuts, temperature, parity, loss, calibration, crop=crop))
+    describe(model, _about(asked, cuts, temperature, threshold, parity, loss, calibration, crop=crop))
     content = model.SerializeToString()
     files.write_bytes(out, content)
     return Exported(out, len(content), cuts, asked.view_names, temperature, parity, loss)
@@ -103,6 +104,7 @@ def _about(
     asked: Asked,
     cuts: Mapping[str, Cut],
     temperature: float | None,
+    threshold: Threshold | None,
     parity: Parity,
     loss: Loss | None,
     calibration: Images | None,
@@ -121,6 +123,7 @@ def _about(
         "boxes": drawn if crop else [],
         "views": list(asked.view_names),
         "temperature": temperature,
+        "threshold": None if threshold is None else asdict(threshold),
         "runs": [_run_facts(asked, name) for name in asked.runs],
         "parity": asdict(parity),
     }

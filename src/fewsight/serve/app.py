@@ -24,7 +24,7 @@ from fewsight.serve.batching import Answer, Batcher
 from fewsight.serve.counters import Counters
 from fewsight.serve.guard import GONE, Guard, refused
 from fewsight.serve.limits import MOST_TOP, Limits, RefusedError
-from fewsight.serve.uploads import FIELD, Room, Upload, drain, read_uploads
+from fewsight.serve.uploads import FIELD, Room, Share, Upload, drain, read_uploads
 
 PAGES = {
     "/": ("index.html", "text/html"),
@@ -58,9 +58,12 @@ class Service:
     def __init__(self, model: Model, limits: Limits) -> None:
         self.model, self.limits = model, limits
         self.waiting = 0  # images that were taken and not yet answered
+        self.arriving = 0  # requests that are being read
         self.counters = Counters(lambda: self.waiting)
         self.room = Room(limits)
-        self.batcher = Batcher(model, limits.batch_size, time.monotonic, self.counters.batch)
+        self.batcher = Batcher(
+            model, limits.batch_size, lambda: self.waiting + self.arriving, time.monotonic, self.counters.batch
+        )
         self.decoders = ThreadPoolExecutor(num_cores(), "fewsight-decode")
         self.ahead = asyncio.Semaphore(AHEAD * limits.batch_size)
 
@@ -77,6 +80,14 @@ class Service:
             yield
         finally:
             self.waiting -= num_images
+
+    async def read(self, request: Request, share: Share) -> list[Upload]:
+        """A request's files; see `read_uploads`."""
+        self.arriving += 1
+        try:
+            return await read_uploads(request, self.limits, share)
+        finally:
+            self.arriving -= 1
 
     def check_room(self, num_images: int) -> None:
         """Refuse images that would not be answered in time."""
@@ -206,7 +217,7 @@ def build_app(model: Model, limits: Limits | None = None, token: str | None = No
         try:
             service.check_room(1)
             with service.room.held() as share:
-                uploads = await read_uploads(request, limits, share)
+                uploads = await service.read(request, share)
                 with service.admitted(len(uploads)):
                     found = await answered(request, service, uploads, explain=details)
         except RefusedError as error:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from fewsight.predictor import Activation, Cuts, Looked, Model
 
+GATHER_S = 0.005  # that a batch waits for each of the images that are on their way
+GATHER_MOST_S = 0.03  # for all of them
 PACE = 0.2  # weight of the newest batch in the seconds that an image takes
 
 
@@ -31,18 +33,26 @@ class _Job:
 class Batcher:
     """The model's thread, and the images that wait for it.
 
-    A batch is what waits when the model is free, at most `batch_size` images: a single client waits for nobody, many
-    share. An image whose client has gone is passed over. A batch that fails is scored again image by image.
+    A batch is what waits when the model is free, at most `batch_size` images, and what reaches it within a moment while
+    more are on their way: a single client waits for nobody, many share. An image whose client has gone is passed over. A
+    batch that fails is scored again image by image.
 
     Args:
+        coming: how many images have been asked about and not answered, those that wait here among them.
         clock: seconds, growing.
         counted: told of each batch's number of images.
     """
 
     def __init__(
-        self, model: Model, batch_size: int, clock: Callable[[], float], counted: Callable[[int], None]
+        self,
+        model: Model,
+        batch_size: int,
+        coming: Callable[[], int],
+        clock: Callable[[], float],
+        counted: Callable[[int], None],
     ) -> None:
-        self.model, self.batch_size, self.clock, self.counted = model, batch_size, clock, counted
+        self.model, self.batch_size, self.coming = model, batch_size, coming
+        self.clock, self.counted = clock, counted
         self.seconds_an_image = 0.0
         self._jobs = deque[_Job]()
         self._changed = threading.Condition()
@@ -90,6 +100,7 @@ class Batcher:
                     self._changed.wait()
                 if not self._jobs:
                     return
+                self._gather()
                 taken = [self._jobs.popleft() for _ in range(min(self.batch_size, len(self._jobs)))]
             batch = [job for job in taken if job.future.set_running_or_notify_cancel()]
             if batch:
@@ -98,6 +109,15 @@ class Batcher:
                 pace = (self.clock() - began) / len(batch)
                 self.seconds_an_image += (PACE if self.seconds_an_image else 1.0) * (pace - self.seconds_an_image)
                 self.counted(len(batch))
+
+    def _gather(self) -> None:
+        """Wait a moment, where more images are on their way and there is room for them."""
+        began = self.clock()
+        while not self._closed and len(self._jobs) < min(self.batch_size, self.coming()):
+            there = len(self._jobs)
+            self._changed.wait(GATHER_S)
+            if len(self._jobs) == there or self.clock() - began > GATHER_MOST_S:
+                return
 
     def _score(self, batch: list[_Job]) -> None:
         try:
