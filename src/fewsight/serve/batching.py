@@ -34,8 +34,8 @@ class Batcher:
     """The model's thread, and the images that wait for it.
 
     A batch is what waits when the model is free, at most `batch_size` images, and what reaches it within a moment while
-    more are on their way: a single client waits for nobody, many share. An image whose client has gone is passed over. A
-    batch that fails is scored again image by image.
+    more are on their way: a single client waits for nobody, many share. An image whose client has gone is passed over.
+    A batch that fails is scored again image by image.
 
     Args:
         coming: how many images have been asked about and not answered, those that wait here among them.
