@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
+from sklearn.datasets import load_digits
 
-from fewsight.data import ImageError, decode_bytes, load_image
+from fewsight.data import ImageError, decode_bytes, decode_pixels, load_image
 from fewsight.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -335,3 +336,38 @@ def test_image_error_crosses_processes() -> None:
 def test_simplejpeg_is_strict_by_default() -> None:
     with pytest.raises(ValueError, match="Premature end"):
         simplejpeg.decode_jpeg(JPEG[:MIDDLE])
+
+
+def large_digits(width: int, height: int) -> tuple[bytes, np.ndarray]:
+    """A smooth JPEG of digits, and its pixels as Pillow has them."""
+    sheet = np.concatenate(load_digits().images[:12].reshape(3, 4, 8, 8).swapaxes(1, 2).reshape(3, 8, 32))
+    image = Image.fromarray((sheet * 15).astype(np.uint8)).convert("RGB")
+    data = saved(image.resize((width, height), Image.Resampling.BICUBIC), "JPEG", quality=92)
+    return data, np.asarray(Image.open(io.BytesIO(data)))
+
+
+@pytest.mark.parametrize(
+    ("px", "share", "expected"),
+    [
+        (0, 1.0, (600, 800)),
+        (64, 1.0, (75, 100)),
+        (87, 1.0, (150, 200)),
+        (64, 0.06, (300, 400)),
+        (96, 0.06, (600, 800)),
+    ],
+)
+def test_large_jpeg_comes_no_smaller_than_its_crops_need(px: int, share: float, expected: tuple[int, int]) -> None:
+    data, whole = large_digits(800, 600)
+    found = decode_pixels(data, "a", px=px, share=share)
+    assert found.shape == (*expected, 3)
+    if expected == (600, 800):
+        assert np.array_equal(found, whole)
+    small = [
+        np.asarray(Image.fromarray(one).resize((64, 48), Image.Resampling.BILINEAR), int) for one in (found, whole)
+    ]
+    assert abs(small[0] - small[1]).mean() < 1.5
+
+
+def test_other_kinds_keep_their_size() -> None:
+    data = saved(Image.new("RGB", (400, 300), (7, 8, 9)), "PNG")
+    assert np.array_equal(decode_pixels(data, "a", px=32), np.full((300, 400, 3), (7, 8, 9), np.uint8))

@@ -42,7 +42,9 @@ class AugmentedImages(Dataset[Any]):
     ) -> None:
         self.files, self.augment, self.seed = [str(root / path) for path in paths], augment, seed
         self.numbers = numbers or range(len(paths))
-        self.cache = PixelCache(len(paths), cache)
+        # a crop of the least area and of the least even sides still has a pixel for each of its own
+        share = augment.crop_area[0] * min(augment.crop_aspect[0], 1 / augment.crop_aspect[1])
+        self.cache = PixelCache(len(paths), cache, px=augment.train_px, share=share)
 
     def __len__(self) -> int:
         return len(self.files)

@@ -5,6 +5,7 @@ import math
 import mmap
 import multiprocessing
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,11 @@ class PixelCache:
     Args:
         num_images: numbers are below it.
         size: bytes for pixels; the system hands them out as they are filled.
+        px, share: how small large images may be decoded, see `decode_pixels`.
     """
 
-    def __init__(self, num_images: int, size: int) -> None:
-        self.num_images, self.size = num_images, size
+    def __init__(self, num_images: int, size: int, *, px: int = 0, share: float = 1.0) -> None:
+        self.num_images, self.size, self.px, self.share = num_images, size, px, share
         head = 8 * (1 + 5 * num_images)
         self._memory = mmap.mmap(-1, head + max(size, 1))  # shared with forked processes
         words = np.frombuffer(self._memory, np.int64, 1 + 5 * num_images)
@@ -46,8 +48,8 @@ class PixelCache:
         self._pixels = np.frombuffer(self._memory, np.uint8, offset=head)
         self._lock = multiprocessing.get_context().Lock()
 
-    def __reduce__(self) -> tuple[type["PixelCache"], tuple[int, int]]:
-        return type(self), (self.num_images, self.size // num_cores())
+    def __reduce__(self) -> tuple["partial[PixelCache]", tuple[int, int]]:
+        return partial(PixelCache, px=self.px, share=self.share), (self.num_images, self.size // num_cores())
 
     def load(self, number: int, path: str) -> np.ndarray:
         """The pixels of an image file, uint8 [H, W, 3]; not to be written to.
@@ -62,7 +64,7 @@ class PixelCache:
             kept = self._kept(number, stamp)
             if kept is not None:
                 return kept
-        pixels = decode_pixels(read_bytes(Path(path)), path)
+        pixels = decode_pixels(read_bytes(Path(path)), path, px=self.px, share=self.share)
         if stamp is not None:
             self._keep(number, stamp, pixels)
         return pixels

@@ -8,6 +8,7 @@ error, never an image with a grey part. Colour profiles are ignored.
 import functools
 import hashlib
 import io
+import math
 import stat
 import threading
 import warnings
@@ -119,21 +120,25 @@ def decode_bytes(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Ima
     return Image.fromarray(found) if isinstance(found, np.ndarray) else found
 
 
-def decode_pixels(data: bytes, name: str) -> np.ndarray:
+def decode_pixels(data: bytes, name: str, *, px: int = 0, share: float = 1.0) -> np.ndarray:
     """The same as uint8 [H, W, 3]; of a JPEG without another copy.
+
+    Args:
+        px: not 0: a JPEG may come at a half, a quarter or an eighth of its sides, which costs less time and memory, as
+            long as a square of `share` of its area has so many pixels a side.
 
     Raises:
         ImageError: as `decode_bytes`.
     """
-    found = _decoded(data, name, MAX_PIXELS)
+    found = _decoded(data, name, MAX_PIXELS, px, share)
     return found if isinstance(found, np.ndarray) else np.array(found)  # asarray's would be read-only
 
 
-def _decoded(data: bytes, name: str, max_pixels: int) -> Image.Image | np.ndarray:
+def _decoded(data: bytes, name: str, max_pixels: int, px: int = 0, share: float = 1.0) -> Image.Image | np.ndarray:
     if not data:
         raise ImageError(name, "empty file (0 bytes)")
     try:
-        return _decode(data, min(max_pixels, MAX_PIXELS))
+        return _decode(data, min(max_pixels, MAX_PIXELS), px, share)
     except _RefusedError as refusal:
         raise refusal.kind(name, str(refusal)) from None
     except UnidentifiedImageError:
@@ -219,9 +224,9 @@ class _TooLargeError(_RefusedError):
     kind = LargeImageError
 
 
-def _decode(data: bytes, max_pixels: int) -> Image.Image | np.ndarray:
+def _decode(data: bytes, max_pixels: int, px: int, share: float) -> Image.Image | np.ndarray:
     if data[:3] == b"\xff\xd8\xff":
-        pixels = _decode_jpeg(data, max_pixels)
+        pixels = _decode_jpeg(data, max_pixels, px, share)
         if pixels is not None:
             return pixels
     with _pillow_is_silent():
@@ -249,7 +254,7 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]  # an old Pillow lacks AVIF
 
 
-def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
+def _decode_jpeg(data: bytes, max_pixels: int, px: int, share: float) -> np.ndarray | None:
     """By simplejpeg, or None where Pillow should try: an unusual kind, or damage that costs no pixels."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
@@ -257,7 +262,9 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
         return None
     _check_size(int(width), int(height), max_pixels)
     try:
-        pixels = simplejpeg.decode_jpeg(data)  # strict: what libjpeg only warns of is an error
+        least = [-(-side // _reduction(int(width), int(height), px, share)) for side in (height, width)]
+        # strict: what libjpeg only warns of is an error
+        pixels = simplejpeg.decode_jpeg(data, min_height=least[0], min_width=least[1], min_factor=1)
     except ValueError as error:
         if any(text in str(error).lower() for text in _LOST_PIXELS):
             raise _RefusedError(f"truncated or damaged JPEG ({error})") from None
@@ -267,6 +274,12 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
         with _pillow_is_silent(), _open(data) as header:
             orientation = _orientation(header)
     return pixels if orientation not in _UPRIGHT else np.array(_upright(Image.fromarray(pixels), orientation))
+
+
+def _reduction(width: int, height: int, px: int, share: float) -> int:
+    """By which power of two the sides may shrink; libjpeg has fast ways for these alone."""
+    side = math.sqrt(share * width * height)
+    return next((factor for factor in (8, 4, 2) if px and side >= factor * px), 1)
 
 
 def _is_heic(data: bytes) -> bool:
