@@ -58,7 +58,8 @@ def untrained_run(out: Path, images: Path, backbone: str, px: int) -> Run:
     torch.manual_seed(0)
     model = build_model(backbone, len(classes), stem=recipe.model.stem)
     shown = np.stack([center_view(load_image(images / name), px) for name in paths[:NUM_STATISTICS]])
-    settle(model, Normalise(MEAN, STD)(to_device(torch.from_numpy(shown), torch.device("cpu"))))
+    planes = torch.from_numpy(shown).permute(0, 3, 1, 2)
+    settle(model, Normalise(MEAN, STD)(to_device(planes, torch.device("cpu"))))
     return runs.save_weights(run, weights_out(model), status="finished")
 
 
