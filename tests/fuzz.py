@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fewsight.calibration import temperature_for
+from fewsight.calibration import calibration_for
 from fewsight.console import make_console
 from fewsight.data import decode_bytes, read_dataset, scan_image
 from fewsight.ensemble import make_ensemble, open_asked
@@ -257,7 +257,7 @@ def read_recipe(folder: Path) -> None:
 def read_run_folder(folder: Path) -> None:
     asked = open_asked(folder / "run", None)
     read_state(folder / "run")
-    temperature_for(folder / "run", asked.view_names)
+    calibration_for(folder / "run", asked.view_names)
     for found in run_scores(asked.first, [folder / "image.png"], asked.views["run"]):
         assert found.log_probs.shape == (1, len(asked.classes))
 
@@ -270,7 +270,7 @@ def read_scores(folder: Path) -> None:
 
 def read_ensemble(folder: Path) -> None:
     asked = open_asked(folder / "ensemble", None)
-    temperature_for(folder / "ensemble", asked.view_names)
+    calibration_for(folder / "ensemble", asked.view_names)
     for run in asked.runs.values():
         read_weights(run)
 

@@ -18,7 +18,6 @@ from fewsight.calibration import (
     fit_temperature,
     keep,
     kept,
-    temperature_for,
     tempered,
 )
 from fewsight.errors import RecipeError, RunError
@@ -257,7 +256,7 @@ def test_named_views_are_calibrated_together(tmp_path: Path) -> None:
     write_run(tmp_path / "run", views, labels)
     (found,) = calibrate(tmp_path / "run", "test", "random-8, center-12")
     assert found.views == ("center-12", "random-8")
-    assert temperature_for(tmp_path / "run", ["center-12", "random-8"]) == found.temperature
+    assert calibration_for(tmp_path / "run", ["center-12", "random-8"]) == found
     with pytest.raises(RunError, match="has no view center-99"):
         calibrate(tmp_path / "run", "test", "center-99")
 
@@ -298,12 +297,13 @@ def test_temperatures_are_kept_and_replaced_by_views(tmp_path: Path) -> None:
 
 
 def test_temperature_belongs_to_a_set_of_views(tmp_path: Path) -> None:
-    assert temperature_for(tmp_path, ["center-8"]) is None
-    keep(tmp_path, [ONE, replace(ONE, views=("center-8", "random-8"), temperature=2.0)])
-    assert temperature_for(tmp_path, ["center-8"]) == 1.5
-    assert temperature_for(tmp_path, ["random-8", "center-8"]) == 2.0, "in any order"
-    assert temperature_for(tmp_path, ["random-8"]) is None
-    assert temperature_for(tmp_path, ["center-8", "random-8", "center-12"]) is None
+    assert calibration_for(tmp_path, ["center-8"]) is None
+    both = replace(ONE, views=("center-8", "random-8"), temperature=2.0)
+    keep(tmp_path, [ONE, both])
+    assert calibration_for(tmp_path, ["center-8"]) == ONE
+    assert calibration_for(tmp_path, ["random-8", "center-8"]) == both, "in any order"
+    assert calibration_for(tmp_path, ["random-8"]) is None
+    assert calibration_for(tmp_path, ["center-8", "random-8", "center-12"]) is None
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_temperature_belongs_to_a_set_of_views(tmp_path: Path) -> None:
 def test_damaged_calibration_is_refused(value: object, tmp_path: Path) -> None:
     text = json.dumps(value)
     (tmp_path / "calibration.json").write_text(text)
-    for ask in (lambda: kept(tmp_path), lambda: temperature_for(tmp_path, ["center-8"]), lambda: keep(tmp_path, [ONE])):
+    for ask in (lambda: kept(tmp_path), lambda: calibration_for(tmp_path, ["center-8"]), lambda: keep(tmp_path, [ONE])):
         with pytest.raises(RunError, match=r"calibration\.json is not what `fewsight scores calibrate` wrote"):
             ask()
     assert (tmp_path / "calibration.json").read_text() == text, "left as it is"
@@ -360,4 +360,4 @@ def test_calibration_of_an_older_fewsight_has_no_threshold(tmp_path: Path) -> No
 def test_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "calibration.json").write_text('{"calibrations": [')
     with pytest.raises(RunError, match=r"cannot read .*calibration\.json"):
-        temperature_for(tmp_path, ["center-8"])
+        calibration_for(tmp_path, ["center-8"])

@@ -95,7 +95,7 @@ def test_page_of_a_real_run_asks_for_nothing_and_shows_its_images(
     shutil.copytree(tiny_run, run)
     for split in ("test", "val"):
         evaluate(run, digit_images, split=split, views="report")
-    assert command("scores", "calibrate", run).code == 0
+    assert command("scores", "calibrate", run, "--coverage", "0.8").code == 0
     other = scored_run(tmp_path / "other")
     answer = command("report", run, run, "--out", tmp_path / "page.html")
     assert answer.code == 0, answer
@@ -107,7 +107,8 @@ def test_page_of_a_real_run_asks_for_nothing_and_shows_its_images(
     top1 = gather(run).figures.top1
     assert f"{100 * top1.value:.1f} %" in page.text
     assert "top-1 on 15 images of test in 3 classes" in page.text
-    for said in ("nought", "training loss", "one crop", "at the kept temperature", "recipe.toml", "+0.0 points"):
+    for said in ("nought", "training loss", "one crop", "at the kept temperature", "recipe.toml", "+0.0 points",
+                 "The kept threshold calls an image none of the classes", "of these 15 images pass"):  # fmt: skip
         assert said in page.text, said
     assert "finds in its data now" in page.text
     assert command("report", run, "--out", tmp_path / "short.html", "--no-check").code == 0

@@ -219,12 +219,6 @@ def calibration_for(path: Path, views: Sequence[str]) -> Calibration | None:
     return next((one for one in kept(path) if one.views == tuple(sorted(views))), None)
 
 
-def temperature_for(path: Path, views: Sequence[str]) -> float | None:
-    """The temperature that a run keeps for the mean of these views."""
-    found = calibration_for(path, views)
-    return None if found is None else found.temperature
-
-
 def _value(key: str, value: Any) -> Any:
     if key == "threshold" and value is not None:
         return Threshold(**value)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from fewsight import files, runs
-from fewsight.calibration import Bin, reliability, temperature_for, view_names
+from fewsight.calibration import Bin, Calibration, calibration_for, reliability, tempered_peaks, view_names
 from fewsight.ensemble import is_ensemble
 from fewsight.errors import RunError
 from fewsight.fusion import Scored, labels_of, log_probs, open_scored, read_specs
-from fewsight.metrics import Figures, Paired, evaluate_scores, paired
+from fewsight.metrics import Figures, Paired, Share, evaluate_scores, paired, wilson
 from fewsight.recipes import Recipe
 from fewsight.runs import Run
 from fewsight.tables import Ablation, Line, ablate, row_lines
@@ -52,8 +52,9 @@ class Facts:
     confusion: np.ndarray  # int [K, K]: true, taken for
     num_trained_on: int
     reliability: tuple[Bin, ...]
-    temperature: float | None  # that the run keeps for these views
+    calibration: Calibration | None  # that the run keeps for these views
     tempered: tuple[Bin, ...]  # at that temperature; none without one
+    above: Share | None  # accuracy of the images that the kept threshold lets pass; None without one
     rows: tuple[Line, ...]  # by test size, and all together
     ablation: Ablation | None  # None for one view alone
     sure_mistakes: tuple[Seen, ...]
@@ -85,7 +86,7 @@ def gather(path: Path, split: str | None = None) -> Facts:
     scores, labels = log_probs(scored.weights)[readable], labels[readable]
     classes = scored.first.about.classes
     predicted = scores.argmax(1)
-    temperature = temperature_for(path, view_names(scored))
+    calibration = calibration_for(path, view_names(scored))
     run = None if is_ensemble(path) or not (path / "run.json").is_file() else runs.read_run(path)
     images = [image for image in scored.first.images if image.error is None]
 
@@ -115,8 +116,9 @@ def gather(path: Path, split: str | None = None) -> Facts:
         confusion=np.bincount(labels * len(classes) + predicted, minlength=len(classes) ** 2).reshape(len(classes), -1),
         num_trained_on=int(scored.trained_on.sum()),
         reliability=reliability(scores, labels),
-        temperature=temperature,
-        tempered=() if temperature is None else reliability(scores, labels, temperature),
+        calibration=calibration,
+        tempered=() if calibration is None else reliability(scores, labels, calibration.temperature),
+        above=_above(calibration, scores, predicted == labels),
         rows=tuple(row_lines(scored)),
         ablation=_ablation(scored),
         sure_mistakes=seen(mistakes, predicted[mistakes]),
@@ -160,6 +162,14 @@ def suspects(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
     lead = strongest[places] - probs[places, labels[places]]
     order = places[np.argsort(-lead, kind="stable")]
     return order, found[order]
+
+
+def _above(calibration: Calibration | None, scores: np.ndarray, right: np.ndarray) -> Share | None:
+    """Of the images whose class is sure enough for the kept threshold."""
+    if calibration is None or calibration.threshold is None:
+        return None
+    kept = tempered_peaks(scores, calibration.temperature) >= calibration.threshold.prob
+    return wilson(int(right[kept].sum()), int(kept.sum())) if kept.any() else None
 
 
 def curves(path: Path) -> tuple[Curve, ...]:
