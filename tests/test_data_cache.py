@@ -105,4 +105,11 @@ def test_spawned_process_begins_with_an_empty_one_of_its_share(files: list[Path]
 def test_size_is_what_is_asked_for_or_a_share_of_what_is_free() -> None:
     assert cache_size(0.5) == 500_000_000
     assert cache_size(0.0) == 0
+    assert cache_size(1e9) <= free_memory() * 1.5
     assert 0 < cache_size("auto") <= AUTO_SHARE * 1.5 * free_memory()
+
+
+def test_memory_that_is_not_given_is_done_without(files: list[Path]) -> None:
+    cache = PixelCache(4, 2**62)
+    fill(cache, files)
+    assert (cache.size, len(cache)) == (0, 0)

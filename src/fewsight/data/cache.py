@@ -38,7 +38,11 @@ class PixelCache:
     def __init__(self, num_images: int, size: int, *, px: int = 0, share: float = 1.0) -> None:
         self.num_images, self.size, self.px, self.share = num_images, size, px, share
         head = 8 * (1 + 5 * num_images)
-        self._memory = mmap.mmap(-1, head + max(size, 1))  # shared with forked processes
+        try:
+            self._memory = mmap.mmap(-1, head + max(size, 1))  # shared with forked processes
+        except OSError:  # the system promises no more than it has
+            self.size = 0
+            self._memory = mmap.mmap(-1, head + 1)
         words = np.frombuffer(self._memory, np.int64, 1 + 5 * num_images)
         self._used = words[:1]
         self._offsets, self._sides, self._stamps = np.split(
@@ -97,10 +101,9 @@ class PixelCache:
 
 
 def cache_size(gigabytes: float | str) -> int:
-    """Bytes of a cache: what is asked for; "auto": a quarter of the memory that is free now."""
-    if isinstance(gigabytes, str):
-        return int(AUTO_SHARE * free_memory())
-    return int(gigabytes * 1e9)
+    """Bytes of a cache: what is asked for, at most what is free now; "auto": a quarter of that."""
+    free = free_memory()
+    return int(AUTO_SHARE * free) if isinstance(gigabytes, str) else min(int(gigabytes * 1e9), free)
 
 
 def free_memory() -> int:
