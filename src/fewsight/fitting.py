@@ -107,7 +107,7 @@ def fit(
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert recipe.run.threads != "auto", "a resolved recipe has its threads"
     plans = [batch_plan(recipe, stage, data) for stage in recipe.stages]
-    cache = cache_size(recipe.run.cache_gb)
+    cache = cache_size(recipe.run.cache_gb) // ranks.count
     images = AugmentedImages(data.root, data.paths, recipe.augment, recipe.run.seed, data.numbers, cache)
     _check_shares(plans, ranks)
     total = sum(plan.num_steps * stage.epochs for plan, stage in zip(plans, recipe.stages, strict=True))
