@@ -59,8 +59,9 @@ class _Batch:
     def map(self, places: list[int], tables: np.ndarray) -> None:
         """Let tables [m, 3, 256], or one [m, 1, 256] for all channels, follow those that wait."""
         tables = np.broadcast_to(tables.astype(np.uint8), (len(places), 3, 256))
-        self.tables[places] = np.take_along_axis(tables, self.tables[places].astype(np.intp), 2)
-        self.waiting[places] = True
+        if self.waiting[places].any():
+            tables = np.take_along_axis(tables, self.tables[places].astype(np.intp), 2)
+        self.tables[places], self.waiting[places] = tables, True
 
     def settle(self, place: int) -> None:
         """Apply what waits for one image."""
@@ -76,7 +77,9 @@ class _Batch:
         import torch  # here: the views of an image need none
 
         planes = torch.from_numpy(self.images[places]).flatten(2).flatten(0, 1)
-        counts = torch.stack([torch.bincount(plane, minlength=256) for plane in planes]).numpy()
+        counts: np.ndarray = torch.stack([torch.bincount(plane, minlength=256) for plane in planes]).numpy()
+        if not self.waiting[places].any():
+            return counts.reshape(-1, 3, 256)
         starts = np.arange(len(planes))[:, None] * 256
         behind = self.tables[places].reshape(-1, 256) + starts
         total = np.bincount(behind.ravel(), counts.ravel(), starts.size * 256)  # in float64: exact
