@@ -341,6 +341,8 @@ def test_mistakes_are_refused_before_the_work(
     assert "is not there" in refused("export", tmp_path / "none", "--out", "m.onnx")
     assert "this is a folder" in refused("export", tiny_run, "--out", ".")
     assert "is not there; create it first" in refused("export", tiny_run, "--out", "none/m.onnx")
+    assert "expected a name that ends with .onnx" in refused("export", tiny_run, "--out", "weights.safetensors")
+    assert "is a run folder, which holds nothing else" in refused("export", tiny_run, "--out", tiny_run / "m.onnx")
     assert "expected at least 1" in refused("export", tiny_run, "--out", "m.onnx", "--num-images", 0)
     assert "expected center, report, or names" in refused("export", tiny_run, "--out", "m.onnx", "--views", "top")
     assert "can be read" in refused("export", tiny_run, "--out", "m.onnx", "--images", "nothing-here")

@@ -244,7 +244,7 @@ def test_too_many_files_are_refused(tiny_run: Path) -> None:
         assert one.predict(files[:3]).status_code == 200
         answer = one.predict(files)
     assert answer.status_code == 422
-    assert "Too many files. Maximum number of files is 3" in answer.json()["error"]
+    assert answer.json()["error"] == "more than 3 files, the limit of a request; send several requests"
 
 
 @pytest.mark.parametrize(
@@ -400,6 +400,26 @@ def test_uploads_beyond_the_room_are_refused(tiny_run: Path) -> None:
         sock.close()
         wait_until(lambda: one.service.room.taken == 0)
         assert one.predict([("files", ("a.png", picture()))]).status_code == 200
+
+
+def test_request_with_many_slow_images_holds_up_no_other(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(tiny_run) as one, ThreadPoolExecutor(1) as pool:
+        cut, go, begun = one.service._cut, threading.Event(), threading.Event()
+
+        def slow(upload: Any) -> Any:
+            if upload.name == "slow":
+                begun.set()
+                assert go.wait(20)
+            return cut(upload)
+
+        monkeypatch.setattr(one.service, "_cut", slow)
+        many = pool.submit(httpx.post, f"{one.address}/api/predict", files=[("files", ("slow", picture()))] * 12,
+                           timeout=60, trust_env=False)  # fmt: skip
+        assert begun.wait(20)
+        for _ in range(3):
+            assert one.predict([("files", ("quick", picture()))]).status_code == 200
+        go.set()
+        assert [result["error"] for result in many.result().json()["results"]] == [None] * 12
 
 
 def test_failing_model_fails_its_request_alone(
@@ -625,7 +645,7 @@ def test_port_that_is_taken_is_refused(tiny_run: Path, refused: Callable[..., st
         (["--host", "0.0.0.0", "--token", "short"], "the token has to be 16 signs or more"),
         (["--port", "70000"], "--port 70000: expected 0"),
         (["--port", "0", "--host", "192.0.2.1", "--token", TOKEN], "cannot listen on 192.0.2.1 port 0"),
-        (["--port", "0", "--batch", "0"], "batch_size = 0: a limit of the service has to be above 0"),
+        (["--port", "0", "--batch", "0"], "--batch 0: a limit of the service has to be above 0"),
         (["--port", "0", "--views", "center-9999"], "--views center-9999"),
     ],
 )

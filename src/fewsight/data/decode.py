@@ -145,7 +145,7 @@ def _decoded(data: bytes, name: str, max_pixels: int, px: int = 0, share: float 
         with _pillow_is_silent():
             raise UnknownKindError(name, _why_unidentified(data)) from None
     except Image.DecompressionBombError:
-        raise LargeImageError(name, f"too large: more than {MAX_PIXELS:,} pixels") from None
+        raise LargeImageError(name, f"too large: more than {min(max_pixels, MAX_PIXELS):,} pixels") from None
     except MemoryError:
         raise ImageError(name, "not enough memory to decode it") from None
     except Exception as error:  # decoders raise nearly every type on damaged files

@@ -44,8 +44,8 @@ def own_images(asked: Asked, split: str, data: Path | None, most: int) -> Images
     run = asked.first
     place = data or Path(run.data.source)
     if not place.exists():
-        where = "is not there" if data else "where the run's data lay, is not there"
-        raise RunError(f"{place}, {where}; say where it lies now with --data, or try other images with --images")
+        where = " is not there" if data else ", where the run's data lay, is not there"
+        raise RunError(f"{place}{where}; say where it lies now with --data, or try other images with --images")
     root = place if place.is_dir() else place.parent
     lines = read_images(run)
     of_split = [line for line in lines if line["split"] == split]
@@ -53,7 +53,9 @@ def own_images(asked: Asked, split: str, data: Path | None, most: int) -> Images
     chosen = [found[number] for number in sample_positions(len(found), most, SEED)]
     files = tuple(root / line["path"] for line in chosen)
     if not any(file.is_file() for file in files):
-        raise RunError(f"{place} does not hold the images of the run, such as {chosen[0]['path']}; give --data")
+        raise RunError(
+            f"{place} does not hold the images of the run, such as {chosen[0]['path']}; say with --data where they lie"
+        )
     position = {label: number for number, label in enumerate(asked.classes)}
     if not {line["label"] for line in chosen} <= position.keys():
         raise RunError(

@@ -66,7 +66,7 @@ def export_run(
     path, out = Path(path), Path(out)
     if num_images < 1:
         raise RunError(f"--num-images {num_images}: expected at least 1")
-    files.check_target(out, "--out")
+    _check_out(out)
     asked = open_asked(path, views)
     tried = given_images(images, num_images) if images else own_images(asked, "val", _path(data), num_images)
     tried = readable(tried)
@@ -98,6 +98,19 @@ def export_run(
     content = model.SerializeToString()
     files.write_bytes(out, content)
     return Exported(out, len(content), cuts, asked.view_names, temperature, parity, loss)
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a place where the file would be mistaken for another, or take another's.
+
+    Raises:
+        RunError: so it is.
+    """
+    files.check_target(out, "--out")
+    if out.suffix.lower() != ".onnx":
+        raise RunError(f"--out {out}: expected a name that ends with .onnx")
+    if (out.parent / "run.json").exists() or (out.parent / "ensemble.json").exists():
+        raise RunError(f"--out {out}: {out.parent} is a run folder, which holds nothing else; choose a place beside it")
 
 
 def _about(

@@ -33,6 +33,7 @@ PAGES = {
     "/docs": ("docs.html", "text/html"),
     "/docs.js": ("docs.js", "text/javascript"),
 }
+DECODERS = max(2, num_cores())  # threads
 AHEAD = 2  # batches that are decoded before the model asks for them
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": answers.Problem, "description": told}
@@ -64,7 +65,7 @@ class Service:
         self.batcher = Batcher(
             model, limits.batch_size, lambda: self.waiting + self.arriving, time.monotonic, self.counters.batch
         )
-        self.decoders = ThreadPoolExecutor(num_cores(), "fewsight-decode")
+        self.decoders = ThreadPoolExecutor(DECODERS, "fewsight-decode")
         self.ahead = asyncio.Semaphore(AHEAD * limits.batch_size)
 
     @contextlib.contextmanager
@@ -102,15 +103,29 @@ class Service:
                 close=True,
             )
 
-    async def look(self, upload: Upload, *, explain: bool) -> Answer | ImageError:
-        """One image: decoded, then scored with those that wait with it."""
-        async with self.ahead:
-            loop = asyncio.get_running_loop()
+    async def look(self, upload: Upload, turns: asyncio.Semaphore, *, explain: bool) -> Answer | ImageError:
+        """One image: decoded, then scored with those that wait with it.
+
+        Args:
+            turns: of its request, so that one with many large images leaves threads that decode to others.
+        """
+        async with turns:
+            await self.ahead.acquire()
             try:
-                cuts = await loop.run_in_executor(self.decoders, self._cut, upload)
+                loop = asyncio.get_running_loop()
+                answer = self.batcher.submit(
+                    await loop.run_in_executor(self.decoders, self._cut, upload), explain=explain
+                )
             except ImageError as error:
+                self.ahead.release()
                 return error
-            return await asyncio.wrap_future(self.batcher.submit(cuts, explain=explain))
+            except BaseException:
+                self.ahead.release()
+                raise
+        try:
+            return await asyncio.wrap_future(answer)
+        finally:
+            self.ahead.release()
 
     def _cut(self, upload: Upload) -> Any:
         return self.model.cut(upload.data, valid_text(upload.name) or "image", max_pixels=self.limits.max_pixels)
@@ -131,7 +146,8 @@ async def answered(request: Request, service: Service, uploads: Sequence[Upload]
     """
 
     async def every() -> list[Answer | ImageError]:
-        return list(await asyncio.gather(*(service.look(upload, explain=explain) for upload in uploads)))
+        turns = asyncio.Semaphore(max(1, DECODERS // 2))
+        return list(await asyncio.gather(*(service.look(upload, turns, explain=explain) for upload in uploads)))
 
     work = asyncio.create_task(every())
     gone = asyncio.create_task(_disconnected(request))
@@ -283,7 +299,7 @@ def _why(results: Sequence[answers.Result]) -> str:
 
 
 def _add_page(app: FastAPI, path: str, content: bytes, kind: str) -> None:
-    @app.get(path, include_in_schema=False)
+    @app.api_route(path, methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> Response:
         return Response(content, media_type=kind)
 

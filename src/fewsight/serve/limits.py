@@ -7,6 +7,9 @@ from fewsight.errors import RecipeError
 MOST_TOP = 1000  # classes that an answer lists
 
 
+OPTIONS = {"batch_size": "--batch", "timeout_s": "--timeout", "max_files": "--max-files", "max_queue": "--max-queue"}
+
+
 @dataclass(frozen=True)
 class Limits:
     """Beyond each the service answers with a status and a reason, and goes on."""
@@ -28,7 +31,8 @@ class Limits:
         """
         for name, value in vars(self).items():
             if not value > 0:
-                raise RecipeError(f"{name} = {value}: a limit of the service has to be above 0")
+                said = OPTIONS.get(name, f"{name} =")
+                raise RecipeError(f"{said} {value}: a limit of the service has to be above 0")
 
 
 class RefusedError(Exception):

@@ -171,6 +171,8 @@ def _run(server: Server, listening: socket.socket) -> None:
     Raises:
         Interrupted: with the signal.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a script's background command has it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         server.run([listening])
     except KeyboardInterrupt as error:

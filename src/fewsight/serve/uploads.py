@@ -108,7 +108,10 @@ async def read_uploads(request: Request, limits: Limits, share: Share) -> list[U
     except TimeoutError:
         raise RefusedError(408, f"the upload did not end within {limits.timeout_s:g} s", close=True) from None
     except (HTTPException, MultiPartException) as error:
-        reason = getattr(error, "detail", None) or getattr(error, "message", "")
+        reason = str(getattr(error, "detail", None) or getattr(error, "message", ""))
+        if reason.startswith("Too many files"):
+            told = f"more than {limits.max_files:,} files, the limit of a request; send several requests"
+            raise RefusedError(422, told, close=True) from None
         raise RefusedError(422, f"not a multipart body that can be read: {reason}", close=True) from None
     except OSError as error:
         raise RefusedError(503, f"no room to hold the upload ({error.strerror})", retry_after_s=5, close=True) from None

@@ -64,7 +64,7 @@ function take(files) {
   if (about === null || element("drop").hidden) return;
   for (const file of files) {
     const item = element("result").content.cloneNode(true).querySelector("li");
-    item.querySelector(".file").textContent = file.name;
+    item.querySelector(".file").textContent = shown(file.name);
     const picture = item.querySelector("img");
     const address = URL.createObjectURL(file);
     picture.addEventListener("load", () => URL.revokeObjectURL(address));
@@ -148,6 +148,12 @@ function fail(item, reason) {
   error.hidden = false;
 }
 
+// signs that turn the direction of text, as the command line shows them
+function shown(text) {
+  return text.replace(/[\u200e\u200f\u202a-\u202e\u2066-\u2069\u0000-\u001f]/g,
+    (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`);
+}
+
 function cell(row, text, name = "") {
   const made = row.insertCell();
   made.textContent = text;
@@ -158,7 +164,7 @@ function cell(row, text, name = "") {
 function succeed(item, result) {
   item.querySelector(".state").hidden = true;
   item.querySelector(".answer").hidden = false;
-  item.querySelector(".label").textContent = result.label;
+  item.querySelector(".label").textContent = shown(result.label);
   item.querySelector(".prob").textContent = percent(result.prob);
   if (result.none_of_these) {
     item.querySelector(".none").hidden = false;
@@ -168,7 +174,7 @@ function succeed(item, result) {
   const top = item.querySelector(".top tbody");
   for (const { label, prob } of result.top) {
     const row = top.insertRow();
-    cell(row, label);
+    cell(row, shown(label));
     const bar = document.createElement("div");
     bar.className = "bar";
     bar.style.width = `${100 * prob}%`;
@@ -178,7 +184,7 @@ function succeed(item, result) {
     cell(row, percent(prob), "number");
   }
   const looked = item.querySelector(".looked");
-  for (const one of result.details.activations) looked.append(figure(one, result.label));
+  for (const one of result.details.activations) looked.append(figure(one, shown(result.label)));
   const { members, views } = result.details;
   const more = item.querySelector(".more");
   more.querySelector("summary").textContent = members.length ? "What each member and view says" : "What each view says";
@@ -186,8 +192,8 @@ function succeed(item, result) {
   const rows = more.querySelector("tbody");
   for (const one of [...members, ...views]) {
     const row = rows.insertRow();
-    cell(row, [one.member, one.view].filter((part) => part !== null).join(", "));
-    cell(row, one.label === result.label ? one.label : `${one.label} (another)`);
+    cell(row, shown([one.member, one.view].filter((part) => part !== null).join(", ")));
+    cell(row, one.label === result.label ? shown(one.label) : `${shown(one.label)} (another)`);
     cell(row, percent(one.prob), "number");
   }
 }
@@ -199,7 +205,7 @@ function figure(one, label) {
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", `Where the model looked for ${label}: the brighter, the more it speaks for it`);
   const caption = document.createElement("figcaption");
-  caption.textContent = `${one.member === null ? "" : `${one.member}, `}${one.view}: bright where it speaks for ${label}`;
+  caption.textContent = `${one.member === null ? "" : `${shown(one.member)}, `}${one.view}: bright where it speaks for ${label}`;
   made.append(canvas, caption);
   const picture = new Image();
   picture.addEventListener("load", () => draw(canvas, picture, one.map));
