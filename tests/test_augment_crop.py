@@ -9,13 +9,16 @@ from PIL import Image
 from scipy.stats import kstest
 
 from fewsight.augment import draw_crop, flip, resize_box
+from fewsight.augment.crop import SMALL_PX
 
 
 def cropped_by_pil(image: Image.Image, px: int, seed: int) -> np.ndarray:
     """The same box cut out, then resized: at whole pixels at its left and top, with its fractions at the others."""
-    left, top, right, bottom = draw_crop(np.random.default_rng(seed), *image.size)
-    across, down = int(left), int(top)
+    left, top, right, bottom = box = draw_crop(np.random.default_rng(seed), *image.size)
+    if min(image.size) < SMALL_PX:
+        return np.asarray(image.resize((px, px), Image.Resampling.BILINEAR, box=box), int)
     width, height = right - left, bottom - top
+    across, down = min(round(left), int(image.width - width)), min(round(top), int(image.height - height))
     cut = image.crop((across, down, math.ceil(across + width), math.ceil(down + height)))
     return np.asarray(cut.resize((px, px), Image.Resampling.BILINEAR, box=(0, 0, width, height)), int)
 
@@ -73,13 +76,13 @@ def test_draw_crop_falls_back_to_the_central_box(width: int, height: int, box: t
     assert draw_crop(np.random.default_rng(0), width, height, area=(0.9, 1)) == pytest.approx(box)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (500, 375), (1, 500), (8, 8), (1, 1)])
+@pytest.mark.parametrize("size", [(64, 64), (500, 375), (48, 70), (1, 500), (8, 8), (1, 1)])
 def test_box_equals_pils_crop_and_resize(size: tuple[int, int]) -> None:
     """A level apart at most, and seldom."""
     image = noise_image(*size)
     pixels = np.array(image)
     apart = []
-    for seed in range(10):
+    for seed in range(60):
         expected = cropped_by_pil(image, 48, seed)
         cropped = resize_box(pixels, draw_crop(np.random.default_rng(seed), *size), 48)
         assert (cropped.shape, cropped.dtype) == ((3, 48, 48), np.uint8)
@@ -113,3 +116,12 @@ def test_flip_mirrors_those_it_is_told_to() -> None:
     assert np.array_equal(images[1::2], before[1::2])
     flip(images, np.zeros(4, bool))
     assert np.array_equal(images[1::2], before[1::2])
+
+
+@pytest.mark.parametrize("side", [8, 32, 48, 64])
+def test_boxes_are_cut_where_they_were_drawn(side: int) -> None:
+    """The mean of what is seen lies in the middle: beginning at the pixel below would move it to the left and top."""
+    ramp = np.tile(np.linspace(0, 255, side).astype(np.uint8)[None, :, None], (side, 1, 3))
+    rng = np.random.default_rng(0)
+    seen = [resize_box(ramp, draw_crop(rng, side, side, area=(0.1, 0.6)), 16).mean() for _ in range(3000)]
+    assert abs(np.mean(seen) - ramp.mean()) < 4 * np.std(seen) / 3000**0.5

@@ -3,8 +3,10 @@
 import math
 
 import numpy as np
+from PIL import Image
 
 CROP_TRIES = 10
+SMALL_PX = 48  # a side below which whole pixels would be too coarse for a box to begin at
 
 
 def draw_crop(
@@ -54,7 +56,8 @@ def resize_box(pixels: np.ndarray, box: tuple[float, float, float, float], px: i
 
     Args:
         pixels: uint8 [H, W, 3], any size from 1x1 up; it is not changed.
-        box: (left, top, right, bottom) in pixels, as drawn; it begins at a whole pixel, its sides keep their fractions.
+        box: (left, top, right, bottom) in pixels, as drawn. Its sides keep their fractions; in an image that is not
+            below `SMALL_PX` it begins at the nearest whole pixel.
         px: side of the result in pixels.
 
     Returns:
@@ -63,13 +66,23 @@ def resize_box(pixels: np.ndarray, box: tuple[float, float, float, float], px: i
     import torch  # here: the views of an image need none
 
     left, top, right, bottom = box
-    width, height, across, down = right - left, bottom - top, int(left), int(top)
+    if min(pixels.shape[:2]) < SMALL_PX:
+        return _by_pillow(pixels, box, px)
+    width, height = right - left, bottom - top
+    across, down = min(round(left), int(pixels.shape[1] - width)), min(round(top), int(pixels.shape[0] - height))
     cut = pixels[down : math.ceil(down + height), across : math.ceil(across + width)]
+    if px in cut.shape[:2]:  # torch would leave that side as it is, fractions and all
+        return _by_pillow(np.ascontiguousarray(cut), (0, 0, width, height), px)
     planes = torch.from_numpy(cut).permute(2, 0, 1)[None]
     # torch's kernel for bytes: on x86 three times as fast as Pillow's, from which it differs by a level at most
     resize = torch.ops.aten._upsample_bilinear2d_aa.default
     result: np.ndarray = resize(planes, [px, px], False, px / height, px / width)[0].numpy()
     return result
+
+
+def _by_pillow(pixels: np.ndarray, box: tuple[float, float, float, float], px: int) -> np.ndarray:
+    resized = Image.fromarray(pixels).resize((px, px), Image.Resampling.BILINEAR, box=box)
+    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 
 
 def flip(images: np.ndarray, those: np.ndarray) -> None:
