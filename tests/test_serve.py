@@ -217,6 +217,7 @@ def test_request_with_too_many_bytes_is_refused(tiny_run: Path) -> None:
 
         def endless() -> Iterator[bytes]:
             nonlocal sent
+            yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
             for _ in range(10_000):
                 sent += 10_000
                 yield b"x" * 10_000
