@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from benchmarks.machine import busy_processes, commit, device_name, keep
+from benchmarks.machine import busy_unless, commit, device_name, keep
 from fewsight.data import decode_pixels, read_bytes
 from fewsight.device import keep_freed_memory, to_device
 from fewsight.feed import AugmentedImages
@@ -46,10 +46,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--force", action="store_true", help="start though another process uses a core")
     args = parser.parse_args()
-    busy = busy_processes()
-    if busy and not args.force:
-        print(f"not started: another process uses a core ({'; '.join(busy)}). Wait, or pass --force")
-        return 2
+    busy = busy_unless(args.force)
     torch.set_num_threads(1)
     keep_freed_memory()
     about = {

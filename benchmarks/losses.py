@@ -28,7 +28,7 @@ from pytorch_metric_learning.miners import BatchHardMiner
 from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor
 
-from benchmarks.machine import RESULTS, busy_processes, commit, device_name
+from benchmarks.machine import RESULTS, busy_unless, commit, device_name
 from benchmarks.step import NUM_CLASSES, spread, synchronize, training_step
 from fewsight.device import best_precision
 from fewsight.losses import ArcFace, BatchHardTriplet, Targets
@@ -67,10 +67,7 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="start though another process uses a core")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    busy = busy_processes()
-    if busy and not args.force:
-        print(f"not started: another process uses a core ({'; '.join(busy)}). Wait, or pass --force")
-        return 2
+    busy = busy_unless(args.force)
     torch.set_num_threads(args.threads)
     args.precision = best_precision(torch.device(args.device))
     comparisons = [compare(name, *sides, args) for name, sides in both_sides(args).items()]

@@ -36,6 +36,15 @@ def busy_processes(seconds: float = 1.0) -> list[str]:
     return [f"pid {pid} {name}: {share:.0%}" for (pid, name), share in shares.items() if share > BUSY_SHARE]
 
 
+def busy_unless(force: bool) -> list[str]:
+    """Other processes that use a core, where that is forced; else the end of this one beside them."""
+    busy = busy_processes()
+    if busy and not force:
+        print(f"not started: another process uses a core ({'; '.join(busy)}). Wait, or pass --force")
+        raise SystemExit(2)
+    return busy
+
+
 def cpu_ticks() -> dict[tuple[int, str], int]:
     """(pid, name) -> clock ticks used so far, for every process but this one."""
     ticks = {}

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.machine import busy_processes, commit, device_name, keep
+from benchmarks.machine import busy_unless, commit, device_name, keep
 from benchmarks.step import NUM_CLASSES, TIMM_NAMES
 from fewsight.backbones import Backbone, activated_norm
 from fewsight.model import build_model
@@ -44,15 +44,13 @@ def main() -> int:
     if args.peak:
         print(json.dumps(peak(args.peak[0], args.peak[1], int(args.peak[2]), args.px)))
         return 0
-    busy = busy_processes()
-    if busy and not args.force:
-        print(f"not started: another process uses a core ({'; '.join(busy)}). Wait, or pass --force")
-        return 2
+    busy = busy_unless(args.force)
     about = {
         "command": f"python -m benchmarks.memory {' '.join(sys.argv[1:])}".strip(),
         "commit": commit(),
         "device": device_name("cpu"),
         "versions": f"torch {torch.__version__}, timm {timm.__version__}",
+        "other load": "; ".join(busy) or "none",
         "setting": f"{args.px} px, float32, {NUM_CLASSES} classes, channels-last, peak at batch {args.batch}",
     }
     lines = [f"- {key}: {value}" for key, value in about.items()]

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.machine import busy_processes, commit, device_name, keep
+from benchmarks.machine import busy_unless, commit, device_name, keep
 from fewsight.cores import num_cores
 from fewsight.device import keep_freed_memory, to_device
 from fewsight.feed import AugmentedImages, batches
@@ -48,15 +48,13 @@ def main() -> int:
     if args.train:
         print(json.dumps(trained(Path(args.train[0]), int(args.train[1]), int(args.train[2]), args.steps)))
         return 0
-    busy = busy_processes()
-    if busy and not args.force:
-        print(f"not started: another process uses a core ({'; '.join(busy)}). Wait, or pass --force")
-        return 2
+    busy = busy_unless(args.force)
     about = {
         "command": f"python -m benchmarks.scale {' '.join(sys.argv[1:])}".strip(),
         "commit": commit(),
         "device": f"{device_name('cpu')}, {num_cores()} threads",
         "versions": f"torch {torch.__version__}",
+        "other load": "; ".join(busy) or "none",
     }
     lines = [f"- {key}: {value}" for key, value in about.items()]
     values: dict[str, list[dict[str, Any]]] = {"listing": [], "training": []}

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.machine import RESULTS, busy_processes, commit, device_name
+from benchmarks.machine import RESULTS, busy_unless, commit, device_name
 from fewsight.model import build_model
 
 TIMM_NAMES = {
@@ -65,10 +65,7 @@ class Comparison:
 
 def main() -> int:
     args = parse_arguments()
-    busy = busy_processes()
-    if busy and not args.force:
-        print(f"not started: another process uses a core ({'; '.join(busy)}). Wait, or pass --force")
-        return 2
+    busy = busy_unless(args.force)
     torch.set_num_threads(args.threads)
     setting = describe(args, busy)
     print("\n".join(f"{key}: {value}" for key, value in setting.items()), flush=True)

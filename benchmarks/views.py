@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from benchmarks.machine import busy_processes, commit, device_name, keep
+from benchmarks.machine import busy_unless, commit, device_name, keep
 from benchmarks.step import TIMM_NAMES
 from fewsight.augment import named_views
 from fewsight.backbones import Backbone
@@ -45,10 +45,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--force", action="store_true", help="start though another process uses a core")
     args = parser.parse_args()
-    busy = busy_processes()
-    if busy and not args.force:
-        print(f"not started: another process uses a core ({'; '.join(busy)}). Wait, or pass --force")
-        return 2
+    busy = busy_unless(args.force)
     torch.set_num_threads(num_cores())
     keep_freed_memory()
     precision = best_precision(torch.device("cpu"))

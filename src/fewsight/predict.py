@@ -263,7 +263,7 @@ def cut_all(image: PILImage, digest: str, cuts: Sequence[View], recipe: Recipe) 
     """Each of `cuts_of` some views out of an image; uint8 [px, px, 3] each.
 
     Args:
-        digest: 64 bits of the file's BLAKE2b in hexadecimal, see `read_image`.
+        digest: 64 bits of the file's BLAKE2b in hexadecimal, see `file_digest`.
     """
     seed, ratio = recipe.eval.view_seed, recipe.eval.crop_ratio
     return [cut_view(image, view, digest, view_seed=seed, ratio=ratio) for view in cuts]

@@ -1,6 +1,5 @@
 """The images that an export is tried on and calibrated with, and what they are to the graph."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from fewsight.ensemble import Asked
 from fewsight.errors import DataError, RunError
 from fewsight.export.graph import Cut
 from fewsight.feed import sample_positions
+from fewsight.predict import file_digest
 from fewsight.runs import read_images, trained_on
 
 SEED = 0  # of the sample, where there are more images than asked for
@@ -109,7 +109,7 @@ def inputs_of(
 
 def _load(file: Path) -> tuple[Image, str]:
     data = read_bytes(file)
-    return decode_bytes(data, str(file)), hashlib.blake2b(data, digest_size=8).hexdigest()
+    return decode_bytes(data, str(file)), file_digest(data)
 
 
 def _error(file: Path) -> str | None:
