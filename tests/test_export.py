@@ -220,7 +220,7 @@ def test_functions_of_the_guide_are_those_of_predict() -> None:
         image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
         px, data = int(rng.integers(8, 64)), rng.bytes(10)
         assert np.array_equal(names["center_crop"](image, px, 0.875), center_view(image, px))
-        digest = export_images.hashlib.blake2b(data, digest_size=8).hexdigest()
+        digest = export_images.file_digest(data)
         drawn = names["random_box"](width, height, data, number % 4, number)
         assert drawn == pytest.approx(random_box(width, height, digest, number % 4, number), abs=1e-9)
 

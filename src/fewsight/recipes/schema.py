@@ -140,9 +140,7 @@ class Run(Section):
     deterministic: bool = False  # a GPU: refuse every operation that could give other bits the next time
     sync_norm: bool = False  # several processes: batch statistics of all images; false: of each process's own
     cache_gb: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"  # decoded images; auto: 1/4 of free memory
-    recompute: bool = (
-        False  # make cheap parts again in the backward pass: about half the memory, up to a fifth more time
-    )
+    recompute: bool = False  # make cheap parts again in the backward pass: half the memory, up to 1/5 more time
     on_collapse: Literal["stop", "continue"] = "continue"  # when a loss says that it has collapsed
     state_minutes: Positive = 5.0  # and after each epoch, unless that would take over 2 % of the time
 
