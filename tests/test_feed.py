@@ -52,6 +52,16 @@ def test_epochs_and_seeds_augment_differently(class_images: Path) -> None:
     assert not np.array_equal(images.__getitems__([(0, 5)]), other.__getitems__([(0, 5)]))
 
 
+def test_images_have_the_size_of_their_epoch(class_images: Path) -> None:
+    images = augmented(class_images)
+    images.px_at = (12, 16).__getitem__
+    found = collected(images, workers=1)
+    assert [{tuple(batch.shape[1:]) for e, _, batch, _ in found if e == epoch} for epoch in (0, 1)] == [
+        {(3, 12, 12)}, {(3, 16, 16)}
+    ]  # fmt: skip
+    assert torch.equal(found[4][2], collected(augmented(class_images))[4][2])
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("cache", [5000, 10**6])
 def test_kept_images_change_no_bit(class_images: Path, workers: int, cache: int) -> None:

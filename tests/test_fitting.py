@@ -512,7 +512,7 @@ def test_killed_command_resumes_to_the_same_bits(class_images: Path, tmp_path: P
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_to_the_whole_group_saves_the_state(class_images: Path, tmp_path: Path, number: int) -> None:
     """Ctrl-C and service managers reach the loading processes too."""
-    settings = SETTINGS["worker, sampling"]
+    settings = SETTINGS["worker, sampling, growing"]
     fit(*begin(class_images, tmp_path / "whole", settings, "stages.0.epochs=20"), Quiet())
     begin(class_images, tmp_path / "run", settings, "stages.0.epochs=20")
     process = command("--resume", tmp_path / "run")

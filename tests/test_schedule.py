@@ -1,11 +1,12 @@
-"""Warm-up and cosine by hand."""
+"""Warm-up, cosine and growing images by hand."""
 
 import math
 
 import pytest
 
-from fewsight.recipes import Optim, Stage
-from fewsight.schedule import peak_rate, rate_at
+from fewsight.errors import RecipeError
+from fewsight.recipes import Optim, Stage, load_recipe, parse_recipe, shipped_recipes
+from fewsight.schedule import peak_rate, px_at, rate_at
 
 
 def test_rate_follows_the_report() -> None:
@@ -28,3 +29,25 @@ def test_rate_of_a_run_that_is_all_warmup_rises() -> None:
 def test_peak_scales_with_the_batch() -> None:
     assert peak_rate(Stage(epochs=1, batch_size=128), 128) == pytest.approx(0.05)
     assert peak_rate(Stage(epochs=1, batch_size=64, optim=Optim(base_lr=0.2)), 64) == pytest.approx(0.05)
+
+
+def test_images_grow_within_each_stage_that_asks() -> None:
+    stages = [
+        {"epochs": 8, "batch_size": 4, "first_px": 32, "grow_share": 0.5},
+        {"epochs": 2, "batch_size": 4},
+        {"epochs": 3, "batch_size": 4, "first_px": 52, "grow_share": 1.0},
+    ]
+    recipe = parse_recipe({"model": {"backbone": "resnest14"}, "augment": {"train_px": 64}, "stages": stages})
+    sides = [px_at(recipe, epoch) for epoch in range(13)]
+    assert sides == [32, 40, 48, 56, 64, 64, 64, 64, 64, 64, 52, 52, 60]
+
+
+def test_shipped_recipes_train_at_one_size() -> None:
+    for name in shipped_recipes():
+        recipe = load_recipe(name)
+        assert {px_at(recipe, epoch) for epoch in (0, 1, 249, 449)} == {recipe.augment.train_px}
+
+
+def test_images_that_would_shrink_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"stages\.0\.first_px .* at most augment\.train_px \(224\), got 256"):
+        load_recipe("resnest101_ce", ["stages.0.first_px=256"])

@@ -31,7 +31,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "run": {**VALUES["run"], "select": "best"},  # type: ignore[dict-item]
         "stages": [{**STAGE, "ema_half_life_epochs": 0.5, "accumulate": 2}],
     },
-    "worker, sampling": {"run": {**VALUES["run"], "workers": 1}, "data": {"balance": "sampling"}},  # type: ignore[dict-item]
+    "worker, sampling, growing": {
+        "run": {**VALUES["run"], "workers": 1},
+        "data": {"balance": "sampling"},  # type: ignore[dict-item]
+        "stages": [{**STAGE, "first_px": 8}],
+    },
     "two stages, averages, weights": {
         "data": {"balance": "weights"},
         "stages": [{**STAGE, "ema_half_life_epochs": 1.0}, {**STAGE, "epochs": 1, "ema_half_life_epochs": 0.3}],

@@ -29,6 +29,7 @@ class AugmentedImages(Dataset[Any]):
         numbers: what stands for the index there, so that images which were left out change nothing for the others;
             none: the index itself.
         cache: bytes of memory for decoded images.
+        px_at: the side of an epoch's images; none: `augment.train_px`.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class AugmentedImages(Dataset[Any]):
         seed: int,
         numbers: Sequence[int] = (),
         cache: int = 0,
+        px_at: Callable[[int], int] | None = None,
     ) -> None:
         self.files, self.augment, self.seed = [str(root / path) for path in paths], augment, seed
-        self.numbers = numbers or range(len(paths))
+        self.numbers, self.px_at = numbers or range(len(paths)), px_at
         # a crop of the least area and of the least even sides still has a pixel for each of its own
         share = augment.crop_area[0] * min(augment.crop_aspect[0], 1 / augment.crop_aspect[1])
         self.cache = PixelCache(len(paths), cache, px=augment.train_px, share=share)
@@ -51,11 +53,14 @@ class AugmentedImages(Dataset[Any]):
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> "np.ndarray | DataError":
         """uint8 [n, 3, px, px], after crop, flip and policy; an image that fails comes back as the error, which the
-        loop raises."""
+        loop raises. The images of a batch are of one epoch."""
+        augment = self.augment
+        if self.px_at is not None:
+            augment = augment.model_copy(update={"train_px": self.px_at(keys[0][0])})
         streams = (image_stream(self.seed, epoch, self.numbers[index]) for epoch, index in keys)
         images = (self.cache.load(index, self.files[index]) for _, index in keys)
         try:
-            return augment_images(images, self.augment, streams)
+            return augment_images(images, augment, streams)
         except DataError as error:
             return error
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from fewsight.recipes import Recipe, Stage
 from fewsight.reporters import Reporter
 from fewsight.rng import batch_stream
 from fewsight.runs import Run
-from fewsight.schedule import peak_rate, rate_at
+from fewsight.schedule import peak_rate, px_at, rate_at
 
 _LOWER_RATE = (
     "{path} keeps the last saved state. Lower the rate (--set stages.0.optim.base_lr=...) or lengthen the warm-up "
@@ -108,7 +109,9 @@ def fit(
     assert recipe.run.threads != "auto", "a resolved recipe has its threads"
     plans = [batch_plan(recipe, stage, data) for stage in recipe.stages]
     cache = cache_size(recipe.run.cache_gb) // ranks.count
-    images = AugmentedImages(data.root, data.paths, recipe.augment, recipe.run.seed, data.numbers, cache)
+    images = AugmentedImages(
+        data.root, data.paths, recipe.augment, recipe.run.seed, data.numbers, cache, partial(px_at, recipe)
+    )
     _check_shares(plans, ranks)
     total = sum(plan.num_steps * stage.epochs for plan, stage in zip(plans, recipe.stages, strict=True))
     reporter.start(total, _steps_before(recipe, plans, at))

@@ -9,6 +9,7 @@ from fewsight.losses import Targets
 from fewsight.ranks import ALONE, Ranks
 from fewsight.recipes import Recipe, Stage
 from fewsight.rng import batch_stream
+from fewsight.schedule import px_at
 
 
 def mix(
@@ -52,7 +53,7 @@ def rows_of(recipe: Recipe, stage: Stage, epoch: int, step: int, count: int, ran
 
 
 def _drawn(recipe: Recipe, stage: Stage, epoch: int, step: int, count: int) -> Mix | None:
-    px, prob, alpha = recipe.augment.train_px, cutmix_prob(recipe, stage), recipe.augment.cutmix_alpha
+    px, prob, alpha = px_at(recipe, epoch), cutmix_prob(recipe, stage), recipe.augment.cutmix_alpha
     return draw_cutmix(batch_stream(recipe.run.seed, epoch, step), count, px, px, prob=prob, alpha=alpha)
 
 

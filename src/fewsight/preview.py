@@ -1,6 +1,7 @@
 """The first augmented batches as a picture: what the model will see, CutMix too."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from fewsight.feed import AugmentedImages
 from fewsight.fitting import TrainingSet, batch_plan
 from fewsight.mixing import mix
 from fewsight.recipes import Recipe
+from fewsight.schedule import px_at
 
 
 def preview_sheet(
@@ -22,7 +24,9 @@ def preview_sheet(
     Raises:
         DataError: an image can no longer be read.
     """
-    source = AugmentedImages(images.root, images.paths, recipe.augment, recipe.run.seed, images.numbers)
+    source = AugmentedImages(
+        images.root, images.paths, recipe.augment, recipe.run.seed, images.numbers, px_at=partial(px_at, recipe)
+    )
     stage = recipe.stages[0]
     plan = batch_plan(recipe, stage, images)
     labels = torch.tensor(images.labels)

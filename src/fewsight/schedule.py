@@ -1,8 +1,10 @@
-"""Warm-up and cosine: step -> learning rate, pure."""
+"""What changes over a training, as pure functions: step -> learning rate, epoch -> size of the images."""
 
 import math
 
-from fewsight.recipes import Stage
+from fewsight.recipes import Recipe, Stage
+
+PX_STEP = 8  # by which images grow: all strides divide it, and a training meets few sizes
 
 
 def peak_rate(stage: Stage, batch_size: int) -> float:
@@ -26,3 +28,22 @@ def rate_at(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> f
         return peak * step / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def px_at(recipe: Recipe, epoch: int) -> int:
+    """The side of the images in `epoch`, which counts on across stages.
+
+    A stage's first epoch has `first_px`; the side grows with the epochs, in steps of `PX_STEP`, and is `train_px` once
+    `grow_share` of them are done. Small images cost less, and what a model sees in them it need not learn again.
+
+    Source: Tan and Le, arXiv 2104.00298, section 4, where regularisation grows too; here it does not.
+    """
+    full = recipe.augment.train_px
+    for stage in recipe.stages:
+        if epoch < stage.epochs:
+            break
+        epoch -= stage.epochs
+    if stage.first_px == "train" or epoch >= stage.grow_share * stage.epochs:
+        return full
+    grown = (full - stage.first_px) * epoch / (stage.grow_share * stage.epochs)
+    return stage.first_px + PX_STEP * int(grown / PX_STEP)

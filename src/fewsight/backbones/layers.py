@@ -1,12 +1,14 @@
 """Layers that the three families share, and `Backbone`, which runs a stem and four stages."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewsight.backbones.activated_norm import norm_act
+from fewsight.backbones.convolution import convolve
 from fewsight.backbones.recompute import remade, remaking
 from fewsight.errors import RecipeError, RunError
 
@@ -78,8 +80,7 @@ class ConvNormAct(nn.Module):
     def convolved(self, x: Tensor) -> Tensor:
         """The convolution; a 1x1 one before no activation is cheap enough to be made again."""
         cheap = self.slope is None and self.conv.kernel_size == (1, 1)
-        maps: Tensor = remade(self.conv, x) if cheap else self.conv(x)
-        return maps
+        return remade(partial(convolve, self.conv), x) if cheap else convolve(self.conv, x)
 
     def fold(self) -> None:
         """Take the norm's running statistics into the convolution: the same values in one pass less; to test only."""

@@ -109,6 +109,8 @@ class Stage(Section):
     loss: str = "ce"  # or a sum: "ce+triplet", "ce+arcface"
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
+    first_px: Pixels | Literal["train"] = "train"  # of its first epoch; images then grow to augment.train_px
+    grow_share: Share = 0.75  # of its epochs, after which they have that size
     batches: Literal["auto", "shuffled", "pk"] = "auto"  # auto: what the loss wants; pk: P classes x K images
     images_per_class: Annotated[int, Field(ge=2)] = 4  # K; P = batch_size / K, at most the classes; then K grows
     lr_scale: Positive = 1.0  # on base_lr, for a stage that starts from trained weights
@@ -161,4 +163,10 @@ class Recipe(Section):
             raise ValueError('select = "best" needs a val split, but merge_val trains on it; use select = "last"')
         if self.run.select == "best" and self.eval.every_epochs == 0:
             raise ValueError('select = "best" needs eval.every_epochs of at least 1')
+        for number, stage in enumerate(self.stages):
+            if stage.first_px != "train" and stage.first_px > self.augment.train_px:
+                raise ValueError(
+                    f"stages.{number}.first_px is what images grow from, at most augment.train_px "
+                    f"({self.augment.train_px}), got {stage.first_px}"
+                )
         return self
