@@ -29,10 +29,9 @@ from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor
 
 from benchmarks.machine import RESULTS, busy_unless, commit, device_name
-from benchmarks.step import NUM_CLASSES, spread, synchronize, training_step
+from benchmarks.step import spread, synchronize, training_step
 from fewsight.device import best_precision
 from fewsight.losses import ArcFace, BatchHardTriplet, Targets
-from fewsight.model import build_model
 
 WARM_UP = 3
 MARGIN, SCALE, MARGIN_RAD = 0.3, 30.0, 0.5
@@ -143,9 +142,14 @@ def compare(name: str, ours: Side, theirs: Side, args: argparse.Namespace) -> Co
 def resnest50_steps(args: argparse.Namespace) -> list[float]:
     """Seconds of a step of `--batch` images, scaled from `--step-batch`."""
     settings = argparse.Namespace(batch=args.step_batch, px=args.px, precision=args.precision, device=args.device)
-    step = training_step(build_model("resnest50", NUM_CLASSES), "channels-last", settings)
+    step = training_step("ours", "resnest50", "channels-last", settings)
     step()
-    return [step() * args.batch / args.step_batch for _ in range(args.step_repeats)]
+    seconds = []
+    for _ in range(args.step_repeats):
+        start = time.perf_counter()
+        step()
+        seconds.append((time.perf_counter() - start) * args.batch / args.step_batch)
+    return seconds
 
 
 def write(args: argparse.Namespace, busy: list[str], comparisons: list[Comparison], step_seconds: list[float]) -> None:

@@ -2,9 +2,11 @@
 
     python -m benchmarks.step [--batch 8] [--repeats 10] [--px 224] [--precision bf16|float32] [--threads 2]
 
-A step is forward, backward and an SGD update with cross-entropy over 1,000 classes, on random images, in
-training mode. A short trial picks each side's better memory layout at the precision asked for. The sides then
-take turns, so that what else the machine does meets both; each pair of turns gives a ratio.
+A step is forward, backward and an SGD update with cross-entropy over 1,000 classes, on random images, in training
+mode. Each side is a process of its own and does what its training does: ours the step of `fewsight train`, with its
+allocator and fused SGD, timm's that of its train script. A short trial picks each side's better memory layout at the
+precision asked for. The sides then take turns, so that what else the machine does meets both; each pair of turns gives
+a ratio. A matrix product of 2048 x 2048 between the turns tells how far both are from what the machine can do.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,9 +26,14 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import RESULTS, busy_unless, commit, device_name
+from fewsight.device import keep_freed_memory
+from fewsight.learner import Learner
+from fewsight.losses import Targets, build_loss
 from fewsight.model import build_model
+from fewsight.recipes import Losses, Stage
 
 TIMM_NAMES = {
     "resnest101": "resnest101e",
@@ -41,8 +49,10 @@ TIMM_NAMES = {
 }
 NUM_CLASSES = 1000
 LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
+SIDES = ("ours", "timm")
 TRIAL_STEPS = 3
 WARM_UP_STEPS = 2
+MATRIX = 2048
 
 Step = Callable[[], float]
 
@@ -57,16 +67,26 @@ class Comparison:
     timm_layout: str
     our_seconds: list[float]
     timm_seconds: list[float]
+    gflop: float  # of a step; a multiply-add counts as two
+    matrix_gflops: list[float]  # a second, of matrix products between the turns
 
     @property
     def ratios(self) -> list[float]:
         return [theirs / ours for ours, theirs in zip(self.our_seconds, self.timm_seconds, strict=True)]
 
+    def shares(self, seconds: list[float]) -> list[float]:
+        """Of the rate of a matrix product in the same turn."""
+        return [self.gflop / one / rate for one, rate in zip(seconds, self.matrix_gflops, strict=True)]
+
 
 def main() -> int:
     args = parse_arguments()
-    busy = busy_unless(args.force)
     torch.set_num_threads(args.threads)
+    if args.serve:
+        side, name, layout = args.serve
+        serve(training_step(side, name, layout, args))
+        return 0
+    busy = busy_unless(args.force)
     setting = describe(args, busy)
     print("\n".join(f"{key}: {value}" for key, value in setting.items()), flush=True)
     comparisons = []
@@ -86,6 +106,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--models", nargs="+", choices=TIMM_NAMES, default=list(TIMM_NAMES)[:3])
+    parser.add_argument("--serve", nargs=3, metavar=("SIDE", "MODEL", "LAYOUT"), help="one side: a step for each line")
     parser.add_argument("--force", action="store_true", help="start though another process uses a core")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the .md and the .json")
     return parser.parse_args()
@@ -94,58 +115,117 @@ def parse_arguments() -> argparse.Namespace:
 # --- measuring ----------------------------------------------------------------------------------------------
 
 
+class Served:
+    """A side in a process of its own; `step()` gives the seconds of one."""
+
+    def __init__(self, side: str, name: str, layout: str, args: argparse.Namespace) -> None:
+        command = [sys.executable, "-m", "benchmarks.step", "--serve", side, name, layout, "--device", args.device]
+        command += ["--batch", str(args.batch), "--px", str(args.px), "--precision", args.precision]
+        command += ["--threads", str(args.threads)]
+        self.layout = layout
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def step(self) -> float:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
 def compare(name: str, args: argparse.Namespace) -> Comparison:
     """Picks each side's layout, warms both up, then takes turns."""
-    our_layout, ours = best_layout(lambda: build_model(name, NUM_CLASSES), args)
-    timm_layout, theirs = best_layout(
-        lambda: timm.create_model(TIMM_NAMES[name], pretrained=False, num_classes=NUM_CLASSES), args
-    )
+    ours, theirs = (best_layout(side, name, args) for side in SIDES)
     for _ in range(WARM_UP_STEPS):
-        ours()
-        theirs()
+        ours.step()
+        theirs.step()
     our_seconds: list[float] = []
     timm_seconds: list[float] = []
+    rates: list[float] = []
     sides = ((ours, our_seconds), (theirs, timm_seconds))
     for repeat in range(args.repeats):
-        for step, seconds in sides if repeat % 2 == 0 else reversed(sides):
-            seconds.append(step())
-    return Comparison(name, TIMM_NAMES[name], our_layout, timm_layout, our_seconds, timm_seconds)
+        for side, seconds in sides if repeat % 2 == 0 else reversed(sides):
+            seconds.append(side.step())
+        rates.append(matrix_gflops(args))
+    ours.close()
+    theirs.close()
+    found = our_seconds, timm_seconds, step_gflop(name, args), rates
+    return Comparison(name, TIMM_NAMES[name], ours.layout, theirs.layout, *found)
 
 
-def best_layout(build: Callable[[], nn.Module], args: argparse.Namespace) -> tuple[str, Step]:
-    """The layout whose fastest trial step is the shorter, and a step in it."""
+def best_layout(side: str, name: str, args: argparse.Namespace) -> Served:
+    """The side in the layout whose fastest trial step is the shorter."""
     fastest: dict[str, float] = {}
     for layout in LAYOUTS:
-        step = training_step(build(), layout, args)
+        served = Served(side, name, layout, args)
+        served.step()
+        fastest[layout] = min(served.step() for _ in range(TRIAL_STEPS))
+        served.close()
+    return Served(side, name, min(fastest, key=fastest.__getitem__), args)
+
+
+def serve(step: Callable[[], object]) -> None:
+    """Do a step for each line that comes, and answer with its seconds."""
+    for _ in sys.stdin:
+        start = time.perf_counter()
         step()
-        fastest[layout] = min(step() for _ in range(TRIAL_STEPS))
-        del step
-    layout = min(fastest, key=fastest.__getitem__)
-    return layout, training_step(build(), layout, args)
+        print(time.perf_counter() - start, flush=True)
 
 
-def training_step(model: nn.Module, layout: str, args: argparse.Namespace) -> Step:
-    """A function that does one step and returns its seconds."""
+def training_step(side: str, name: str, layout: str, args: argparse.Namespace) -> Callable[[], object]:
+    """A function that does one step as the side's training does."""
     device = torch.device(args.device)
     torch.manual_seed(0)
-    model = model.to(device).to(memory_format=LAYOUTS[layout]).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     images = torch.randn(args.batch, 3, args.px, args.px).to(device, memory_format=LAYOUTS[layout])
     labels = torch.randint(NUM_CLASSES, (args.batch,), device=device)
+    if side == "ours":
+        keep_freed_memory()
+        model = build_model(name, NUM_CLASSES).to(device).to(memory_format=LAYOUTS[layout])
+        loss = build_loss("ce", Losses(), num_classes=NUM_CLASSES, num_features=model.head.in_features)
+        learner = Learner(model, loss, Stage(epochs=1, batch_size=args.batch), 1, device, args.precision)
+        return lambda: learner.step(images, Targets(labels, labels), 0.01)
+    peer: nn.Module = timm.create_model(TIMM_NAMES[name], pretrained=False, num_classes=NUM_CLASSES)
+    peer = peer.to(device).to(memory_format=LAYOUTS[layout]).train()
+    optimizer = torch.optim.SGD(peer.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
 
     def step() -> float:
-        synchronize(device)
-        start = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.precision == "bf16"):
-            output = model(images)
+            output = peer(images)
             logits: Tensor = output[0] if isinstance(output, tuple) else output
-        F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
+        value = F.cross_entropy(logits.float(), labels, label_smoothing=0.1)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        synchronize(device)
-        return time.perf_counter() - start
+        return float(value.item())  # as the script's meter asks for it; here a device is waited for
 
     return step
+
+
+def step_gflop(name: str, args: argparse.Namespace) -> float:
+    """Of a step, counted on timm's model with two images."""
+    model = timm.create_model(TIMM_NAMES[name], pretrained=False, num_classes=NUM_CLASSES)
+    with FlopCounterMode(display=False) as counter:
+        output = model(torch.randn(2, 3, args.px, args.px))
+        (output[0] if isinstance(output, tuple) else output).sum().backward()
+    return counter.get_total_flops() / 1e9 * args.batch / 2
+
+
+def matrix_gflops(args: argparse.Namespace) -> float:
+    """A second, at the step's precision: the median of a few products."""
+    device = torch.device(args.device)
+    dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
+    factor = torch.randn(MATRIX, MATRIX, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(5):
+        synchronize(device)
+        start = time.perf_counter()
+        factor @ factor
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * MATRIX**3 / statistics.median(seconds) / 1e9
 
 
 def synchronize(device: torch.device) -> None:
@@ -182,6 +262,8 @@ def row(comparison: Comparison) -> str:
         f"{spread(comparison.our_seconds, ' s')}, {comparison.our_layout}",
         f"{spread(comparison.timm_seconds, ' s')}, {comparison.timm_layout}",
         spread(comparison.ratios),
+        f"{statistics.median(comparison.shares(comparison.our_seconds)):.0%}",
+        f"{statistics.median(comparison.shares(comparison.timm_seconds)):.0%}",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -194,14 +276,15 @@ def write_results(args: argparse.Namespace, setting: dict[str, str], comparisons
         "",
         *(f"- {key}: {value}" for key, value in setting.items()),
         "",
-        "Median (least to most). Ratio: timm's time over ours in a pair of turns; above 1 ours is faster.",
+        "Median (least to most). Ratio: timm's time over ours in a pair of turns; above 1 ours is faster. Share: of the",
+        "rate of a matrix product in the same turn.",
         "",
-        "| Model | Ours | timm | Ratio |",
-        "|---|---|---|---|",
+        "| Model | Ours | timm | Ratio | Our share | timm's share |",
+        "|---|---|---|---|---|---|",
         *map(row, comparisons),
     ]
     stem.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    rows = [{**asdict(comparison), "ratios": comparison.ratios} for comparison in comparisons]
+    rows = [{**asdict(one), "ratios": one.ratios} for one in comparisons]
     stem.with_suffix(".json").write_text(json.dumps({**setting, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     print(f"written: {stem}.md, {stem}.json")
 
