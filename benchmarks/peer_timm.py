@@ -1,8 +1,9 @@
 """The peer: a plain training over timm's own API, as its train script does it, timed from start to last score.
 
 `python -m benchmarks.peer_timm DATA --model resnet18 --epochs 60` trains on DATA/train and scores DATA/val (or
---split). Settings are those that did best here for timm at 64 px: batch 50, SGD 0.05 with Nesterov momentum,
-cosine with 5 warm-up epochs, its `original` AutoAugment, CutMix at 0.5, smoothing 0.1, bf16. Needs timm.
+--split, or --test). Settings are those that did best here for timm at 64 px: batch 50, SGD 0.05 with Nesterov momentum,
+cosine with 5 warm-up epochs, its `original` AutoAugment, CutMix at 0.5, smoothing 0.1; bf16 where `fewsight train`
+takes it too. Needs timm.
 """
 
 import argparse
@@ -22,6 +23,11 @@ from timm.scheduler import CosineLRScheduler  # noqa: E402
 from timm.utils import ModelEmaV3  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
+from fewsight.device import resolve_run  # noqa: E402
+from fewsight.recipes import Run  # noqa: E402
+
+BF16 = resolve_run(Run(device="cpu")).precision == "bf16"
+
 
 def epochs_that_fit(args: argparse.Namespace, classes: int, feed: DataLoader[Any]) -> int:
     """Epochs that end within --hours, counted from the start of this process, by the pace of one epoch's batches."""
@@ -30,7 +36,7 @@ def epochs_that_fit(args: argparse.Namespace, classes: int, feed: DataLoader[Any
     seconds = []
     then = time.perf_counter()
     for images, labels in feed:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
             loss = torch.nn.functional.cross_entropy(
                 model(images.contiguous(memory_format=torch.channels_last)), labels
             )
@@ -55,6 +61,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--px", type=int, default=64)
     parser.add_argument("--split", default="val")
+    parser.add_argument("--test", default="", help="a folder of class folders to score instead of --split")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ema", type=float, default=0.0, help="decay of timm's moving average; 0: none")
     parser.add_argument("--threads", type=int, default=2)
@@ -62,7 +69,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     train = create_dataset("", args.data, split="train")
-    test = create_dataset("", args.data, split=args.split)
+    test = create_dataset("", args.test, split="") if args.test else create_dataset("", args.data, split=args.split)
     classes = len(train.reader.class_to_idx)
     assert train.reader.class_to_idx == test.reader.class_to_idx, "timm indexes each split by itself"
     mixup = Mixup(
@@ -94,7 +101,7 @@ def main() -> None:
         model.train()
         for images, labels in feed:
             images, targets = mixup(images, labels)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
                 loss = loss_of(model(images.contiguous(memory_format=torch.channels_last)), targets)
             optimizer.zero_grad()
             loss.backward()
@@ -105,7 +112,7 @@ def main() -> None:
     tested = average.module if average is not None else model
     tested.eval()
     right = total = 0
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=BF16):
         for images, labels in scored:
             images = images.contiguous(memory_format=torch.channels_last)
             probs = tested(images).float().softmax(1) + tested(images.flip(3)).float().softmax(1)

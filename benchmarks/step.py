@@ -4,9 +4,10 @@
 
 A step is forward, backward and an SGD update with cross-entropy over 1,000 classes, on random images, in training
 mode. Each side is a process of its own and does what its training does: ours the step of `fewsight train`, with its
-allocator and fused SGD, timm's that of its train script. A short trial picks each side's better memory layout at the
-precision asked for. The sides then take turns, so that what else the machine does meets both; each pair of turns gives
-a ratio. A matrix product of 2048 x 2048 between the turns tells how far both are from what the machine can do.
+allocator, fused SGD and channels-last layout, timm's that of its train script. A short trial picks timm's better
+memory layout at the precision asked for. The sides then take turns, so that what else the machine does meets both; each
+pair of turns gives a ratio. A matrix product of 2048 x 2048 between the turns tells how far both are from what the
+machine can do.
 """
 
 import argparse
@@ -49,7 +50,6 @@ TIMM_NAMES = {
 }
 NUM_CLASSES = 1000
 LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
-SIDES = ("ours", "timm")
 TRIAL_STEPS = 3
 WARM_UP_STEPS = 2
 MATRIX = 2048
@@ -138,7 +138,7 @@ class Served:
 
 def compare(name: str, args: argparse.Namespace) -> Comparison:
     """Picks each side's layout, warms both up, then takes turns."""
-    ours, theirs = (best_layout(side, name, args) for side in SIDES)
+    ours, theirs = Served("ours", name, "channels-last", args), best_layout("timm", name, args)
     for _ in range(WARM_UP_STEPS):
         ours.step()
         theirs.step()
@@ -210,7 +210,8 @@ def step_gflop(name: str, args: argparse.Namespace) -> float:
     with FlopCounterMode(display=False) as counter:
         output = model(torch.randn(2, 3, args.px, args.px))
         (output[0] if isinstance(output, tuple) else output).sum().backward()
-    return counter.get_total_flops() / 1e9 * args.batch / 2
+    gflop: float = counter.get_total_flops() / 1e9 * args.batch / 2
+    return gflop
 
 
 def matrix_gflops(args: argparse.Namespace) -> float:
@@ -225,7 +226,8 @@ def matrix_gflops(args: argparse.Namespace) -> float:
         factor @ factor
         synchronize(device)
         seconds.append(time.perf_counter() - start)
-    return 2 * MATRIX**3 / statistics.median(seconds) / 1e9
+    rate: float = 2 * MATRIX**3 / statistics.median(seconds) / 1e9
+    return rate
 
 
 def synchronize(device: torch.device) -> None:
@@ -276,8 +278,8 @@ def write_results(args: argparse.Namespace, setting: dict[str, str], comparisons
         "",
         *(f"- {key}: {value}" for key, value in setting.items()),
         "",
-        "Median (least to most). Ratio: timm's time over ours in a pair of turns; above 1 ours is faster. Share: of the",
-        "rate of a matrix product in the same turn.",
+        "Median (least to most). Ratio: timm's time over ours in a pair of turns; above 1 ours is faster. Share: of",
+        "the rate of a matrix product in the same turn.",
         "",
         "| Model | Ours | timm | Ratio | Our share | timm's share |",
         "|---|---|---|---|---|---|",

@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from conftest import TINY, Command
+from fewsight import predict
 from fewsight.calibration import Calibration, keep, kept, tempered
 from fewsight.console import make_console
-from fewsight.ensemble import make_ensemble, read_member
+from fewsight.ensemble import make_ensemble, open_asked, read_member, score_asked, score_folders
 from fewsight.errors import RunError
 from fewsight.evaluation import evaluate
 from fewsight.files import LOCK
 from fewsight.fusion import greedy_weights, open_scored, read_specs
+from fewsight.predict import Labelled, Stored
 from fewsight.session import train
 
 Refused = Callable[..., str]
@@ -194,6 +196,32 @@ def test_two_runs_weigh_alike(predicted: Callable[..., np.ndarray], runs: tuple[
     make_ensemble([str(run) for run in runs], tmp_path / "e")
     first, second, both = (predicted(path, "--views", "report") for path in (*runs, tmp_path / "e"))
     np.testing.assert_allclose(both, (first + second) / 2, atol=1e-6)
+
+
+def test_runs_of_an_ensemble_share_what_they_load(
+    runs: tuple[Path, Path], digit_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_ensemble([str(run) for run in runs], tmp_path / "e")
+    files = sorted(digit_images.glob("test/*/*.png"))
+    images = []
+    for number in range(2 * predict.BATCH + 5):
+        os.link(files[number % len(files)], tmp_path / f"{number}.png")
+        images.append(Labelled(tmp_path / f"{number}.png", f"{number}.png"))
+    decoded: list[str] = []
+    decode = predict.decode_bytes
+    monkeypatch.setattr(predict, "decode_bytes", lambda data, name: decoded.append(name) or decode(data, name))
+
+    def scored(path: Path, place: str) -> dict[str, Stored]:
+        decoded.clear()
+        asked = open_asked(path, "report")
+        return score_asked(asked, images, score_folders(asked, tmp_path / place, ""))
+
+    together = scored(tmp_path / "e", "together")
+    assert sorted(decoded) == sorted(str(image.file) for image in images)
+    for name, run in zip(together, runs, strict=True):
+        (alone,) = scored(run, f"alone-{name}").values()
+        for view in alone.store.views:
+            assert np.array_equal(together[name].store.results(view), alone.store.results(view))
 
 
 def test_numbers_weigh_members(

@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,14 @@ from torch import Tensor, nn
 from torchvision.transforms import functional
 
 from fewsight import predict
-from fewsight.augment import random_box
+from fewsight.augment import View, random_box
 from fewsight.console import make_console
 from fewsight.data import ImageError, decode, load_image
 from fewsight.errors import RunError
 from fewsight.evaluation import evaluate
-from fewsight.predict import Labelled, Normalise, load_model, score_images, score_into, views_of
+from fewsight.predict import Labelled, Normalise, Stored, load_model, score_images, score_into, views_of
 from fewsight.recipes import Recipe, load_recipe
-from fewsight.runs import read_run
+from fewsight.runs import Run, read_run
 from fewsight.scores import read_store
 
 SIZES = (224, 320, 380, 448)
@@ -160,6 +161,16 @@ def test_input_that_never_ends_is_an_error(kind: str, tmp_path: Path, monkeypatc
         load_image(file)
 
 
+def scored_into(folder: Path, run: Run, images: Sequence[Labelled], views: Sequence[View]) -> Stored:
+    scoring = score_into(folder, run, images, views)
+    while True:
+        try:
+            next(scoring)
+        except StopIteration as end:
+            stored: Stored = end.value
+            return stored
+
+
 def test_image_that_could_not_be_read_is_scored_when_it_can(
     tiny_run: Path, digit_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,7 +178,7 @@ def test_image_that_could_not_be_read_is_scored_when_it_can(
     run, files = read_run(tiny_run), sorted(digit_images.glob("test/*/*.png"))
     images = [Labelled(file, file.name) for file in files]
     views = views_of(run.recipe)
-    whole = score_into(tmp_path / "whole", run, images, views).store
+    whole = scored_into(tmp_path / "whole", run, images, views).store
     lost = files[4]
 
     def read(path: Path) -> bytes:
@@ -177,11 +188,11 @@ def test_image_that_could_not_be_read_is_scored_when_it_can(
 
     with monkeypatch.context() as patch:
         patch.setattr("fewsight.predict.read_bytes", read)
-        store = score_into(tmp_path / "scores", run, images, views).store
+        store = scored_into(tmp_path / "scores", run, images, views).store
         assert [image.error is not None for image in store.images] == [file == lost for file in files]
         written = (tmp_path / "scores" / "images.jsonl").stat().st_mtime_ns
-        assert score_into(tmp_path / "scores", run, images, views).written == 0, "it still cannot be read"
+        assert scored_into(tmp_path / "scores", run, images, views).written == 0, "it still cannot be read"
         assert (tmp_path / "scores" / "images.jsonl").stat().st_mtime_ns == written
-    store = score_into(tmp_path / "scores", run, images, views).store
+    store = scored_into(tmp_path / "scores", run, images, views).store
     assert store.images == whole.images
     assert np.array_equal(store.results(views[0].name), whole.results(views[0].name))

@@ -4,6 +4,7 @@ E/runs/ holds the runs whole (large files as hard links where the disk can), so 
 mailed; ensemble.json lists its rows with their weights.
 """
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -18,6 +19,7 @@ import fewsight
 from fewsight import files, runs
 from fewsight.augment import View
 from fewsight.calibration import Calibration, keep, kept
+from fewsight.device import compute_threads
 from fewsight.errors import RecipeError, RunError
 from fewsight.fusion import (
     ENSEMBLE,
@@ -34,7 +36,7 @@ from fewsight.fusion import (
     scored_of,
     write_specs,
 )
-from fewsight.predict import Labelled, Stored, score_into, views_of
+from fewsight.predict import Labelled, SharedLoads, Stored, score_into, testing_recipe, views_of
 from fewsight.recipes import recipe_differences
 from fewsight.runs import Run
 from fewsight.scores import read_store
@@ -154,7 +156,7 @@ def score_asked(
     *,
     dtype: str = "float32",
 ) -> dict[str, Stored]:
-    """Score images with each run in turn, one model in memory at a time, each into its own store.
+    """Score images with each run into its own store; runs take turns, batch by batch, and share what they load.
 
     Args:
         folder_of: the folder of a run's store, by name and run.
@@ -162,15 +164,25 @@ def score_asked(
     Raises:
         RunError: a folder holds other scores or cannot be written.
     """
-    total = len(asked.runs) * len(images)
-    stored = {}
-    for number, (name, run) in enumerate(asked.runs.items()):
-
-        def shown(done: int, _total: int, before: int = number * len(images)) -> None:
-            progress(before + done, total)
-
-        stored[name] = score_into(folder_of(name, run), run, images, asked.views[name], shown, dtype=dtype)
-    return stored
+    loads, stored = SharedLoads(), dict[str, Stored]()
+    done = dict.fromkeys(asked.runs, 0)
+    threads = testing_recipe(asked.first).run.threads
+    assert threads != "auto", "a resolved recipe has its threads"
+    with compute_threads(threads), contextlib.ExitStack() as stack:
+        going = {
+            name: score_into(folder_of(name, run), run, images, asked.views[name], dtype=dtype, loads=loads)
+            for name, run in asked.runs.items()
+        }
+        for scoring in going.values():
+            stack.callback(scoring.close)  # its folder is free again, whatever happens to another
+        while len(stored) < len(going):
+            for name in [name for name in going if name not in stored]:
+                try:
+                    done[name] = next(going[name])
+                except StopIteration as end:
+                    stored[name], done[name] = end.value, len(images)
+                progress(sum(done.values()), len(going) * len(images))
+    return {name: stored[name] for name in asked.runs}
 
 
 Parts = Sequence[tuple[Path, Sequence[int]]]  # of a member: run folders, each with test sizes (none: all)

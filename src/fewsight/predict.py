@@ -2,9 +2,11 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +115,13 @@ def views_of(recipe: Recipe, names: str = "center") -> tuple[View, ...]:
 
 
 def run_scores(
-    run: Run, paths: Sequence[Path], views: Sequence[View], *, features: bool = False, pixels: bool = False
+    run: Run,
+    paths: Sequence[Path],
+    views: Sequence[View],
+    *,
+    features: bool = False,
+    pixels: bool = False,
+    loads: "SharedLoads | None" = None,
 ) -> Iterator[Scores]:
     """Score images with a run's model on this machine; see `score_images`.
 
@@ -126,7 +134,9 @@ def run_scores(
     model, normalise = load_model(run, device), Normalise(run.data.mean, run.data.std).to(device)
     assert recipe.run.threads != "auto", "a resolved recipe has its threads"
     with compute_threads(recipe.run.threads):
-        yield from score_images(model, normalise, paths, recipe, views=views, features=features, pixels=pixels)
+        yield from score_images(
+            model, normalise, paths, recipe, views=views, features=features, pixels=pixels, loads=loads
+        )
 
 
 @dataclass(frozen=True)
@@ -152,14 +162,18 @@ def score_into(
     run: Run,
     images: Sequence[Labelled],
     views: Sequence[View],
-    progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     dtype: str = "float32",
-) -> Stored:
+    loads: "SharedLoads | None" = None,
+) -> Generator[int, None, Stored]:
     """Score images into a store, or what is missing of it; one that was cut short goes on where it stopped.
 
     Args:
         dtype: of the scores on the disk, "float32" or "float16".
+        loads: what runs that score the same images side by side have in common.
+
+    Yields:
+        How many images are done, after each batch.
 
     Raises:
         RunError: not a finished run; the folder holds other scores or cannot be written.
@@ -183,8 +197,8 @@ def score_into(
         store = begin(folder, about, names, lambda place: _can_be_read(images[place].file), batch=BATCH)
         changed = 0
         missing = [view for view in views if view.name in store.views]
-        rest = images[store.done :] if missing else ()
-        for scores in run_scores(run, [one.file for one in rest], missing, pixels=True) if rest else ():
+        rest = [one.file for one in images[store.done :]] if missing else []
+        for scores in run_scores(run, rest, missing, pixels=True, loads=loads) if rest else ():
             first = store.done + scores.start
             lines = [
                 Image(*named, error, digest, (one.file, pixels) in trained)
@@ -193,7 +207,7 @@ def score_into(
                 )
             ]
             changed += append(store, first, scores.results, lines)
-            progress(first + len(lines), len(images))
+            yield first + len(lines)
         return Stored(finish(store), len(rest) * len(missing), changed)
 
 
@@ -223,6 +237,7 @@ def score_images(
     batch_size: int = BATCH,
     features: bool = False,
     pixels: bool = False,
+    loads: "SharedLoads | None" = None,
 ) -> Iterator[Scores]:
     """Score views of each image; where the recipe flips, the flipped twin's probabilities are averaged in each.
 
@@ -233,10 +248,11 @@ def score_images(
         views: which; none: the centre at the recipe's first test size.
         features: also give the pooled features, the mean over views and flips.
         pixels: also give the digests of the pixels.
+        loads: as in `score_into`.
     """
     views = views or views_of(recipe)
     workers = 1 if recipe.run.workers == "auto" else max(1, recipe.run.workers)
-    for start, loaded in _loaded(paths, cuts_of(views), recipe, batch_size, workers, pixels):
+    for start, loaded in _loaded(paths, cuts_of(views), recipe, batch_size, workers, pixels, loads):
         seen = score_cuts(model, normalise, [one.cuts for one in loaded], recipe, views)
         failed = [one.error is not None for one in loaded]
         results = np.stack([_rows(log_probs, failed) for log_probs, _ in seen])
@@ -362,8 +378,37 @@ def file_digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
+class SharedLoads:
+    """The cuts of the last two batches of images, for runs that take turns with the same ones: each is decoded once.
+
+    Runs that want other cuts of an image load it themselves.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[object, OrderedDict[Source, Future[_Loaded]]] = {}
+
+    def get(
+        self, source: Source, wanted: object, submit: Callable[[], "Future[_Loaded]"], most: int
+    ) -> "Future[_Loaded]":
+        """What was begun for a file and the same cuts, else what `submit` begins; of over `most` the oldest goes."""
+        if not isinstance(source, Path):
+            return submit()
+        kept = self._kept.setdefault(wanted, OrderedDict())
+        if source not in kept:
+            kept[source] = submit()
+            if len(kept) > most:
+                kept.popitem(last=False)
+        return kept[source]
+
+
 def _loaded(
-    paths: Sequence[Source], cuts: Sequence[View], recipe: Recipe, batch_size: int, workers: int, pixels: bool
+    paths: Sequence[Source],
+    cuts: Sequence[View],
+    recipe: Recipe,
+    batch_size: int,
+    workers: int,
+    pixels: bool,
+    loads: SharedLoads | None,
 ) -> Iterator[tuple[int, list[_Loaded]]]:
     """Batches of (position, files); each is decoded once, and the next batch loads while one is scored."""
 
@@ -380,10 +425,17 @@ def _loaded(
         except DataError as error:
             return _Loaded([np.zeros((cut.px, cut.px, 3), np.uint8) for cut in cuts], digest, "", str(error))
 
+    wanted = tuple(cut.cut for cut in cuts), recipe.eval.view_seed, recipe.eval.crop_ratio, pixels
+    shared = SharedLoads() if loads is None else loads
     with ThreadPoolExecutor(workers) as pool:
-        starts = range(0, len(paths), batch_size)
-        waiting = [[pool.submit(load, path) for path in paths[start : start + batch_size]] for start in starts[:1]]
-        for start in starts:
-            following = paths[start + batch_size : start + 2 * batch_size]
-            waiting.append([pool.submit(load, path) for path in following])
-            yield start, [future.result() for future in waiting.pop(0)]
+
+        def begun(start: int) -> list[Future[_Loaded]]:
+            return [
+                shared.get(path, wanted, partial(pool.submit, load, path), 2 * batch_size)
+                for path in paths[start : start + batch_size]
+            ]
+
+        waiting = begun(0)
+        for start in range(0, len(paths), batch_size):
+            ready, waiting = waiting, begun(start + batch_size)
+            yield start, [future.result() for future in ready]
