@@ -11,7 +11,7 @@ from fewsight.model import build_model
 
 Setting = tuple[int, int, int, int, int]  # batch, channels in and out, side, kernel
 POINTWISE: list[Setting] = [(2, 32, 16, 4, 1), (16, 32, 64, 15, 1), (3, 8, 8, 1, 1)]  # few positions, many, one place
-TAPS: list[Setting] = [(1, 64, 72, 80, 3), (2, 160, 168, 7, 3)]  # wide, deep
+TAPS: list[Setting] = [(1, 64, 72, 80, 3), (2, 160, 168, 7, 3), (4, 160, 160, 2, 3)]  # wide, deep, tiny
 OTHERS: list[Setting] = [(64, 8, 8, 16, 1), (1, 64, 64, 72, 3), (2, 160, 160, 6, 3), (1, 16, 16, 9, 5)]
 
 

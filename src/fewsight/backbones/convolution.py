@@ -13,7 +13,8 @@ from torch.autograd.function import once_differentiable
 FEW_POSITIONS = 2048  # of a batch: up to here a 1x1 convolution is a product in all its parts
 POINTWISE = 128  # positions a channel: up to here its weights' gradient is
 WIDE_PX, WIDE_CHANNELS = 80, 64  # a 3x3 convolution's is from here on
-DEEP_PX, DEEP_CHANNELS, DEEP = 7, 160, 64  # and from here on, up to so many positions a channel
+DEEP_CHANNELS, DEEP = 160, 64  # and from here on, up to so many positions a channel,
+TINY_PX, DEEP_PX = 2, 7  # on maps of the first side, and from the second on
 
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -35,7 +36,8 @@ def _is_pointwise(conv: nn.Conv2d, x: Tensor) -> bool:
 def _is_wide_or_deep(conv: nn.Conv2d, x: Tensor) -> bool:
     side, channels = min(x.shape[2:]), _least_channels(conv)
     wide = side >= WIDE_PX and channels >= WIDE_CHANNELS
-    deep = side >= DEEP_PX and channels >= DEEP_CHANNELS and _num_positions(x) <= DEEP * channels
+    deep = channels >= DEEP_CHANNELS and _num_positions(x) <= DEEP * channels
+    deep = deep and (side == TINY_PX or side >= DEEP_PX)  # between them the zeros beside the maps cost too much
     return conv.kernel_size == (3, 3) and (wide or deep)
 
 
