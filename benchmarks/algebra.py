@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.machine import busy_processes, commit, device_name, keep, measured
+from benchmarks.machine import busy_processes, commit, device_name, keep, measured_command
 from fewsight import scores
 from fewsight.data import digest_of_list
 from fewsight.scores import About, Image
@@ -70,7 +70,7 @@ def main() -> None:
             "6 paired comparisons": ["scores", "compare", *names],
             "temperatures of one model": ["scores", "calibrate", names[0], "--split", "test"],
         }
-        found = {what: [measured(command) for _ in range(REPEATS)] for what, command in commands.items()}
+        found = {what: [measured_command(command) for _ in range(REPEATS)] for what, command in commands.items()}
     lines = [f"{device_name('cpu')}, commit {commit()}; {options.images:,} x {NUM_CLASSES:,} x 28, {size / 1e9:.1f} GB"]
     lines += ["", "| command | median s (least to most) | peak memory, MB |", "|---|---|---|"]
     for what, pairs in found.items():

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.machine import commit, device_name, keep, measured
+from benchmarks.machine import commit, device_name, keep, measured_command
 from benchmarks.near_duplicates import jpeg
 from fewsight.cores import num_cores
 from fewsight.data import load_image, read_dataset
@@ -66,8 +66,8 @@ def main() -> None:
             planted = write_images(options.folder, data, count)
             os.environ["FEWSIGHT_CACHE"] = str(Path(temporary) / "cache")
             command = ["check", str(data), "--json", str(found_file)]
-            first, memory = measured(command, fine=(0, 1))
-            again, _ = measured(command, fine=(0, 1))
+            first, memory = measured_command(command, fine=(0, 1))
+            again, _ = measured_command(command, fine=(0, 1))
             findings = json.loads(found_file.read_text())["findings"]
         groups = {frozenset(group) for one in findings if "nearly equal" in one["kind"] for group in one["groups"]}
         right = len(groups & planted)

@@ -3,14 +3,16 @@
     python -m benchmarks.scale [--files 1281167] [--classes 1000] [--steps 20]
 
 The tree is made in a temporary folder of hard links to a few images, listed in a process of its own, a tenth of it
-first. Steps are those of a small model on 32 px digits, the same files under many numbers: 1,000 to 1,000,000 images
-in 10 classes, then 10 to 10,000 classes of 100,000 images.
+first. Steps are those of a small model on 32 px images, the same files under many numbers: 1,000 to 1,000,000 images
+in 10 classes, then 10 to 10,000 classes of 100,000 images. Last, the same training by one process with all cores and
+by two that share each batch (and the cores), in turns: seconds an epoch.
 """
 
 import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,18 +25,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.machine import busy_unless, commit, device_name, keep
+from benchmarks.machine import busy_unless, commit, device_name, keep, measured
 from fewsight.cores import num_cores
-from fewsight.device import keep_freed_memory, to_device
+from fewsight.device import keep_freed_memory, resolve_run, to_device
 from fewsight.feed import AugmentedImages, batches
 from fewsight.fitting import TrainingSet, batch_plan, build_learner, initial_model
 from fewsight.mixing import mix
 from fewsight.predict import Normalise
 from fewsight.recipes import load_recipe
 
+TURNS = 3
 MAX_LINKS = 60_000  # to one file; ext4 takes 65,000
 LIST = "import sys; from pathlib import Path; from fewsight.data import read_dataset; \
-print(sum(len(one) for one in read_dataset(Path(sys.argv[1])).splits.values()))"
+sys.exit(sum(len(one) for one in read_dataset(Path(sys.argv[1])).splits.values()) != int(sys.argv[2]))"
 
 
 def main() -> int:
@@ -82,6 +85,16 @@ def main() -> int:
                 f"| {images:,} | {classes:,} | {row['step_ms']:.1f} | {row['start_s']:.2f} | {row['peak_mb']:,.0f} |"
             )
             print(lines[-1], flush=True)
+        lines += ["", "| Processes | Threads each | Epoch, s | Times as fast as one |", "|---|---|---|---|"]
+        turns = [(epoch_seconds(root, 1), epoch_seconds(root, 2)) for _ in range(TURNS)]
+        values["processes"] = [{"one_s": one, "two_s": two} for one, two in turns]
+        for number, seconds in enumerate(zip(*turns, strict=True)):
+            ratios = [turn[0] / turn[number] for turn in turns]
+            lines.append(
+                f"| {number + 1} | {max(1, num_cores() // (number + 1))} | {statistics.median(seconds):.2f} | "
+                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
+            )
+            print(lines[-1], flush=True)
     keep("scale", "Cost as images and classes grow", lines, {**about, **values})
     return 0
 
@@ -89,11 +102,10 @@ def main() -> int:
 def make_tree(root: Path, count: int, classes: int) -> None:
     """Class folders under train/ with hard links to as few files as the file system takes; those there are kept."""
     source = root / "source.png"
-    if not source.exists():
-        root.mkdir()
+    root.mkdir(exist_ok=True)
     done = sum(len(files) for _, _, files in os.walk(root / "train"))
     for number in range(done, count):
-        if number % MAX_LINKS == 0:
+        if number % MAX_LINKS == 0 or number == done:
             source.unlink(missing_ok=True)
             pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
             Image.fromarray(pixels).save(source)
@@ -105,14 +117,8 @@ def make_tree(root: Path, count: int, classes: int) -> None:
 
 
 def listed(root: Path, count: int) -> tuple[float, float]:
-    """Seconds and peak memory in MB of listing a tree."""
-    began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", LIST, str(root)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    found = int(process.stdout.read())
-    _, _, usage = os.wait4(process.pid, 0)
-    assert found == count, f"{found} of {count} files were found"
-    return time.perf_counter() - began, usage.ru_maxrss / 1e3
+    """Seconds and peak memory in MB of listing a tree, which must find all its files."""
+    return measured(["-c", LIST, str(root), str(count)])
 
 
 def apart(root: Path, images: int, classes: int, steps: int) -> dict[str, Any]:
@@ -121,6 +127,23 @@ def apart(root: Path, images: int, classes: int, steps: int) -> dict[str, Any]:
     command += ["--train", str(root), str(images), str(classes)]
     row: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return {"images": images, "classes": classes, **row}
+
+
+def epoch_seconds(root: Path, processes: int) -> float:
+    """The median of a short training's epochs but the first, by one process or by several that share the cores."""
+    images, run = root / "few", root / "run"
+    make_tree(images, 1000, 10)
+    shutil.rmtree(run, ignore_errors=True)
+    start = [sys.executable, "-m", "fewsight"]
+    if processes > 1:
+        start = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "-m", "fewsight"]
+    values = ["model.width=0.5", "stages.0.epochs=5", "stages.0.batch_size=100", "data.leak=allow"]
+    settings = [text for value in values for text in ("--set", value)]
+    command = [*start, "train", str(images), "--out", str(run), "--recipe", "digits", *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, num_cores() // processes))}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return statistics.median([line["seconds"] for line in log if line["kind"] == "epoch"][1:])
 
 
 def trained(root: Path, images: int, classes: int, steps: int) -> dict[str, float]:
@@ -139,7 +162,9 @@ def trained(root: Path, images: int, classes: int, steps: int) -> dict[str, floa
     began = time.perf_counter()
     recipe = load_recipe("digits")
     model = recipe.model.model_copy(update={"stem": "small", "width": 0.25})
-    recipe = recipe.model_copy(update={"model": model})
+    recipe = recipe.model_copy(
+        update={"model": model, "run": resolve_run(recipe.run.model_copy(update={"device": "cpu"}))}
+    )
     stage, cpu = recipe.stages[0], torch.device("cpu")
     plan = batch_plan(recipe, stage, data)
     source = AugmentedImages(data.root, data.paths, recipe.augment, 0, cache=10**9)
