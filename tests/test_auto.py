@@ -102,7 +102,8 @@ def test_few_epochs_are_warned_of_with_the_time_that_is_wanted(
     monkeypatch.setattr(auto, "probe", by_depth)
     recipe, reasons = plan(prepared, 0.01)
     warned = re.fullmatch(
-        r"warning: (\d+) epochs in the time, of about (\d+) .* Give --hours ([\d.]+), or .* augment.train_px=32", reasons[-1]
+        r"warning: (\d+) epochs in the time, of about (\d+) .* Give --hours ([\d.]+), or .* augment.train_px=32",
+        reasons[-1],
     )
     assert warned is not None
     assert int(warned[1]) == recipe.stages[0].epochs

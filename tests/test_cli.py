@@ -505,7 +505,9 @@ def test_evaluate_leaves_out_copies_of_training_images_where_nothing_else_was_as
     for split in ("train", "val"):
         shutil.copytree(digit_images / split, tmp_path / "copy", dirs_exist_ok=True)
     answer = command("evaluate", tiny_run, tmp_path / "copy")
-    assert answer.out.startswith("left out: 18 of 30 images, because it was trained on them; --split all tests them too\n")
+    assert answer.out.startswith(
+        "left out: 18 of 30 images, because it was trained on them; --split all tests them too\n"
+    )
     assert f"{tiny_run} on {tmp_path / 'copy'} (val, center-32) · 12 images" in answer.out
     assert "the figures flatter" not in answer.out
     whole = command("evaluate", tiny_run, tmp_path / "copy", "--split", "all")

@@ -198,7 +198,7 @@ def _climb(
             )
             if chosen is None or epochs >= wanted:
                 chosen = recipe, pace
-            if epochs < 2 * wanted or time.monotonic() - began > limit:
+            if epochs < 2 * wanted or time.monotonic() - began >= limit:
                 break
     assert chosen is not None, "a ladder has rungs"
     return chosen

@@ -144,8 +144,8 @@ def choose_threshold(peaks: np.ndarray, right: np.ndarray, coverage: float, sour
     if number > len(peaks):
         fewest = math.ceil(round(coverage / (1 - coverage), 9))
         raise RunError(
-            f"{source}: --coverage {coverage:g} needs {counted(fewest, 'image')} or more to choose a threshold on, and these "
-            f"are {len(peaks):,}; ask for {len(peaks) / (len(peaks) + 1):.3f} at most, or evaluate on more images"
+            f"{source}: --coverage {coverage:g} needs {counted(fewest, 'image')} or more to choose a threshold on, and "
+            f"these are {len(peaks):,}; ask for {len(peaks) / (len(peaks) + 1):.3f} at most, or evaluate on more images"
         )
     order = np.argsort(-peaks, kind="stable")
     last, following = (float(peaks[order[place]]) for place in (number - 1, min(number, len(peaks) - 1)))

@@ -206,8 +206,8 @@ def show_calibrations(console: Console, path: Any, found: Sequence["Calibration"
     for one in found:
         views = one.views[0] if len(one.views) == 1 else counted(len(one.views), "view")
         console.print(
-            f"{printable(str(path))}, {views}: temperature {one.temperature:.3f} on {counted(one.num_images, 'image')} of "
-            f"{printable(one.fitted_on)}; there NLL {one.nll[0]:.3f} → {one.nll[1]:.3f}, calibration error "
+            f"{printable(str(path))}, {views}: temperature {one.temperature:.3f} on {counted(one.num_images, 'image')} "
+            f"of {printable(one.fitted_on)}; there NLL {one.nll[0]:.3f} → {one.nll[1]:.3f}, calibration error "
             f"{100 * one.ece[0]:.1f} → {100 * one.ece[1]:.1f} points"
         )
         if one.note is not None:

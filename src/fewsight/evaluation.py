@@ -125,7 +125,10 @@ def _rounding(stored: Mapping[str, Stored], dtype: str) -> tuple[str, ...]:
     written, changed = (sum(getattr(one, name) for one in stored.values()) for name in ("written", "changed"))
     if dtype == "float32" or not written:
         return ()
-    return (f"kept as {dtype}: the most probable class is another in {changed:,} of {counted(written, 'result')} written now",)
+    return (
+        f"kept as {dtype}: the most probable class is another in {changed:,} of {counted(written, 'result')} written "
+        "now",
+    )
 
 
 def _evaluation(asked: Asked, data: Path, found: EvaluationSet, scored: Scored, kept: tuple[str, ...]) -> Evaluation:

@@ -363,9 +363,9 @@ def check_unseen(scored: Scored, what: str) -> None:
     number = int(scored.trained_on.sum())
     if number:
         raise RunError(
-            f"{scored.path}: {number:,} of these {counted(len(scored.trained_on), 'image')} were trained on, so {what} cannot "
-            "be chosen on them; choose on a split that was not trained on, or, for runs on train + val, choose with "
-            "the same recipes trained on train alone and carry it over (--from)"
+            f"{scored.path}: {number:,} of these {counted(len(scored.trained_on), 'image')} were trained on, so {what} "
+            "cannot be chosen on them; choose on a split that was not trained on, or, for runs on train + val, choose "
+            "with the same recipes trained on train alone and carry it over (--from)"
         )
 
 

@@ -140,8 +140,8 @@ def _check_bad(source: Path, left_out: list[dict[str, str]], total: int, max_bad
     named = "".join(f"\n  {one['error']}" for one in left_out[:NAMED_IN_MESSAGE])
     more = len(left_out) - NAMED_IN_MESSAGE
     raise DataError(
-        f"{source}: {len(left_out):,} of {counted(total, 'image')} cannot be read, more than --max-bad {max_bad:g} allows; "
-        f"mend or remove them, or raise --max-bad:{named}" + (f"\n  and {more:,} more" if more > 0 else "")
+        f"{source}: {len(left_out):,} of {counted(total, 'image')} cannot be read, more than --max-bad {max_bad:g} "
+        f"allows; mend or remove them, or raise --max-bad:{named}" + (f"\n  and {more:,} more" if more > 0 else "")
     )
 
 

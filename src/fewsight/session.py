@@ -274,9 +274,8 @@ def _fit(
 def _last_stage(recipe: Recipe, console: Console) -> Recipe:
     """The recipe without the stages that trained weights stand for."""
     for number, stage in enumerate(recipe.stages[:-1]):
-        console.print(
-            f"stage {number + 1} ({stage.loss}, {counted(stage.epochs, 'epoch')}) is left out: --init-from stands for it"
-        )
+        what = f"{stage.loss}, {counted(stage.epochs, 'epoch')}"
+        console.print(f"stage {number + 1} ({what}) is left out: --init-from stands for it")
     return recipe.model_copy(update={"stages": recipe.stages[-1:]})
 
 

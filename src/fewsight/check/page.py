@@ -37,7 +37,9 @@ def write_page(checked: Checked, target: Path) -> None:
         for name, counts in checked.counts.items()
     ]
     shown = [_shown(one, checked.root) for one in checked.findings]
-    text = page.render(name=printable(checked.data), images=counted(checked.num_images, "image"), splits=splits, findings=shown)
+    text = page.render(
+        name=printable(checked.data), images=counted(checked.num_images, "image"), splits=splits, findings=shown
+    )
     files.write_text(target, text)
 
 

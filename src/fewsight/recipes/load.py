@@ -130,7 +130,7 @@ def _explain(problem: dict[str, Any]) -> str:
 
 
 def _nearest(location: Sequence[int | str]) -> list[str]:
-    """The keys that an unknown one may stand for: much like it here, of its name elsewhere, then what is less like it."""
+    """The keys that an unknown one may stand for: much like it here, of its name elsewhere, less like it."""
     name, here = str(location[-1]), _keys_at(location[:-1])
     elsewhere: dict[str, list[str]] = {}
     for key in _all_keys(Recipe):
