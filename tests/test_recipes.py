@@ -76,6 +76,7 @@ def test_recipe_survives_toml(name: str, tmp_path: Path) -> None:
         ("epochs=3", r"unknown key 'epochs'; did you mean 'stages.0.epochs'\?"),
         ("augment.margin=1", r"did you mean 'stages.0.losses.triplet.margin'"),
         ("bach_size=3", r"did you mean 'stages.0.batch_size'"),
+        ("lr=0.1", r"did you mean 'stages.0.lr_scale' or 'stages.0.optim.base_lr'"),
         ("cutmix_prob=0", r"did you mean 'augment.cutmix_prob' or 'stages.0.cutmix_prob'"),
         ("colour=3", r"unknown key 'colour'; known here: data, model, augment, stages, eval, run"),
         ("augment.train_px=big", r"augment.train_px: .*integer, got 'big'"),

@@ -138,7 +138,7 @@ def _nearest(location: Sequence[int | str]) -> list[str]:
     for known, cutoff in ((here, 0.7), (elsewhere, 1.0), (here, 0.5), (elsewhere, 0.75)):
         if like := difflib.get_close_matches(name, known, 1, cutoff):
             return [".".join(map(str, [*location[:-1], like[0]]))] if known is here else elsewhere[like[0]]
-    return []
+    return [key for last, keys in elsewhere.items() if name in last.split("_") for key in keys][:3]
 
 
 def _all_keys(section: type[BaseModel]) -> Iterator[str]:
