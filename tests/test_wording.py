@@ -9,6 +9,7 @@ from fewsight.wording import counted
     ("number", "what", "text"),
     [
         (1, "epoch", "1 epoch"),
+        (2, "epoch", "2 epochs"),
         (0, "image", "0 images"),
         (1200, "image", "1,200 images"),
         (1, "class", "1 class"),

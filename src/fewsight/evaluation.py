@@ -117,7 +117,7 @@ def unseen(found: EvaluationSet, pixels: Sequence[str], known: Sequence[Run]) ->
     if not kept or not num_left_out:
         return found, 0
     name = "val" if held_out(known[0]).issuperset(pixels[place] for place in kept) else UNSEEN
-    samples, labels = (tuple(values[place] for place in kept) for values in (found.samples, found.labels))
+    samples, labels = tuple(found.samples[place] for place in kept), tuple(found.labels[place] for place in kept)
     return EvaluationSet(found.root, name, samples, labels), num_left_out
 
 

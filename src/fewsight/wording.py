@@ -3,5 +3,5 @@
 
 def counted(number: int, what: str) -> str:
     """A number with the thing that it counts, which is given in the singular: `counted(2, "class")` is `2 classes`."""
-    ending = "" if number == 1 else "es" if what.endswith(("s", "x", "ch", "sh")) else "s"
+    ending = "" if number == 1 else "es" if what.endswith(("s", "x", "tch", "sh")) else "s"
     return f"{number:,} {what}{ending}"
