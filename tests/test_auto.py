@@ -1,5 +1,6 @@
 """The plan: fits the time, explains itself, works around what the user fixed. The probe is replaced: no clock."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def pace_of(seconds: float) -> auto.Pace:
     return auto.Pace(step_seconds=seconds, load_seconds=0.0, score_seconds=0.0, image_bytes=1000)
 
 
-def by_depth(recipe: Recipe, _: Prepared) -> auto.Pace:
+def by_depth(recipe: Recipe, *_: object) -> auto.Pace:
     """A made-up machine: deeper is slower."""
     depth = int(recipe.model.backbone.removeprefix("resnest"))
     return pace_of({14: 1.0, 26: 2.0, 50: 4.0, 101: 8.0}[depth] * (3 if recipe.model.stem != "large" else 1))
@@ -47,7 +48,7 @@ def by_depth(recipe: Recipe, _: Prepared) -> auto.Pace:
 def total_seconds(recipe: Recipe, prepared: Prepared) -> float:
     stage = recipe.stages[0]
     steps = batch_plan(recipe, stage, prepared.images).num_steps
-    return by_depth(recipe, prepared).step_seconds * steps * stage.epochs
+    return by_depth(recipe).step_seconds * steps * stage.epochs
 
 
 @pytest.mark.parametrize("hours", [0.1, 0.5, 1.0])
@@ -86,9 +87,72 @@ def test_hours_must_be_positive(prepared: Prepared, hours: float) -> None:
 
 
 def test_too_little_time_is_refused_with_the_epochs_length(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto, "probe", lambda recipe, prepared: pace_of(100.0))
-    with pytest.raises(RecipeError, match=r"--hours 0\.01 is not enough for one epoch .* takes about 5 min"):
+    monkeypatch.setattr(auto, "probe", lambda *_: pace_of(100.0))
+    with pytest.raises(RecipeError, match=r"--hours 0\.01 is not enough for one epoch .* takes about 5 min") as refusal:
         plan(prepared, 0.01)
+    asked = re.search(r"Give --hours ([\d.]+) or more for one epoch", str(refusal.value))
+    assert asked is not None
+    assert plan(prepared, float(asked[1]))[0].stages[0].epochs == 1
+    assert "scoring val" in str(refusal.value)
+
+
+def test_few_epochs_are_warned_of_with_the_time_that_is_wanted(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "probe", by_depth)
+    recipe, reasons = plan(prepared, 0.01)
+    warned = re.fullmatch(
+        r"warning: (\d+) epochs in the time, of about (\d+) .* Give --hours ([\d.]+), or .* augment.train_px=32",
+        reasons[-1],
+    )
+    assert warned is not None
+    assert int(warned[1]) == recipe.stages[0].epochs
+    enough, told = plan(prepared, float(warned[3]))
+    assert enough.stages[0].epochs >= int(warned[2])
+    assert not any(line.startswith("warning") for line in told)
+    assert plan(prepared, 0.01, "stages.0.epochs=2")[1][-1].startswith("chosen"), "the user named them"
+
+
+def test_measuring_takes_a_share_of_the_time_and_never_long(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def slow(recipe: Recipe, _: Prepared, seconds: float) -> auto.Pace:
+        asked.append(seconds)
+        clock[0] += seconds  # all that it may take
+        return pace_of(0.001)
+
+    clock = [0.0]
+    monkeypatch.setattr(auto, "probe", slow)
+    monkeypatch.setattr(auto.time, "monotonic", lambda: clock[0])
+    for hours, most in ((0.03, 0.06 * 108), (0.1, 0.06 * 360), (1000.0, 60.0)):
+        asked.clear()
+        plan(prepared, hours)
+        assert 0 < sum(asked) <= most + 1e-9
+        assert all(one > 0 for one in asked)
+
+
+def test_probe_ends_with_a_step_that_takes_too_long(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        model, steps = None, 0
+
+        def step(self, *_: object) -> None:
+            self.steps += 1
+            clock[0] += 30.0
+
+    clock, learner = [0.0], Slow()
+    monkeypatch.setattr(auto.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(auto, "build_learner", lambda *_: learner)
+    monkeypatch.setattr(auto, "_bytes_kept", lambda *_: 0)
+    (recipe, *_) = auto._candidates(auto.ladder(32), 40, resolve_run(Run(device="cpu", precision="float32")), ())
+    assert auto.probe(recipe, prepared, 6.5).step_seconds == 30.0
+    assert learner.steps == 1
+
+
+def test_step_that_others_made_longer_does_not_count() -> None:
+    assert auto._quiet([9.0, 1.0, 1.1, 1.0, 7.0, 1.0, 8.0]) == 1.0
+    assert auto._quiet([9.0]) == 9.0
 
 
 def test_short_memory_cuts_the_batch(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """Temperatures: known ones are found, nothing but the sureness changes, and they are kept with what they belong to."""
 
+import io
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from fewsight.calibration import (
     kept,
     tempered,
 )
+from fewsight.console import make_console, show_calibrations
 from fewsight.errors import RecipeError, RunError
 from fewsight.fusion import Scored, Spec, log_probs, open_scored, scored_of, write_specs
 from stores import CLASSES, log_softmax, random_labels, random_scores, write_run, write_store
@@ -205,6 +208,25 @@ def test_too_few_images_for_a_coverage_are_refused() -> None:
     ):
         choose_threshold(np.linspace(0.1, 1, 18), np.ones(18, bool), 0.95, "val")
     assert choose_threshold(np.linspace(0.1, 1, 19), np.ones(19, bool), 0.95, "val").kept == 19
+
+
+@pytest.mark.parametrize(
+    ("num_images", "ece", "said"),
+    [
+        (60, (0.113, 0.171), r"the error grew; .* 15 bins of probability, and of 60 images it is mostly noise"),
+        (60, (0.2, 0.1), r"the temperature makes the labels most likely .* of 60 images it is mostly noise"),
+        (1000, (0.1, 0.2), r"the error grew; .* over 15 bins of probability"),
+        (1000, (0.2, 0.1), None),
+    ],
+)
+def test_calibration_error_is_not_to_be_taken_at_its_word(
+    num_images: int, ece: tuple[float, float], said: str | None
+) -> None:
+    note = replace(ONE, num_images=num_images, ece=ece).note
+    assert note is None if said is None else re.fullmatch(said + ".*", note or "")
+    file = io.StringIO()
+    show_calibrations(make_console(file), "run", [replace(ONE, num_images=num_images, ece=ece)])
+    assert ("note: " in file.getvalue()) == (said is not None)
 
 
 @pytest.mark.parametrize("coverage", [0.0, 1.0, -0.5, 95.0, float("nan")])

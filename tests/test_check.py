@@ -142,6 +142,10 @@ PLANTED: dict[str, tuple[Callable[[Path], object], dict[str, set[frozenset[str]]
         lambda data: copied(data / "train/oak/1.png", data / "train/oak/new"),
         {"passed over: other file": group("1 file")},
     ),
+    "one class": (
+        lambda data: [shutil.rmtree(data / split / "ash") for split in ("train", "test")],
+        {"only one class": group("oak")},
+    ),
     "imbalance": (
         lambda data: [picture(1000 + number).save(data / f"train/oak/n{number}.png") for number in range(60)],
         {"imbalance": group("oak", "ash")},

@@ -110,7 +110,7 @@ def test_scores_of_other_images_are_left_alone_and_the_figures_come_all_the_same
     assert answer.code == 0
     assert "14 images" in answer.out
     assert "scores not kept" in answer.out
-    assert "holds scores of other" in answer.out
+    assert "holds scores of other images; give --scores another folder, or remove this one" in answer.out
     assert (scored / "scores" / "test" / "center-32.f32").read_bytes() == before
     refused = command("evaluate", scored, tmp_path / "other", "--scores", scored / "scores" / "test")
     assert refused.code == 2
@@ -127,6 +127,19 @@ def test_runs_are_compared_image_by_image(command: Command, scored: Path, digit_
     for name in ("rows", "compare", "ablate"):
         assert f"{scored} is named twice; name each run once" in command("scores", name, scored, scored).err
     assert "it has scores of test (--split)" in command("scores", "rows", scored, "--split", "val").err
+
+
+def test_scores_of_val_are_asked_where_there_are_none_of_test(
+    command: Command, scored: Path, digit_images: Path
+) -> None:
+    command("evaluate", scored, digit_images, "--split", "val", "--views", "report")
+    command("evaluate", scored, digit_images, "--split", "train")
+    for name in ("rows", "ablate"):
+        answer = command("scores", name, scored)
+        assert answer.out.startswith("on val: there are no scores of test (--split names another)\n")
+        assert " on 12 images, 2 views" in answer.out
+    command("evaluate", scored, digit_images)
+    assert " on 15 images, 1 view" in command("scores", "rows", scored).out
 
 
 def test_scores_are_asked_without_torch(command: Command, scored: Path, digit_images: Path) -> None:
@@ -235,7 +248,9 @@ def test_scores_of_a_prediction_need_no_features(refused: Callable[..., str], sc
         ("predict data data", "data holds no run.json"),
         ("predict data data --topk 3", "Did you mean --top-k?"),
         ("scores rows", "RUNS requires an argument"),
-        ("scores rows data", "data has no scores of 'test'; make them with: fewsight evaluate data DATA"),
+        ("scores rows data", "data holds no run.json and no scores, so it is neither a run nor a folder of scores"),
+        ("scores rows nowhere", "nowhere is not there; expected a run that was evaluated"),
+        ("report nowhere --out page.html", "nowhere is not there; expected a run that was evaluated"),
         ("predict data data --top-k 0", "--top-k 0: expected at least 1"),
         ("predict data data --out x.txt", ".csv, .jsonl, .parquet"),
         ("predict data data --out nowhere/x.csv", "the folder nowhere is not there; create it first"),
@@ -396,6 +411,7 @@ def test_unfinished_run_says_how_to_finish(refused: Callable[..., str], digit_im
     info = json.loads(Path("run/run.json").read_text())
     Path("run/run.json").write_text(json.dumps(info | {"status": "training"}))
     assert "fewsight train --resume run" in refused("evaluate", "run", digit_images)
+    assert "run has no scores, since its training did not end; finish it with" in refused("scores", "rows", "run")
 
 
 # train
@@ -483,6 +499,24 @@ def test_evaluate_announces_training_images(command: Command, tiny_run: Path, di
     assert answer.out.startswith("images it was trained on: 18 of 18; the figures flatter\n")
 
 
+def test_evaluate_leaves_out_copies_of_training_images_where_nothing_else_was_asked(
+    command: Command, tiny_run: Path, digit_images: Path, tmp_path: Path
+) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(digit_images / split, tmp_path / "copy", dirs_exist_ok=True)
+    answer = command("evaluate", tiny_run, tmp_path / "copy")
+    assert answer.out.startswith(
+        "left out: 18 of 30 images, because it was trained on them; --split all tests them too\n"
+    )
+    assert f"{tiny_run} on {tmp_path / 'copy'} (val, center-32) · 12 images" in answer.out
+    assert "the figures flatter" not in answer.out
+    whole = command("evaluate", tiny_run, tmp_path / "copy", "--split", "all")
+    assert whole.out.startswith("images it was trained on: 18 of 30; the figures flatter\n")
+    shutil.copytree(digit_images / "test", tmp_path / "copy", dirs_exist_ok=True)
+    assert "(unseen, center-32) · 27 images" in command("evaluate", tiny_run, tmp_path / "copy").out
+    assert "18 of 18; the figures flatter" in command("evaluate", tiny_run, digit_images / "train").out
+
+
 def test_evaluate_counts_the_unreadable(command: Command, tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:
     data = copied(digit_images, tmp_path / "data")
     next((data / "test/one").iterdir()).write_text("no image")
@@ -535,6 +569,22 @@ def test_predict_gives_a_row_for_each_input_in_order(
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_predict_counts_what_is_no_image_and_fails_where_nothing_was_predicted(
+    command: Command, tiny_run: Path, digit_images: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(digit_images / "test" / "one", tmp_path / "new")
+    for name in ("notes.txt", "more.csv"):
+        (tmp_path / "new" / name).write_text("text")
+    answer = command("predict", tiny_run, tmp_path / "new", "--out", tmp_path / "new.csv")
+    assert answer.code == 0
+    assert "skipped 2 files in the folders: no images by their names\n" in answer.err
+    for image in (tmp_path / "new").glob("*.png"):
+        image.unlink()
+    answer = command("predict", tiny_run, tmp_path / "new", "--out", tmp_path / "new.csv")
+    assert answer.code == 1
+    assert answer.out == f"wrote {tmp_path / 'new.csv'}: 1 row, 1 with an error\n"
+
+
 def test_predict_writes_a_file(
     suffix: str, command: Command, tiny_run: Path, digit_images: Path, tmp_path: Path
 ) -> None:

@@ -96,6 +96,23 @@ def test_time_left_follows_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reporter.left() == "2 min 30 s left", "75 steps at 2 s each; the 20 before the restart count for nothing"
 
 
+def test_time_left_does_not_count_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("fewsight.console.time.monotonic", lambda: now)
+    file = io.StringIO()
+    reporter = TrainingReporter(make_console(file))
+    reporter.start(1000, 600)
+    now = 120.0
+    reporter.step(STEP, 601)
+    assert reporter.left() == "", "one step, with all that comes before it, is no pace"
+    reporter.epoch(EPOCH)
+    assert file.getvalue().splitlines()[-1].endswith("· 1 min 15 s")
+    for done in range(602, 701):
+        now += 0.5
+        reporter.step(STEP, done)
+    assert reporter.left() == "2 min 30 s left", "300 steps at half a second"
+
+
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_bar_stays_on_one_line(width: int) -> None:
     console, file = terminal(width)

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from conftest import TINY, Command
-from fewsight import predict
+from fewsight import listing, predict
 from fewsight.calibration import Calibration, keep, kept, tempered
 from fewsight.console import make_console
 from fewsight.ensemble import make_ensemble, open_asked, read_member, score_asked, score_folders
 from fewsight.errors import RunError
 from fewsight.evaluation import evaluate
 from fewsight.files import LOCK
-from fewsight.fusion import greedy_weights, open_scored, read_specs
+from fewsight.fusion import greedy_weights, open_scored, read_specs, right
+from fewsight.listing import list_runs
 from fewsight.predict import Labelled, Stored
 from fewsight.session import train
 
@@ -486,7 +487,8 @@ def test_ensemble_whose_runs_changed_is_refused(refused: Refused, mixed: Path, d
         ("x=a:32,32 b --out new", "a at 32 px stands there twice"),
         ("x=a+link b --out new", "a at 32 px stands there twice"),
         ("a:40 b --out new", "a is not tested at 40 px; its rows are 32"),
-        ("a b --out a", "a is already there (a run)"),
+        ("a images/a --out new", "images/a holds no run.json, so it is not a run folder"),
+        ("a b --out a", "a is already there (a run); choose another --out, or remove it first. Nothing was changed"),
         ("a b --out empty/..", "is already there"),
         ("a b --out file", "file is already there (a file)"),
         ("a b --out file/e", "cannot write file/e"),
@@ -508,6 +510,7 @@ def test_ensembles_that_cannot_be_are_refused(
     (late / "weights.safetensors").unlink()
     change(late / "run.json", '"status": "finished"', '"status": "training"')
     Path("empty").mkdir()
+    Path("images/a/oak").mkdir(parents=True)
     Path("file").write_text("mine")
     Path("link").symlink_to("a")
     before = files_of(Path())
@@ -611,6 +614,21 @@ def test_scores_that_are_not_whole_are_left_behind(
     assert not list((tmp_path / "e").rglob("*.f32"))
     evaluate(tmp_path / "e", digit_images, console=quiet())
     assert (runs[0] / "scores" / "test" / "center-32.f32").stat().st_size == 100
+
+
+def test_ensemble_is_listed_with_its_runs_and_what_it_has_right_on_val(
+    evaluated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one,) = list_runs(evaluated / "e")
+    assert (one.kind, one.status, one.model, one.training) == ("ensemble", "finished", "ensemble of 2 runs", "a, b")
+    found = right([open_scored(evaluated / "e", "val").weights])
+    assert one.val is not None
+    assert (one.val.value, one.val.total) == (found.mean(), found.size)
+    monkeypatch.setattr(listing, "MOST_SCORE_BYTES", 1)
+    assert list_runs(evaluated / "e")[0].val is None
+    monkeypatch.undo()
+    shutil.rmtree(evaluated / "e" / "runs" / "b" / "scores" / "val")
+    assert list_runs(evaluated / "e")[0].val is None
 
 
 def test_kept_scores_of_an_ensemble_answer_every_question(command: Command, evaluated: Path) -> None:

@@ -331,7 +331,7 @@ def test_images_that_cannot_be_read_are_left_out(digit_images: Path, tmp_path: P
     found = given_images([str(tmp_path / "bad.png"), str(digit_images / "val")], 100)
     assert len(found.files) == 1 + len(expand([str(digit_images / "val")]))
     assert len(export_images.readable(found).files) == 12
-    with pytest.raises(DataError, match="none of 1 images can be read"):
+    with pytest.raises(DataError, match="none of 1 image can be read"):
         export_images.readable(given_images([str(tmp_path / "bad.png")], 100))
 
 

@@ -132,6 +132,8 @@ def test_digest_changes_with_every_bit() -> None:
 
 
 def test_folder_that_another_process_works_in_is_refused(tmp_path: Path) -> None:
+    assert files.is_locked(tmp_path) is False
+    assert not list(tmp_path.iterdir()), "asking leaves nothing"
     holds = "import sys, time; from pathlib import Path; from fewsight.files import locked\n"
     holds += "with locked(Path(sys.argv[1]), 'training'): print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", holds, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
@@ -140,7 +142,9 @@ def test_folder_that_another_process_works_in_is_refused(tmp_path: Path) -> None
         refused = pytest.raises(RunError, match="another process is training there; wait until it has ended")
         with refused, files.locked(tmp_path, "training"):
             pytest.fail("two at once")
+        assert files.is_locked(tmp_path)
         other.kill()  # as a machine that goes off: nothing is cleaned up
+    assert files.is_locked(tmp_path) is False
     with files.locked(tmp_path, "training"):
         pass
     with files.locked(tmp_path, "training"):
@@ -155,6 +159,8 @@ def test_file_system_without_locks_does_not_stop_the_work(tmp_path: Path, monkey
     with files.locked(tmp_path, "training"):
         (tmp_path / "done").touch()
     assert (tmp_path / "done").exists()
+    (tmp_path / files.LOCK).touch()
+    assert files.is_locked(tmp_path) is None
 
 
 @pytest.mark.parametrize("kind", ["link outside", "device", "pipe", "broken link", "missing"])

@@ -492,7 +492,9 @@ def test_scores_open_by_run_and_split_or_by_their_folder(tmp_path: Path) -> None
         assert (scored.path, scored.first.path) == (path, tmp_path / "run" / "scores" / "test")
     with pytest.raises(RunError, match=r"run has no scores of 'val'; it has scores of test \(--split\)"):
         open_scored(tmp_path / "run", "val")
-    with pytest.raises(RunError, match=r"no has no scores of 'test'; make them with: fewsight evaluate .*no DATA"):
+    with pytest.raises(
+        RunError, match=r"no is not there; expected a run that was evaluated, an ensemble, or a folder of scores"
+    ):
         open_scored(tmp_path / "no", "test")
 
 

@@ -36,7 +36,7 @@ def test_equal_image_is_dropped_and_the_others_keep_their_numbers(leaky: Path) -
 
 
 def test_equal_image_stops_where_that_is_asked(leaky: Path) -> None:
-    with pytest.raises(DataError, match=r"1 images to train on are equal.*\n  train/ant/1\.png = val/ant/copy\.bmp"):
+    with pytest.raises(DataError, match=r"1 image to train on is equal.*\n  train/ant/1\.png = val/ant/copy\.bmp"):
         prepare(leaky, Data(leak="stop"))
 
 

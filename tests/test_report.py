@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from conftest import Command
+from fewsight import files
 from fewsight.calibration import error_of, reliability
 from fewsight.errors import RunError
 from fewsight.evaluation import evaluate
@@ -204,6 +205,23 @@ def test_runs_are_listed_with_their_seeds(tiny_run: Path, tmp_path: Path, comman
     assert "many/seed1" in answer.out
     assert "over 2 seeds (mean ± standard deviation)" in answer.out
     assert len(json.loads((tmp_path / "runs.json").read_text())) == 5
+
+
+def test_training_that_no_process_is_at_is_listed_as_interrupted(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    info, log = tmp_path / "run" / "run.json", tmp_path / "run" / "log.jsonl"
+    info.write_text(info.read_text().replace('"finished"', '"training"', 1))
+    assert list_runs(tmp_path)[0].status == "interrupted at epoch 2 of 2"
+    log.write_text('{"kind": "step", "epoch": 1, "step": 1}\n{"kind": "ep')
+    assert list_runs(tmp_path)[0].status == "interrupted at epoch 1 of 2"
+    for locked in (True, None):
+        monkeypatch.setattr(files, "is_locked", lambda folder, held=locked: held)
+        assert list_runs(tmp_path)[0].status == "training, epoch 1 of 2"
+    monkeypatch.undo()
+    log.unlink()
+    assert list_runs(tmp_path)[0].status == "interrupted before its first step"
 
 
 def test_folder_without_runs_is_refused(tmp_path: Path, digit_images: Path) -> None:

@@ -66,6 +66,11 @@ def test_run_is_read_as_it_was_written(run: Run) -> None:
     assert told <= set(again.info)
 
 
+def test_run_is_shown_in_a_line(run: Run) -> None:
+    shown = f"Run({str(run.path)!r}: {RECIPE.model.backbone}, {RECIPE.augment.train_px} px, 2 classes, training)"
+    assert repr(run) == shown
+
+
 def test_moved_run_is_still_a_run(run: Run, tmp_path: Path) -> None:
     runs.save_weights(run, TENSORS)
     runs.save_state(run.path, TENSORS, POSITION)

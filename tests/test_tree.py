@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "fewsight"
 ORDER = [
     "errors",
+    "wording",
     "files",
     "rng",
     "cores",

@@ -636,7 +636,7 @@ def test_unreadable_image_is_refused_and_nothing_written(
     (subset / "test/imgs/img_3.JPEG").write_bytes(b"\xff\xd8 no image")
     answer = command("vipriors", "submit", run, subset, "--out", out, "--views", "center")
     assert answer.code == 2
-    assert "1 images cannot be read, so nothing was written; the first: " in answer.err
+    assert "1 image cannot be read, so nothing was written; the first: " in answer.err
     assert "img_3.JPEG" in answer.err
     assert answer.err.count("\n") == 1
     assert out.read_text() == "the one before"

@@ -6,7 +6,6 @@ the plan reads the clock, so the plan in recipe.toml repeats the run.
 """
 
 import math
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,14 +26,18 @@ from fewsight.model import with_stem
 from fewsight.predict import Normalise
 from fewsight.prepare import Prepared
 from fewsight.recipes import Recipe, Run, parse_recipe
+from fewsight.wording import counted
 
 SHARE_TO_USE = 0.9  # of the time; the rest is for saving states and a machine that slows down
 START_SECONDS = 4.0  # of a command before it can look at the clock: Python and torch
-PROBE_SHARE = 0.06  # of the time, for probing at most
+PROBE_SHARE = 0.06  # of the time, for probing
+MOST_PROBE_SECONDS = 60.0  # for probing, however long the training may take
 MOST_EPOCHS = 300
 MEMORY_SHARE = 0.5  # of the memory that is free, for one step
 TIMED_STEPS = 8
 LONG_PROBE_SECONDS = 10.0  # of one rung: a slow device is timed over fewer steps
+QUIET_QUANTILE = 0.25  # of timed steps: other programs only ever make one longer
+FEW = 0.5  # of the epochs that are wanted; a plan of fewer is warned of
 EPOCHS_FOR_A_POLICY = 150  # fewer leave a model that has not yet learnt the plain images (NOTES.md)
 
 
@@ -98,6 +101,31 @@ def starting_values() -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Clock:
+    """The time of a command, and what it goes on beside the epochs."""
+
+    hours: float
+    began: float  # `time.monotonic()` when the command began
+    num_val: int  # images that are scored at the end
+
+    def passed(self) -> float:
+        """Seconds since the command was started, those too before it could look at the clock."""
+        return START_SECONDS + time.monotonic() - self.began
+
+    def scoring(self, pace: Pace) -> float:
+        """Seconds for val."""
+        return self.num_val * pace.score_seconds
+
+    def epochs(self, pace: Pace, epoch: float) -> int:
+        """How many epochs of so many seconds fit into what is left."""
+        return int((SHARE_TO_USE * self.hours * 3600 - self.passed() - self.scoring(pace)) / epoch)
+
+    def hours_for(self, epochs: int, pace: Pace, epoch: float) -> float:
+        """The hours to ask for so that so many epochs fit, rounded up."""
+        return math.ceil((self.passed() + self.scoring(pace) + epochs * epoch) / SHARE_TO_USE / 36) / 100
+
+
 def plan_recipe(
     prepared: Prepared,
     settings: Run,
@@ -107,7 +135,7 @@ def plan_recipe(
     *,
     began: float,
 ) -> tuple[Recipe, list[str]]:
-    """The recipe for this data, device and time, and why.
+    """The recipe for this data, device and time, and why; a warning comes last where the time is short.
 
     Args:
         settings: the resolved [run] section.
@@ -121,51 +149,91 @@ def plan_recipe(
     if not 0 < hours < math.inf:
         raise RecipeError(f"--hours {hours:g}: expected a number above 0, for example 0.5")
     native = int(np.median([min(size) for size in prepared.sizes]))
-    num_images, num_val = len(prepared.images.paths), len(prepared.images.val_paths)
+    num_images, clock = len(prepared.images.paths), Clock(hours, began, len(prepared.images.val_paths))
     wanted = wanted_epochs(num_images)
-
-    def epochs_left(recipe: Recipe, pace: Pace) -> int:
-        spent = START_SECONDS + time.monotonic() - began + num_val * pace.score_seconds
-        return int((SHARE_TO_USE * hours * 3600 - spent) / epoch_seconds(pace, recipe, prepared))
-
     reasons = [
-        f"{num_images:,} training images of {len(prepared.classes):,} classes, median shorter side {native} px; "
-        f"{settings.device}, {settings.precision}, {settings.threads} threads, {settings.workers} loading processes"
+        f"{counted(num_images, 'training image')} of {counted(len(prepared.classes), 'class')}, median shorter side "
+        f"{native} px; {settings.device}, {settings.precision}, {counted(int(settings.threads), 'thread')}, "
+        f"{counted(int(settings.workers), 'loading process')}"
     ]
-    probing = time.monotonic()
-    chosen: tuple[Recipe, Pace] | None = None
     candidates = _candidates(ladder(native), num_images, settings, overrides)
-    with counting(console, "probing") as progress:
-        for number, recipe in enumerate(candidates):
-            progress(number, len(candidates))
-            pace = probe(recipe, prepared)
-            epochs = epochs_left(recipe, pace)
-            seconds = pace.step_seconds + pace.load_seconds
-            reasons.append(
-                f"{_described(recipe)}: {1e3 * seconds:.0f} ms a step, {max(0, epochs):,} epochs in the time"
-            )
-            if chosen is None or epochs >= wanted:
-                chosen = recipe, pace
-            if epochs < 2 * wanted or time.monotonic() - probing > PROBE_SHARE * hours * 3600:
-                break
-    assert chosen is not None, "a ladder has rungs"
-    recipe, pace = chosen
-    epochs = min(MOST_EPOCHS, epochs_left(recipe, pace))
+    recipe, pace = _climb(candidates, prepared, clock, wanted, reasons, console)
+    epoch = epoch_seconds(pace, recipe, prepared)
+    epochs = min(MOST_EPOCHS, clock.epochs(pace, epoch))
     if epochs < 1:
-        raise RecipeError(
-            f"--hours {hours:g} is not enough for one epoch of {num_images:,} images on this device "
-            f"(an epoch takes about {duration(epoch_seconds(pace, recipe, prepared))}); give more hours"
-        )
+        raise RecipeError(_too_short(clock, pace, epoch, num_images, wanted))
+    warning = _warning(clock, pace, epoch, epochs, wanted, recipe)
     recipe = _with_epochs(recipe, overrides, epochs, pace)
     reasons.append(
-        f"chosen: {_described(recipe)}, {recipe.stages[0].epochs} epochs (about {wanted} are wanted before a "
-        f"larger model pays), batch {recipe.stages[0].batch_size}, policy {recipe.augment.policy}"
+        f"chosen: {_described(recipe)}, {counted(recipe.stages[0].epochs, 'epoch')} (about {wanted} are wanted before "
+        f"a larger model pays), batch {recipe.stages[0].batch_size}, policy {recipe.augment.policy}"
     )
+    if warning and recipe.stages[0].epochs == epochs:  # else the user named them
+        reasons.append(warning)
     return recipe, reasons
 
 
-def probe(recipe: Recipe, prepared: Prepared) -> Pace:
-    """The pace of a few real steps: seconds and bytes."""
+def _climb(
+    candidates: Sequence[Recipe],
+    prepared: Prepared,
+    clock: Clock,
+    wanted: int,
+    reasons: list[str],
+    console: Console,
+) -> tuple[Recipe, Pace]:
+    """The highest rung that sees every image often enough, else the lowest; what each gave is added to `reasons`."""
+    limit, began = min(MOST_PROBE_SECONDS, PROBE_SHARE * clock.hours * 3600), time.monotonic()
+    console.print(
+        f"measuring training steps of up to {counted(len(candidates), 'model')}, for about {duration(limit)} at most"
+    )
+    chosen: tuple[Recipe, Pace] | None = None
+    with counting(console, "measuring") as progress:
+        for number, recipe in enumerate(candidates):
+            progress(number, len(candidates))
+            pace = probe(recipe, prepared, min(LONG_PROBE_SECONDS, limit - (time.monotonic() - began)))
+            epochs = clock.epochs(pace, epoch_seconds(pace, recipe, prepared))
+            milliseconds = 1e3 * (pace.step_seconds + pace.load_seconds)
+            reasons.append(
+                f"{_described(recipe)}: {milliseconds:.0f} ms a step, {counted(max(0, epochs), 'epoch')} in the time"
+            )
+            if chosen is None or epochs >= wanted:
+                chosen = recipe, pace
+            if epochs < 2 * wanted or time.monotonic() - began >= limit:
+                break
+    assert chosen is not None, "a ladder has rungs"
+    return chosen
+
+
+def _too_short(clock: Clock, pace: Pace, epoch: float, num_images: int, wanted: int) -> str:
+    """Why no epoch fits, and what to ask for."""
+    return (
+        f"--hours {clock.hours:g} is not enough for one epoch of {counted(num_images, 'image')} on this device: one "
+        f"takes about {duration(epoch)}, scoring val {duration(clock.scoring(pace))}, starting, reading and measuring "
+        f"took {duration(clock.passed())}, and a tenth of the time is kept back. Give --hours "
+        f"{clock.hours_for(1, pace, epoch):g} or more for one epoch, about {clock.hours_for(wanted, pace, epoch):g} "
+        f"for the {wanted} that such data needs; a smaller model or size takes less"
+    )
+
+
+def _warning(clock: Clock, pace: Pace, epoch: float, epochs: int, wanted: int, recipe: Recipe) -> str | None:
+    """What a user should know of a plan with far fewer epochs than are wanted."""
+    if epochs >= FEW * wanted:
+        return None
+    cheaper = f"--set model.width={recipe.model.width / 2:g}"
+    if recipe.augment.train_px >= 48:
+        cheaper += f" or --set augment.train_px={4 * round(recipe.augment.train_px / 8)}"
+    return (
+        f"warning: {counted(epochs, 'epoch')} in the time, of about {wanted} that such data needs: the model will know "
+        f"little. Give --hours {clock.hours_for(wanted, pace, epoch):g}, or take a cheaper model: {cheaper}"
+    )
+
+
+def probe(recipe: Recipe, prepared: Prepared, seconds: float = LONG_PROBE_SECONDS) -> Pace:
+    """The pace of a few real steps: seconds and bytes.
+
+    Args:
+        seconds: after so many no other step begins; a single step stands for itself.
+    """
     keep_freed_memory()
     device = torch.device(recipe.run.device)
     stage, images = recipe.stages[0], prepared.images
@@ -185,15 +253,19 @@ def probe(recipe: Recipe, prepared: Prepared) -> Pace:
             inputs, targets = mix(normalise(to_device(batch, device)), labels, indices, recipe, stage, epoch, step)
             learner.step(inputs, targets, 1e-6)  # it gives a float, so the device has finished
             now = time.perf_counter()
-            if number > 0:  # the first step also chooses kernels
-                loads.append(loaded - then)
-                steps.append(now - loaded)
+            loads.append(loaded - then)
+            steps.append(now - loaded)
             then = now
-            if number == TIMED_STEPS or (number > 1 and now - probing > LONG_PROBE_SECONDS):
+            if number == TIMED_STEPS or now - probing > seconds:
                 break
         image_bytes = _bytes_kept(learner.model, inputs[:2]) // 2
-    computing, loading = statistics.mean(steps), statistics.mean(loads)
+    computing, loading = _quiet(steps), _quiet(loads)
     return Pace(computing, loading, 0.8 * (computing + loading) / len(inputs), image_bytes)
+
+
+def _quiet(seconds: Sequence[float]) -> float:
+    """What a step takes when nothing else runs; the first one also chooses kernels, so it counts only alone."""
+    return float(np.quantile(seconds[1:] or seconds, QUIET_QUANTILE))
 
 
 def _bytes_kept(model: torch.nn.Module, images: torch.Tensor) -> int:

@@ -16,10 +16,12 @@ from fewsight import files
 from fewsight.errors import RecipeError, RunError
 from fewsight.fusion import Scored, check_unseen, labels_of, log_probs, open_scored, read_views
 from fewsight.metrics import Share, wilson
+from fewsight.wording import counted
 
 FILE = "calibration.json"
 NUM_BINS = 15  # of the expected calibration error
 RANGE = (0.05, 20.0)  # of temperatures
+FEW = 20 * NUM_BINS  # images; the share that is right in a bin of fewer than 20 is off by 0.1 and more
 PART = 4096  # images that are held anew at a time
 
 
@@ -49,6 +51,19 @@ class Calibration:
     nll: tuple[float, float]  # before and after, on the same images
     ece: tuple[float, float]  # expected calibration error of the most probable class, 15 bins of equal width
     threshold: Threshold | None = None
+
+    @property
+    def note(self) -> str | None:
+        """What keeps the calibration error here from being taken at its word; None where nothing does."""
+        few = self.num_images < FEW
+        if not few and self.ece[1] <= self.ece[0]:
+            return None
+        worse = "the error grew; " if self.ece[1] > self.ece[0] else ""
+        noisy = f", and of {counted(self.num_images, 'image')} it is mostly noise: judge by the NLL" if few else ""
+        return (
+            f"{worse}the temperature makes the labels most likely (NLL), it does not aim at the error, which is taken "
+            f"over {NUM_BINS} bins of probability{noisy}"
+        )
 
 
 def calibrate(path: Path, split: str, views: str | None, coverage: float | None = None) -> list[Calibration]:
@@ -129,8 +144,8 @@ def choose_threshold(peaks: np.ndarray, right: np.ndarray, coverage: float, sour
     if number > len(peaks):
         fewest = math.ceil(round(coverage / (1 - coverage), 9))
         raise RunError(
-            f"{source}: --coverage {coverage:g} needs {fewest:,} images or more to choose a threshold on, and these "
-            f"are {len(peaks):,}; ask for {len(peaks) / (len(peaks) + 1):.3f} at most, or evaluate on more images"
+            f"{source}: --coverage {coverage:g} needs {counted(fewest, 'image')} or more to choose a threshold on, and "
+            f"these are {len(peaks):,}; ask for {len(peaks) / (len(peaks) + 1):.3f} at most, or evaluate on more images"
         )
     order = np.argsort(-peaks, kind="stable")
     last, following = (float(peaks[order[place]]) for place in (number - 1, min(number, len(peaks) - 1)))

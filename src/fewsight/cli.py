@@ -6,12 +6,16 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 import fewsight
 from fewsight.errors import FewsightError, Interrupted
+from fewsight.wording import counted
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = App(
     name="fewsight",
@@ -183,7 +187,8 @@ def evaluate(
     Args:
         run: the run folder, or an ensemble.
         data: a dataset as for train; labels match by name.
-        split: which one (test, else val); a folder without splits is taken whole.
+        split: which one (test, else val); all: every image. Of data without splits those that were trained on, known
+            by what they show, are left out unless this says all.
         views: center (one view, a run's default), report (every test size, two crops; an ensemble's default), or names
             such as center-224,random-320; center-224-noflip is the view without its flipped twin.
         scores: the folder that keeps every view's scores (RUN/scores/SPLIT).
@@ -198,7 +203,13 @@ def evaluate(
         files.check_target(json_, "--json")
     console = make_console()
     found = evaluate_run(run, data, split=split, views=views, scores=scores, dtype=scores_dtype, console=console)
-    seen = found.views[0] if len(found.views) == 1 else f"{len(found.views)} views"
+    seen = found.views[0] if len(found.views) == 1 else counted(len(found.views), "view")
+    if found.num_left_out:
+        total = found.num_left_out + found.figures.num_images
+        console.print(
+            f"left out: {found.num_left_out:,} of {counted(total, 'image')}, because it was trained on them; "
+            "--split all tests them too"
+        )
     if found.num_trained_on:
         console.print(trained_on(found.num_trained_on, found.figures.num_images))
     show_figures(console, found.figures, f"{run} on {data} ({found.split}, {seen})")
@@ -211,6 +222,7 @@ def evaluate(
     if json_ is not None:
         about: dict[str, Any] = {"run": str(run), "data": str(data), "split": found.split}
         about |= {"views": found.views, "num_trained_on": found.num_trained_on}
+        about |= {"num_left_out": found.num_left_out}
         files.write_json(json_, about | found.figures.as_json() | {"unreadable": found.unreadable})
         console.print(f"wrote {json_}")
     return 1 if found.unreadable else 0
@@ -260,7 +272,7 @@ def predict(
     if out is not None and features:
         print(f"wrote {features_file(out)}: float32, a row for each of {out}")
     if out is not None:
-        print(f"wrote {out}: {total:,} row{'s' * (total != 1)}" + (f", {failed:,} with an error" if failed else ""))
+        print(f"wrote {out}: {counted(total, 'row')}" + (f", {failed:,} with an error" if failed else ""))
     return 1 if failed else 0
 
 
@@ -331,6 +343,8 @@ def report(
 @app.command
 def runs(folder: Path = Path("runs"), /, *, json_: Annotated[Path | None, Parameter(name="--json")] = None) -> int:
     """List the runs below a folder with their models, trainings and accuracies on val; seeds as mean ± sd.
+
+    A training that no process is at is shown as interrupted; an ensemble's accuracy comes from the kept scores of val.
 
     Args:
         folder: where to look (runs).
@@ -515,7 +529,7 @@ def scores_rows(
     runs: tuple[Path, ...],
     /,
     *,
-    split: str = "test",
+    split: str | None = None,
     views: str | None = None,
     fuse: bool = False,
     weights: str | None = None,
@@ -525,7 +539,7 @@ def scores_rows(
 
     Args:
         runs: run folders that were evaluated, ensembles, or score folders.
-        split: whose scores (test).
+        split: whose scores (test, else val, else the only ones that all have).
         views: only these, for example center-64,random-64.
         fuse: also the runs as one ensemble, uniform over their rows.
         weights: also the runs as one ensemble, by a number for each run, with commas.
@@ -535,8 +549,8 @@ def scores_rows(
     from fewsight.fusion import open_each, read_views
     from fewsight.tables import fusions, lines, row_lines
 
-    opened = open_each(runs, split, read_views(views))
     console = make_console()
+    opened = open_each(runs, _asked_split(runs, split, console), read_views(views))
     for one in opened:
         show_lines(console, str(one.path), row_lines(one), int(one.trained_on.sum()))
     for text, fused in fusions(opened, views, rows_alike=fuse, weights=weights, choose_on=choose_on):
@@ -545,12 +559,12 @@ def scores_rows(
 
 
 @scores_app.command(name="compare")
-def scores_compare(runs: tuple[Path, ...], /, *, split: str = "test", views: str | None = None) -> int:
+def scores_compare(runs: tuple[Path, ...], /, *, split: str | None = None, views: str | None = None) -> int:
     """Compare each run with the first on the same images: gain, bootstrap interval, exact McNemar test.
 
     Args:
         runs: two or more run folders or ensembles that were evaluated on the same images, or score folders.
-        split: whose scores (test).
+        split: whose scores (test, else val, else the only ones that all have).
         views: only these, for example center-64,random-64 (all that there are).
     """
     from fewsight.calibration import view_names
@@ -562,8 +576,8 @@ def scores_compare(runs: tuple[Path, ...], /, *, split: str = "test", views: str
         raise FewsightError(
             "scores compare needs at least two runs, for example: fewsight scores compare runs/a runs/b"
         )
-    first, *others = open_each(runs, split, read_views(views))
     console = make_console()
+    first, *others = open_each(runs, _asked_split(runs, split, console), read_views(views))
     for other in others:
         if number := int((first.trained_on | other.trained_on).sum()):
             console.print(trained_on(number, len(other.trained_on), "one of the two"))
@@ -575,23 +589,24 @@ def scores_compare(runs: tuple[Path, ...], /, *, split: str = "test", views: str
 
 
 @scores_app.command(name="ablate")
-def scores_ablate(runs: tuple[Path, ...], /, *, split: str = "test") -> int:
+def scores_ablate(runs: tuple[Path, ...], /, *, split: str | None = None) -> int:
     """What each scale, each crop, the flips and each member give, every part compared with the whole image by image.
 
     Args:
         runs: one run, one ensemble, or several runs that are taken as one ensemble.
-        split: whose scores (test).
+        split: whose scores (test, else val, else the only ones that all have).
     """
     from fewsight.console import make_console, show_lines, trained_on
     from fewsight.fusion import open_each
     from fewsight.tables import ablate
     from fewsight.tables import fuse as fuse_runs
 
-    opened = open_each(runs, split)
+    console = make_console()
+    opened = open_each(runs, _asked_split(runs, split, console))
     scored = opened[0] if len(opened) == 1 else fuse_runs(opened)
     found = ablate(scored)
-    console = make_console()
-    title = str(runs[0]) if len(runs) == 1 else f"{len(runs)} runs, uniform over {len(scored.rows)} rows"
+    title = f"{len(runs)} runs, uniform over {counted(len(scored.rows), 'row')}"
+    title = str(runs[0]) if len(runs) == 1 else title
     if number := int(scored.trained_on.sum()):
         console.print(trained_on(number, len(scored.trained_on)))
     show_lines(console, title, [found.whole])
@@ -611,6 +626,9 @@ def scores_calibrate(
     from_: Annotated[Path | None, Parameter(name="--from")] = None,
 ) -> int:
     """Fit the temperature that makes a run as sure as it is right, and keep it in the run, where predict takes it.
+
+    It is the one that makes the labels most likely (least NLL). The calibration error that is shown beside it, over 15
+    bins of probability, is mostly noise on fewer than 300 images.
 
     With --coverage also choose the probability below which an image is none of the run's classes; predict and serve
     then mark such images.
@@ -708,7 +726,7 @@ def vipriors_submit(
 
     console = make_console()
     number = submit(run, data, out, views=views, scores=scores, num_images=images, console=console)
-    console.print(f"wrote {printable(str(out))}: {number:,} predictions")
+    console.print(f"wrote {printable(str(out))}: {counted(number, 'prediction')}")
     return 0
 
 
@@ -733,6 +751,19 @@ def recipes(name: str | None = None, /) -> int:
         for one, path in shipped.items():
             print(f"{one:<24} {path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
     return 0
+
+
+def _asked_split(runs: Sequence[Path], split: str | None, console: "Console") -> str:
+    """The split that was named, else the one that the runs have scores of; it is said where that is not test."""
+    from fewsight.fusion import split_of
+
+    if split is not None:
+        return split
+    found = split_of(runs)
+    if found != "test":
+        lacking = "there are no scores of test" if len(runs) == 1 else "not all of these have scores of test"
+        console.print(f"on {found}: {lacking} (--split names another)")
+    return found
 
 
 def _seed_list(text: str) -> list[int]:

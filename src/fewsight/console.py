@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from fewsight.wording import counted
+
 if TYPE_CHECKING:
     from fewsight.calibration import Calibration
     from fewsight.fusion import Spec
@@ -59,6 +61,7 @@ class TrainingReporter:
         self.console = console
         self.total = self.done = 0
         self.times: deque[tuple[float, int]] = deque(maxlen=200)
+        self.starting = True  # the first time is that of the start, not of a step
         self.spoke = time.monotonic()
         self.loss: float | None = None
         self.terms: dict[str, float] = {}  # the last of each that the loss logged
@@ -79,6 +82,9 @@ class TrainingReporter:
     def step(self, line: Mapping[str, Any], done_steps: int) -> None:
         """Move the bar."""
         self.done = done_steps
+        if self.starting and len(self.times) > 1:
+            self.times.popleft()  # the step after a start also opens files and chooses kernels
+            self.starting = False
         self.times.append((time.monotonic(), done_steps))
         self.loss = line["loss"] if self.loss is None else 0.95 * self.loss + 0.05 * line["loss"]
         self.terms |= line.get("terms", {})
@@ -88,7 +94,7 @@ class TrainingReporter:
             self.bar.update(self.task, completed=done_steps, description=text, left=self.left())
         elif time.monotonic() - self.spoke > PLAIN_SECONDS:
             text += fitting(self.terms)
-            self._say(f"{text} · step {done_steps:,} of {self.total:,} · {self.left()}")
+            self._say(_joined(f"{text} · step {done_steps:,} of {self.total:,}", self.left()))
 
     def epoch(self, line: Mapping[str, Any]) -> None:
         """Say what an epoch gave; in a terminal only where it was tested or its loss has more to say."""
@@ -97,16 +103,18 @@ class TrainingReporter:
         if "val_top1" in line:
             text += f" · val top-1 {100 * line['val_top1']:.1f} %"
         if self.bar is None or "val_top1" in line or "terms" in line:
-            self._say(f"{text} · {duration(line['seconds'])}" + (f" · {self.left()}" if self.done < self.total else ""))
+            self._say(_joined(f"{text} · {duration(line['seconds'])}", self.left()))
 
     def say(self, text: str) -> None:
         """Print a line, above the bar."""
         self._say(text)
 
     def left(self) -> str:
-        """The time left, from the pace of the last steps."""
+        """The time left, from the pace of the last steps; nothing at the end, and while one step alone was taken."""
         (then, before), (last, done) = self.times[0], self.times[-1]
-        return duration((last - then) / max(1, done - before) * (self.total - done)) + " left"
+        if done >= self.total or done - before < 1 + self.starting:
+            return ""
+        return duration((last - then) / (done - before) * (self.total - done)) + " left"
 
     def close(self) -> None:
         """Take the bar away."""
@@ -117,6 +125,10 @@ class TrainingReporter:
     def _say(self, text: str) -> None:
         self.spoke = time.monotonic()
         self.console.print(text)
+
+
+def _joined(*parts: str) -> str:
+    return " · ".join(part for part in parts if part)
 
 
 def fitting(terms: Mapping[str, float], cells: int = PLAIN_WIDTH) -> str:
@@ -145,7 +157,7 @@ def show_figures(console: Console, figures: "Figures", title: str, *, most: int 
     """The headline with its interval and count, the weakest classes, the worst confusions."""
     top1, top5 = figures.top1, figures.top5
     unread = figures.num_images - top1.total
-    count = f"{top1.total:,} images" if not unread else f"{top1.total:,} of {figures.num_images:,} images"
+    count = f"{top1.total:,} of {counted(figures.num_images, 'image')}" if unread else counted(top1.total, "image")
     unreadable = f" ({unread:,} unreadable)" if unread else ""
     console.print(f"{printable(title)} · {count}{unreadable}", style="bold")
     console.print(f"  top-1              {top1}  (Wilson 95 % interval)")
@@ -173,9 +185,9 @@ def show_lines(console: Console, title: str, lines: Sequence["Line"], num_traine
     cells = max(cell_len(printable(line.name)) for line in lines)
     for line in lines:
         name = printable(line.name) + " " * (cells - cell_len(printable(line.name)))
-        results = "1 view" if line.num_results == 1 else f"{line.num_results} views"
+        results = counted(line.num_results, "view")
         against = "" if line.against is None else f", {line.against.brief()}"
-        console.print(f"  {name}  {line.top1}  on {line.top1.total:,} images, {results}{against}")
+        console.print(f"  {name}  {line.top1}  on {counted(line.top1.total, 'image')}, {results}{against}")
 
 
 def show_members(console: Console, specs: Sequence["Spec"]) -> None:
@@ -192,12 +204,14 @@ def show_members(console: Console, specs: Sequence["Spec"]) -> None:
 def show_calibrations(console: Console, path: Any, found: Sequence["Calibration"]) -> None:
     """Temperatures and thresholds, and what they did on the images that they were chosen on."""
     for one in found:
-        views = one.views[0] if len(one.views) == 1 else f"{len(one.views)} views"
+        views = one.views[0] if len(one.views) == 1 else counted(len(one.views), "view")
         console.print(
-            f"{printable(str(path))}, {views}: temperature {one.temperature:.3f} on {one.num_images:,} images of "
-            f"{printable(one.fitted_on)}; there NLL {one.nll[0]:.3f} → {one.nll[1]:.3f}, calibration error "
+            f"{printable(str(path))}, {views}: temperature {one.temperature:.3f} on {counted(one.num_images, 'image')} "
+            f"of {printable(one.fitted_on)}; there NLL {one.nll[0]:.3f} → {one.nll[1]:.3f}, calibration error "
             f"{100 * one.ece[0]:.1f} → {100 * one.ece[1]:.1f} points"
         )
+        if one.note is not None:
+            console.print(f"  note: {one.note}")
         if one.threshold is not None:
             console.print(
                 f"  none of these below {one.threshold.prob:.3f}: there it keeps {one.threshold.kept:,} of "
@@ -223,7 +237,7 @@ def show_runs(
     console.print(table)
     for path, (mean, spread, count) in seeds.items():
         figure = f"{100 * mean:.1f} ± {100 * spread:.1f} %"
-        console.print(f"{printable(str(path))}: {figure} over {count} seeds (mean ± standard deviation)")
+        console.print(f"{printable(str(path))}: {figure} over {counted(count, 'seed')} (mean ± standard deviation)")
 
 
 def _class_table(console: Console, figures: "Figures", most: int) -> Table:

@@ -13,6 +13,7 @@ from fewsight.files import make_folder
 from fewsight.rng import SPLIT, stream
 from fewsight.runs import check_new
 from fewsight.session import train
+from fewsight.wording import counted
 
 TRAIN_PER_CLASS = 50
 
@@ -27,7 +28,7 @@ def run_demo(out: Path, *, console: Console | None = None) -> None:
     found = evaluate(out, data, split="test", console=console)
     show_figures(console, found.figures, "digits, test")
     top1 = found.figures.top1
-    console.print(f"top-1 {top1} on {top1.total:,} images; the run lies in {out}")
+    console.print(f"top-1 {top1} on {counted(top1.total, 'image')}; the run lies in {out}")
     console.print(f"next: fewsight predict {quote(str(out))} {quote(str(data / 'test'))} --out predictions.csv")
 
 

@@ -218,11 +218,11 @@ def combine(
         RunError: a run is not one, lacks its weights or has other classes; the weights would be chosen on images that
             were trained on; `out` is taken or cannot be written.
     """
-    runs.check_new(out)
-    _check_names([name for name, _ in members])
+    runs.check_new(out, resumable=False)
     rows = [row for name, parts in members for path, sizes in parts for row in _rows(name, path, sizes)]
     paths = list(dict.fromkeys(row.path for row in rows))
     read = {path: _whole_run(path) for path in paths}
+    _check_names([name for name, _ in members])
     for run in read.values():
         _check_classes(read[paths[0]], run)
     _check_rows(rows, read)

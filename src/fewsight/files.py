@@ -117,6 +117,21 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
         lock.release()
 
 
+def is_locked(folder: Path) -> bool | None:
+    """Whether a process holds the lock of a folder; None where that cannot be known. Nothing is written."""
+    if not (folder / LOCK).is_file():
+        return False
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):  # a folder that may not be written, or without locks
+        return None
+    lock.release()
+    return False
+
+
 def check_inside(file: Path, folder: Path, *, most: int | None = None) -> None:
     """Refuse a file of a folder from elsewhere that is none, or lies outside: a link, a device, a pipe.
 

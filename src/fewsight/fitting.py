@@ -34,6 +34,7 @@ from fewsight.reporters import Reporter
 from fewsight.rng import batch_stream
 from fewsight.runs import Run
 from fewsight.schedule import peak_rate, px_at, rate_at
+from fewsight.wording import counted
 
 _LOWER_RATE = (
     "{path} keeps the last saved state. Lower the rate (--set stages.0.optim.base_lr=...) or lengthen the warm-up "
@@ -306,7 +307,8 @@ def _stage_line(recipe: Recipe, number: int, plan: Plan, learner: Learner) -> st
     stage = recipe.stages[number]
     batch = "x".join(map(str, plan.shape)) if isinstance(plan, ClassBatches) else str(plan.batch_size)
     text = (
-        f"stage {number + 1} of {len(recipe.stages)}: {stage.loss}, {stage.epochs} epochs of {plan.num_steps} batches "
+        f"stage {number + 1} of {len(recipe.stages)}: {stage.loss}, {counted(stage.epochs, 'epoch')} of "
+        f"{counted(plan.num_steps, 'batch')} "
     )
     text += f"({batch} images{' by class' if isinstance(plan, ClassBatches) else ''}), peak rate "
     text += f"{peak_rate(stage, plan.batch_size):.3g}"

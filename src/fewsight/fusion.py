@@ -17,6 +17,7 @@ import numpy as np
 from fewsight import files
 from fewsight.errors import RunError
 from fewsight.scores import Store, read_store
+from fewsight.wording import counted
 
 ENSEMBLE = "ensemble.json"  # what makes a run folder, or a folder of scores, one of an ensemble
 PLAIN = "noflip"  # the ending of a view without its flipped twin
@@ -107,6 +108,31 @@ class Spec:
     run: str  # a folder in the ensemble's runs/
     px: int
     weight: float
+
+
+def split_of(paths: Sequence[Path]) -> str:
+    """The split that is asked about where none is named: test, else val, else the only one that all have scores of.
+
+    Raises:
+        RunError: they have scores of several others, so that one has to be named.
+    """
+    there = [found for path in paths if (found := _splits(path))]
+    if not there:
+        return "test"  # folders of scores, or the message that says how to make them
+    shared = set.intersection(*there)
+    for name in ("test", "val"):
+        if name in shared:
+            return name
+    if len(shared) > 1:
+        raise RunError(f"{paths[0]} has scores of {', '.join(sorted(shared))}; choose with --split")
+    return shared.pop() if shared else min(there[0], key=lambda name: (name != "test", name != "val", name))
+
+
+def _splits(path: Path) -> set[str]:
+    """The splits that a run, or an ensemble's runs, have scores of; none for a folder of scores, which has no split."""
+    if (path / "store.json").is_file():
+        return set()
+    return {store.parent.name for pattern in ("", "runs/*/") for store in path.glob(f"{pattern}scores/*/store.json")}
 
 
 def open_scored(path: Path, split: str, views: Sequence[str] = ()) -> Scored:
@@ -293,7 +319,7 @@ def labels_of(store: Store) -> np.ndarray:
     if any(image.label is None for image in store.images):
         raise RunError(f"{store.path}: its images have no labels, so there is no accuracy; evaluate on labelled ones")
     if not store.readable.any():
-        raise RunError(f"{store.path}: none of its {len(store.images):,} images could be read")
+        raise RunError(f"{store.path}: none of {counted(len(store.images), 'image')} could be read")
     index = {name: number for number, name in enumerate(store.about.classes)}
     try:
         return np.array([index[str(image.label)] for image in store.images])
@@ -337,9 +363,9 @@ def check_unseen(scored: Scored, what: str) -> None:
     number = int(scored.trained_on.sum())
     if number:
         raise RunError(
-            f"{scored.path}: {number:,} of these {len(scored.trained_on):,} images were trained on, so {what} cannot "
-            "be chosen on them; choose on a split that was not trained on, or, for runs on train + val, choose with "
-            "the same recipes trained on train alone and carry it over (--from)"
+            f"{scored.path}: {number:,} of these {counted(len(scored.trained_on), 'image')} were trained on, so {what} "
+            "cannot be chosen on them; choose on a split that was not trained on, or, for runs on train + val, choose "
+            "with the same recipes trained on train alone and carry it over (--from)"
         )
 
 
@@ -470,6 +496,29 @@ def _scores_folder(path: Path, split: str, asked: Path | None = None) -> Path:
     folder = path / "scores" / split
     if (folder / "store.json").exists():
         return folder
-    there = ", ".join(sorted(one.parent.name for one in path.glob("scores/*/store.json")))
-    has = f"it has scores of {there} (--split)" if there else f"make them with: fewsight evaluate {asked or path} DATA"
-    raise RunError(f"{path} has no scores of {split!r}; {has}")
+    if there := ", ".join(sorted(_splits(path))):
+        raise RunError(f"{path} has no scores of {split!r}; it has scores of {there} (--split)")
+    if asked is None:
+        _check_could_have_scores(path)
+    raise RunError(f"{path} has no scores of {split!r}; make them with: fewsight evaluate {asked or path} DATA")
+
+
+def _check_could_have_scores(path: Path) -> None:
+    """Refuse what is no run, and a run that is not finished.
+
+    Raises:
+        RunError: says which.
+    """
+    if not path.is_dir():
+        raise RunError(f"{path} is not there; expected a run that was evaluated, an ensemble, or a folder of scores")
+    if not (path / "run.json").is_file():
+        raise RunError(
+            f"{path} holds no run.json and no scores, so it is neither a run nor a folder of scores; expected a folder "
+            "that `fewsight train` or `fewsight ensemble` wrote, or one that --scores named"
+        )
+    info = files.read_json(path / "run.json")
+    if isinstance(info, dict) and info.get("status") == "training":
+        raise RunError(
+            f"{path} has no scores, since its training did not end; finish it with `fewsight train --resume {path}`, "
+            "then evaluate it"
+        )

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fewsight.ensemble import Asked, open_asked, score_asked, score_folders
 from fewsight.errors import DataError
 from fewsight.fusion import fused
 from fewsight.predict import Labelled, run_scores
+from fewsight.wording import counted
 
 
 def predict_files(
@@ -60,7 +62,10 @@ def predict_files(
     asked = open_asked(path, views)
     if features and asked.specs:
         raise DataError("--features: the members of an ensemble have features of their own; ask one of its runs")
-    names, top_k = rows.expand(inputs), min(top_k, len(asked.classes))
+    ignored: Counter[str] = Counter()
+    names, top_k = rows.expand(inputs, ignored), min(top_k, len(asked.classes))
+    if ignored[rows.OTHER]:
+        console.print(f"skipped {counted(ignored[rows.OTHER], 'file')} in the folders: no images by their names")
     calibration = calibration_for(path, asked.view_names)
     temperature = None if calibration is None else calibration.temperature
     threshold = None if calibration is None or calibration.threshold is None else calibration.threshold.prob

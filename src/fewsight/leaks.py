@@ -7,6 +7,7 @@ from typing import Any
 
 from fewsight.data import Sample, Scanned, candidates, confirmed, load_compared
 from fewsight.errors import DataError
+from fewsight.wording import counted
 
 NAMED = 20
 
@@ -41,9 +42,10 @@ def find_leaks(
     )
     if equal and policy == "stop":
         named = "".join(f"\n  {one} = {other}" for one, other in equal[:NAMED])
+        those = counted(len(equal), "image") + " to train on " + ("is" if len(equal) == 1 else "are")
         raise DataError(
-            f"{root}: {len(equal):,} images to train on are equal to images of another split; remove them, or say "
-            f"--leak drop:{named}" + (f"\n  and {len(equal) - NAMED:,} more" if len(equal) > NAMED else "")
+            f"{root}: {those} equal to images of another split; remove them, or say --leak drop:{named}"
+            + (f"\n  and {len(equal) - NAMED:,} more" if len(equal) > NAMED else "")
         )
     both = [(sample, one) for sample, one in [*train, *others] if one.error is None]
     num_train = sum(one.error is None for _, one in train)

@@ -1,5 +1,7 @@
 """The runs below a folder, and what they came to."""
 
+import json
+import os
 import re
 import statistics
 from collections.abc import Iterator, Sequence
@@ -10,10 +12,14 @@ from typing import Any
 from fewsight import files, runs
 from fewsight.ensemble import is_ensemble
 from fewsight.errors import FewsightError, RunError
-from fewsight.metrics import Share
+from fewsight.fusion import open_scored, right
+from fewsight.metrics import Share, wilson
 from fewsight.runs import Run
+from fewsight.wording import counted
 
 DEEPEST = 4  # folders below the one that is asked for
+TAIL_BYTES = 2**16  # of a log, its last lines
+MOST_SCORE_BYTES = 2**28  # of an ensemble's scores that are read for its figure; a list is to be quick
 SEED = re.compile(r"seed\d+")  # what `train --seeds` calls its runs
 
 
@@ -23,9 +29,9 @@ class Listed:
 
     path: Path
     kind: str  # "run", "ensemble", or why it could not be read
-    status: str  # finished, training
-    model: str  # resnest14 at 0.5 width, 32 px
-    training: str  # the stages: 40 epochs of ce
+    status: str  # finished; training, epoch 3 of 20; interrupted at epoch 3 of 20
+    model: str  # resnest14 at 0.5 width, 32 px; ensemble of 2 runs
+    training: str  # the stages: 40 epochs of ce; of an ensemble, its runs
     started: str
     val: Share | None
 
@@ -72,7 +78,8 @@ def _listed(path: Path) -> Listed:
         if is_ensemble(path):
             info = files.read_json(path / "run.json")
             members = info.get("members", {}) if isinstance(info, dict) else {}
-            return Listed(path, "ensemble", "finished", f"{len(members)} runs", "", _started(info), None)
+            model, names = f"ensemble of {counted(len(members), 'run')}", ", ".join(members)
+            return Listed(path, "ensemble", "finished", model, names, _started(info), _val_of(path))
         return _run(runs.read_run(path))
     except FewsightError as error:
         return Listed(path, str(error).removeprefix(f"{path}"), "cannot be read", "", "", "", None)
@@ -81,7 +88,7 @@ def _listed(path: Path) -> Listed:
 def _run(run: Run) -> Listed:
     model = run.recipe.model
     width = "" if model.width == 1 else f" at {model.width:g} width"
-    stages = ", then ".join(f"{stage.epochs} epochs of {stage.loss}" for stage in run.recipe.stages)
+    stages = ", then ".join(f"{counted(stage.epochs, 'epoch')} of {stage.loss}" for stage in run.recipe.stages)
     val = None
     if (run.path / "metrics.json").is_file():
         metrics = files.read_json(run.path / "metrics.json")
@@ -89,12 +96,52 @@ def _run(run: Run) -> Listed:
     return Listed(
         run.path,
         "run",
-        str(run.info.get("status")),
+        "finished" if run.finished else _unfinished(run),
         f"{model.backbone}{width}, {run.recipe.augment.train_px} px",
         stages,
         _started(run.info),
         val,
     )
+
+
+def _unfinished(run: Run) -> str:
+    """How far a training is, and whether a process is at it: the lock ends with the process, run.json does not know."""
+    epoch = _last_epoch(run.path / "log.jsonl")
+    total = sum(stage.epochs for stage in run.recipe.stages)
+    at = "before its first step" if epoch is None else f"at epoch {epoch} of {total}"
+    if files.is_locked(run.path) is False:
+        return f"interrupted {at}"
+    return "training" if epoch is None else f"training, epoch {epoch} of {total}"
+
+
+def _last_epoch(log: Path) -> int | None:
+    """The epoch of the last line that names one."""
+    if not log.is_file():
+        return None
+    with log.open("rb") as handle:
+        handle.seek(max(0, os.fstat(handle.fileno()).st_size - TAIL_BYTES))
+        lines = handle.read(TAIL_BYTES).split(b"\n")
+    for line in reversed(lines):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue  # cut at the beginning, or by a kill
+        if isinstance(value, dict) and isinstance(value.get("epoch"), int):
+            return int(value["epoch"])
+    return None
+
+
+def _val_of(path: Path) -> Share | None:
+    """An ensemble's top-1 by the scores that are kept of val; None without them, or on images that were trained on."""
+    try:
+        scored = open_scored(path, "val")
+        size = sum(result.store.about.count * result.store.about.row_bytes for result in scored.weights)
+        if size > MOST_SCORE_BYTES or scored.trained_on.any():
+            return None
+        (found,) = right([scored.weights])
+    except RunError:
+        return None
+    return wilson(int(found.sum()), len(found))
 
 
 def _share(val: Any) -> Share | None:

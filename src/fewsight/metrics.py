@@ -8,6 +8,8 @@ import numpy as np
 from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_fscore_support
 
+from fewsight.wording import counted
+
 Z95 = 1.959963984540054  # two-sided 95 % of a normal distribution
 
 
@@ -59,10 +61,10 @@ class Paired:
 
     def __str__(self) -> str:
         text = (
-            f"{100 * self.gain:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}] on {self.total:,} images, "
+            f"{100 * self.gain:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}] on "
+            f"{counted(self.total, 'image')}, McNemar p = {self.p_value:.2g}"
         )
-        text += f"McNemar p = {self.p_value:.2g}"
-        return text if self.distinguishable else f"{text}: not distinguishable on these {self.total:,} images"
+        return text if self.distinguishable else f"{text}: not distinguishable on these {counted(self.total, 'image')}"
 
 
 def paired(first_right: np.ndarray, second_right: np.ndarray, *, resamples: int = 10_000, seed: int = 0) -> Paired:

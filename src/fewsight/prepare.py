@@ -23,6 +23,7 @@ from fewsight.fitting import TrainingSet
 from fewsight.leaks import Leaks, find_leaks
 from fewsight.recipes import Data
 from fewsight.runs import RunData
+from fewsight.wording import counted
 
 MOST_IMAGES_FOR_STATISTICS = 50_000
 NAMED_IN_MESSAGE = 20
@@ -139,8 +140,8 @@ def _check_bad(source: Path, left_out: list[dict[str, str]], total: int, max_bad
     named = "".join(f"\n  {one['error']}" for one in left_out[:NAMED_IN_MESSAGE])
     more = len(left_out) - NAMED_IN_MESSAGE
     raise DataError(
-        f"{source}: {len(left_out):,} of {total:,} images cannot be read, more than --max-bad {max_bad:g} allows; "
-        f"mend or remove them, or raise --max-bad:{named}" + (f"\n  and {more:,} more" if more > 0 else "")
+        f"{source}: {len(left_out):,} of {counted(total, 'image')} cannot be read, more than --max-bad {max_bad:g} "
+        f"allows; mend or remove them, or raise --max-bad:{named}" + (f"\n  and {more:,} more" if more > 0 else "")
     )
 
 

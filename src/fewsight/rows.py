@@ -20,24 +20,28 @@ from fewsight.errors import DataError
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
 NONE_OF_THESE = "none_of_these"  # the column: true, false, or nothing where the image could not be read
+OTHER = "other file"  # as `data.images_under` counts them
 ROW_GROUP = 10_000  # rows that a Parquet file holds together
 Row = dict[str, Any]
 
 
-def expand(inputs: Sequence[str]) -> list[str]:
+def expand(inputs: Sequence[str], ignored: Counter[str] | None = None) -> list[str]:
     """Files, folders and glob patterns as a list of files, in the order given.
 
     A folder gives its images, also those of its sub-folders, in code-point order; hidden ones are left out. A
     name or pattern that matches nothing and a folder without images stay in the list: their row says so.
+
+    Args:
+        ignored: counts what is passed over in folders, by the reason; OTHER: no image by its name.
     """
-    paths: list[str] = []
+    paths, ignored = list[str](), Counter() if ignored is None else ignored
     for one in inputs:
         # os.path answers False for what cannot be a path at all; pathlib raises
         if os.path.lexists(one) or not glob.has_magic(one):
-            paths += _images_below(one)
+            paths += _images_below(one, ignored)
         else:
             found = sorted(glob.glob(one, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
-            paths += [path for match in found for path in _images_below(match)] or [one]
+            paths += [path for match in found for path in _images_below(match, ignored)] or [one]
     return paths
 
 
@@ -173,11 +177,11 @@ def _parquet_writer(part: Path, names: Sequence[str]) -> Iterator[Callable[[Sequ
         write_group()
 
 
-def _images_below(path: str) -> list[str]:
+def _images_below(path: str, ignored: Counter[str]) -> list[str]:
     """The images of a folder; any other path, and a folder without images, as it is."""
     if not os.path.isdir(path):  # noqa: PTH112
         return [path]
-    return [str(Path(path) / name) for name in images_under(Path(path), Counter())] or [path]
+    return [str(Path(path) / name) for name in images_under(Path(path), ignored)] or [path]
 
 
 def _no_formula(path: str) -> str:

@@ -26,6 +26,7 @@ from fewsight import files
 from fewsight.data import digest_of_list
 from fewsight.errors import RunError
 from fewsight.recipes import Recipe, load_recipe, recipe_toml
+from fewsight.wording import counted
 
 FORMAT = 1  # of the run folder; a newer one is refused
 WEIGHTS = "weights.safetensors"
@@ -69,9 +70,17 @@ class Run:
         """Whether the training came to its end."""
         return self.info.get("status") == "finished"
 
+    def __repr__(self) -> str:
+        model, size = self.recipe.model.backbone, f"{self.recipe.augment.train_px} px"
+        classes = counted(len(self.classes), "class")
+        return f"Run({str(self.path)!r}: {model}, {size}, {classes}, {self.info.get('status')})"
 
-def check_new(path: Path) -> None:
+
+def check_new(path: Path, *, resumable: bool = True) -> None:
     """Refuse a run folder that would overwrite something.
+
+    Args:
+        resumable: the message may advise to continue the run that lies there.
 
     Raises:
         RunError: `path` exists and is not an empty folder (a preview may lie there).
@@ -80,8 +89,11 @@ def check_new(path: Path) -> None:
         return
     if path.exists() or path.is_symlink():
         kind = "a run" if (path / "run.json").exists() else "not empty" if path.is_dir() else "a file"
-        resume = f", or continue it with `fewsight train --resume {path}`" if (path / "recipe.toml").exists() else ""
-        raise RunError(f"{path} is already there ({kind}); choose another --out{resume}. Nothing was changed.")
+        if resumable and (path / "recipe.toml").exists():
+            other = f", or continue it with `fewsight train --resume {path}`"
+        else:
+            other = ", or remove it first" if kind == "a run" else ""
+        raise RunError(f"{path} is already there ({kind}); choose another --out{other}. Nothing was changed.")
 
 
 def create_run(
@@ -220,6 +232,11 @@ def trained_on(run: Run) -> TrainedOn:
         frozenset((root / one["path"]).resolve() for one in lines),
         frozenset(str(one["pixels"]) for one in lines if one.get("pixels")),
     )
+
+
+def held_out(run: Run) -> frozenset[str]:
+    """The digests of the pixels of the images that the run selects on, its val."""
+    return frozenset(str(one["pixels"]) for one in read_images(run) if one["split"] == "val" and one.get("pixels"))
 
 
 def save_weights(run: Run, tensors: Mapping[str, Tensor], **notes: Any) -> Run:

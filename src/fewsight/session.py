@@ -28,6 +28,7 @@ from fewsight.ranks import Ranks, joined
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
 from fewsight.reporters import Reporters
 from fewsight.runs import Run
+from fewsight.wording import counted
 
 TEST_RATIOS = (1.0, 320 / 224, 380 / 224, 2.0)  # the report's test sizes over its train size
 
@@ -51,7 +52,9 @@ def train(
 
     Args:
         recipe: "auto" (planned from the data, the device and `hours`), a shipped name or a TOML file.
-        overrides: `key.path=value` on top of the recipe.
+        overrides: `key.path=value` on top of the recipe, for all that the command has options for: `data.holdout=0.3`
+            is --holdout 0.3, `data.max_bad=0.05` --max-bad, `data.leak=stop` --leak, `data.merge_val=true` --merge-val,
+            `run.deterministic=true` --deterministic.
         seeds: train once for each, in `out/seed<N>`, all by one plan; none: once, in `out`.
         init_from: start from this run's weights instead of random ones, seed by seed where it holds a run for each.
             They stand for all stages of the recipe but the last, which alone is trained.
@@ -235,7 +238,7 @@ def write_preview(recipe: Recipe, prepared: Prepared, count: int, out: Path, con
     target = out / runs.PREVIEW
     with files.replacing(target) as part:
         sheet.save(part, format="PNG")
-    shown = "1 batch" if count == 1 else f"{count} batches"
+    shown = counted(count, "batch")
     console.print(f"wrote {target}: {shown} of {' or '.join(map(str, sizes))} images as the model will see them")
     return target
 
@@ -271,9 +274,8 @@ def _fit(
 def _last_stage(recipe: Recipe, console: Console) -> Recipe:
     """The recipe without the stages that trained weights stand for."""
     for number, stage in enumerate(recipe.stages[:-1]):
-        console.print(
-            f"stage {number + 1} ({stage.loss}, {stage.epochs} epochs) is left out: --init-from stands for it"
-        )
+        what = f"{stage.loss}, {counted(stage.epochs, 'epoch')}"
+        console.print(f"stage {number + 1} ({what}) is left out: --init-from stands for it")
     return recipe.model_copy(update={"stages": recipe.stages[-1:]})
 
 
@@ -323,7 +325,7 @@ def _check_place(out: Path, folders: Sequence[Path]) -> None:
 def _say_data(console: Console, prepared: Prepared) -> None:
     counts = {split: sum(classes.values()) for split, classes in prepared.facts.counts.items()}
     parts = ", ".join(f"{number:,} {split}" for split, number in counts.items())
-    console.print(f"{len(prepared.classes):,} classes; images: {parts}")
+    console.print(f"{counted(len(prepared.classes), 'class')}; images: {parts}")
     if prepared.facts.ignored:
         ignored = ", ".join(f"{number:,} {reason}" for reason, number in prepared.facts.ignored.items())
         console.print(f"ignored: {ignored}")
@@ -335,7 +337,7 @@ def _say_data(console: Console, prepared: Prepared) -> None:
     leaks = prepared.facts.leaks
     if leaks["equal"] and leaks["policy"] == "allow":
         console.print(
-            f"note: {len(leaks['equal']):,} images to train on are equal to images of other splits (--leak allow)"
+            f"note: images to train on that are equal to images of other splits: {len(leaks['equal']):,} (--leak allow)"
         )
     for one, other in leaks["near"][:NAMED_IN_MESSAGE]:
         console.print(f"nearly equal, in two splits: {printable(one)} and {printable(other)}")

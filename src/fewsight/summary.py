@@ -8,6 +8,7 @@ from rich.console import Console
 from fewsight import files
 from fewsight.metrics import Share
 from fewsight.runs import Run
+from fewsight.wording import counted
 
 
 def show_run(run: Run, console: Console) -> None:
@@ -15,8 +16,8 @@ def show_run(run: Run, console: Console) -> None:
     val = files.read_json(run.path / "metrics.json")["val"]
     if val is not None:
         top1 = Share(**val["top1"])
-        unread = f" of {val['num_images']:,}" if val["num_images"] != top1.total else ""
-        console.print(f"val top-1 {top1} on {top1.total:,}{unread} images")
+        unread = f"{top1.total:,} of " if val["num_images"] != top1.total else ""
+        console.print(f"val top-1 {top1} on {unread}{counted(val['num_images'], 'image')}")
         balanced, macro_f1 = 100 * val["balanced_accuracy"], 100 * val["macro_f1"]
         console.print(f"balanced accuracy {balanced:.1f} %, macro-F1 {macro_f1:.1f} %")
     if run.info.get("collapsed"):

@@ -23,6 +23,7 @@ from fewsight.fusion import (
     uniform,
 )
 from fewsight.metrics import Paired, Share, paired, wilson
+from fewsight.wording import counted
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,9 @@ def fusions(
     Raises:
         RunError: weights are not such numbers, or would be chosen on images that were trained on.
     """
-    several = "1 run" if len(scored) == 1 else f"{len(scored)} runs"
+    several = counted(len(scored), "run")
     if rows_alike:
-        yield f"{several}, uniform over {sum(len(one.rows) for one in scored)} rows", fuse(scored)
+        yield f"{several}, uniform over {counted(sum(len(one.rows) for one in scored), 'row')}", fuse(scored)
     if weights is not None:
         yield f"{several}, weights {weights}", fuse(scored, read_weights(weights, len(scored)))
     if choose_on is not None:

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from fewsight.data import Scanned, candidates, confirmed
+from fewsight.wording import counted
 
 SMALL_PX = 16  # a shorter side below it holds little
 LARGE_PIXELS = 50_000_000
@@ -219,9 +220,13 @@ def _classes(entries: Sequence[Entry], empty: Sequence[str], hidden: Sequence[st
     if hidden:
         text = "passed over for the name; rename what should be a class"
         yield Finding("hidden", "warning", text, tuple((name,) for name in hidden))
+    there = [name for name, count in train.items() if count]
+    if len(there) == 1:
+        text = "there is nothing to tell apart, so training refuses; it needs at least two class folders (or labels)"
+        yield Finding("only one class", "fault", text, ((there[0],),))
     tiny = [name for name, count in sorted(train.items()) if count < FEW]
     if tiny:
-        details = tuple(f"{train[name]:,} images" for name in tiny)
+        details = tuple(counted(train[name], "image") for name in tiny)
         yield Finding("tiny class", "warning", "too few to learn from", tuple((name,) for name in tiny), details)
     names = sorted({label for split in counts.values() for label in split})
     alike = [pair for number, one in enumerate(names) for pair in _alike(one, names[number + 1 :])]
@@ -229,7 +234,7 @@ def _classes(entries: Sequence[Entry], empty: Sequence[str], hidden: Sequence[st
         yield Finding("classes named alike", "warning", "perhaps one class under two names", tuple(alike))
     if train and max(train.values()) > UNEVEN * max(1, min(train.values())):
         least, most = min(train, key=train.__getitem__), max(train, key=train.__getitem__)
-        text = f"{most} has {train[most]:,} images, {least} {train[least]:,}; consider data.balance"
+        text = f"{most} has {counted(train[most], 'image')}, {least} {train[least]:,}; consider data.balance"
         yield Finding("imbalance", "warning", text, ((most, least),))
     for split in sorted(counts):
         lacking, more = sorted(set(train) - set(counts[split])), sorted(set(counts[split]) - set(train))
@@ -252,8 +257,8 @@ def _ignored(ignored: Mapping[str, int]) -> Iterator[Finding]:
             text = "not read: move it into the folder of its class"
         else:
             text = "not read: no image by its name or place"
-        what = f"{count:,} file" + "s" * (count > 1)
-        yield Finding(f"passed over: {reason}", "warning" if reason in LOST else "note", text, ((what,),))
+        level: Level = "warning" if reason in LOST else "note"
+        yield Finding(f"passed over: {reason}", level, text, ((counted(count, "file"),),))
 
 
 def _alike(name: str, others: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ from fewsight.check.look import Checked
 from fewsight.console import printable
 from fewsight.data import ImageError, load_image
 from fewsight.pictures import thumbnail
+from fewsight.wording import counted
 
 SHOWN = 60  # groups of a finding
 SHOWN_TOGETHER = 8  # images of a group
@@ -36,7 +37,9 @@ def write_page(checked: Checked, target: Path) -> None:
         for name, counts in checked.counts.items()
     ]
     shown = [_shown(one, checked.root) for one in checked.findings]
-    text = page.render(name=printable(checked.data), num_images=checked.num_images, splits=splits, findings=shown)
+    text = page.render(
+        name=printable(checked.data), images=counted(checked.num_images, "image"), splits=splits, findings=shown
+    )
     files.write_text(target, text)
 
 

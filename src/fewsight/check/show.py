@@ -4,13 +4,15 @@ from rich.console import Console
 
 from fewsight.check.look import Checked
 from fewsight.console import printable
+from fewsight.wording import counted
 
 
 def show_checked(console: Console, checked: Checked, *, most: int = 5) -> None:
     """What a check found: a heading for each kind, then the first few."""
     for split, counts in checked.counts.items():
-        classes = "no labels" if "" in counts else f"{len(counts):,} classes"
-        console.print(f"{printable(split)}: {sum(counts.values()):,} images that can be read, {classes}")
+        classes = "no labels" if "" in counts else counted(len(counts), "class")
+        images = counted(sum(counts.values()), "image")
+        console.print(f"{printable(split)}: {images} that can be read, {classes}")
     for one in checked.findings:
         console.print(f"{one.level}: {one.kind}: {len(one.groups):,}", style="bold")
         console.print(f"  {printable(one.text)}")

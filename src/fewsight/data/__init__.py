@@ -17,13 +17,14 @@ from fewsight.data.decode import (
 from fewsight.data.duplicates import candidates, confirmed, load_compared
 from fewsight.data.samples import Dataset, Sample, classes_in, digest, digest_of_list
 from fewsight.data.scanning import THUMBNAIL_PX, Scanned, channel_stats, scan, scan_image
-from fewsight.data.selection import EvaluationSet, check_class_sizes, evaluation_samples, training_samples
+from fewsight.data.selection import WHOLE, EvaluationSet, check_class_sizes, evaluation_samples, training_samples
 from fewsight.data.sources import images_under, is_hidden, is_image, read_dataset
 from fewsight.data.splits import split_by_seed
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "THUMBNAIL_PX",
+    "WHOLE",
     "Dataset",
     "EvaluationSet",
     "Header",

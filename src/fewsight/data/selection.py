@@ -9,13 +9,15 @@ from fewsight.data.samples import VAL_NAMES, Dataset, Sample, classes_in, named
 from fewsight.data.sources import read_dataset
 from fewsight.errors import DataError
 
+WHOLE = "all"  # the split of data that names none
+
 
 @dataclass(frozen=True)
 class EvaluationSet:
     """Samples to evaluate; `labels[i]` is the position of `samples[i].label` in the run's classes."""
 
     root: Path
-    split: str  # "all" where a folder was taken whole
+    split: str  # WHOLE where a folder was taken whole
     samples: tuple[Sample, ...]
     labels: tuple[int, ...]
 
@@ -77,7 +79,8 @@ def evaluation_samples(
     """The samples of one split at `path`, with labels as positions in the run's `classes`.
 
     Without `split`: test, else val. Data without named splits is taken whole, unless the run was `trained_on`
-    it: then val is cut from it by `holdout` and `seed`, as it was for training. So it is when `split` asks.
+    it: then val is cut from it by `holdout` and `seed`, as it was for training. So it is when `split` asks. The split
+    `all` is every labelled image, where no split has that name.
 
     Raises:
         DataError: there is no such split, it has no labels, or it has classes that the run does not know.
@@ -100,12 +103,14 @@ def _choose_split(
     if split is None:
         known = trained_on is not None and path.resolve() == trained_on.resolve()
         if "train" not in dataset.splits or (dataset.split_by_seed and not (known and "val" in dataset.splits)):
-            return "all", _whole(dataset)
+            return WHOLE, _whole(dataset)
         split = next((name for name in ("test", "val") if name in dataset.splits), "test")
     if split in VAL_NAMES and split not in dataset.splits:
         split = "val"
     if split in dataset.splits:
         return split, dataset.splits[split]
+    if split == WHOLE:
+        return WHOLE, _whole(dataset)
     found = f"splits with labels: {named(dataset.splits)}"
     if split in dataset.unlabelled:
         raise DataError(f"{path}: {split} has no labels, so it can be predicted but not evaluated; {found}")

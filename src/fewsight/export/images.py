@@ -16,6 +16,7 @@ from fewsight.export.graph import Cut
 from fewsight.feed import sample_positions
 from fewsight.predict import file_digest
 from fewsight.runs import read_images, trained_on
+from fewsight.wording import counted
 
 SEED = 0  # of the sample, where there are more images than asked for
 
@@ -84,7 +85,7 @@ def readable(images: Images) -> Images:
     errors = [_error(file) for file in images.files]
     kept = [number for number, error in enumerate(errors) if error is None]
     if not kept:
-        raise DataError(f"{images.source}: none of {len(errors):,} images can be read; the first: {errors[0]}")
+        raise DataError(f"{images.source}: none of {counted(len(errors), 'image')} can be read; the first: {errors[0]}")
     return Images(
         images.source,
         tuple(images.files[number] for number in kept),

@@ -4,12 +4,13 @@ from rich.console import Console
 
 from fewsight.console import printable, trained_on
 from fewsight.export.write import Exported
+from fewsight.wording import counted
 
 
 def show_exported(console: Console, exported: Exported) -> None:
     """The file, how it was tried, what int8 cost."""
     parity, loss = exported.parity, exported.loss
-    console.print(f"against predict on {parity.num_images:,} images of {printable(parity.source)}:")
+    console.print(f"against predict on {counted(parity.num_images, 'image')} of {printable(parity.source)}:")
     console.print(
         f"  same most probable class {parity.num_same_top1:,} of {parity.num_images:,}; "
         f"largest difference of a probability {parity.largest:.1e}"

@@ -18,6 +18,7 @@ from fewsight.export.parity import Parity, check_parity, exported_probs, predict
 from fewsight.predict import exact_recipe, testing_recipe
 from fewsight.recipes import recipe_toml
 from fewsight.runs import now
+from fewsight.wording import counted
 
 FORMAT = 1  # of the metadata
 
@@ -84,13 +85,13 @@ def export_run(
     del graph, module
     threads = exact_recipe(asked.first).run.threads
     assert threads != "auto", "a resolved recipe has its threads"
-    say(f"comparing with predict on {len(tried.files):,} images of {tried.source}")
+    say(f"comparing with predict on {counted(len(tried.files), 'image')} of {tried.source}")
     expected, predict_ms = predicted(path, views, tried)
     session = open_session(model, threads)
     parity = check_parity(session, cuts, tried, expected, predict_ms, crop=crop)
     loss = None
     if calibration is not None:
-        say(f"calibrating int8 on {len(calibration.files):,} images of {calibration.source}")
+        say(f"calibrating int8 on {counted(len(calibration.files), 'image')} of {calibration.source}")
         model = quantise(model, cuts, calibration, crop=crop)
         found, milliseconds = exported_probs(open_session(model, threads), cuts, tried, crop=crop)
         loss = loss_of(expected, found, tried, milliseconds)

@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -118,16 +118,39 @@ def _explain(problem: dict[str, Any]) -> str:
     location = [part for part in problem["loc"] if not _is_union_tag(part)]
     where = ".".join(str(part) for part in location) or "recipe"
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _keys_at(location[:-1]), 1, 0.5)
-        hint = f"; did you mean {'.'.join(map(str, [*location[:-1], near[0]]))!r}?" if near else ""
-        allowed = ", ".join(_keys_at(location[:-1]))
-        return f"unknown key {where!r}{hint or f'; known here: {allowed}'}"
+        near = " or ".join(map(repr, _nearest(location)))
+        hint = f"did you mean {near}?" if near else f"known here: {', '.join(_keys_at(location[:-1]))}"
+        return f"unknown key {where!r}; {hint}"
     if problem["type"] == "missing":
         return f"{where} is missing"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return message
     return f"{where}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"
+
+
+def _nearest(location: Sequence[int | str]) -> list[str]:
+    """The keys that an unknown one may stand for: much like it here, of its name elsewhere, less like it."""
+    name, here = str(location[-1]), _keys_at(location[:-1])
+    elsewhere: dict[str, list[str]] = {}
+    for key in _all_keys(Recipe):
+        elsewhere.setdefault(key.rpartition(".")[2], []).append(key)
+    for known, cutoff in ((here, 0.7), (elsewhere, 1.0), (here, 0.5), (elsewhere, 0.75)):
+        if like := difflib.get_close_matches(name, known, 1, cutoff):
+            return [".".join(map(str, [*location[:-1], like[0]]))] if known is here else elsewhere[like[0]]
+    return [key for last, keys in elsewhere.items() if name in last.split("_") for key in keys][:3]
+
+
+def _all_keys(section: type[BaseModel]) -> Iterator[str]:
+    """Every key of a section and of those within it; the first stage stands for all."""
+    for name, field in section.model_fields.items():
+        annotation = field.annotation
+        within = next((one for one in (annotation, *get_args(annotation)) if _is_section(one)), None)
+        if within is None:
+            yield name
+        else:
+            step = f"{name}." if within is annotation else f"{name}.0."
+            yield from (step + key for key in _all_keys(within))
 
 
 def _is_union_tag(part: int | str) -> bool:

@@ -12,7 +12,7 @@ from fewsight import files, runs
 from fewsight.calibration import Bin, Calibration, calibration_for, reliability, tempered_peaks, view_names
 from fewsight.ensemble import is_ensemble
 from fewsight.errors import RunError
-from fewsight.fusion import Scored, labels_of, log_probs, open_scored, read_specs
+from fewsight.fusion import Scored, labels_of, log_probs, open_scored, read_specs, split_of
 from fewsight.metrics import Figures, Paired, Share, evaluate_scores, paired, wilson
 from fewsight.recipes import Recipe
 from fewsight.runs import Run
@@ -81,7 +81,7 @@ def gather(path: Path, split: str | None = None) -> Facts:
     Raises:
         RunError: not a run, or no such scores, or they have no labels.
     """
-    scored = open_scored(path, split or _split_of(path))
+    scored = open_scored(path, split or split_of([path]))
     labels, readable = labels_of(scored.first), scored.first.readable
     scores, labels = log_probs(scored.weights)[readable], labels[readable]
     classes = scored.first.about.classes
@@ -207,18 +207,6 @@ def _first_run(path: Path) -> Run | None:
         return None
     place = path / "runs" / read_specs(path)[0].run
     return runs.read_run(place) if (place / "run.json").is_file() else None
-
-
-def _split_of(path: Path) -> str:
-    """test, else val, else the only split that has scores."""
-    stores = [*path.glob("scores/*/store.json"), *path.glob("runs/*/scores/*/store.json")]
-    there = sorted({store.parent.name for store in stores})
-    if (path / "store.json").is_file() or not there:
-        return "test"  # a folder of scores, or the message that says how to make them
-    named = next((name for name in ("test", "val") if name in there), there[0])
-    if named not in ("test", "val") and len(there) > 1:
-        raise RunError(f"{path} has scores of {', '.join(there)}; choose with --split")
-    return named
 
 
 def _ablation(scored: Scored) -> Ablation | None:

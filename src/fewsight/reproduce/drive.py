@@ -27,6 +27,7 @@ from fewsight.reproduce.plan import Job, makespan, plan_full, plan_small, row_px
 from fewsight.reproduce.report import MODELS, TRAININGS
 from fewsight.reproduce.show import show_reproduction, write_reproduction
 from fewsight.scores import Store, read_store
+from fewsight.wording import counted
 
 PLAN = "plan.json"
 TEST = "test"  # the folder of each run's scores
@@ -243,7 +244,7 @@ def _show_plan(
         assert job.recipe.eval.test_px != "auto", "the recipe is resolved"
         sizes = "/".join(map(str, job.recipe.eval.test_px))
         console.print(
-            f"  {job.name}: {model.backbone}{width}, {job.training.loss}{start}, {stage.epochs} epochs at "
+            f"  {job.name}: {model.backbone}{width}, {job.training.loss}{start}, {counted(stage.epochs, 'epoch')} at "
             f"{job.recipe.augment.train_px} px, tested at {sizes}; about {duration(job.seconds)}, "
             f"{job.memory_bytes / 2**30:.1f} GiB of memory, {job.disk_bytes / 2**20:,.0f} MiB of disk"
         )

@@ -14,6 +14,7 @@ from fewsight.ensemble import open_asked, score_asked, score_folders
 from fewsight.errors import DataError
 from fewsight.fusion import Scored, fused
 from fewsight.predict import Labelled
+from fewsight.wording import counted
 
 PER_CLASS = 50  # images of each class in the test set
 TEST_NAME = re.compile(r"img_(0|[1-9]\d*)\.JPEG")
@@ -61,7 +62,7 @@ def submit(
     errors = [image.error for image in scored.first.images if image.error is not None]
     if errors:
         raise DataError(
-            f"{folder}: {len(errors):,} images cannot be read, so nothing was written; the first: {errors[0]}"
+            f"{folder}: {counted(len(errors), 'image')} cannot be read, so nothing was written; the first: {errors[0]}"
         )
     lines = [f"img_{number}.JPEG,{place}" for number, place in _predicted(scored)]
     files.write_text(out, "\n".join([HEADER, *lines]) + "\n")

@@ -1,0 +1,22 @@
+"""Counts with the word for what they count."""
+
+import pytest
+
+from fewsight.wording import counted
+
+
+@pytest.mark.parametrize(
+    ("number", "what", "text"),
+    [
+        (1, "epoch", "1 epoch"),
+        (2, "epoch", "2 epochs"),
+        (0, "image", "0 images"),
+        (1200, "image", "1,200 images"),
+        (1, "class", "1 class"),
+        (2, "class", "2 classes"),
+        (3, "batch", "3 batches"),
+        (2, "loading process", "2 loading processes"),
+    ],
+)
+def test_count_has_its_word_in_the_right_number(number: int, what: str, text: str) -> None:
+    assert counted(number, what) == text
