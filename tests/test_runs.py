@@ -1,7 +1,9 @@
 """The run folder: what is written is read back, and what is not whole is refused by name."""
 
 import json
+import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,13 @@ def test_run_is_read_as_it_was_written(run: Run) -> None:
     assert (run.path / "recipe.toml").read_text().startswith("# why\n# so\n")
     told = {"format", "status", "fewsight", "torch", "commit", "device", "command", "seed", "started", "recipe"}
     assert told <= set(again.info)
+
+
+@pytest.mark.parametrize(("program", "named"), [("/usr/bin/fewsight", "fewsight"), ("my work.py", "my work.py")])
+def test_command_is_quoted_for_the_shell(program: str, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["train", "my photos", "--out", "it's; a $run"]
+    monkeypatch.setattr(sys, "argv", [program, *words])
+    assert shlex.split(runs.command_line()) == [named, *words]
 
 
 def test_moved_run_is_still_a_run(run: Run, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ metrics.json and state/. No pickle; every file is replaced atomically and checke
 import contextlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -112,7 +113,7 @@ def create_run(
         "python": sys.version.split()[0],
         "commit": _commit(),
         "device": _device_name(recipe.run.device),
-        "command": " ".join(["fewsight", *sys.argv[1:]]),
+        "command": command_line(),
         "seed": recipe.run.seed,
         "started": now(),
         "start": start,
@@ -128,6 +129,12 @@ def create_run(
         _remove_begun(path)
         raise
     return Run(path, recipe, classes, data, info)
+
+
+def command_line() -> str:
+    """What this process was called with, quoted for the shell; code of one's own keeps its name."""
+    name = Path(sys.argv[0]).stem
+    return shlex.join(["fewsight" if name in ("fewsight", "__main__") else sys.argv[0], *sys.argv[1:]])
 
 
 def _remove_begun(path: Path) -> None:
