@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import glob
+import importlib
 import os
 import re
 import runpy
@@ -192,7 +193,7 @@ def test_python_reference_has_every_public_name() -> None:
     assert {f"fewsight.{name}" for name in fewsight.__all__} <= set(shown)
     for name in shown:
         module, _, last = name.rpartition(".")
-        found = sys.modules.get(name) or getattr(sys.modules[module], last)
+        found = sys.modules.get(name) or getattr(importlib.import_module(module), last)
         assert found.__doc__, name
 
 
