@@ -68,7 +68,10 @@ def test_run_is_read_as_it_was_written(run: Run) -> None:
     assert told <= set(again.info)
 
 
-@pytest.mark.parametrize(("program", "named"), [("/usr/bin/fewsight", "fewsight"), ("my work.py", "my work.py")])
+@pytest.mark.parametrize(
+    ("program", "named"),
+    [("/usr/bin/fewsight", "fewsight"), ("/lib/fewsight/__main__.py", "fewsight"), ("my work.py", "my work.py")],
+)
 def test_command_is_quoted_for_the_shell(program: str, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["train", "my photos", "--out", "it's; a $run"]
     monkeypatch.setattr(sys, "argv", [program, *words])

@@ -133,8 +133,9 @@ def create_run(
 
 def command_line() -> str:
     """What this process was called with, quoted for the shell; code of one's own keeps its name."""
-    name = Path(sys.argv[0]).stem
-    return shlex.join(["fewsight" if name in ("fewsight", "__main__") else sys.argv[0], *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    ours = program.stem == "fewsight" or (program.stem, program.parent.name) == ("__main__", "fewsight")
+    return shlex.join(["fewsight" if ours else sys.argv[0], *sys.argv[1:]])
 
 
 def _remove_begun(path: Path) -> None:
