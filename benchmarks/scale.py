@@ -88,10 +88,10 @@ def main() -> int:
         lines += ["", "| Processes | Threads each | Epoch, s | Times as fast as one |", "|---|---|---|---|"]
         turns = [(epoch_seconds(root, 1), epoch_seconds(root, 2)) for _ in range(TURNS)]
         values["processes"] = [{"one_s": one, "two_s": two} for one, two in turns]
-        for number, seconds in enumerate(zip(*turns, strict=True)):
+        for number in range(2):
             ratios = [turn[0] / turn[number] for turn in turns]
             lines.append(
-                f"| {number + 1} | {max(1, num_cores() // (number + 1))} | {statistics.median(seconds):.2f} | "
+                f"| {number + 1} | {max(1, num_cores() // (number + 1))} | {statistics.median(turn[number] for turn in turns):.2f} | "
                 f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
             )
             print(lines[-1], flush=True)
@@ -143,7 +143,8 @@ def epoch_seconds(root: Path, processes: int) -> float:
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, num_cores() // processes))}
     subprocess.run(command, check=True, capture_output=True, env=environment)
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return statistics.median([line["seconds"] for line in log if line["kind"] == "epoch"][1:])
+    seconds: float = statistics.median([line["seconds"] for line in log if line["kind"] == "epoch"][1:])
+    return seconds
 
 
 def trained(root: Path, images: int, classes: int, steps: int) -> dict[str, float]:

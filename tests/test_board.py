@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ import fewsight
 from conftest import TINY, Command
 from fewsight.board import EVERY_STEPS, TensorBoard
 from fewsight.fitting import TrainingSet
+from fewsight.reporters import Reporter, Reporters
 from fewsight.runs import Run
 
 pytest.importorskip("tensorboard")
@@ -35,6 +37,7 @@ class Recorder:
 
     def __init__(self, run: Run, images: TrainingSet) -> None:
         self.told = [("made", (run.path, len(images.paths)))]
+        self.keys: dict[str, set[str]] = {"step": set(), "epoch": set()}
         type(self).last = self  # type: ignore[attr-defined]
 
     def start(self, total_steps: int, done_steps: int) -> None:
@@ -42,11 +45,13 @@ class Recorder:
 
     def step(self, line: Mapping[str, Any], done_steps: int) -> None:
         self.told.append(("step", (done_steps, line["loss"])))
+        self.keys["step"] |= set(line)
         if done_steps == self.stop_at:
             os.kill(os.getpid(), signal.SIGINT)
 
     def epoch(self, line: Mapping[str, Any]) -> None:
         self.told.append(("epoch", line["epoch"]))
+        self.keys["epoch"] |= set(line)
 
     def say(self, text: str) -> None:
         self.told.append(("say", text))
@@ -72,6 +77,25 @@ def test_own_reporter_is_told_everything(digit_images: Path, tmp_path: Path) -> 
     assert [value for kind, value in told if kind == "epoch"] == list(range(1, 13))
     assert kinds[-1] == "close"
     assert any(kind == "say" and value.startswith("stage 1 of 1: ce, 12 epochs") for kind, value in told)
+    for method, keys in Recorder.last.keys.items():  # type: ignore[attr-defined]
+        assert keys <= set(re.findall(r"`(\w+)`", str(getattr(Reporter, method).__doc__))), method
+
+
+def test_every_reporter_is_closed_though_one_fails() -> None:
+    closed = list[int]()
+
+    class Ends(Recorder):
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def close(self) -> None:
+            closed.append(self.number)
+            if self.number == 0:
+                raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        Reporters([Ends(number) for number in range(3)]).close()
+    assert closed == [0, 1, 2]
 
 
 def test_error_in_a_reporter_ends_the_training(digit_images: Path, tmp_path: Path) -> None:

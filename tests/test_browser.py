@@ -27,6 +27,8 @@ axe_package = pytest.importorskip("axe_core_python.base")
 pytestmark = pytest.mark.slow
 WIDTHS = (1280, 390)
 SERIOUS = ("serious", "critical")
+HINTED = """[...document.querySelectorAll(".hint")].every(
+  hint => hint.hidden === (hint.nextElementSibling.scrollWidth <= hint.nextElementSibling.clientWidth))"""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def check_page(browser: Any, file: Path) -> None:
     for width, dark in ((WIDTHS[0], False), (WIDTHS[1], False), (WIDTHS[0], True)):
         looked, page = look(browser, file, width, dark=dark)
         assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+        assert page.evaluate(HINTED), "what scrolls sideways says so, and nothing else does"
         page.close()
         assert looked == Looked([], [], [], 0), (file.name, width, dark)
 

@@ -122,7 +122,7 @@ def test_runs_are_compared_image_by_image(command: Command, scored: Path, digit_
     answer = command("scores", "compare", scored, again)
     assert answer.code == 0
     assert "+0.0 points [+0.0, +0.0] on 15 images" in answer.out
-    assert "not distinguishable on these 15 images" in answer.out
+    assert "not distinguishable on these 15 images; by the view center-32\n" in answer.out
     assert "needs at least two runs" in command("scores", "compare", scored).err
     for name in ("rows", "compare", "ablate"):
         assert f"{scored} is named twice; name each run once" in command("scores", name, scored, scored).err

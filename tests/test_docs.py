@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import glob
+import importlib
 import os
 import re
 import runpy
@@ -14,6 +15,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cyclopts.exceptions import MissingArgumentError
@@ -23,6 +25,7 @@ from conftest import TINY, Command
 from fewsight.augment import views
 from fewsight.backbones import BACKBONES
 from fewsight.cli import app
+from fewsight.reporters import Reporter
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -190,7 +193,7 @@ def test_python_reference_has_every_public_name() -> None:
     assert {f"fewsight.{name}" for name in fewsight.__all__} <= set(shown)
     for name in shown:
         module, _, last = name.rpartition(".")
-        found = sys.modules.get(name) or getattr(sys.modules[module], last)
+        found = sys.modules.get(name) or getattr(importlib.import_module(module), last)
         assert found.__doc__, name
 
 
@@ -260,6 +263,24 @@ def pages_with(*when: str) -> list[Path]:
 @pytest.mark.parametrize("page", pages_with("now"), ids=named)
 def test_page_runs(page: Path, desk: Path, command: Command) -> None:
     run_page([block for block in blocks_of(page) if block.when == "now" and not block.title], command)
+
+
+def test_reporter_of_the_guide_repeats_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = [block for block in BLOCKS if "class KeepLosses" in block.text]
+    names: dict[str, Any] = {}
+    exec(compile(block.text, named(block.page), "exec"), names)
+    reporter = names["KeepLosses"](types.SimpleNamespace(path="runs/one"), types.SimpleNamespace(paths=["1.png"]))
+    capsys.readouterr()
+    reporter.say("a text that the terminal has shown")
+    reporter.epoch({"train_loss": 0.5})
+    assert capsys.readouterr().out == ""
+    assert names["losses"] == [0.5]
+
+
+def test_guide_names_every_key_that_a_reporter_is_told() -> None:
+    text = (DOCS / "guides" / "notebook.md").read_text(encoding="utf-8")
+    told = {key for name in ("step", "epoch") for key in re.findall(r"`(\w+)`", str(getattr(Reporter, name).__doc__))}
+    assert {*told} - {"done_steps"} <= set(re.findall(r"`(\w+)`", text))
 
 
 @pytest.mark.slow

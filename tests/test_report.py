@@ -2,7 +2,9 @@
 
 import json
 import re
+import shlex
 import shutil
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from fewsight.errors import RunError
 from fewsight.evaluation import evaluate
 from fewsight.listing import list_runs, seed_groups
 from fewsight.report import gather, write_report
-from fewsight.report.gather import suspects
+from fewsight.report.gather import sure_from, suspects
 from stores import CLASSES, log_softmax, random_labels, random_scores, write_run
 
 VIEWS = ("center-8", "random-8")
@@ -79,6 +81,35 @@ def test_wrong_labels_are_suspected_first() -> None:
     assert (claimed[:12] == labels[found[:12]]).mean() > 0.8
 
 
+def test_weak_run_suspects_few_labels(tmp_path: Path) -> None:
+    labels = random_labels(0, 400)
+    scores = random_scores(1, labels, 0.5)
+    mistakes = np.flatnonzero(scores.argmax(1) != labels)
+    found, _ = suspects(scores, labels)
+    assert len(mistakes) > 200
+    assert len(found) < 10
+    assert suspects(scores, (scores.argmax(1) + 1) % 4)[0].tolist() == [], "never right, nowhere sure"
+    bound = sure_from(scores, labels)
+    assert bound is not None
+    sure = np.exp(scores.max(1).astype(np.float64)) >= bound
+    assert (scores.argmax(1) == labels)[sure].mean() >= 0.9
+
+
+def test_page_says_why_labels_are_suspected(tmp_path: Path) -> None:
+    labels = random_labels(0, 400)
+    given = labels.copy()
+    given[:30] = (labels[:30] + 1) % 4
+    write_run(tmp_path / "strong", {"center-8": random_scores(1, labels, 9.0)}, given)
+    write_run(tmp_path / "weak", {"center-8": random_scores(1, labels, 2.0)}, given)
+    texts = []
+    for name in ("strong", "weak"):
+        write_report([tmp_path / name], tmp_path / "page.html")
+        texts.append(" ".join(Page(tmp_path / "page.html").text.split()))
+        assert gather(tmp_path / name).num_suspects > 0
+    assert "That is so for 30 of these 400 images, of which the first 24 stand here." in texts[0]
+    assert ["This list is unreliable" in text for text in texts] == [False, True]
+
+
 def test_reliability_is_exact_for_a_calibrated_run() -> None:
     sure = np.array([0.6] * 10 + [0.9] * 10)
     scores = np.log(np.stack([sure, 1 - sure], 1)).astype(np.float32)
@@ -108,6 +139,7 @@ def test_page_of_a_real_run_asks_for_nothing_and_shows_its_images(
     top1 = gather(run).figures.top1
     assert f"{100 * top1.value:.1f} %" in page.text
     assert "top-1 on 15 images of test in 3 classes" in page.text
+    assert page.text.count("the mean of 2 views") == 3, "of the page's figures and of each run that is compared"
     for said in ("nought", "training loss", "one crop", "at the kept temperature", "recipe.toml", "+0.0 points",
                  "The kept threshold calls an image none of the classes", "of these 15 images pass"):  # fmt: skip
         assert said in page.text, said
@@ -130,6 +162,34 @@ def test_images_that_are_others_now_are_not_shown(tiny_run: Path, digit_images: 
     write_report([run], tmp_path / "page.html", data=data)
     assert Page(tmp_path / "page.html").addresses == []
     assert "or are others now" in Page(tmp_path / "page.html").text
+
+
+def test_page_says_where_images_are_missing_and_how_to_repeat_the_run(
+    tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
+) -> None:
+    data, run, page = tmp_path / "new photos", tmp_path / "a run", tmp_path / "page.html"
+    shutil.copytree(digit_images, data)
+    shutil.copytree(tiny_run, run)
+    evaluate(run, data)
+    answer = command("report", run, "--out", page, "--data", data)
+    assert re.fullmatch(rf"wrote {re.escape(str(page))}: [1-9]\d+ KiB\n", answer.out), answer
+    again = ["fewsight", "train", str(data), "--out", "AGAIN", "--recipe", str(run / "recipe.toml")]
+    assert shlex.join(again) in Page(page).text
+    shutil.rmtree(data / "test")
+    answer = command("report", run, "--out", page, "--data", data, "--no-check")
+    assert f"pictures: none of the 15 images to show were found in {data}: the others are not there" in answer.out
+    assert f"were found in {data}" in Page(page).text
+    lost = command("report", run, "--out", page, "--data", tmp_path / "nowhere")
+    assert (lost.code, "is not there; give the folder" in lost.err) == (2, True)
+    facts = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps(facts | {"source": str(tmp_path / "gone")}))
+    assert command("report", run, "--out", page).code == 0
+    assert f"It could not look at the data: it lay in {tmp_path / 'gone'}" in Page(page).text
+
+
+@pytest.mark.parametrize("name", ["page.txt", "page"])
+def test_page_under_another_name_is_refused(name: str, refused: Callable[..., str]) -> None:
+    assert f"--out {name}: the page is an HTML file; call it page.html" in refused("report", "run", "--out", name)
 
 
 def test_many_classes_make_a_small_page(tmp_path: Path) -> None:
@@ -203,6 +263,7 @@ def test_runs_are_listed_with_their_seeds(tiny_run: Path, tmp_path: Path, comman
     answer = command("runs", tmp_path / "runs", "--json", tmp_path / "runs.json")
     assert answer.code == 0, answer
     assert "many/seed1" in answer.out
+    assert "top-1 on val, centre view" in answer.out
     assert "over 2 seeds (mean ± standard deviation)" in answer.out
     assert len(json.loads((tmp_path / "runs.json").read_text())) == 5
 

@@ -1,7 +1,9 @@
 """The run folder: what is written is read back, and what is not whole is refused by name."""
 
 import json
+import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,16 @@ def test_run_is_read_as_it_was_written(run: Run) -> None:
 def test_run_is_shown_in_a_line(run: Run) -> None:
     shown = f"Run({str(run.path)!r}: {RECIPE.model.backbone}, {RECIPE.augment.train_px} px, 2 classes, training)"
     assert repr(run) == shown
+
+
+@pytest.mark.parametrize(
+    ("program", "named"),
+    [("/usr/bin/fewsight", "fewsight"), ("/lib/fewsight/__main__.py", "fewsight"), ("my work.py", "my work.py")],
+)
+def test_command_is_quoted_for_the_shell(program: str, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["train", "my photos", "--out", "it's; a $run"]
+    monkeypatch.setattr(sys, "argv", [program, *words])
+    assert shlex.split(runs.command_line()) == [named, *words]
 
 
 def test_moved_run_is_still_a_run(run: Run, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from fewsight.errors import RunError
 from fewsight.fusion import Scored, Spec, fused, open_scored, uniform, write_specs
 from fewsight.metrics import paired, wilson
-from fewsight.tables import Line, ablate, as_member, compare, fuse, lines, row_lines
+from fewsight.tables import Line, ablate, as_member, averaged, compare, fuse, lines, row_lines
 from stores import probs_of, random_labels, random_scores, write_run, write_store
 
 LABELS = random_labels(1, 60)
@@ -71,6 +71,14 @@ def weighed(ensemble: Scored, **weights: float) -> np.ndarray:
             for crop in ("center", "random")
         ]
     )
+
+
+def test_what_is_averaged_is_said_in_words(tmp_path: Path, ensemble: Scored) -> None:
+    one, plain = run_of(tmp_path / "one", 1, VIEWS[:1]), run_of(tmp_path / "plain", 1, ("center-8", "center-8-noflip"))
+    assert averaged(one) == "the view center-8 and its mirror image"
+    assert averaged(open_scored(plain.path, "test", ("center-8-noflip",))) == "the view center-8-noflip"
+    assert averaged(run_of(tmp_path / "all", 1)) == "the mean of 4 views, each with its mirror image"
+    assert averaged(ensemble) == "the weighed mean of 6 views of 2 members, each with its mirror image"
 
 
 # Rows

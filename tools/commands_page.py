@@ -41,6 +41,11 @@ def takes(hint: object) -> str:
     return "" if hint is bool else {str: "TEXT", int: "INT", float: "FLOAT", Path: "PATH"}[hint]
 
 
+def code(text: str) -> str:
+    """A code span within a table, where a plain bar would end the cell and an escaped one shows its backslash."""
+    return f"<code>{text.replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`"
+
+
 def section(name: str, one: App) -> list[str]:
     """The lines on one command."""
     told = docstring_parser.parse(inspect.getdoc(one.default_command) or "")
@@ -51,8 +56,7 @@ def section(name: str, one: App) -> list[str]:
         shown = argument.names[0] + f" {what}" * bool(argument.names[0].startswith("-") and what)
         if argument.required or not argument.names[0].startswith("-"):
             usage.append((shown if argument.required else f"[{shown}]") + "..." * several)
-        shown = f"`{shown}{'...' * several}`"
-        rows.append((shown.replace("|", "\\|"), re.sub(r"([|\[\]])", r"\\\1", says[argument.field_info.name])))
+        rows.append((code(f"{shown}{'...' * several}"), re.sub(r"([|\[\]])", r"\\\1", says[argument.field_info.name])))
     if any(
         argument.names[0].startswith("-") and not argument.required for argument in one.assemble_argument_collection()
     ):

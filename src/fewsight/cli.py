@@ -324,9 +324,9 @@ def report(
 
     Args:
         runs: a run or an ensemble that was evaluated, or a folder of reproduce; others are compared with the first.
-        out: the HTML file to write.
+        out: the HTML file to write, NAME.html.
         split: whose kept scores (test, else val, else the only ones).
-        data: where the images lie (where the run's data lay when it began).
+        data: the folder that the scores' images lie in (where the run's data lay when it began).
         no_check: leave out what `fewsight check` finds in the data as it lies there now.
     """
     from fewsight import files
@@ -335,8 +335,11 @@ def report(
 
     files.check_target(out, "--out")
     with counting(make_console(), "checking the data") as progress:
-        write_report(runs, out, split=split, data=data, check=not no_check, progress=progress)
-    print(f"wrote {out}: {out.stat().st_size / 2**20:.1f} MiB")
+        pictures = write_report(runs, out, split=split, data=data, check=not no_check, progress=progress)
+    size = out.stat().st_size / 2**10
+    print(f"wrote {out}: " + (f"{size / 2**10:.1f} MiB" if size >= 2**10 else f"{size:.0f} KiB"))
+    if pictures.num_missing:
+        print(f"pictures: {pictures}")
     return 0
 
 
@@ -570,7 +573,7 @@ def scores_compare(runs: tuple[Path, ...], /, *, split: str | None = None, views
     from fewsight.calibration import view_names
     from fewsight.console import make_console, printable, trained_on
     from fewsight.fusion import open_each, read_views
-    from fewsight.tables import compare
+    from fewsight.tables import averaged, compare
 
     if len(runs) < 2:
         raise FewsightError(
@@ -584,7 +587,8 @@ def scores_compare(runs: tuple[Path, ...], /, *, split: str | None = None, views
         if view_names(first) != view_names(other):
             counts = [len(one.weights) for one in (first, other)]
             console.print(f"note: they have other views ({counts[0]} and {counts[1]}); --views compares the same ones")
-        console.print(printable(f"{other.path} against {first.path}: {compare(first, other)}"))
+        by = " against ".join(dict.fromkeys((averaged(other), averaged(first))))
+        console.print(printable(f"{other.path} against {first.path}: {compare(first, other)}; by {by}"))
     return 0
 
 

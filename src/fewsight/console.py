@@ -227,7 +227,7 @@ def show_runs(
 ) -> None:
     """Runs, one a line, and the mean of those that differ in their seeds."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("run", "top-1 on val", "status", "model", "training", "started"):
+    for name in ("run", "top-1 on val, centre view", "status", "model", "training", "started"):
         table.add_column(name, overflow="fold")
     for one in found:
         name = printable(str(one.path.relative_to(folder)) if one.path != folder else one.path.name)

@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -409,7 +408,7 @@ def _write(out: Path, first: Run, members: Mapping[str, Run], specs: Sequence[Sp
             "kind": "ensemble",
             "status": "finished",
             "fewsight": fewsight.__version__,
-            "command": " ".join(["fewsight", *sys.argv[1:]]),
+            "command": runs.command_line(),
             "started": runs.now(),
             "members": {name: str(run.path.resolve()) for name, run in members.items() if name in used},
         }

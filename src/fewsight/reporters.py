@@ -1,23 +1,45 @@
 """Who is told how far a training is: the terminal, TensorBoard, code of one's own."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 
 class Reporter(Protocol):
-    """Who is told how far a run is."""
+    """Who is told how far a run is.
+
+    An exception in one of these methods ends the training there and leaves `train` as it was raised. What the run has
+    saved stays: `fewsight.resume(RUN)` goes on from its last state.
+    """
 
     def start(self, total_steps: int, done_steps: int) -> None:
-        """The loop begins; `done_steps` of `total_steps` are behind it."""
+        """The loop begins; `done_steps` of `total_steps` are behind it, over all stages."""
 
     def step(self, line: Mapping[str, Any], done_steps: int) -> None:
-        """A step is done."""
+        """A step is done.
+
+        Args:
+            line: `kind` ("step"); `stage` (from 0); `epoch` and `step` (from 1; the epochs count on from stage to
+                stage, the steps are those of the epoch); `loss`; `lr` (the learning rate of this step); where the loss
+                logs something, `terms` (name -> value).
+            done_steps: of all stages, this one among them.
+        """
 
     def epoch(self, line: Mapping[str, Any]) -> None:
-        """An epoch is done; `line` is what the log says of it."""
+        """An epoch is done.
+
+        Args:
+            line: `kind` ("epoch"); `stage` (from 0); `epoch` (from 1); `epochs` (of all stages); `train_loss` (the mean
+                over the epoch's images); `seconds`; where there are such, `terms` (their means), `val_top1` (a share,
+                centre view) and `val_nll` (nats) of an epoch that was tested, and `collapse` (why the loss counts as
+                collapsed).
+        """
 
     def say(self, text: str) -> None:
-        """Something that the user should know now."""
+        """Something that the user should know now: the stage that begins, a loss that collapses.
+
+        The terminal is a reporter too and has printed it already.
+        """
 
     def close(self) -> None:
         """The loop has ended, well or not."""
@@ -50,6 +72,7 @@ class Reporters:
             one.say(text)
 
     def close(self) -> None:
-        """The loop has ended."""
-        for one in self.reporters:
-            one.close()
+        """The loop has ended; an error in one keeps no other from closing."""
+        with contextlib.ExitStack() as stack:
+            for one in reversed(self.reporters):
+                stack.callback(one.close)

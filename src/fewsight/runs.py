@@ -7,6 +7,7 @@ metrics.json and state/. No pickle; every file is replaced atomically and checke
 import contextlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -124,7 +125,7 @@ def create_run(
         "python": sys.version.split()[0],
         "commit": _commit(),
         "device": _device_name(recipe.run.device),
-        "command": " ".join(["fewsight", *sys.argv[1:]]),
+        "command": command_line(),
         "seed": recipe.run.seed,
         "started": now(),
         "start": start,
@@ -140,6 +141,13 @@ def create_run(
         _remove_begun(path)
         raise
     return Run(path, recipe, classes, data, info)
+
+
+def command_line() -> str:
+    """What this process was called with, quoted for the shell; code of one's own keeps its name."""
+    program = Path(sys.argv[0])
+    ours = program.stem == "fewsight" or (program.stem, program.parent.name) == ("__main__", "fewsight")
+    return shlex.join(["fewsight" if ours else sys.argv[0], *sys.argv[1:]])
 
 
 def _remove_begun(path: Path) -> None:

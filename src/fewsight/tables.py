@@ -49,6 +49,17 @@ def row_lines(scored: Scored) -> list[Line]:
     return lines(asked)
 
 
+def averaged(scored: Scored) -> str:
+    """What the probabilities are, in words: `the view center-32`, `the mean of 8 views, each with its mirror image`."""
+    results = list(scored.weights)
+    mirrored = all(one.flips and one.store.about.flip for one in results)
+    if len(results) == 1:
+        return f"the view {results[0].view}" + " and its mirror image" * mirrored
+    of = f" of {len(scored.members)} members" * (len(scored.members) > 1)
+    weighed = "weighed " * (len(set(scored.weights.values())) > 1)
+    return f"the {weighed}mean of {len(results)} views{of}" + ", each with its mirror image" * mirrored
+
+
 def lines(asked: Sequence[tuple[str, Weights]], base: Weights | None = None) -> list[Line]:
     """A line for each fusion, in one pass over the files; paired with `base` where it is given."""
     found = right([*(weights for _, weights in asked), *([base] if base else [])])

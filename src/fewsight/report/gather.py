@@ -16,9 +16,10 @@ from fewsight.fusion import Scored, labels_of, log_probs, open_scored, read_spec
 from fewsight.metrics import Figures, Paired, Share, evaluate_scores, paired, wilson
 from fewsight.recipes import Recipe
 from fewsight.runs import Run
-from fewsight.tables import Ablation, Line, ablate, row_lines
+from fewsight.tables import Ablation, Line, ablate, averaged, row_lines
 
 GALLERY = 24  # images
+AGREED = 0.9  # share of the images from a probability on that bear the class it is of, for a run to be sure there
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Seen:
     path: str  # as the store names it
     digest: str  # of the file that was scored
     label: str
-    taken_for: str  # of a suspect label, the class that claims it
+    taken_for: str  # the most probable class
     prob: float  # of that class
     label_prob: float
 
@@ -47,6 +48,7 @@ class Facts:
 
     path: Path
     scored: Scored
+    views: str  # whose probabilities these are, in words
     figures: Figures
     right: np.ndarray  # bool [n], of the images that could be read
     confusion: np.ndarray  # int [K, K]: true, taken for
@@ -59,7 +61,9 @@ class Facts:
     ablation: Ablation | None  # None for one view alone
     sure_mistakes: tuple[Seen, ...]
     unsure: tuple[Seen, ...]
-    suspects: tuple[Seen, ...]  # whose labels are perhaps wrong
+    suspects: tuple[Seen, ...]  # whose labels are perhaps wrong, the first of them
+    num_suspects: int
+    sure_prob: float | None  # of the most probable class, from which on the run is sure; None where it nowhere is
     curves: tuple[Curve, ...]
     run: Run | None  # None for an ensemble
     source: str | None  # where the data lay, of the run or the first of an ensemble's
@@ -107,10 +111,12 @@ def gather(path: Path, split: str | None = None) -> Facts:
     wrong = np.flatnonzero(predicted != labels)
     mistakes, unsure = wrong[np.argsort(-sure[wrong], kind="stable")], np.argsort(sure, kind="stable")
     first = run or _first_run(path)
+    suspected, claimed = suspects(scores, labels)
     info = files.read_json(path / "run.json") if (path / "run.json").is_file() else {}
     return Facts(
         path=path,
         scored=scored,
+        views=averaged(scored),
         figures=evaluate_scores(scores, labels, classes, num_images=len(readable)),
         right=predicted == labels,
         confusion=np.bincount(labels * len(classes) + predicted, minlength=len(classes) ** 2).reshape(len(classes), -1),
@@ -123,7 +129,9 @@ def gather(path: Path, split: str | None = None) -> Facts:
         ablation=_ablation(scored),
         sure_mistakes=seen(mistakes, predicted[mistakes]),
         unsure=seen(unsure, predicted[unsure]),
-        suspects=seen(*suspects(scores, labels)),
+        suspects=seen(suspected, claimed),
+        num_suspects=len(suspected),
+        sure_prob=sure_from(scores, labels),
         curves=curves(path),
         run=run,
         source=None if first is None else first.data.source,
@@ -141,27 +149,46 @@ def against(first: Facts, other: Facts) -> Paired | None:
 
 
 def suspects(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places of images whose label is perhaps wrong, the likeliest first, and the class that claims each.
+    """Places of images whose label is perhaps wrong, the likeliest first, and the class that each is taken for.
 
     Args:
         scores: log-probabilities [n, K].
         labels: [n].
 
-    A class is claimed where its probability is at least the mean that it has over the images with its label; an image
-    is suspect where the strongest claim is not its label's.
+    The most probable class is not the label's, has at least the mean probability that it has over the images with its
+    label, and the run is sure there (`sure_from`): a weak run, which is often wrong, then suspects few labels or none.
+    First is where it leads the label's class by most.
 
-    Source: Northcutt et al., Confident learning, arXiv:1911.00068.
+    Source: Northcutt et al., Confident learning, arXiv:1911.00068 (the mean of the class); the second bound is ours.
     """
-    probs = np.exp(scores)
-    count = np.bincount(labels, minlength=probs.shape[1])
-    own = np.bincount(labels, probs[np.arange(len(labels)), labels], probs.shape[1])
+    num_classes, given = scores.shape[1], np.exp(scores[np.arange(len(labels)), labels])
+    count = np.bincount(labels, minlength=num_classes)
+    own = np.bincount(labels, given, num_classes)
     usual = np.where(count > 0, own / np.maximum(count, 1), np.inf)
-    claimed = np.where(probs >= usual, probs, 0)
-    strongest, found = claimed.max(1), claimed.argmax(1)
-    places = np.flatnonzero((strongest > 0) & (found != labels))
-    lead = strongest[places] - probs[places, labels[places]]
-    order = places[np.argsort(-lead, kind="stable")]
-    return order, found[order]
+    taken, peaks, sure = scores.argmax(1), _peaks(scores), sure_from(scores, labels)
+    suspect = (taken != labels) & (peaks >= usual[taken]) & (peaks >= (np.inf if sure is None else sure))
+    places = np.flatnonzero(suspect)
+    order = places[np.argsort(given[places] - peaks[places], kind="stable")]
+    return order, taken[order]
+
+
+def sure_from(scores: np.ndarray, labels: np.ndarray) -> float | None:
+    """The lowest probability of the most probable class from which on at least `AGREED` of the images bear its label.
+
+    None where there is no such probability. The run's probabilities need not be calibrated for it.
+
+    Source: Geifman and El-Yaniv, arXiv:1705.08500 (a threshold on that probability for an error that is allowed).
+    """
+    peaks, right = _peaks(scores), scores.argmax(1) == labels
+    order = np.argsort(-peaks, kind="stable")
+    agreed = np.flatnonzero(np.cumsum(right[order]) >= AGREED * np.arange(1, len(order) + 1))
+    return float(peaks[order[agreed[-1]]]) if len(agreed) else None
+
+
+def _peaks(scores: np.ndarray) -> np.ndarray:
+    """float64 [n]: the probability of the most probable class."""
+    found: np.ndarray = np.exp(scores.max(1).astype(np.float64))
+    return found
 
 
 def _above(calibration: Calibration | None, scores: np.ndarray, right: np.ndarray) -> Share | None:

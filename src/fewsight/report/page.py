@@ -1,7 +1,9 @@
 """The page: HTML with its pictures and drawings in it, no script from elsewhere, no request."""
 
 import hashlib
+import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,37 @@ from fewsight.data import ImageError, decode_bytes, read_bytes
 from fewsight.errors import DataError, RunError
 from fewsight.pictures import address, thumbnail
 from fewsight.recipes import recipe_toml
-from fewsight.report.gather import Curve, Facts, Seen, against, gather, report_tables
+from fewsight.report.gather import AGREED, Curve, Facts, Seen, against, gather, report_tables
+from fewsight.runs import Run
 
 MOST_CELLS = 30  # classes whose confusion matrix is a table; a picture beyond
 THUMBNAIL_PX = 128
 PLOT = (480, 240)  # the inside of a drawing
 MIN_PICTURE_PX = 600
 MOST_GROUPS = 5  # of a finding in the data
+SUFFIXES = (".html", ".htm")
+SUSPECTED = "Labels that are perhaps wrong"
+RELIABLE_TOP1 = 0.8  # below it a mistake of the run is far more likely than a wrong label; our choice
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Where a page looked for its images, and how many it found."""
+
+    place: Path | None  # a folder or manifest; None where the run does not say
+    num_images: int  # that the page has a place for
+    num_missing: int  # of those: not there, or other bytes than those that were scored
+
+    def __str__(self) -> str:
+        if not self.num_missing:
+            return f"all {self.num_images:,} images were found"
+        if self.place is None:
+            return "no image is shown: the run does not say where they lie; give their folder with --data"
+        share = "none" if self.num_missing == self.num_images else f"{self.num_images - self.num_missing:,}"
+        return (
+            f"{share} of the {self.num_images:,} images to show were found in {printable(str(self.place))}: the others "
+            "are not there, or are others now; give the folder that they lie in with --data"
+        )
 
 
 def write_report(
@@ -39,7 +65,7 @@ def write_report(
     data: Path | None = None,
     check: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> None:
+) -> Pictures:
     """Write a page on the first of some runs, against the others.
 
     Args:
@@ -49,29 +75,26 @@ def write_report(
         check: also say what `fewsight check` finds in the data, if it is there; what was decoded before is remembered.
         progress: told (done, total) of the images that are checked.
 
+    Returns:
+        Where it looked for the images that it shows, and how many it found.
+
     Raises:
-        RunError: a run has no such scores, or the file cannot be written.
+        RunError: a run has no such scores, or the file cannot be written or is no HTML file by its name.
     """
+    if target.suffix.lower() not in SUFFIXES:
+        raise RunError(f"--out {target}: the page is an HTML file; call it {target.stem}.html")
     tables = next((found for found in map(report_tables, paths) if found), None)
     asked = [path / "ensemble" if report_tables(path) else path for path in paths]
     facts = [gather(path, split) for path in asked]
     first = facts[0]
-    root = _image_root(first, data)
-    found = _checked(first, data, progress) if check else None
+    place = _data_place(first, data)
+    galleries = _galleries(first, place.parent if place is not None and place.is_file() else place)
+    checked, why_not = _checked(first, place, progress) if check else (None, "")
     template = resources.files("fewsight.report").joinpath("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"name": printable, "percent": lambda value: "-" if value is None else f"{100 * value:.1f}"}
     page = environment.from_string(template)
-    galleries = [
-        ("The most confident mistakes", "Sure of a class that is not the label's.", first.sure_mistakes),
-        ("The least sure", "The most probable class has little probability.", first.unsure),
-        (
-            "Labels that are perhaps wrong",
-            "Another class is at least as probable as it usually is for its own images; look at them before you "
-            "believe it.",
-            first.suspects,
-        ),
-    ]
+    pictures = _pictures(galleries, place)
     text = page.render(
         version=fewsight.__version__,
         one=first,
@@ -83,36 +106,106 @@ def write_report(
         tempered_error=error_of(first.tempered) if first.tempered else None,
         cells=_cells(first) if len(first.classes) <= MOST_CELLS else None,
         matrix=_matrix(first) if len(first.classes) > MOST_CELLS else None,
-        galleries=[(title, said, [_shown(one, root) for one in those]) for title, said, those in galleries],
+        galleries=galleries,
+        pictures=pictures,
         tables=tables,
-        checked=found,
+        checked=checked,
+        why_not_checked=why_not,
+        again="" if first.run is None else _again(first.run, place),
         recipe="" if first.run is None else recipe_toml(first.run.recipe),
         most=MOST_GROUPS,
     )
     files.write_text(target, text)
+    return pictures
 
 
-def _image_root(facts: Facts, data: Path | None) -> Path | None:
-    """Where the store's paths begin."""
-    if data is not None:
-        if not data.exists():
-            raise RunError(f"--data {data}: is not there")
-        return data if data.is_dir() else data.parent
-    if facts.source is None:
-        return None
-    source = Path(facts.source)
-    return source if source.is_dir() else source.parent
+def _data_place(facts: Facts, data: Path | None) -> Path | None:
+    """The data as they lie now: the folder, or the manifest that the run's was."""
+    source = None if facts.source is None else Path(facts.source)
+    if data is None:
+        return source
+    if not data.exists():
+        raise RunError(f"--data {data}: is not there; give the folder that the images lie in")
+    manifest = None if source is None else data / source.name
+    return manifest if manifest is not None and manifest.is_file() else data
 
 
-def _checked(facts: Facts, data: Path | None, progress: Callable[[int, int], None]) -> Checked | None:
-    """What is wrong with the data as it lies there now; None where it does not."""
-    if facts.recipe is None or not (place := Path(data or facts.source or "")).exists():
-        return None
+def _checked(facts: Facts, place: Path | None, progress: Callable[[int, int], None]) -> tuple[Checked | None, str]:
+    """What is wrong with the data as it lies there now, or why nothing is said of it."""
+    if facts.recipe is None or place is None:
+        return None, ""
+    if not place.exists():
+        return None, f"it lay in {place}, where nothing is now; say with --data where it lies"
     settings = facts.recipe.data
     try:
-        return check_data(place, holdout=settings.holdout, seed=settings.split_seed, progress=progress)
-    except DataError:
-        return None  # it is other data now: the galleries say so
+        return check_data(place, holdout=settings.holdout, seed=settings.split_seed, progress=progress), ""
+    except DataError as error:
+        return None, str(error)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Images under a heading."""
+
+    title: str
+    said: str  # which they are
+    warning: str
+    images: list[dict[str, Any]]  # `_shown` of each
+
+
+def _galleries(facts: Facts, root: Path | None) -> list[Gallery]:
+    """Images that are worth a look; suspected labels say too that there are none."""
+    asked = [
+        ("The most confident mistakes", "Sure of a class that is not the label's.", "", facts.sure_mistakes),
+        ("The least sure", "The most probable class has little probability.", "", facts.unsure),
+        (SUSPECTED, _suspicion(facts), _unreliable(facts), facts.suspects),
+    ]
+    return [
+        Gallery(title, said, warning, [_shown(one, root) for one in those])
+        for title, said, warning, those in asked
+        if those or title == SUSPECTED
+    ]
+
+
+def _suspicion(facts: Facts) -> str:
+    """Which labels are suspected, and how many."""
+    if facts.sure_prob is None:
+        return f"None: at no probability does the run agree with {100 * AGREED:g} % of the labels."
+    which = (
+        "Another class is the most probable one. Its probability is at least the mean that it has over the images with "
+        f"its label (confident learning, arXiv:1911.00068), and at least {100 * facts.sure_prob:.1f} %, from where on "
+        f"the run agrees with {100 * AGREED:g} % of the labels or more."
+    )
+    total = f"of these {len(facts.right):,} images"
+    if not facts.num_suspects:
+        return f"{which} That is so for none {total}."
+    first = f", of which the first {len(facts.suspects)} stand here" * (facts.num_suspects > len(facts.suspects))
+    return f"{which} That is so for {facts.num_suspects:,} {total}{first}. Look at each before you change its label."
+
+
+def _unreliable(facts: Facts) -> str:
+    """That a weak run cannot say much of labels."""
+    top1 = facts.figures.top1.value
+    if top1 >= RELIABLE_TOP1 or not facts.suspects:
+        return ""
+    return (
+        f"This list is unreliable: the run has {100 * top1:.1f} % of the images right, so that most of what is here is "
+        "more likely its mistake than a wrong label."
+    )
+
+
+def _again(run: Run, place: Path | None) -> str:
+    """The command that trains the run again, from the data as they lie now."""
+    words = ["fewsight", "train", str(place or run.data.source), "--out", "AGAIN"]
+    words += ["--recipe", str(run.path / "recipe.toml")]
+    start = run.info.get("start")
+    return shlex.join([*words, "--init-from", start["run"]] if start else words)
+
+
+def _pictures(galleries: Sequence[Gallery], place: Path | None) -> Pictures:
+    """How many of the galleries' images were found; one that stands in two of them counts once."""
+    found = {one["seen"].path: bool(one["src"]) for gallery in galleries for one in gallery.images}
+    return Pictures(place, len(found), list(found.values()).count(False))
 
 
 def _shown(one: Seen, root: Path | None) -> dict[str, Any]:
