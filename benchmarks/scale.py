@@ -90,8 +90,9 @@ def main() -> int:
         values["processes"] = [{"one_s": one, "two_s": two} for one, two in turns]
         for number in range(2):
             ratios = [turn[0] / turn[number] for turn in turns]
+            seconds = statistics.median(turn[number] for turn in turns)
             lines.append(
-                f"| {number + 1} | {max(1, num_cores() // (number + 1))} | {statistics.median(turn[number] for turn in turns):.2f} | "
+                f"| {number + 1} | {max(1, num_cores() // (number + 1))} | {seconds:.2f} | "
                 f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
             )
             print(lines[-1], flush=True)

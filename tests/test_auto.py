@@ -14,6 +14,7 @@ from fewsight.errors import RecipeError
 from fewsight.fitting import batch_plan
 from fewsight.prepare import Prepared, prepare
 from fewsight.recipes import Data, Recipe, Run
+from fewsight.schedule import px_at
 
 QUIET = Console(quiet=True)
 
@@ -48,7 +49,8 @@ def by_depth(recipe: Recipe, *_: object) -> auto.Pace:
 def total_seconds(recipe: Recipe, prepared: Prepared) -> float:
     stage = recipe.stages[0]
     steps = batch_plan(recipe, stage, prepared.images).num_steps
-    return by_depth(recipe).step_seconds * steps * stage.epochs
+    sides = [px_at(recipe, epoch) / recipe.augment.train_px for epoch in range(stage.epochs)]
+    return by_depth(recipe).step_seconds * steps * sum(side**2 for side in sides)
 
 
 @pytest.mark.parametrize("hours", [0.1, 0.5, 1.0])
@@ -78,6 +80,23 @@ def test_plan_works_around_what_is_fixed(prepared: Prepared, monkeypatch: pytest
     monkeypatch.setattr(auto, "probe", by_depth)
     recipe, _ = plan(prepared, 0.2, "model.backbone=resnest50", "stages.0.epochs=3", "augment.policy=none")
     assert (recipe.model.backbone, recipe.stages[0].epochs, recipe.augment.policy) == ("resnest50", 3, "none")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "first_px"),
+    [
+        ((), 32),
+        (("stages.0.first_px=train",), "train"),
+        (("stages.0.first_px=40",), 40),
+        (("augment.train_px=100",), 48),
+        (("augment.train_px=32",), "train"),
+    ],
+)
+def test_images_grow_unless_the_user_says_other(
+    prepared: Prepared, overrides: tuple[str, ...], first_px: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "probe", by_depth)
+    assert plan(prepared, 0.1, *overrides)[0].stages[0].first_px == first_px
 
 
 @pytest.mark.parametrize("hours", [0.0, -1.0, float("nan")])

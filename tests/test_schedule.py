@@ -6,7 +6,7 @@ import pytest
 
 from fewsight.errors import RecipeError
 from fewsight.recipes import Optim, Stage, load_recipe, parse_recipe, shipped_recipes
-from fewsight.schedule import peak_rate, px_at, rate_at
+from fewsight.schedule import mean_cost, peak_rate, px_at, rate_at
 
 
 def test_rate_follows_the_report() -> None:
@@ -35,11 +35,11 @@ def test_images_grow_within_each_stage_that_asks() -> None:
     stages = [
         {"epochs": 8, "batch_size": 4, "first_px": 32, "grow_share": 0.5},
         {"epochs": 2, "batch_size": 4},
-        {"epochs": 3, "batch_size": 4, "first_px": 52, "grow_share": 1.0},
+        {"epochs": 4, "batch_size": 4, "first_px": 52, "grow_share": 1.0},
     ]
     recipe = parse_recipe({"model": {"backbone": "resnest14"}, "augment": {"train_px": 64}, "stages": stages})
-    sides = [px_at(recipe, epoch) for epoch in range(13)]
-    assert sides == [32, 40, 48, 56, 64, 64, 64, 64, 64, 64, 52, 52, 60]
+    sides = [px_at(recipe, epoch) for epoch in range(14)]
+    assert sides == [32, 40, 48, 56, 64, 64, 64, 64, 64, 64, 52, 52, 60, 64]
 
 
 def test_shipped_recipes_train_at_one_size() -> None:
@@ -51,3 +51,11 @@ def test_shipped_recipes_train_at_one_size() -> None:
 def test_images_that_would_shrink_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"stages\.0\.first_px .* at most augment\.train_px \(224\), got 256"):
         load_recipe("resnest101_ce", ["stages.0.first_px=256"])
+
+
+def test_mean_cost_is_that_of_the_pixels() -> None:
+    stages = [{"epochs": 400, "batch_size": 4, "first_px": 64, "grow_share": 0.5}, {"epochs": 2, "batch_size": 4}]
+    recipe = parse_recipe({"model": {"backbone": "resnest14"}, "augment": {"train_px": 256}, "stages": stages})
+    costs = [(px_at(recipe, epoch) / 256) ** 2 for epoch in range(400)]
+    assert mean_cost(recipe, recipe.stages[0]) == pytest.approx(sum(costs) / 400, abs=0.02)
+    assert mean_cost(recipe, recipe.stages[1]) == 1

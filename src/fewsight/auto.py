@@ -26,6 +26,7 @@ from fewsight.model import with_stem
 from fewsight.predict import Normalise
 from fewsight.prepare import Prepared
 from fewsight.recipes import Recipe, Run, parse_recipe
+from fewsight.schedule import PX_STEP, mean_cost
 from fewsight.wording import counted
 
 SHARE_TO_USE = 0.9  # of the time; the rest is for saving states and a machine that slows down
@@ -38,6 +39,8 @@ TIMED_STEPS = 8
 LONG_PROBE_SECONDS = 10.0  # of one rung: a slow device is timed over fewer steps
 QUIET_QUANTILE = 0.25  # of timed steps: other programs only ever make one longer
 FEW = 0.5  # of the epochs that are wanted; a plan of fewer is warned of
+LEAST_GROWING_EPOCHS = 10  # fewer are too few for several sizes
+LEAST_GROWN_PX = 64  # from here on images grow over a training; smaller ones were not tried (NOTES.md)
 EPOCHS_FOR_A_POLICY = 150  # fewer leave a model that has not yet learnt the plain images (NOTES.md)
 
 
@@ -160,6 +163,10 @@ def plan_recipe(
     recipe, pace = _climb(candidates, prepared, clock, wanted, reasons, console)
     epoch = epoch_seconds(pace, recipe, prepared)
     epochs = min(MOST_EPOCHS, clock.epochs(pace, epoch))
+    if epochs < LEAST_GROWING_EPOCHS:
+        recipe = parse_recipe(_one_size(recipe), overrides, "auto")
+        epoch = epoch_seconds(pace, recipe, prepared)
+        epochs = clock.epochs(pace, epoch)
     if epochs < 1:
         raise RecipeError(_too_short(clock, pace, epoch, num_images, wanted))
     warning = _warning(clock, pace, epoch, epochs, wanted, recipe)
@@ -289,13 +296,31 @@ def epoch_seconds(pace: Pace, recipe: Recipe, prepared: Prepared) -> float:
     assert workers != "auto", "the settings are resolved"
     beside = workers > 0
     step = max(pace.step_seconds, pace.load_seconds / workers) if beside else pace.step_seconds + pace.load_seconds
-    return step * plan.num_steps
+    return step * plan.num_steps * mean_cost(recipe, recipe.stages[0])
 
 
 def _candidates(rungs: list[Rung], num_images: int, settings: Run, overrides: Sequence[str]) -> list[Recipe]:
     """A recipe for each rung, one where the user fixed what the ladder varies."""
-    recipes = [with_stem(parse_recipe(_with_rung(rung, num_images, settings), overrides, "auto")) for rung in rungs]
+    recipes = [_candidate(rung, num_images, settings, overrides) for rung in rungs]
     return [recipe for number, recipe in enumerate(recipes) if recipe not in recipes[:number]]
+
+
+def _candidate(rung: Rung, num_images: int, settings: Run, overrides: Sequence[str]) -> Recipe:
+    """A rung's recipe; its images grow from half their size where that was measured to pay, if the user lets them."""
+    values = _with_rung(rung, num_images, settings)
+    recipe = parse_recipe(values, overrides, "auto")
+    px = recipe.augment.train_px
+    if px >= LEAST_GROWN_PX:
+        values["stages"][0]["first_px"] = PX_STEP * (px // PX_STEP // 2)
+        recipe = parse_recipe(values, overrides, "auto")
+    return with_stem(recipe)
+
+
+def _one_size(recipe: Recipe) -> dict[str, Any]:
+    """Its values, for images that do not grow."""
+    values = recipe.model_dump()
+    values["stages"][0]["first_px"] = "train"
+    return values
 
 
 def _described(recipe: Recipe) -> str:

@@ -34,7 +34,8 @@ def px_at(recipe: Recipe, epoch: int) -> int:
     """The side of the images in `epoch`, which counts on across stages.
 
     A stage's first epoch has `first_px`; the side grows with the epochs, in steps of `PX_STEP`, and is `train_px` once
-    `grow_share` of them are done. Small images cost less, and what a model sees in them it need not learn again.
+    `grow_share` of them are done, at the latest in the last. Small images cost less, and what a model sees in them it
+    need not learn again.
 
     Source: Tan and Le, arXiv 2104.00298, section 4, where regularisation grows too; here it does not.
     """
@@ -43,7 +44,17 @@ def px_at(recipe: Recipe, epoch: int) -> int:
         if epoch < stage.epochs:
             break
         epoch -= stage.epochs
-    if stage.first_px == "train" or epoch >= stage.grow_share * stage.epochs:
+    growing = min(stage.grow_share * stage.epochs, stage.epochs - 1)  # epochs
+    if stage.first_px == "train" or epoch >= growing:
         return full
-    grown = (full - stage.first_px) * epoch / (stage.grow_share * stage.epochs)
+    grown = (full - stage.first_px) * epoch / growing
     return stage.first_px + PX_STEP * int(grown / PX_STEP)
+
+
+def mean_cost(recipe: Recipe, stage: Stage) -> float:
+    """What an epoch of a stage with many costs on average where one of `train_px` costs 1, as pixels go."""
+    if stage.first_px == "train":
+        return 1.0
+    full = recipe.augment.train_px
+    grown = [(px / full) ** 2 for px in range(stage.first_px, full, PX_STEP)] or [1.0]
+    return 1 - stage.grow_share + stage.grow_share * sum(grown) / len(grown)
