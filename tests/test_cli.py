@@ -568,7 +568,6 @@ def test_predict_gives_a_row_for_each_input_in_order(
     assert all(bool(row["label3"]) != bool(row["error"]) for row in table)
 
 
-@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_predict_counts_what_is_no_image_and_fails_where_nothing_was_predicted(
     command: Command, tiny_run: Path, digit_images: Path, tmp_path: Path
 ) -> None:
@@ -585,6 +584,7 @@ def test_predict_counts_what_is_no_image_and_fails_where_nothing_was_predicted(
     assert answer.out == f"wrote {tmp_path / 'new.csv'}: 1 row, 1 with an error\n"
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_predict_writes_a_file(
     suffix: str, command: Command, tiny_run: Path, digit_images: Path, tmp_path: Path
 ) -> None:
