@@ -27,8 +27,10 @@ axe_package = pytest.importorskip("axe_core_python.base")
 pytestmark = pytest.mark.slow
 WIDTHS = (1280, 390)
 SERIOUS = ("serious", "critical")
-HINTED = """[...document.querySelectorAll(".hint")].every(
-  hint => hint.hidden === (hint.nextElementSibling.scrollWidth <= hint.nextElementSibling.clientWidth))"""
+HINTED = """[...document.querySelectorAll(".scroll")].every(box => {
+  const hint = box.previousElementSibling, scrolls = box.scrollWidth > box.clientWidth;
+  return hint?.matches(".hint") ? hint.hidden !== scrolls : !scrolls;
+})"""
 
 
 @dataclass(frozen=True)
