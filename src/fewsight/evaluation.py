@@ -136,7 +136,9 @@ def _evaluation(asked: Asked, data: Path, found: EvaluationSet, scored: Scored, 
     images, readable = scored.first.images, scored.first.readable
     unreadable = tuple(image.error for image in images if image.error is not None)
     if len(unreadable) == len(images):
-        raise DataError(f"{data}: none of {counted(len(unreadable), 'image')} can be read; the first: {unreadable[0]}")
+        raise DataError(
+            f"{data}: none of the {counted(len(unreadable), 'image')} can be read; the first: {unreadable[0]}"
+        )
     log_probs, labels = fused_log_probs(scored.weights)[readable], np.array(found.labels)[readable]
     figures = evaluate_scores(log_probs, labels, asked.classes, num_images=len(images))
     return Evaluation(found.split, asked.view_names, figures, int(scored.trained_on.sum()), unreadable, kept)

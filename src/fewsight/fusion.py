@@ -319,7 +319,7 @@ def labels_of(store: Store) -> np.ndarray:
     if any(image.label is None for image in store.images):
         raise RunError(f"{store.path}: its images have no labels, so there is no accuracy; evaluate on labelled ones")
     if not store.readable.any():
-        raise RunError(f"{store.path}: none of {counted(len(store.images), 'image')} could be read")
+        raise RunError(f"{store.path}: none of its {counted(len(store.images), 'image')} could be read")
     index = {name: number for number, name in enumerate(store.about.classes)}
     try:
         return np.array([index[str(image.label)] for image in store.images])
