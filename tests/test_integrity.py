@@ -253,8 +253,10 @@ def test_copy_of_the_training_images_is_known(tiny_run: Path, digit_images: Path
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.open(file).save(target)
     shutil.copy(digit_images / "test/one/10.png", tmp_path / "copy/one/new.png")
-    found = evaluate(tiny_run, tmp_path / "copy")
+    found = evaluate(tiny_run, tmp_path / "copy", split="all")
     assert (found.num_trained_on, found.figures.num_images) == (18, 19)
+    left = evaluate(tiny_run, tmp_path / "copy", scores=tmp_path / "scores")
+    assert (left.num_trained_on, left.figures.num_images) == (0, 1), "by itself it leaves them out"
 
 
 @pytest.mark.parametrize("keep", [0, 9])

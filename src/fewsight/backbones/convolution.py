@@ -79,7 +79,7 @@ class PointwiseConv(torch.autograd.Function):
             few = _num_positions(x) <= FEW_POSITIONS
             of_x = _maps(rows @ weight.flatten(1), x) if few else _input_gradient(gradient, x, weight)
         if ctx.needs_input_grad[1]:
-            of_weight = (rows.T @ _rows(x)).view_as(weight)
+            of_weight = (rows.T @ _rows(x)).as_strided(weight.shape, weight.stride())  # momentum takes its layout
         return of_x, of_weight
 
 
