@@ -1,6 +1,6 @@
 """How long `fewsight train` takes to the accuracy that timm's training script reaches, with the same backbone.
 
-    python -m benchmarks.time_to_accuracy DATA [--share 0.45] [--seeds 0] [--sets tiny20,cifar10-50]
+    python -m benchmarks.time_to_accuracy DATA [--share 0.5] [--seeds 0] [--sets tiny20,cifar10-50]
 
 The peer is `benchmarks.peer_timm` with the report's recipe, from start to last score, for a fixed number of epochs.
 Ours is `fewsight train` with --hours at --share of the peer's time and the same backbone (`auto` chooses the rest),
@@ -48,7 +48,7 @@ class Pair:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the folder that holds tiny20/ and cifar10-50/")
-    parser.add_argument("--share", type=float, default=0.45, help="of the peer's time that ours is given")
+    parser.add_argument("--share", type=float, default=0.5, help="of the peer's time that ours is given")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE for fewsight train")
