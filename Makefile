@@ -32,6 +32,7 @@ bench: setup ## every benchmark; they refuse to start while another process uses
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.tiny20 $(FEWSIGHT_DATA)
+	$(BIN)/python -m benchmarks.time_to_accuracy $(FEWSIGHT_DATA)
 
 docs: setup .venv/docs-installed ## the documentation site, into site/; warnings are errors
 	$(BIN)/python tools/commands_page.py
