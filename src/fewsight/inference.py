@@ -95,9 +95,9 @@ def predict_files(
                 write_features(pooled)
             done += len(batch)
             failed += sum(error is not None for error in errors)
-    if threshold is not None and target is not None:
+    if threshold is not None and target is not None and done > failed:
         console.print(
-            f"{none_of_these:,} of {done:,} are none of these classes: the most probable one has less than "
+            f"{none_of_these:,} of {done - failed:,} are none of these classes: the most probable one has less than "
             f"{threshold:.3f} ({rows.NONE_OF_THESE} is true)"
         )
     return failed, done
