@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from rich.console import Console
 
 from fewsight.console import counting, duration
+from fewsight.data import cache
 from fewsight.device import compute_threads, keep_freed_memory, to_device
 from fewsight.errors import RecipeError
 from fewsight.feed import AugmentedImages, batches
@@ -352,14 +352,10 @@ def _with_epochs(recipe: Recipe, overrides: Sequence[str], epochs: int, pace: Pa
 
 
 def free_memory(device: str) -> int:
-    """Bytes that are free on the device; for a CPU the machine's available memory."""
+    """Bytes that are free on the device; for a CPU what this process can still take."""
     kind = torch.device(device)
     if kind.type == "cuda":
         return torch.cuda.mem_get_info(kind)[0]
     if kind.type == "mps":
         return int(torch.mps.recommended_max_memory())
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return 4 * 2**30
+    return cache.free_memory()
