@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from benchmarks.machine import busy_unless, commit, device_name, keep
+from benchmarks.machine import about, busy_unless, device_name, keep
 from fewsight.data import decode_pixels, read_bytes
 from fewsight.device import keep_freed_memory, to_device
 from fewsight.feed import AugmentedImages
@@ -49,14 +49,13 @@ def main() -> int:
     busy = busy_unless(args.force)
     torch.set_num_threads(1)
     keep_freed_memory()
-    about = {
-        "command": f"python -m benchmarks.feed {' '.join(sys.argv[1:])}",
-        "commit": commit(),
-        "device": f"{device_name('cpu')}, one thread",
-        "versions": f"torch {torch.__version__}, timm {timm.__version__}, torchvision {torchvision.__version__}",
-        "other load": "; ".join(busy) or "none",
-    }
-    lines = [f"- {key}: {value}" for key, value in about.items()]
+    setting = about(
+        "feed",
+        busy,
+        f"torch {torch.__version__}, timm {timm.__version__}, torchvision {torchvision.__version__}",
+        device=f"{device_name('cpu')}, one thread",
+    )
+    lines = [f"- {key}: {value}" for key, value in setting.items()]
     lines += ["", "Images a second, median (least to most) of epochs in turns; ratio: to timm's in the same turn.", ""]
     lines += ["| Images | Side | Images/s | Ratio to timm |", "|---|---|---|---|"]
     values: list[dict[str, Any]] = []
@@ -69,7 +68,7 @@ def main() -> int:
                 lines.append(row_of(name, row))
                 values.append({"images": name, **row})
                 print(lines[-1], flush=True)
-    keep("feed", "From files to batches", lines, {**about, "rows": values})
+    keep("feed", "From files to batches", lines, {**setting, "rows": values})
     return 0
 
 

@@ -79,6 +79,18 @@ def commit() -> str:
     return (git("rev-parse", "--short", "HEAD") or "none") + (" with changes" if git("status", "-s") else "")
 
 
+def about(name: str, busy: Sequence[str], versions: str, device: str = "", **more: str) -> dict[str, str]:
+    """What every result says of itself: command, commit, device, versions, what else ran; then `more`."""
+    return {
+        "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
+        "commit": commit(),
+        "device": device or device_name("cpu"),
+        "versions": versions,
+        "other load": "; ".join(busy) or "none",
+        **more,
+    }
+
+
 def measured(arguments: list[str], fine: tuple[int, ...] = (0,)) -> tuple[float, float]:
     """Seconds and peak memory in MB of Python with these arguments; `fine`: what it may exit with."""
     command = [sys.executable, "-c", WAIT, sys.executable, *arguments]

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.machine import busy_unless, commit, device_name, keep
+from benchmarks.machine import about, busy_unless, keep
 from benchmarks.step import NUM_CLASSES, TIMM_NAMES
 from fewsight.backbones import Backbone, activated_norm
 from fewsight.model import build_model
@@ -45,15 +45,13 @@ def main() -> int:
         print(json.dumps(peak(args.peak[0], args.peak[1], int(args.peak[2]), args.px)))
         return 0
     busy = busy_unless(args.force)
-    about = {
-        "command": f"python -m benchmarks.memory {' '.join(sys.argv[1:])}".strip(),
-        "commit": commit(),
-        "device": device_name("cpu"),
-        "versions": f"torch {torch.__version__}, timm {timm.__version__}",
-        "other load": "; ".join(busy) or "none",
-        "setting": f"{args.px} px, float32, {NUM_CLASSES} classes, channels-last, peak at batch {args.batch}",
-    }
-    lines = [f"- {key}: {value}" for key, value in about.items()]
+    setting = about(
+        "memory",
+        busy,
+        f"torch {torch.__version__}, timm {timm.__version__}",
+        setting=f"{args.px} px, float32, {NUM_CLASSES} classes, channels-last, peak at batch {args.batch}",
+    )
+    lines = [f"- {key}: {value}" for key, value in setting.items()]
     lines += [
         "",
         f"| Model | Way | Kept, MiB an image | of timm's | Peak at {args.batch}, GiB | Largest batch in 8 GiB | ",
@@ -82,7 +80,7 @@ def main() -> int:
             ]
             lines.append(f"| {' | '.join(cells)} |")
             print(lines[-1], flush=True)
-    keep("memory", "Memory of a training step", lines, {**about, "rows": values})
+    keep("memory", "Memory of a training step", lines, {**setting, "rows": values})
     return 0
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.machine import busy_unless, commit, device_name, keep, measured
+from benchmarks.machine import about, busy_unless, device_name, keep, measured
 from fewsight.cores import num_cores
 from fewsight.device import keep_freed_memory, resolve_run, to_device
 from fewsight.feed import AugmentedImages, batches
@@ -52,14 +52,8 @@ def main() -> int:
         print(json.dumps(trained(Path(args.train[0]), int(args.train[1]), int(args.train[2]), args.steps)))
         return 0
     busy = busy_unless(args.force)
-    about = {
-        "command": f"python -m benchmarks.scale {' '.join(sys.argv[1:])}".strip(),
-        "commit": commit(),
-        "device": f"{device_name('cpu')}, {num_cores()} threads",
-        "versions": f"torch {torch.__version__}",
-        "other load": "; ".join(busy) or "none",
-    }
-    lines = [f"- {key}: {value}" for key, value in about.items()]
+    setting = about("scale", busy, f"torch {torch.__version__}", device=f"{device_name('cpu')}, {num_cores()} threads")
+    lines = [f"- {key}: {value}" for key, value in setting.items()]
     values: dict[str, list[dict[str, Any]]] = {"listing": [], "training": []}
     lines += [
         "",
@@ -96,7 +90,7 @@ def main() -> int:
                 f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
             )
             print(lines[-1], flush=True)
-    keep("scale", "Cost as images and classes grow", lines, {**about, **values})
+    keep("scale", "Cost as images and classes grow", lines, {**setting, **values})
     return 0
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import timm
 import torch
 
-from benchmarks.machine import busy_unless, commit, device_name, keep
+from benchmarks.machine import about, busy_unless, device_name, keep
 from fewsight.metrics import wilson
 
 SETS = {  # name -> folder to train on, folder or split to score, px and epochs of the peer
@@ -55,14 +55,13 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="start though another process uses a core")
     args = parser.parse_args()
     busy = busy_unless(args.force)
-    about = {
-        "command": f"python -m benchmarks.time_to_accuracy {' '.join(sys.argv[1:])}".strip(),
-        "commit": commit(),
-        "device": f"{device_name('cpu')}, {torch.get_num_threads()} threads",
-        "versions": f"torch {torch.__version__}, timm {timm.__version__}",
-        "other load": "; ".join(busy) or "none",
-    }
-    lines = [f"- {name}: {value}" for name, value in about.items()]
+    setting = about(
+        "time_to_accuracy",
+        busy,
+        f"torch {torch.__version__}, timm {timm.__version__}",
+        device=f"{device_name('cpu')}, {torch.get_num_threads()} threads",
+    )
+    lines = [f"- {name}: {value}" for name, value in setting.items()]
     lines += ["", f"timm's {THEIRS} against fewsight's {OURS}, time from the command to the end.", ""]
     lines += [
         "| Data | Seed | timm, top-1 | s | fewsight, top-1 | s | Share of the time |",
@@ -80,7 +79,10 @@ def main() -> int:
             )
             print(lines[-1], flush=True)
             keep(
-                "time-to-accuracy", "Time to timm's accuracy", lines, {**about, "pairs": [asdict(one) for one in pairs]}
+                "time-to-accuracy",
+                "Time to timm's accuracy",
+                lines,
+                {**setting, "pairs": [asdict(one) for one in pairs]},
             )
     return 0
 

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from benchmarks.machine import busy_unless, commit, device_name, keep
+from benchmarks.machine import about, busy_unless, device_name, keep
 from benchmarks.step import TIMM_NAMES
 from fewsight.augment import named_views
 from fewsight.backbones import Backbone
@@ -67,15 +67,14 @@ def main() -> int:
         matrix.append(matrix_rate(precision))
     ratios = [theirs / own for own, theirs in zip(seconds["fewsight"], seconds[f"timm, {layout}"], strict=True)]
     rate = statistics.median(matrix)
-    about = {
-        "command": f"python -m benchmarks.views {' '.join(sys.argv[1:])}",
-        "commit": commit(),
-        "device": f"{device_name('cpu')}, {num_cores()} threads, {precision}",
-        "versions": f"torch {torch.__version__}, timm {timm.__version__}, torchvision {torchvision.__version__}",
-        "other load": "; ".join(busy) or "none",
-        "work": f"{work / 1e9:.0f} GFLOP an image (a multiply-add counts as two); matrix product {rate:.0f} GFLOP/s",
-    }
-    lines = [f"- {key}: {value}" for key, value in about.items()]
+    setting = about(
+        "views",
+        busy,
+        f"torch {torch.__version__}, timm {timm.__version__}, torchvision {torchvision.__version__}",
+        device=f"{device_name('cpu')}, {num_cores()} threads, {precision}",
+        work=f"{work / 1e9:.0f} GFLOP an image (a multiply-add counts as two); matrix product {rate:.0f} GFLOP/s",
+    )
+    lines = [f"- {key}: {value}" for key, value in setting.items()]
     lines += ["", "| Side | Images/s | Share of the matrix rate |", "|---|---|---|"]
     for side, found in seconds.items():
         rates = [len(paths) / one for one in found]
@@ -83,7 +82,7 @@ def main() -> int:
         lines.append(f"| {side} | {spread(rates)} | {spread(shares)} |")
     lines += ["", f"Ratio, timm's time over ours in a turn: {spread(ratios)}."]
     print("\n".join(lines))
-    keep("views", "The report's 16 views", lines, {**about, "seconds": seconds, "ratios": ratios, "matrix": matrix})
+    keep("views", "The report's 16 views", lines, {**setting, "seconds": seconds, "ratios": ratios, "matrix": matrix})
     return 0
 
 
