@@ -51,7 +51,7 @@ def thumbnail(image: Image.Image) -> bytes:
 
 
 def compared(image: Image.Image) -> np.ndarray:
-    return np.asarray(image.convert("L").resize((32, 32), Image.Resampling.BOX))
+    return np.asarray(image.convert("RGB").resize((32, 32), Image.Resampling.BOX))
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ def test_evaluate_keeps_every_view_and_takes_it_up_again(command: Command, score
     assert [file.name for file in sorted(store.glob("*.f32"))] == ["center-32.f32"]
     before = (store / "center-32.f32").stat().st_mtime_ns
     both = command("evaluate", scored, digit_images, "--views", "report")
-    assert "(test, 2 views)" in both.out
+    assert "(test, center-32, random-32)" in both.out
     assert (store / "center-32.f32").stat().st_mtime_ns == before, "what is there is not scored again"
     assert [file.name for file in sorted(store.glob("*.f32"))] == ["center-32.f32", "random-32.f32"]
     rows = command("scores", "rows", scored)
@@ -580,8 +580,11 @@ def test_predict_counts_what_is_no_image_and_fails_where_nothing_was_predicted(
     for image in (tmp_path / "new").glob("*.png"):
         image.unlink()
     answer = command("predict", tiny_run, tmp_path / "new", "--out", tmp_path / "new.csv")
-    assert answer.code == 1
-    assert answer.out == f"wrote {tmp_path / 'new.csv'}: 1 row, 1 with an error\n"
+    reason = f"nothing to predict: {tmp_path / 'new'}: no image in this folder"
+    assert answer == Answer(2, "", f"skipped 2 files in the folders: no images by their names\nfewsight: {reason}\n")
+    answer = command("predict", tiny_run, "no*.png", "nor-this.png", "--out", tmp_path / "other.csv")
+    assert answer.err == ("fewsight: nothing to predict: no*.png: no file matches this pattern (and so on: 2 inputs)\n")
+    assert not (tmp_path / "other.csv").exists()
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
@@ -601,6 +604,7 @@ def test_features_lie_beside_the_predictions(
     images = [digit_images / "test" / "one", tmp_path / "missing.png", digit_images / "test" / "two" / "10.png"]
     answer = command("predict", tiny_run, *images, "--out", tmp_path / "new.csv", "--features")
     assert answer.code == 1
+    assert f"unreadable: {tmp_path / 'missing.png'}: cannot be read (No such file or directory)\n" in answer.err
     assert f"wrote {tmp_path / 'new.features.npy'}" in answer.out
     features = np.load(tmp_path / "new.features.npy", allow_pickle=False)
     rows = list(csv.DictReader((tmp_path / "new.csv").read_text(encoding="utf-8").splitlines()))

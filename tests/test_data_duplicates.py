@@ -20,7 +20,7 @@ def thumbnail(one: Image.Image) -> bytes:
 
 
 def compared(one: Image.Image) -> np.ndarray:
-    return np.asarray(one.convert("L").resize((32, 32), Image.Resampling.BOX))
+    return np.asarray(one.convert("RGB").resize((32, 32), Image.Resampling.BOX))
 
 
 def jpeg(one: Image.Image, quality: int) -> Image.Image:
@@ -52,6 +52,22 @@ def test_copy_is_found(kind: str) -> None:
 
 def test_other_images_are_not_taken_for_copies() -> None:
     assert candidates([thumbnail(image(number)) for number in range(400)]) == []
+
+
+def drawing(number: int, colour: tuple[int, int, int]) -> Image.Image:
+    """Stripes with noise: one layout, drawn anew."""
+    rng = np.random.default_rng(number)
+    pixels = np.full((96, 96, 3), 225.0)
+    pixels[np.arange(96) // 16 % 2 == 1] = colour
+    return Image.fromarray((pixels + rng.normal(0, 12, pixels.shape)).clip(0, 255).astype(np.uint8))
+
+
+def test_one_layout_in_other_colours_is_no_copy() -> None:
+    images = [drawing(1, (160, 30, 30)), drawing(2, (30, 60, 230)), drawing(3, (20, 110, 20))]
+    images += [jpeg(one, 60) for one in images]
+    pairs = candidates([thumbnail(one) for one in images])
+    assert {(0, 1), (0, 2), (1, 2)} < {pair[:2] for pair in pairs}, "grey, they look alike"
+    assert [pair[:2] for pair in confirmed(pairs, lambda place: compared(images[place]))] == [(0, 3), (1, 4), (2, 5)]
 
 
 def test_flat_images_are_left_alone() -> None:

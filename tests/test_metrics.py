@@ -68,3 +68,5 @@ def test_paired_comparison_says_when_it_cannot_tell() -> None:
     same = paired(right, right)
     assert (same.gain, same.low, same.high, same.p_value) == (0, 0, 0, 1)
     assert str(same).endswith("not distinguishable on these 3 images")
+    assert "on 3 images (both right on the same), McNemar" in str(same)
+    assert "on 3 images (2 right in it alone, 1 in the first alone), McNemar" in str(paired(~right, right))

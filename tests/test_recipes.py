@@ -72,7 +72,7 @@ def test_recipe_survives_toml(name: str, tmp_path: Path) -> None:
             "stages.0.optim.bas_lr=1",
             r"unknown key 'stages.0.optim.bas_lr'; did you mean 'stages.0.optim.base_lr'",
         ),
-        ("augmnt.train_px=3", r"did you mean 'augment'"),
+        ("augmnt.train_px=3", r"unknown key 'augmnt.train_px'; did you mean 'augment.train_px'\?"),
         ("epochs=3", r"unknown key 'epochs'; did you mean 'stages.0.epochs'\?"),
         ("augment.margin=1", r"did you mean 'stages.0.losses.triplet.margin'"),
         ("bach_size=3", r"did you mean 'stages.0.batch_size'"),

@@ -150,6 +150,37 @@ def test_page_of_a_real_run_asks_for_nothing_and_shows_its_images(
     assert "tested on other images, so not compared" in Page(tmp_path / "two.html").text
 
 
+def test_page_names_other_views_and_takes_those_that_are_asked_for(
+    tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
+) -> None:
+    run, other, page = tmp_path / "run", tmp_path / "other", tmp_path / "page.html"
+    for place, views in ((run, "report"), (other, "center")):
+        shutil.copytree(tiny_run, place)
+        evaluate(place, digit_images, split="val", views=views)
+    assert command("scores", "calibrate", other).code == 0
+    shutil.copy(other / "calibration.json", run)
+    answer = command("report", run, other, "--out", page, "--split", "val", "--no-check")
+    assert answer.out.startswith(f"wrote {page}: ")
+    text = Page(page).text
+    assert "Some have other views than the first" in text
+    assert "the temperatures it keeps are for other views (center-32)" in text
+    answer = command("report", run, other, "--out", page, "--split", "val", "--no-check", "--views", "center-32")
+    assert answer.out.startswith(f"replaced {page}: ")
+    text = Page(page).text
+    assert "Some have other views than the first" not in text
+    assert "both right on the same" in text
+    assert "at the kept temperature" in text
+
+
+def test_page_replaces_no_other_file(tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    evaluate(tmp_path / "run", digit_images)
+    (tmp_path / "index.html").write_text("<!doctype html><title>mine</title>")
+    with pytest.raises(RunError, match=r"index\.html: this is there already, and no page of fewsight report"):
+        write_report([tmp_path / "run"], tmp_path / "index.html")
+    assert "mine" in (tmp_path / "index.html").read_text()
+
+
 def test_images_that_are_others_now_are_not_shown(tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(digit_images, data)
@@ -177,7 +208,9 @@ def test_page_says_where_images_are_missing_and_how_to_repeat_the_run(
     assert shlex.join(again) in Page(page).text
     shutil.rmtree(data / "test")
     answer = command("report", run, "--out", page, "--data", data, "--no-check")
-    assert f"pictures: none of the 15 images to show were found in {data}: the others are not there" in answer.out
+    assert re.search(
+        rf"pictures: none of the \d+ images to show were found in {data}: the others are not there", answer.out
+    )
     assert f"were found in {data}" in Page(page).text
     lost = command("report", run, "--out", page, "--data", tmp_path / "nowhere")
     assert (lost.code, "is not there; give the folder" in lost.err) == (2, True)

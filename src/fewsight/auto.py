@@ -168,7 +168,7 @@ def plan_recipe(
         epoch = epoch_seconds(pace, recipe, prepared)
         epochs = clock.epochs(pace, epoch)
     if epochs < 1:
-        raise RecipeError(_too_short(clock, pace, epoch, num_images, wanted))
+        raise RecipeError(_too_short(clock, pace, epoch, num_images, wanted, recipe))
     warning = _warning(clock, pace, epoch, epochs, wanted, recipe)
     recipe = _with_epochs(recipe, overrides, epochs, pace)
     reasons.append(
@@ -211,14 +211,15 @@ def _climb(
     return chosen
 
 
-def _too_short(clock: Clock, pace: Pace, epoch: float, num_images: int, wanted: int) -> str:
+def _too_short(clock: Clock, pace: Pace, epoch: float, num_images: int, wanted: int, recipe: Recipe) -> str:
     """Why no epoch fits, and what to ask for."""
     return (
         f"--hours {clock.hours:g} is not enough for one epoch of {counted(num_images, 'image')} on this device: one "
         f"takes about {duration(epoch)}, scoring val {duration(clock.scoring(pace))}, starting, reading and measuring "
         f"took {duration(clock.passed())}, and a tenth of the time is kept back. Give --hours "
         f"{clock.hours_for(1, pace, epoch):g} or more for one epoch, about {clock.hours_for(wanted, pace, epoch):g} "
-        f"for the {wanted} that such data needs; a smaller model or size takes less"
+        f"for the {wanted} that such data needs, or take a cheaper model: {_cheaper(recipe)}. If another program uses "
+        "this machine, stop it first: the time of an epoch was measured beside it"
     )
 
 
@@ -226,13 +227,16 @@ def _warning(clock: Clock, pace: Pace, epoch: float, epochs: int, wanted: int, r
     """What a user should know of a plan with far fewer epochs than are wanted."""
     if epochs >= FEW * wanted:
         return None
-    cheaper = f"--set model.width={recipe.model.width / 2:g}"
-    if recipe.augment.train_px >= 48:
-        cheaper += f" or --set augment.train_px={4 * round(recipe.augment.train_px / 8)}"
     return (
         f"warning: {counted(epochs, 'epoch')} in the time, of about {wanted} that such data needs: the model will know "
-        f"little. Give --hours {clock.hours_for(wanted, pace, epoch):g}, or take a cheaper model: {cheaper}"
+        f"little. Give --hours {clock.hours_for(wanted, pace, epoch):g}, or take a cheaper model: {_cheaper(recipe)}"
     )
+
+
+def _cheaper(recipe: Recipe) -> str:
+    """What makes a step of a recipe take less."""
+    smaller = f" or --set augment.train_px={4 * round(recipe.augment.train_px / 8)}"
+    return f"--set model.width={recipe.model.width / 2:g}" + smaller * (recipe.augment.train_px >= 48)
 
 
 def probe(recipe: Recipe, prepared: Prepared, seconds: float = LONG_PROBE_SECONDS) -> Pace:

@@ -196,14 +196,14 @@ def evaluate(
         json_: also write every figure to this file.
     """
     from fewsight import files
-    from fewsight.console import make_console, printable, show_figures, trained_on
+    from fewsight.console import make_console, printable, show_figures, show_unreadable, trained_on
     from fewsight.evaluation import evaluate as evaluate_run
 
     if json_ is not None:
         files.check_target(json_, "--json")
     console = make_console()
     found = evaluate_run(run, data, split=split, views=views, scores=scores, dtype=scores_dtype, console=console)
-    seen = found.views[0] if len(found.views) == 1 else counted(len(found.views), "view")
+    seen = ", ".join(found.views) if len(found.views) <= 2 else counted(len(found.views), "view")
     if found.num_left_out:
         total = found.num_left_out + found.figures.num_images
         console.print(
@@ -213,10 +213,7 @@ def evaluate(
     if found.num_trained_on:
         console.print(trained_on(found.num_trained_on, found.figures.num_images))
     show_figures(console, found.figures, f"{run} on {data} ({found.split}, {seen})")
-    for error in found.unreadable[:20]:
-        console.print(f"unreadable: {printable(error)}")
-    if len(found.unreadable) > 20:
-        console.print(f"unreadable: {len(found.unreadable) - 20:,} more")
+    show_unreadable(console, found.unreadable)
     for line in found.kept:
         console.print(printable(line))
     if json_ is not None:
@@ -317,6 +314,7 @@ def report(
     *,
     out: Path,
     split: str | None = None,
+    views: str | None = None,
     data: Path | None = None,
     no_check: bool = False,
 ) -> int:
@@ -324,20 +322,28 @@ def report(
 
     Args:
         runs: a run or an ensemble that was evaluated, or a folder of reproduce; others are compared with the first.
-        out: the HTML file to write, NAME.html.
+        out: the HTML file to write, NAME.html; an older page of this command is replaced.
         split: whose kept scores (test, else val, else the only ones).
+        views: only these, for example center-64 (all that there are).
         data: the folder that the scores' images lie in (where the run's data lay when it began).
         no_check: leave out what `fewsight check` finds in the data as it lies there now.
     """
     from fewsight import files
     from fewsight.console import counting, make_console
+    from fewsight.fusion import read_views
     from fewsight.report import write_report
 
     files.check_target(out, "--out")
+    there = out.exists()
     with counting(make_console(), "checking the data") as progress:
-        pictures = write_report(runs, out, split=split, data=data, check=not no_check, progress=progress)
+        pictures = write_report(
+            runs, out, split=split, views=read_views(views), data=data, check=not no_check, progress=progress
+        )
     size = out.stat().st_size / 2**10
-    print(f"wrote {out}: " + (f"{size / 2**10:.1f} MiB" if size >= 2**10 else f"{size:.0f} KiB"))
+    print(
+        f"{'replaced' if there else 'wrote'} {out}: "
+        + (f"{size / 2**10:.1f} MiB" if size >= 2**10 else f"{size:.0f} KiB")
+    )
     if pictures.num_missing:
         print(f"pictures: {pictures}")
     return 0

@@ -26,6 +26,7 @@ PLAIN_WIDTH = 10_000  # of a log file: its lines are never broken
 BAR_CELLS = 28  # what the bar and the time left need beside the text
 FIGURE_CELLS = 42  # what the table of classes needs beside the names
 MIN_NAME_CELLS = 16
+NAMED = 20  # of what could not be read
 
 
 def make_console(file: Any = None) -> Console:
@@ -170,6 +171,14 @@ def show_figures(console: Console, figures: "Figures", title: str, *, most: int 
         cells = max(MIN_NAME_CELLS, (console.width - 12) // 2)
         for true, taken, number in figures.confusions[:5]:
             console.print(f"  {shortened(true, cells)} → {shortened(taken, cells)}  {number:,}")
+
+
+def show_unreadable(console: Console, errors: Sequence[str]) -> None:
+    """What could not be read and why, a line each, the first of many."""
+    for error in errors[:NAMED]:
+        console.print(f"unreadable: {printable(error)}")
+    if len(errors) > NAMED:
+        console.print(f"unreadable: {len(errors) - NAMED:,} more")
 
 
 def trained_on(number: int, total: int, who: str = "it") -> str:

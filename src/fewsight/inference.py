@@ -13,7 +13,7 @@ from rich.console import Console
 from fewsight import files, rows
 from fewsight.calibration import FILE as CALIBRATION
 from fewsight.calibration import calibration_for, kept, tempered
-from fewsight.console import counting
+from fewsight.console import counting, show_unreadable
 from fewsight.ensemble import Asked, open_asked, score_asked, score_folders
 from fewsight.errors import DataError
 from fewsight.fusion import fused
@@ -47,7 +47,8 @@ def predict_files(
         Rows with an error, and all rows.
 
     Raises:
-        DataError, RecipeError, RunError: before anything is predicted; or the disk is full, and no file is left behind.
+        DataError, RecipeError, RunError: before anything is predicted, also where no input is a file; or the disk is
+            full, and no file is left behind.
     """
     if top_k < 1:
         raise DataError(f"--top-k {top_k}: expected at least 1")
@@ -66,6 +67,7 @@ def predict_files(
     names, top_k = rows.expand(inputs, ignored), min(top_k, len(asked.classes))
     if ignored[rows.OTHER]:
         console.print(f"skipped {counted(ignored[rows.OTHER], 'file')} in the folders: no images by their names")
+    rows.check_inputs(names)
     calibration = calibration_for(path, asked.view_names)
     temperature = None if calibration is None else calibration.temperature
     threshold = None if calibration is None or calibration.threshold is None else calibration.threshold.prob
@@ -76,7 +78,8 @@ def predict_files(
     risky = [name for name in asked.classes if name.startswith(rows.FORMULA)]
     if risky and target is not None and target.suffix.lower() == ".csv":
         console.print(f"note: spreadsheets take class names such as {risky[0]!r} for formulas; import {target} as text")
-    done = failed = none_of_these = 0
+    done = num_other = 0
+    failed: list[str] = []
     with (
         rows.writing(target, top_k, thresholded=threshold is not None) as write,
         rows.writing_features(beside, len(names)) as write_features,
@@ -90,17 +93,19 @@ def predict_files(
             log_probs = log_probs if temperature is None else tempered(log_probs, temperature)
             found_rows = list(rows.rows(batch, log_probs, errors, asked.classes, top_k, threshold))
             write(found_rows)
-            none_of_these += sum(bool(row.get(rows.NONE_OF_THESE)) for row in found_rows)
+            num_other += sum(bool(row.get(rows.NONE_OF_THESE)) for row in found_rows)
             if pooled is not None:
                 write_features(pooled)
             done += len(batch)
-            failed += sum(error is not None for error in errors)
-    if threshold is not None and target is not None and done > failed:
+            failed += [f"{row['path']}: {row['error']}" for row in found_rows if row["error"] is not None]
+    if target is not None:
+        show_unreadable(console, failed)
+    if threshold is not None and target is not None and done > len(failed):
         console.print(
-            f"{none_of_these:,} of {done - failed:,} are none of these classes: the most probable one has less than "
+            f"{num_other:,} of {done - len(failed):,} are none of these classes: the most probable one has less than "
             f"{threshold:.3f} ({rows.NONE_OF_THESE} is true)"
         )
-    return failed, done
+    return len(failed), done
 
 
 Found = Iterator[tuple[np.ndarray, Sequence[str | None], np.ndarray | None]]  # log_probs, errors, features

@@ -60,9 +60,11 @@ class Paired:
         return text if self.distinguishable else f"{text}, not distinguishable"
 
     def __str__(self) -> str:
+        alone = f"{self.second_only:,} right in it alone, {self.first_only:,} in the first alone"
+        alone = alone if self.first_only + self.second_only else "both right on the same"
         text = (
             f"{100 * self.gain:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}] on "
-            f"{counted(self.total, 'image')}, McNemar p = {self.p_value:.2g}"
+            f"{counted(self.total, 'image')} ({alone}), McNemar p = {self.p_value:.2g}"
         )
         return text if self.distinguishable else f"{text}: not distinguishable on these {counted(self.total, 'image')}"
 

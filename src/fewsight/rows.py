@@ -45,6 +45,17 @@ def expand(inputs: Sequence[str], ignored: Counter[str] | None = None) -> list[s
     return paths
 
 
+def check_inputs(names: Sequence[str]) -> None:
+    """Refuse inputs of which not one is there; what lacks among others gets a row that says so.
+
+    Raises:
+        DataError: no file at all, with the reason of the first.
+    """
+    if not any(os.path.exists(name) and not os.path.isdir(name) for name in names):  # noqa: PTH110, PTH112
+        others = f" (and so on: {len(names):,} inputs)" if len(names) > 1 else ""
+        raise DataError(f"nothing to predict: {names[0]}: {_reason(names[0], 'no such file or folder')}{others}")
+
+
 def column_names(top_k: int, *, thresholded: bool = False) -> list[str]:
     """`path, label, prob, label2, prob2, ..., error`; with a threshold, `none_of_these` before `error`."""
     numbers = ["", *(str(place) for place in range(2, top_k + 1))]

@@ -31,6 +31,7 @@ from fewsight.runs import Run
 from fewsight.wording import counted
 
 TEST_RATIOS = (1.0, 320 / 224, 380 / 224, 2.0)  # the report's test sizes over its train size
+NEAR_IN_MESSAGE = 5  # pairs of nearly equal images
 
 
 def train(
@@ -339,10 +340,12 @@ def _say_data(console: Console, prepared: Prepared) -> None:
         console.print(
             f"note: images to train on that are equal to images of other splits: {len(leaks['equal']):,} (--leak allow)"
         )
-    for one, other in leaks["near"][:NAMED_IN_MESSAGE]:
+    near = leaks["near"]
+    for one, other in near[:NEAR_IN_MESSAGE]:
         console.print(f"nearly equal, in two splits: {printable(one)} and {printable(other)}")
-    if len(leaks["near"]) > NAMED_IN_MESSAGE:
-        console.print(f"nearly equal, in two splits: {len(leaks['near']) - NAMED_IN_MESSAGE:,} more, in data.json")
+    if len(near) > NEAR_IN_MESSAGE:
+        more = counted(len(near) - NEAR_IN_MESSAGE, "more pair")
+        console.print(f"nearly equal, in two splits: {more}, in data.json (fewsight check tells what they may mean)")
 
 
 def _data_differences(run: Run, prepared: Prepared) -> str:

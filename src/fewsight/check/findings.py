@@ -69,7 +69,7 @@ def find(
     Args:
         empty: class folders without images.
         hidden: folders that are passed over for their names.
-        load: an image by its place in `entries`, grey, uint8 [32, 32].
+        load: an image by its place in `entries`, uint8 [32, 32, 3].
         ignored: files that are not read, by the reason.
     """
     found = [
@@ -179,28 +179,33 @@ def _near(entries: Sequence[Entry], load: Callable[[int], np.ndarray]) -> Iterat
 def _duplicates(entries: Sequence[Entry], groups: Sequence[Sequence[int]], how: str) -> Iterator[Finding]:
     """Groups of equal images, by the harm that they do."""
     exact = how == "equal"
+    layout = "a copy, or one layout drawn or taken anew (a form, a fixed camera)? look; "
+    leak = (
+        "a test on such an image tests memory; training drops its copy (--leak drop)"
+        if exact
+        else layout + "a test on a copy tests memory, so remove one of each"
+    )
+    conflict = "at least one of the labels is wrong, or the image belongs to both; keep one"
     kinds: dict[str, tuple[Level, str]] = {
-        f"leak: {how} images across splits": (
-            "fault" if exact else "warning",
-            "a test on such an image tests memory; training drops its copy (--leak drop)"
-            if exact
-            else "a test on such an image may test memory; look at them, and remove one of each",
-        ),
+        f"leak: {how} images across splits": ("fault" if exact else "warning", leak),
         f"conflicting labels: {how} images in several classes": (
             "fault" if exact else "warning",
-            "at least one of the labels is wrong, or the image belongs to both; keep one",
+            conflict if exact else layout + "of a copy one of the labels is wrong",
         ),
-        f"duplicates: {how} images in one class": ("warning", "they weigh more than others; keep one"),
+        f"duplicates: {how} images in one class": (
+            "warning",
+            "they weigh more than others; keep one" if exact else layout + "copies weigh more than others, so keep one",
+        ),
     }
     sorted_out: dict[str, list[tuple[str, ...]]] = {kind: [] for kind in kinds}
     for group in groups:
         those = [entries[place] for place in group]
         labels = {one.label for one in those if one.label is not None}
-        leak, conflict, within = sorted_out.values()
+        leaks, conflicts, within = sorted_out.values()
         if len({one.split for one in those}) > 1:
-            leak.append(tuple(one.path for one in those))
+            leaks.append(tuple(one.path for one in those))
         if len(labels) > 1:
-            conflict.append(tuple(one.path for one in those))
+            conflicts.append(tuple(one.path for one in those))
         if len({one.split for one in those}) == 1 and len(labels) <= 1:
             within.append(tuple(one.path for one in those))
     for kind, found in sorted_out.items():

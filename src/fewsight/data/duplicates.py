@@ -1,8 +1,9 @@
 """Near duplicates among many images: random hyperplanes bring likely pairs together, correlation decides.
 
 An image is its grey 16 x 16 thumbnail less its mean, at length 1: brightness and contrast do not count. Two are near
-duplicates where the correlation of thumbnails, as they are or mirrored, and then of the images at 32 px is high: copies
-that were encoded, resized, brightened or mirrored. A copy that was cropped by more than a few percent is not found.
+duplicates where the correlation of thumbnails, as they are or mirrored, and then of the images at 32 px is high, and no
+part of both has another hue: copies that were encoded, resized, brightened, mirrored or made grey. A copy that was
+cropped by more than a few percent is not found; images of one layout in the same colours are found, though no copies.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +16,18 @@ from fewsight.data.decode import load_image
 from fewsight.data.scanning import THUMBNAIL_PX
 from fewsight.rng import NEAR, stream
 
+GREY = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue, ITU-R BT.601
+
 NUM_BANDS, NUM_BITS = 12, 14  # a pair at the least correlation is found in one band or more in 99 of 100 cases
 LEAST_CORRELATION = 0.97  # of thumbnails; of 18 million pairs of Tiny ImageNet none reaches it by chance
 LEAST_SPREAD = 6.0  # grey levels: flatter images look alike to any measure
 BLOCK = 2048  # images of a bucket that are compared at once
 COMPARED_PX = 32
 LEAST_DETAIL = 0.93  # correlation of the images at 32 px
+CELL_PX = 4  # of those, for hues: 8 x 8 cells
+LEAST_CHROMA = 20.0  # grey levels between a cell's colour and its grey: less has no hue
+LEAST_HUE = 0.5  # cosine of two hues: 60 degrees
+OTHER_HUES = 0.05  # of all cells; more, and it is another image
 
 
 def candidates(thumbnails: Sequence[bytes]) -> list[tuple[int, int, float]]:
@@ -53,35 +60,57 @@ def candidates(thumbnails: Sequence[bytes]) -> list[tuple[int, int, float]]:
 def confirmed(
     pairs: Sequence[tuple[int, int, float]], load: Callable[[int], np.ndarray]
 ) -> Iterator[tuple[int, int, float]]:
-    """Those pairs whose images agree in detail too: (first, second, correlation).
+    """Those pairs whose images agree in detail and in hue too: (first, second, correlation).
 
     Args:
-        load: an image by its number, grey, uint8 [32, 32].
+        load: an image by its number, uint8 [32, 32, 3].
     """
-    kept: dict[int, np.ndarray] = {}
+    kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
-    def detail(number: int) -> np.ndarray:
+    def looked_at(number: int) -> tuple[np.ndarray, np.ndarray]:
         if number not in kept:
             pixels = load(number).astype(np.float32)
-            pixels -= pixels.mean()
-            kept[number] = pixels / max(1e-6, float(np.linalg.norm(pixels)))
+            kept[number] = _detail(pixels), _chroma(pixels)
         return kept[number]
 
     for first, second, _ in pairs:
-        one, other = detail(first), detail(second)
-        correlation = max(float((one * other).sum()), float((one[:, ::-1] * other).sum()))
+        (one, one_chroma), (other, other_chroma) = looked_at(first), looked_at(second)
+        sides = (
+            (float((side * other).sum()), _other_hues(chroma, other_chroma))
+            for side, chroma in ((one, one_chroma), (one[:, ::-1], one_chroma[:, ::-1]))
+        )
+        correlation = max((found for found, hues in sides if hues <= OTHER_HUES), default=0.0)
         if correlation >= LEAST_DETAIL:
             yield first, second, correlation
 
 
 def load_compared(path: Path) -> np.ndarray:
-    """An image as `confirmed` compares it: grey, uint8 [32, 32].
+    """An image as `confirmed` compares it: uint8 [32, 32, 3].
 
     Raises:
         ImageError: it cannot be read.
     """
-    size = (COMPARED_PX, COMPARED_PX)
-    return np.asarray(load_image(path).convert("L").resize(size, Image.Resampling.BOX))
+    return np.asarray(load_image(path).resize((COMPARED_PX, COMPARED_PX), Image.Resampling.BOX))
+
+
+def _detail(pixels: np.ndarray) -> np.ndarray:
+    """The grey image less its mean, at length 1: [32, 32]."""
+    grey = pixels @ GREY
+    grey -= grey.mean()
+    return np.asarray(grey / max(1e-6, float(np.linalg.norm(grey))))
+
+
+def _chroma(pixels: np.ndarray) -> np.ndarray:
+    """The colours of cells less their grey: [8, 8, 3]."""
+    cells = pixels.reshape(COMPARED_PX // CELL_PX, CELL_PX, -1, CELL_PX, 3).mean((1, 3))
+    return np.asarray(cells - cells.mean(-1, keepdims=True))
+
+
+def _other_hues(one: np.ndarray, other: np.ndarray) -> float:
+    """Share of cells that are coloured in both, and have another hue."""
+    lengths, others = np.linalg.norm(one, axis=-1), np.linalg.norm(other, axis=-1)
+    coloured = np.minimum(lengths, others) >= LEAST_CHROMA
+    return float((coloured & ((one * other).sum(-1) < LEAST_HUE * lengths * others)).mean())
 
 
 def _buckets(keys: np.ndarray, number: int) -> Iterator[np.ndarray]:

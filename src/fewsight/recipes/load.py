@@ -118,15 +118,24 @@ def _explain(problem: dict[str, Any]) -> str:
     location = [part for part in problem["loc"] if not _is_union_tag(part)]
     where = ".".join(str(part) for part in location) or "recipe"
     if problem["type"] == "extra_forbidden":
-        near = " or ".join(map(repr, _nearest(location)))
+        below, leaves = _below(problem["input"]), set(_all_keys(Recipe))
+        near = " or ".join(repr(one if one in leaves else one + below) for one in _nearest(location))
         hint = f"did you mean {near}?" if near else f"known here: {', '.join(_keys_at(location[:-1]))}"
-        return f"unknown key {where!r}; {hint}"
+        return f"unknown key {where + below!r}; {hint}"
     if problem["type"] == "missing":
         return f"{where} is missing"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return message
     return f"{where}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"
+
+
+def _below(value: Any) -> str:
+    """The rest of a key whose first part is unknown, where there is one: of `{"backbone": "x"}` it is `.backbone`."""
+    if not isinstance(value, dict) or len(value) != 1:
+        return ""
+    (name, within), *_ = value.items()
+    return f".{name}{_below(within)}"
 
 
 def _nearest(location: Sequence[int | str]) -> list[str]:

@@ -1,7 +1,9 @@
 """What a run's files and kept scores say, for a page: no model is needed."""
 
 import json
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fewsight import files, runs
-from fewsight.calibration import Bin, Calibration, calibration_for, reliability, tempered_peaks, view_names
+from fewsight.calibration import Bin, Calibration, calibration_for, kept, reliability, tempered_peaks, view_names
 from fewsight.ensemble import is_ensemble
 from fewsight.errors import RunError
 from fewsight.fusion import Scored, labels_of, log_probs, open_scored, read_specs, split_of
@@ -19,6 +21,7 @@ from fewsight.runs import Run
 from fewsight.tables import Ablation, Line, ablate, averaged, row_lines
 
 GALLERY = 24  # images
+LEAST_SURE = 0.2  # share of the images that the least sure are at most
 AGREED = 0.9  # share of the images from a probability on that bear the class it is of, for a run to be sure there
 
 
@@ -55,6 +58,7 @@ class Facts:
     num_trained_on: int
     reliability: tuple[Bin, ...]
     calibration: Calibration | None  # that the run keeps for these views
+    calibrated_views: tuple[str, ...]  # each that it keeps one for, in words
     tempered: tuple[Bin, ...]  # at that temperature; none without one
     above: Share | None  # accuracy of the images that the kept threshold lets pass; None without one
     rows: tuple[Line, ...]  # by test size, and all together
@@ -76,16 +80,17 @@ class Facts:
         return self.scored.first.about.classes
 
 
-def gather(path: Path, split: str | None = None) -> Facts:
+def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> Facts:
     """Everything that the page shows of a run or an ensemble.
 
     Args:
         split: whose kept scores; None: test, else val, else the only ones.
+        views: only these; all that there are where none is named.
 
     Raises:
         RunError: not a run, or no such scores, or they have no labels.
     """
-    scored = open_scored(path, split or split_of([path]))
+    scored = open_scored(path, split or split_of([path]), views)
     labels, readable = labels_of(scored.first), scored.first.readable
     scores, labels = log_probs(scored.weights)[readable], labels[readable]
     classes = scored.first.about.classes
@@ -109,7 +114,8 @@ def gather(path: Path, split: str | None = None) -> Facts:
 
     sure = scores[np.arange(len(labels)), predicted]
     wrong = np.flatnonzero(predicted != labels)
-    mistakes, unsure = wrong[np.argsort(-sure[wrong], kind="stable")], np.argsort(sure, kind="stable")
+    mistakes = wrong[np.argsort(-sure[wrong], kind="stable")]
+    unsure = np.argsort(sure, kind="stable")[: math.ceil(LEAST_SURE * len(sure))]
     first = run or _first_run(path)
     suspected, claimed = suspects(scores, labels)
     info = files.read_json(path / "run.json") if (path / "run.json").is_file() else {}
@@ -123,6 +129,7 @@ def gather(path: Path, split: str | None = None) -> Facts:
         num_trained_on=int(scored.trained_on.sum()),
         reliability=reliability(scores, labels),
         calibration=calibration,
+        calibrated_views=tuple(", ".join(one.views) for one in kept(path)),
         tempered=() if calibration is None else reliability(scores, labels, calibration.temperature),
         above=_above(calibration, scores, predicted == labels),
         rows=tuple(row_lines(scored)),

@@ -16,7 +16,7 @@ from scipy.spatial.distance import squareform
 
 import fewsight
 from fewsight import files
-from fewsight.calibration import Bin, error_of
+from fewsight.calibration import Bin, error_of, view_names
 from fewsight.check import Checked
 from fewsight.check import check as check_data
 from fewsight.console import printable
@@ -33,6 +33,8 @@ PLOT = (480, 240)  # the inside of a drawing
 MIN_PICTURE_PX = 600
 MOST_GROUPS = 5  # of a finding in the data
 SUFFIXES = (".html", ".htm")
+MARK = b'<meta name="generator" content="fewsight'  # of the page's own head
+MARK_WITHIN = 400  # bytes
 SUSPECTED = "Labels that are perhaps wrong"
 RELIABLE_TOP1 = 0.8  # below it a mistake of the run is far more likely than a wrong label; our choice
 
@@ -62,6 +64,7 @@ def write_report(
     target: Path,
     *,
     split: str | None = None,
+    views: Sequence[str] = (),
     data: Path | None = None,
     check: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -71,6 +74,7 @@ def write_report(
     Args:
         paths: runs, ensembles, or a folder of `fewsight reproduce`, whose ensemble is shown with the report's tables.
         split: whose kept scores.
+        views: only these of them; all that there are where none is named.
         data: where the images lie; None: where the run's data lay when it began.
         check: also say what `fewsight check` finds in the data, if it is there; what was decoded before is remembered.
         progress: told (done, total) of the images that are checked.
@@ -79,13 +83,16 @@ def write_report(
         Where it looked for the images that it shows, and how many it found.
 
     Raises:
-        RunError: a run has no such scores, or the file cannot be written or is no HTML file by its name.
+        RunError: a run has no such scores, or the file cannot be written, is no HTML file by its name, or is there
+            and no such page; an older page is replaced.
     """
     if target.suffix.lower() not in SUFFIXES:
         raise RunError(f"--out {target}: the page is an HTML file; call it {target.stem}.html")
+    if target.exists() and not _is_ours(target):
+        raise RunError(f"--out {target}: this is there already, and no page of fewsight report; give another name")
     tables = next((found for found in map(report_tables, paths) if found), None)
     asked = [path / "ensemble" if report_tables(path) else path for path in paths]
-    facts = [gather(path, split) for path in asked]
+    facts = [gather(path, split, views) for path in asked]
     first = facts[0]
     place = _data_place(first, data)
     galleries = _galleries(first, place.parent if place is not None and place.is_file() else place)
@@ -99,6 +106,7 @@ def write_report(
         version=fewsight.__version__,
         one=first,
         others=[(facts_of, against(first, facts_of)) for facts_of in facts[1:]],
+        other_views=any(view_names(facts_of.scored) != view_names(first.scored) for facts_of in facts[1:]),
         curves=[_drawn(curve) for curve in first.curves],
         reliability=_reliability(first.reliability),
         tempered=_reliability(first.tempered),
@@ -117,6 +125,12 @@ def write_report(
     )
     files.write_text(target, text)
     return pictures
+
+
+def _is_ours(target: Path) -> bool:
+    """Whether a file is a page that this wrote."""
+    with target.open("rb") as handle:
+        return MARK in handle.read(MARK_WITHIN)
 
 
 def _data_place(facts: Facts, data: Path | None) -> Path | None:
