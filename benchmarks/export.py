@@ -25,7 +25,6 @@ from benchmarks.machine import busy_processes, commit, device_name, keep
 from fewsight import runs
 from fewsight.augment import center_view
 from fewsight.data import digest_of_list, load_image
-from fewsight.device import to_device
 from fewsight.ensemble import open_asked
 from fewsight.export.graph import Cut, Graph, build_graph, cuts_and_sides
 from fewsight.export.images import inputs_of
@@ -59,7 +58,7 @@ def untrained_run(out: Path, images: Path, backbone: str, px: int) -> Run:
     model = build_model(backbone, len(classes), stem=recipe.model.stem)
     shown = np.stack([center_view(load_image(images / name), px) for name in paths[:NUM_STATISTICS]])
     planes = torch.from_numpy(shown).permute(0, 3, 1, 2)
-    settle(model, Normalise(MEAN, STD)(to_device(planes, torch.device("cpu"))))
+    settle(model, Normalise(MEAN, STD).of_bytes(planes))
     return runs.save_weights(run, weights_out(model), status="finished")
 
 

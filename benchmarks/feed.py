@@ -28,7 +28,7 @@ from torchvision.transforms import v2
 
 from benchmarks.machine import about, busy_unless, device_name, keep
 from fewsight.data import decode_pixels, read_bytes
-from fewsight.device import keep_freed_memory, to_device
+from fewsight.device import keep_freed_memory
 from fewsight.feed import AugmentedImages
 from fewsight.predict import Normalise
 from fewsight.recipes import Augment
@@ -131,14 +131,14 @@ def best(epochs: list[Epoch], count: int) -> Epoch:
 
 def ours(root: Path, paths: list[str], px: int, cache: int) -> Epoch:
     images = AugmentedImages(root, paths, Augment(train_px=px), 0, cache=cache)
-    normalise, cpu = Normalise(MEAN, STD), torch.device("cpu")
+    normalise = Normalise(MEAN, STD)
 
     def epoch(number: int) -> Iterable[Tensor]:
         for start in range(0, len(paths), BATCH):
             keys = [(number, index) for index in range(start, min(start + BATCH, len(paths)))]
             batch = images.__getitems__(keys)
             assert not isinstance(batch, Exception)
-            yield normalise(to_device(torch.from_numpy(batch), cpu))
+            yield normalise.of_bytes(torch.from_numpy(batch))
 
     return epoch
 

@@ -27,7 +27,7 @@ from PIL import Image
 
 from benchmarks.machine import about, busy_unless, device_name, keep, measured
 from fewsight.cores import num_cores
-from fewsight.device import keep_freed_memory, resolve_run, to_device
+from fewsight.device import keep_freed_memory, resolve_run
 from fewsight.feed import AugmentedImages, batches
 from fewsight.fitting import TrainingSet, batch_plan, build_learner, initial_model
 from fewsight.mixing import mix
@@ -161,11 +161,11 @@ def trained(root: Path, images: int, classes: int, steps: int) -> dict[str, floa
     recipe = recipe.model_copy(
         update={"model": model, "run": resolve_run(recipe.run.model_copy(update={"device": "cpu"}))}
     )
-    stage, cpu = recipe.stages[0], torch.device("cpu")
+    stage = recipe.stages[0]
     plan = batch_plan(recipe, stage, data)
     source = AugmentedImages(data.root, data.paths, recipe.augment, 0, cache=10**9)
     built = initial_model(recipe, classes).to(memory_format=torch.channels_last)
-    learner = build_learner(built, recipe, stage, data, classes, cpu)
+    learner = build_learner(built, recipe, stage, data, classes, torch.device("cpu"))
     normalise, labels = Normalise((0.5,) * 3, (0.25,) * 3), torch.tensor(data.labels)
     seconds: list[float] = []
     start = 0.0
@@ -173,7 +173,7 @@ def trained(root: Path, images: int, classes: int, steps: int) -> dict[str, floa
     for epoch, step, batch, indices in batches(source, plan, first_epoch=0, first_step=0, num_epochs=50, workers=0):
         if not seconds:
             start = time.perf_counter() - began
-        inputs, targets = mix(normalise(to_device(batch, cpu)), labels, indices, recipe, stage, epoch, step)
+        inputs, targets = mix(normalise.of_bytes(batch), labels, indices, recipe, stage, epoch, step)
         learner.step(inputs, targets, 0.01)
         seconds.append(time.perf_counter() - then)
         then = time.perf_counter()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fewsight import cores, device
 from fewsight.cores import num_cores
-from fewsight.device import compute_threads, resolve_device, resolve_run, same_bits, to_device
+from fewsight.device import compute_threads, resolve_device, resolve_run, same_bits
 from fewsight.errors import RecipeError
 from fewsight.predict import Normalise
 from fewsight.recipes import Run
@@ -122,14 +122,16 @@ def test_compute_threads_are_set_and_put_back() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_images_reach_the_device_and_the_model_channels_last() -> None:
-    pixels = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).view(2, 3, 4, 5)
-    images = to_device(pixels, torch.device("cpu"))
-    assert (images.dtype, images.shape) == (torch.float32, (2, 3, 4, 5))
-    assert images[1, 2, 3, 4].item() == pytest.approx(119 / 255)
-    normalised = Normalise((0.1, 0.2, 0.3), (0.5, 0.25, 0.2))(images)
+def test_images_reach_the_device_and_the_model_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = torch.arange(7 * 3 * 4 * 5).to(torch.uint8).view(7, 3, 4, 5)
+    monkeypatch.setattr("fewsight.predict.PART_BYTES", 3 * 4 * 3 * 4 * 5)  # three images and a last one
+    normalise = Normalise((0.1, 0.2, 0.3), (0.5, 0.25, 0.2))
+    normalised = normalise.of_bytes(pixels)
+    assert (normalised.dtype, normalised.shape) == (torch.float32, (7, 3, 4, 5))
     assert normalised.is_contiguous(memory_format=torch.channels_last)
     assert normalised[1, 2, 3, 4].item() == pytest.approx((119 / 255 - 0.3) / 0.2)
+    assert torch.equal(normalised, normalise(pixels.float().div_(255))), "bit for bit"
+    assert normalise.of_bytes(pixels[:0]).shape == (0, 3, 4, 5)
 
 
 def test_exact_operations_are_asked_for_inside_the_block_alone() -> None:

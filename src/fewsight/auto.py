@@ -17,7 +17,7 @@ from rich.console import Console
 
 from fewsight.console import counting, duration
 from fewsight.data import cache
-from fewsight.device import compute_threads, keep_freed_memory, to_device
+from fewsight.device import compute_threads, keep_freed_memory
 from fewsight.errors import RecipeError
 from fewsight.feed import AugmentedImages, batches
 from fewsight.fitting import batch_plan, build_learner, initial_model
@@ -261,7 +261,7 @@ def probe(recipe: Recipe, prepared: Prepared, seconds: float = LONG_PROBE_SECOND
         then = probing = time.perf_counter()
         for number, (epoch, step, batch, indices) in enumerate(feed):
             loaded = time.perf_counter()
-            inputs, targets = mix(normalise(to_device(batch, device)), labels, indices, recipe, stage, epoch, step)
+            inputs, targets = mix(normalise.of_bytes(batch), labels, indices, recipe, stage, epoch, step)
             learner.step(inputs, targets, 1e-6)  # it gives a float, so the device has finished
             now = time.perf_counter()
             loads.append(loaded - then)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fewsight.cores import num_cores, wanted_threads
 from fewsight.errors import RecipeError
@@ -144,8 +144,3 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
-def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """uint8 [B, 3, H, W] -> float32 of the same layout on `device`, in [0, 1]."""
-    return images.to(device, non_blocking=True).float().div_(255)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fewsight import files, runs
 from fewsight.backbones import Backbone
 from fewsight.data import cache_size
-from fewsight.device import compute_threads, keep_freed_memory, same_bits, to_device
+from fewsight.device import compute_threads, keep_freed_memory, same_bits
 from fewsight.errors import DataError, Interrupted, RunError
 from fewsight.feed import AugmentedImages, batches, naming_lost_workers
 from fewsight.learner import Learner
@@ -193,9 +193,7 @@ def _fit_stage(
     with closing(feed):  # ends its processes, whatever happens
         for epoch, step, batch, indices in feed:
             torch.manual_seed(int(batch_stream(recipe.run.seed, epoch, step).integers(2**62)))
-            inputs, targets = mix(
-                normalise(to_device(batch, learner.device)), labels, indices, recipe, stage, epoch, step, ranks
-            )
+            inputs, targets = mix(normalise.of_bytes(batch), labels, indices, recipe, stage, epoch, step, ranks)
             done = (epoch - before) * plan.num_steps + step
             rate = rate_at(done, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps)
             loss, terms = learner.step(inputs, targets, rate)

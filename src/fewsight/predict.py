@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fewsight.augment import View, cut_view, named_views
 from fewsight.backbones import Backbone
 from fewsight.data import decode_bytes, digest_of_list, pixel_digest, read_bytes, take_image
-from fewsight.device import autocast, compute_threads, keep_freed_memory, resolve_run, to_device
+from fewsight.device import autocast, compute_threads, keep_freed_memory, resolve_run
 from fewsight.errors import DataError, RecipeError
 from fewsight.files import locked
 from fewsight.model import Classifier, build_model, build_without_memory, check_weights, load_weights
@@ -29,6 +29,7 @@ from fewsight.scores import About, Image, Store, append, begin, finish
 Source = Path | bytes | PILImage | np.ndarray  # a file, what a file holds, or an image in memory
 BATCH = 64  # images that are loaded and scored together
 PART_PIXELS = 64 * 224**2  # of one view, that go through the model at a time
+PART_BYTES = 2 * 2**20  # of normalised images that are made at a time, so that a processor's cache holds them
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,18 @@ class Normalise(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """float32 [B, 3, H, W] in [0, 1] -> the same, normalised, in channels-last layout."""
         return images.sub(self.mean).div_(self.std).contiguous(memory_format=torch.channels_last)
+
+    def of_bytes(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> float32 of that shape on the module's device, normalised, in channels-last layout."""
+        images = images.to(self.mean.device, non_blocking=True)
+        if images.device.type != "cpu":
+            return self.forward(images.float().div_(255))
+        result = torch.empty(images.shape, memory_format=torch.channels_last)
+        part = max(1, PART_BYTES // (4 * images.shape[1:].numel()))
+        for start in range(0, len(images), part):
+            few = images[start : start + part].float().div_(255)
+            result[start : start + part] = few.sub_(self.mean).div_(self.std)
+        return result
 
 
 def load_model(run: Run, device: torch.device) -> Classifier:
@@ -307,11 +320,11 @@ def _sides(
     model: nn.Module, normalise: Normalise, cuts: Sequence[np.ndarray], recipe: Recipe, flip: bool
 ) -> tuple[Seen, Seen | None]:
     """What the model sees in the same cut of some images, and in its flipped twin; in parts that memory holds."""
-    device, px = torch.device(recipe.run.device), cuts[0].shape[0]
+    px = cuts[0].shape[0]
     part = max(1, PART_PIXELS // px**2)
     plain, flipped = list[Seen](), list[Seen]()
     for first in range(0, len(cuts), part):
-        images = normalise(to_device(_planes(cuts[first : first + part]), device))
+        images = normalise.of_bytes(_planes(cuts[first : first + part]))
         plain.append(_forward(model, images, recipe.run.precision))
         if flip:
             flipped.append(_forward(model, images.flip(3), recipe.run.precision))
@@ -331,7 +344,7 @@ def activation_map(model: Classifier, normalise: Normalise, cut: np.ndarray, rec
         RunError: the model has no such map, see `Classifier.activation_maps`.
     """
     device = torch.device(recipe.run.device)
-    images = normalise(to_device(_planes([cut]), device))
+    images = normalise.of_bytes(_planes([cut]))
     with autocast(device, recipe.run.precision):
         maps = model.activation_maps(images, torch.tensor([place], device=device))
     found: np.ndarray = maps[0].float().cpu().numpy()
