@@ -1,18 +1,24 @@
 """Convolutions by matrix products against torch's own."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewsight.backbones import convolution, layers
-from fewsight.backbones.convolution import PointwiseConv, TapsConv, convolve
+from fewsight.backbones.convolution import PointwiseConv, UnfoldedConv, convolve
 from fewsight.model import build_model
 
-Setting = tuple[int, int, int, int, int]  # batch, channels in and out, side, kernel
-POINTWISE: list[Setting] = [(2, 32, 16, 4, 1), (16, 32, 64, 15, 1), (3, 8, 8, 1, 1)]  # few positions, many, one place
-TAPS: list[Setting] = [(1, 64, 72, 80, 3), (2, 160, 168, 7, 3), (4, 160, 160, 2, 3)]  # wide, deep, tiny
-OTHERS: list[Setting] = [(64, 8, 8, 16, 1), (1, 64, 64, 72, 3), (2, 160, 160, 6, 3), (1, 16, 16, 9, 5)]
+Setting = tuple[int, int, int, int, int, int]  # batch, channels in and out, side, kernel, groups
+POINTWISE: list[Setting] = [
+    (2, 32, 16, 4, 1, 1),
+    (16, 32, 64, 15, 1, 1),
+    (3, 8, 8, 1, 1, 1),
+]  # few positions, many, one
+UNFOLDED: list[Setting] = [(3, 32, 72, 48, 3, 1), (2, 80, 336, 6, 3, 2), (4, 12, 192, 2, 3, 3)]  # wide, deep, tiny
+OTHERS: list[Setting] = [(64, 8, 8, 16, 1, 1), (1, 64, 120, 40, 3, 1), (2, 32, 304, 6, 3, 2), (1, 16, 16, 9, 5, 1)]
 
 
 @pytest.fixture
@@ -21,8 +27,8 @@ def avx2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
 
 
-def made(setting: Setting, stride: int = 1, groups: int = 1, *, bias: bool = False) -> tuple[nn.Conv2d, Tensor]:
-    batch, channels, out_channels, side, kernel = setting
+def made(setting: Setting, stride: int = 1, *, bias: bool = False) -> tuple[nn.Conv2d, Tensor]:
+    batch, channels, out_channels, side, kernel, groups = setting
     torch.manual_seed(0)
     conv = nn.Conv2d(channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=bias)
     x = torch.randn(batch, channels, side, side).contiguous(memory_format=torch.channels_last)
@@ -34,24 +40,28 @@ def name_of(y: Tensor) -> str:
     return y.grad_fn.name()
 
 
-@pytest.mark.parametrize("function", [PointwiseConv, TapsConv])
+@pytest.mark.parametrize("groups", [0, 1, 3])  # 0: of a 1x1 convolution
 @pytest.mark.parametrize("sides", [(1, 1), (4, 3)])
-def test_gradients_are_those_of_the_definition(
-    function: type[PointwiseConv | TapsConv], sides: tuple[int, int]
-) -> None:
+def test_gradients_are_those_of_the_definition(groups: int, sides: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    x = torch.randn(2, 3, *sides, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(4, 3, *((1, 1) if function is PointwiseConv else (3, 3)), dtype=torch.float64)
-    assert torch.autograd.gradcheck(function.apply, (x.requires_grad_(), weight.requires_grad_()))
+    x = torch.randn(2, 3, *sides, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(6, 3 // (groups or 1), *((3, 3) if groups else (1, 1)), dtype=torch.float64).requires_grad_()
+    if groups:
+        assert torch.autograd.gradcheck(lambda *those: UnfoldedConv.apply(*those, groups), (x, weight))
+    else:
+        assert torch.autograd.gradcheck(PointwiseConv.apply, (x, weight))
 
 
 @pytest.mark.parametrize(
     ("setting", "name"),
     [(one, "PointwiseConvBackward") for one in POINTWISE]
-    + [(one, "TapsConvBackward") for one in TAPS]
+    + [(one, "UnfoldedConvBackward") for one in UNFOLDED]
     + [(one, "ConvolutionBackward0") for one in OTHERS],
 )
-def test_values_and_gradients_are_those_of_conv2d(setting: Setting, name: str, avx2: None) -> None:
+def test_values_and_gradients_are_those_of_conv2d(
+    setting: Setting, name: str, avx2: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolution, "UNFOLDED_BYTES", 2**21)  # so that images come in parts
     conv, x = made(setting)
     y, plain = convolve(conv, x), conv(x)
     assert name_of(y) == name
@@ -69,8 +79,9 @@ def test_other_convolutions_are_torchs_own(avx2: None, monkeypatch: pytest.Monke
     assert name_of(convolve(conv, x)) == "PointwiseConvBackward"
     assert name_of(convolve(conv, x.contiguous())) == own
     assert name_of(convolve(conv.double(), x.double())) == own
-    for options in ({"stride": 2}, {"groups": 2}, {"bias": True}):
+    for options in ({"stride": 2}, {"bias": True}):
         assert name_of(convolve(*made(POINTWISE[0], **options))) == own  # type: ignore[arg-type]
+    assert name_of(convolve(*made((*POINTWISE[0][:-1], 2)))) == own
     conv, x = made(POINTWISE[0])
     with torch.no_grad():
         assert convolve(conv, x).grad_fn is None
@@ -98,11 +109,19 @@ def test_loss_trace_is_that_of_the_plain_path(name: str, avx2: None, monkeypatch
             losses.append(float(loss.detach()))
         return losses
 
+    monkeypatch.setattr(convolution, "UNFOLDED", ((4, 1),))  # as wider models would have it
     calls = []
-    apply = convolution.PointwiseConv.apply
-    monkeypatch.setattr(convolution.PointwiseConv, "apply", lambda *inputs: calls.append(1) or apply(*inputs))
+    for function in (PointwiseConv, UnfoldedConv):
+        apply = function.apply
+
+        def counting(*inputs: Any, apply: Any = apply, function: Any = function) -> Tensor:
+            calls.append(function)
+            return apply(*inputs)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(function, "apply", counting)
     fast = trace()
-    assert calls
+    assert PointwiseConv in calls
+    assert UnfoldedConv in calls
     monkeypatch.setattr(layers, "convolve", lambda conv, x: conv(x))
     assert fast == pytest.approx(trace(), rel=2e-4)
     assert fast[-1] < fast[0]

@@ -12,9 +12,10 @@ from torch.autograd.function import once_differentiable
 
 FEW_POSITIONS = 2048  # of a batch: up to here a 1x1 convolution is a product in all its parts
 POINTWISE = 128  # positions a channel: up to here its weights' gradient is
-WIDE_PX, WIDE_CHANNELS = 80, 64  # a 3x3 convolution's is from here on
-DEEP_CHANNELS, DEEP = 160, 64  # and from here on, up to so many positions a channel,
-TINY_PX, DEEP_PX = 2, 7  # on maps of the first side, and from the second on
+# a 3x3 convolution's weights' gradient is, where a group has so many outputs on maps of at least such a side
+UNFOLDED = ((64, 48), (128, 24), (160, 1))
+TINY_PX = 2  # and up to here for the first number of outputs
+UNFOLDED_BYTES = 16 * 2**20  # of neighbourhoods that lie side by side at a time
 
 
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -22,27 +23,23 @@ def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     y: Tensor
     if _products_may_be_faster(conv, x) and _is_pointwise(conv, x):
         y = PointwiseConv.apply(x, conv.weight)
-    elif _products_may_be_faster(conv, x) and _is_wide_or_deep(conv, x):
-        y = TapsConv.apply(x, conv.weight)
+    elif _products_may_be_faster(conv, x) and _is_wide_deep_or_tiny(conv, x):
+        y = UnfoldedConv.apply(x, conv.weight, conv.groups)
     else:
         y = conv(x)
     return y
 
 
 def _is_pointwise(conv: nn.Conv2d, x: Tensor) -> bool:
-    return conv.kernel_size == (1, 1) and _num_positions(x) <= POINTWISE * _least_channels(conv)
+    least = min(conv.in_channels, conv.out_channels)
+    plain = (conv.kernel_size, conv.padding, conv.groups) == ((1, 1), (0, 0), 1)
+    return plain and _num_positions(x) <= POINTWISE * least
 
 
-def _is_wide_or_deep(conv: nn.Conv2d, x: Tensor) -> bool:
-    side, channels = min(x.shape[2:]), _least_channels(conv)
-    wide = side >= WIDE_PX and channels >= WIDE_CHANNELS
-    deep = channels >= DEEP_CHANNELS and _num_positions(x) <= DEEP * channels
-    deep = deep and (side == TINY_PX or side >= DEEP_PX)  # between them the zeros beside the maps cost too much
-    return conv.kernel_size == (3, 3) and (wide or deep)
-
-
-def _least_channels(conv: nn.Conv2d) -> int:
-    return min(conv.in_channels, conv.out_channels)
+def _is_wide_deep_or_tiny(conv: nn.Conv2d, x: Tensor) -> bool:
+    outputs, side = conv.out_channels // conv.groups, min(x.shape[2:])
+    enough = any(outputs >= least and (side >= least_px or side <= TINY_PX) for least, least_px in UNFOLDED)
+    return (conv.kernel_size, conv.padding) == ((3, 3), (1, 1)) and enough
 
 
 def _products_may_be_faster(conv: nn.Conv2d, x: Tensor) -> bool:
@@ -53,8 +50,7 @@ def _products_may_be_faster(conv: nn.Conv2d, x: Tensor) -> bool:
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.cpu.get_cpu_capability() == "AVX2"
-        and (conv.stride, conv.groups, conv.bias) == ((1, 1), 1, None)
-        and conv.padding in ((0, 0), (1, 1))
+        and (conv.stride, conv.bias) == ((1, 1), None)
         and x.is_contiguous(memory_format=torch.channels_last)
     )
 
@@ -83,51 +79,49 @@ class PointwiseConv(torch.autograd.Function):
         return of_x, of_weight
 
 
-class TapsConv(torch.autograd.Function):
-    """A 3x3 convolution of stride 1 and padding 1, whose weights' gradient is a matrix product for each tap.
-
-    Behind each row of positions, and below the last of an image, stand zeros: a tap is then a shift of all positions.
-    """
+class UnfoldedConv(torch.autograd.Function):
+    """A 3x3 convolution of stride 1 and padding 1, whose weights' gradient is one matrix product a group."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, groups: int) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return torch.conv2d(x, weight, padding=1)
+        ctx.groups = groups
+        return torch.conv2d(x, weight, padding=1, groups=groups)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
-        of_x = _input_gradient(gradient, x, weight) if ctx.needs_input_grad[0] else None
-        return of_x, _tap_gradients(gradient, x) if ctx.needs_input_grad[1] else None
+        gradient, groups = gradient.contiguous(memory_format=torch.channels_last), ctx.groups
+        of_x = _input_gradient(gradient, x, weight, groups) if ctx.needs_input_grad[0] else None
+        return of_x, _unfolded_gradient(gradient, x, groups) if ctx.needs_input_grad[1] else None, None
 
 
-def _tap_gradients(gradient: Tensor, x: Tensor) -> Tensor:
-    """[B, C', H, W], [B, C, H, W] -> [C', C, 3, 3]."""
-    batch, _, height, width = x.shape
-    count, step = batch * (height + 1) * (width + 1), width + 1
-    margin = step + 1  # the farthest tap
+def _unfolded_gradient(gradient: Tensor, x: Tensor, groups: int) -> Tensor:
+    """[B, C', H, W], [B, C, H, W] -> [C', C / groups, 3, 3]: outputs by positions, times positions by neighbours.
 
-    def spaced(maps: Tensor) -> Tensor:
-        """[B, C, H, W] -> [count + 2 * margin, C], zeros between rows, between images and at both ends."""
-        rows = maps.new_zeros(count + 2 * margin, maps.shape[1])
-        rows[margin : margin + count].view(batch, height + 1, step, -1)[:, :height, :width] = maps.permute(0, 2, 3, 1)
-        return rows
+    A few images at a time, as each value stands in nine neighbourhoods.
+    """
+    _, channels, height, width = x.shape
+    inputs, outputs = channels // groups, gradient.shape[1] // groups
+    result = gradient.new_zeros(groups, outputs, 9 * inputs)
+    few = max(1, UNFOLDED_BYTES // (9 * inputs * height * width * x.element_size()))
+    for start in range(0, len(x), few):
+        part, rows = x[start : start + few], _rows(gradient[start : start + few])
+        padded = part.new_zeros(len(part), height + 2, width + 2, channels)
+        padded[:, 1:-1, 1:-1] = part.permute(0, 2, 3, 1)
+        image, down, across, _ = padded.stride()
+        shape, strides = (len(part), height, width, 3, 3, inputs), (image, down, across, down, across, 1)
+        for group in range(groups):
+            neighbours = padded.as_strided(shape, strides, group * inputs).reshape(len(rows), -1)
+            result[group].addmm_(rows[:, group * outputs : (group + 1) * outputs].T, neighbours)
+    return result.view(-1, 3, 3, inputs).permute(0, 3, 1, 2)
 
-    columns, rows = spaced(gradient)[margin : margin + count].T, spaced(x)
-    taps = gradient.new_empty(3, 3, gradient.shape[1], x.shape[1])
-    for down in range(3):
-        for across in range(3):
-            start = margin + (down - 1) * step + across - 1
-            torch.mm(columns, rows[start : start + count], out=taps[down, across])
-    return taps.permute(2, 3, 0, 1)  # [3, 3, C', C] -> [C', C, 3, 3]
 
-
-def _input_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+def _input_gradient(gradient: Tensor, x: Tensor, weight: Tensor, groups: int = 1) -> Tensor:
     padding = [weight.shape[2] // 2] * 2
     found: Tensor = torch.ops.aten.convolution_backward(
-        gradient, x, weight, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [True, False, False]
+        gradient, x, weight, None, [1, 1], padding, [1, 1], False, [0, 0], groups, [True, False, False]
     )[0]
     return found
 
