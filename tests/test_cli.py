@@ -411,7 +411,7 @@ def test_unfinished_run_says_how_to_finish(refused: Callable[..., str], digit_im
     info = json.loads(Path("run/run.json").read_text())
     Path("run/run.json").write_text(json.dumps(info | {"status": "training"}))
     assert "fewsight train --resume run" in refused("evaluate", "run", digit_images)
-    assert "run has no scores, since its training did not end; finish it with" in refused("scores", "rows", "run")
+    assert "run has no scores yet: its training did not end; finish it with" in refused("scores", "rows", "run")
 
 
 # train
@@ -422,7 +422,10 @@ def test_train_prints_plain_lines_and_the_end(command: Command, digit_images: Pa
     assert (answer.code, answer.err) == (0, "")
     lines = answer.out.splitlines()
     assert lines[0] == "3 classes; images: 18 train, 12 val"
-    assert lines[-1] == f"the run lies in {tmp_path / 'a/b/run'}"
+    assert lines[-2:] == [
+        f"the run lies in {tmp_path / 'a/b/run'}",
+        f"next: fewsight evaluate {tmp_path / 'a/b/run'} {digit_images}",
+    ]
     assert any(line.startswith("epoch 2 of 2 · train loss ") for line in lines)
     assert any(line.startswith("val top-1 ") and line.endswith(" on 12 images") for line in lines)
     assert all(char.isprintable() or char == "\n" for char in answer.out)
@@ -512,8 +515,10 @@ def test_evaluate_leaves_out_copies_of_training_images_where_nothing_else_was_as
     assert "the figures flatter" not in answer.out
     whole = command("evaluate", tiny_run, tmp_path / "copy", "--split", "all")
     assert whole.out.startswith("images it was trained on: 18 of 30; the figures flatter\n")
+    (tmp_path / "copy" / "one" / "broken.png").write_text("no image")
+    assert "(val, center-32) · 12 of 13 images" in command("evaluate", tiny_run, tmp_path / "copy").out
     shutil.copytree(digit_images / "test", tmp_path / "copy", dirs_exist_ok=True)
-    assert "(unseen, center-32) · 27 images" in command("evaluate", tiny_run, tmp_path / "copy").out
+    assert "(unseen, center-32) · 27 of 28 images" in command("evaluate", tiny_run, tmp_path / "copy").out
     assert "18 of 18; the figures flatter" in command("evaluate", tiny_run, digit_images / "train").out
 
 

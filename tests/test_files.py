@@ -143,8 +143,10 @@ def test_folder_that_another_process_works_in_is_refused(tmp_path: Path) -> None
         with refused, files.locked(tmp_path, "training"):
             pytest.fail("two at once")
         assert files.is_locked(tmp_path)
+        assert files.why_unfinished(tmp_path).startswith("a process is training it now; wait for its end")
         other.kill()  # as a machine that goes off: nothing is cleaned up
     assert files.is_locked(tmp_path) is False
+    assert files.why_unfinished(tmp_path).endswith(f"finish it with `fewsight train --resume {tmp_path}`")
     with files.locked(tmp_path, "training"):
         pass
     with files.locked(tmp_path, "training"):

@@ -15,7 +15,7 @@ from fewsight.cli import app
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "commands.md"
 START = """# Commands
 
-<!-- Written by tools/commands_page.py (`make docs`); change the docstrings in src/fewsight/cli.py instead. -->
+<!-- Written by tools/commands_page.py (`make docs`); change the docstrings in src/fewsight/cli/ instead. -->
 
 Every command, its arguments and its options, as `--help` shows them. A value in parentheses is the default.
 

@@ -116,7 +116,8 @@ def unseen(found: EvaluationSet, pixels: Sequence[str], known: Sequence[Run]) ->
     num_left_out = len(found.samples) - len(kept)
     if not kept or not num_left_out:
         return found, 0
-    name = "val" if held_out(known[0]).issuperset(pixels[place] for place in kept) else UNSEEN
+    readable = {pixels[place] for place in kept if pixels[place]}
+    name = "val" if readable and held_out(known[0]).issuperset(readable) else UNSEEN
     samples, labels = tuple(found.samples[place] for place in kept), tuple(found.labels[place] for place in kept)
     return EvaluationSet(found.root, name, samples, labels), num_left_out
 

@@ -132,6 +132,13 @@ def is_locked(folder: Path) -> bool | None:
     return False
 
 
+def why_unfinished(run: Path) -> str:
+    """Why a run that is not finished has no weights or scores yet, and what to do; its lock says who is at it."""
+    if is_locked(run):
+        return "a process is training it now; wait for its end (`fewsight runs` shows how far it is)"
+    return f"its training did not end; finish it with `fewsight train --resume {run}`"
+
+
 def check_inside(file: Path, folder: Path, *, most: int | None = None) -> None:
     """Refuse a file of a folder from elsewhere that is none, or lies outside: a link, a device, a pipe.
 

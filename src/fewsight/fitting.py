@@ -242,7 +242,8 @@ def _keep_or_stop(
     if signal_number:
         ranks.wait()  # nobody leaves before the state is saved
         raise Interrupted(
-            f"interrupted after {epoch}, {step}; the state is saved. Continue with: fewsight train --resume {run.path}",
+            f"interrupted in {epoch}, after {step}; the state is saved. Continue with: fewsight train --resume "
+            f"{run.path}",
             signal_number,
         )
 

@@ -518,7 +518,4 @@ def _check_could_have_scores(path: Path) -> None:
         )
     info = files.read_json(path / "run.json")
     if isinstance(info, dict) and info.get("status") == "training":
-        raise RunError(
-            f"{path} has no scores, since its training did not end; finish it with `fewsight train --resume {path}`, "
-            "then evaluate it"
-        )
+        raise RunError(f"{path} has no scores yet: {files.why_unfinished(path)}, then evaluate it")

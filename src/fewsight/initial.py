@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewsight import runs
+from fewsight import files, runs
 from fewsight.errors import RunError
 from fewsight.fitting import initial_model
 from fewsight.losses import build_loss, own_weights
@@ -31,10 +31,7 @@ def read_start(path: Path, seed: int | None = None) -> Run:
         path = folder
     run = runs.read_run(path)
     if not run.finished:
-        raise RunError(
-            f"{path} has no weights to start from: its training did not end; finish it with "
-            f"`fewsight train --resume {path}`"
-        )
+        raise RunError(f"{path} has no weights to start from: {files.why_unfinished(path)}")
     return run
 
 

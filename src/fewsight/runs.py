@@ -264,8 +264,7 @@ def require_weights(run: Run) -> None:
     if not (run.path / WEIGHTS).is_file():
         if run.finished:
             raise RunError(f"{run.path} has lost its {WEIGHTS}; restore the file from a copy, or train anew")
-        hint = f"finish it with `fewsight train --resume {run.path}`"
-        raise RunError(f"{run.path} has no weights yet: its training did not end; {hint}")
+        raise RunError(f"{run.path} has no weights yet: {files.why_unfinished(run.path)}")
 
 
 def read_weights(run: Run) -> dict[str, Tensor]:

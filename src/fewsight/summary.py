@@ -1,5 +1,6 @@
 """What `train` says at its end."""
 
+import shlex
 import statistics
 from collections.abc import Sequence
 
@@ -23,6 +24,13 @@ def show_run(run: Run, console: Console) -> None:
     if run.info.get("collapsed"):
         console.print("note: the loss had collapsed when training ended; log.jsonl says since when and what to change")
     console.print(f"the run lies in {run.path}")
+
+
+def show_next(run: Run, console: Console) -> None:
+    """The command that a user comes to after training."""
+    tested = [split for split in run.data.counts if split != "train"]
+    words = ["evaluate", str(run.path), run.data.source] if tested else ["predict", str(run.path), "IMAGES"]
+    console.print(f"next: {shlex.join(['fewsight', *words])}")
 
 
 def show_seeds(runs: Sequence[Run], console: Console) -> None:

@@ -23,7 +23,7 @@ from fewsight.console import printable
 from fewsight.data import ImageError, decode_bytes, read_bytes
 from fewsight.errors import DataError, RunError
 from fewsight.pictures import address, thumbnail
-from fewsight.recipes import recipe_toml
+from fewsight.recipes import Recipe, recipe_toml
 from fewsight.report.gather import AGREED, Curve, Facts, Seen, against, gather, report_tables
 from fewsight.runs import Run
 
@@ -108,6 +108,7 @@ def write_report(
         others=[(facts_of, against(first, facts_of)) for facts_of in facts[1:]],
         other_views=any(view_names(facts_of.scored) != view_names(first.scored) for facts_of in facts[1:]),
         curves=[_drawn(curve) for curve in first.curves],
+        softened="" if first.recipe is None else _softened(first.recipe),
         reliability=_reliability(first.reliability),
         tempered=_reliability(first.tempered),
         error=error_of(first.reliability),
@@ -170,7 +171,7 @@ class Gallery:
 def _galleries(facts: Facts, root: Path | None) -> list[Gallery]:
     """Images that are worth a look; suspected labels say too that there are none."""
     asked = [
-        ("The most confident mistakes", "Sure of a class that is not the label's.", "", facts.sure_mistakes),
+        ("The most confident mistakes", "Not the label's class, the most probable first.", "", facts.sure_mistakes),
         ("The least sure", "The most probable class has little probability.", "", facts.unsure),
         (SUSPECTED, _suspicion(facts), _unreliable(facts), facts.suspects),
     ]
@@ -300,6 +301,13 @@ def _drawn(curve: Curve) -> dict[str, Any]:
         "width": PLOT[0],
         "height": PLOT[1],
     }
+
+
+def _softened(recipe: Recipe) -> str:
+    """What keeps the training loss of a recipe from falling to 0."""
+    smoothed = any(stage.losses.smoothing > 0 for stage in recipe.stages)
+    used = {"CutMix": recipe.augment.cutmix_prob > 0, "label smoothing": smoothed}
+    return " and ".join(name for name, there in used.items() if there)
 
 
 def _reliability(those: Sequence[Bin]) -> list[dict[str, Any]]:

@@ -1,0 +1,190 @@
+"""Commands that come before a model and make one: demo, check, train, recipes."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from fewsight.errors import FewsightError
+
+
+def demo(*, out: Path = Path("runs/demo")) -> int:
+    """Train on scikit-learn's digits (50 images a class), test on the rest, and show the result.
+
+    Args:
+        out: the run folder to write (runs/demo).
+    """
+    from fewsight.demo import run_demo
+
+    run_demo(out)
+    return 0
+
+
+def check(
+    data: Path,
+    /,
+    *,
+    holdout: float = 0.2,
+    json_: Annotated[Path | None, Parameter(name="--json")] = None,
+    html: Path | None = None,
+) -> int:
+    """Say what is wrong with a dataset: files, duplicates, leaks between splits, labels, classes. Exit code 1 if any.
+
+    Args:
+        data: a dataset as for train.
+        holdout: share of each class that train would keep for val where the data has no splits (0.2).
+        json_: also write everything that was found to this file.
+        html: also write a page with thumbnails.
+    """
+    from fewsight import files
+    from fewsight.check import check as check_data
+    from fewsight.check import checked_json, show_checked, write_page
+    from fewsight.console import counting, make_console
+
+    for option, target in (("--json", json_), ("--html", html)):
+        if target is not None:
+            files.check_target(target, option)
+    console = make_console()
+    with counting(console, "checking") as progress:
+        checked = check_data(data, holdout=holdout, progress=progress)
+    show_checked(console, checked)
+    if json_ is not None:
+        files.write_json(json_, checked_json(checked))
+        console.print(f"wrote {json_}")
+    if html is not None:
+        write_page(checked, html)
+        console.print(f"wrote {html}")
+    return 0 if checked.ok else 1
+
+
+def train(
+    data: Path | None = None,
+    /,
+    *,
+    out: Path | None = None,
+    resume: Path | None = None,
+    recipe: str | None = None,
+    hours: float | None = None,
+    set_: Annotated[tuple[str, ...], Parameter(name="--set")] = (),
+    seeds: str | None = None,
+    init_from: Path | None = None,
+    merge_val: bool = False,
+    holdout: float | None = None,
+    max_bad: float | None = None,
+    leak: Literal["drop", "stop", "allow"] | None = None,
+    deterministic: bool = False,
+    preview: int | None = None,
+    tensorboard: bool = False,
+) -> int:
+    """Train a classifier on a folder of class folders, a folder with train/ val/ test/, or a CSV or Parquet manifest.
+
+    Args:
+        data: the folder or manifest.
+        out: the run folder to write; it must not exist yet.
+        resume: continue this run instead; its recipe and data path come from the run.
+        recipe: auto (the default), a shipped recipe (see `fewsight recipes`) or a TOML file.
+        hours: the time that `auto` plans for, the whole command (1).
+        set_: KEY=VALUE on top of the recipe, for example stages.0.optim.base_lr=0.05; may be repeated.
+        seeds: train once for each seed by one plan, for example 0,1,2; the runs lie in OUT/seed0 and so on.
+        init_from: start from this run's weights (for --seeds, from its seed0 and so on); they stand for every stage of
+            the recipe but the last. With the recipe auto the run's backbone and size are kept.
+        merge_val: train on train + val, as the report does.
+        holdout: share of each class kept for val where the data has no splits (0.2).
+        max_bad: refuse when more than this share of the images cannot be read (0.01).
+        leak: drop a training image that is equal to one of another split, stop there, or allow it (drop). Nearly equal
+            ones are named.
+        deterministic: on a GPU, take only operations that give the same bits each time, and refuse the others; slower.
+            A CPU gives the same bits anyway.
+        preview: write OUT/preview.png, that many augmented batches, and train nothing.
+        tensorboard: also write curves, a batch and the recipe to OUT/tensorboard.
+    """
+    if resume is not None:
+        given = {"DATA": data, "--out": out, "--recipe": recipe, "--hours": hours, "--set": set_ or None,
+                 "--seeds": seeds, "--init-from": init_from, "--merge-val": merge_val or None, "--holdout": holdout,
+                 "--max-bad": max_bad, "--leak": leak, "--deterministic": deterministic or None,
+                 "--preview": preview}  # fmt: skip
+        _refuse_with_resume([name for name, value in given.items() if value is not None])
+    elif data is None or out is None:
+        raise FewsightError("train needs DATA and --out RUN, for example: fewsight train photos/ --out runs/photos")
+    if hours is not None and recipe not in (None, "auto"):
+        raise FewsightError(f"--hours is what `--recipe auto` plans for; leave it out, or --recipe {recipe}")
+    if preview is not None and preview < 1:
+        raise FewsightError(f"--preview {preview}: expected at least 1 batch")
+    seed_list = _seed_list(seeds) if seeds is not None else []
+
+    from fewsight.console import make_console
+    from fewsight.session import resume as resume_run
+    from fewsight.session import train as train_run
+    from fewsight.summary import show_next, show_run, show_seeds
+
+    console, reporters = make_console(), []
+    if tensorboard:
+        from fewsight.board import TensorBoard, require_tensorboard
+
+        require_tensorboard()
+        reporters.append(TensorBoard)
+    if data is None or out is None:
+        assert resume is not None
+        run = resume_run(resume, console=console, reporters=reporters)
+        show_run(run, console)
+        show_next(run, console)
+        return 0
+    settings = {"data.merge_val": "true" if merge_val else None, "data.holdout": holdout, "data.max_bad": max_bad,
+                "data.leak": leak, "run.deterministic": "true" if deterministic else None}  # fmt: skip
+    runs = train_run(
+        data,
+        out,
+        recipe=recipe or "auto",
+        hours=1.0 if hours is None else hours,
+        overrides=[*set_, *(f"{key}={value}" for key, value in settings.items() if value is not None)],
+        seeds=seed_list,
+        init_from=init_from,
+        preview=preview or 0,
+        console=console,
+        reporters=reporters,
+    )
+    for run in runs:
+        show_run(run, console)
+    show_seeds(runs, console)
+    for run in runs[:1]:
+        show_next(run, console)
+    return 0
+
+
+def recipes(name: str | None = None, /) -> int:
+    """List the shipped recipes, or print one.
+
+    Args:
+        name: the recipe to print.
+    """
+    from fewsight.recipes import load_recipe, shipped_recipes
+
+    shipped = shipped_recipes()
+    if name == "auto":
+        print("# auto is planned from the data, the device and --hours; `fewsight train` prints the plan and why,\n"
+              "# and RUN/recipe.toml holds it.")  # fmt: skip
+    elif name is not None:
+        load_recipe(name)
+        print(shipped.get(name, Path(name)).read_text(encoding="utf-8"), end="")
+    else:
+        print("auto                     the default: planned from the data, the device and --hours")
+        for one, path in shipped.items():
+            print(f"{one:<24} {path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
+    return 0
+
+
+def _seed_list(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and part.isascii() for part in parts):
+        raise FewsightError(f"--seeds {text}: expected numbers with commas between, for example 0,1,2")
+    seeds = [int(part) for part in parts]
+    if len(set(seeds)) < len(seeds):
+        raise FewsightError(f"--seeds {text}: a seed stands there twice")
+    if max(seeds) >= 2**63:
+        raise FewsightError(f"--seeds {text}: expected seeds below 2^63")
+    return seeds
+
+
+def _refuse_with_resume(names: list[str]) -> None:
+    if names:
+        raise FewsightError(f"--resume goes on with the run's own recipe and data; leave out {', '.join(names)}")

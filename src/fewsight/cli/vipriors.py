@@ -1,0 +1,74 @@
+"""`fewsight vipriors`: build, submit."""
+
+from pathlib import Path
+from typing import Literal
+
+from cyclopts import App
+
+from fewsight.wording import counted
+
+vipriors_app = App(name="vipriors", help="The VIPriors challenge: build its subset of ImageNet, write its submission.")
+
+
+@vipriors_app.command(name="build")
+def vipriors_build(*, imagenet: Path, lists: Path, out: Path, link: Literal["hard", "symlink", "copy"] = "hard") -> int:
+    """Lay out OUT/imagenet_50 (train/, val/, test/imgs/img_N.JPEG) from an ImageNet tree and the toolkit's lists.
+
+    The same command goes on where it stopped.
+
+    Args:
+        imagenet: the folder with train/ by class and val/, by class or flat.
+        lists: the toolkit's folder with train.pickle, val.pickle and test.pickle.
+        out: the folder to write imagenet_50 in.
+        link: hard (no space, the same disk), symlink or copy (hard).
+    """
+    from fewsight.console import counting, make_console, printable
+    from fewsight.vipriors.subset import build
+
+    console = make_console()
+    with counting(console, "building") as progress:
+        built = build(imagenet, lists, out, link=link, progress=progress)
+    counts = ", ".join(f"{number:,} {split}" for split, number in built.counts.items())
+    console.print(f"{printable(str(built.folder))}: {counts}; {built.made:,} made now, {built.there:,} were there")
+    for name, told in (("missing in the tree", built.missing), ("in no list", built.strange)):
+        for one in told[:20]:
+            console.print(f"{name}: {printable(one)}")
+        if len(told) > 20:
+            console.print(f"{name}: {len(told) - 20:,} more")
+    if built.missing:
+        console.print(
+            f"all that is missing: {printable(str(built.folder / 'missing.txt'))}; run this again when it is there"
+        )
+    return 1 if built.missing or built.strange else 0
+
+
+@vipriors_app.command(name="submit")
+def vipriors_submit(
+    run: Path,
+    data: Path,
+    /,
+    *,
+    out: Path,
+    views: str | None = None,
+    scores: Path | None = None,
+    images: int | None = None,
+) -> int:
+    """Write the challenge's submission: Image IDs,Predictions, with class indices in the order of the sorted names.
+
+    Nothing is written unless every test image is there and can be read.
+
+    Args:
+        run: a run or an ensemble.
+        data: the subset with test/imgs/img_N.JPEG, or a folder of such images.
+        out: the CSV file to write.
+        views: center, report or names (report).
+        scores: the folder that keeps the scores (RUN/scores/submission); the same command goes on there.
+        images: that the test set has (50 a class).
+    """
+    from fewsight.console import make_console, printable
+    from fewsight.vipriors.submission import submit
+
+    console = make_console()
+    number = submit(run, data, out, views=views, scores=scores, num_images=images, console=console)
+    console.print(f"wrote {printable(str(out))}: {counted(number, 'prediction')}")
+    return 0
