@@ -49,7 +49,7 @@ def test_shares_cover_every_row_once_and_differ_by_one(total: int, count: int) -
     assert max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_shared_step_equals_that_of_one_process(count: int) -> None:
     process = torchrun(count, HERE / "ranks_step.py", count)
     text = output(process)

@@ -146,8 +146,8 @@ def train(
     for run in runs:
         show_run(run, console)
     show_seeds(runs, console)
-    for run in runs[:1]:
-        show_next(run, console)
+    if len(runs) == 1:
+        show_next(runs[0], console)
     return 0
 
 
