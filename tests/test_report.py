@@ -140,7 +140,8 @@ def test_page_of_a_real_run_asks_for_nothing_and_shows_its_images(
     assert f"{100 * top1.value:.1f} %" in page.text
     assert "top-1 on 15 images of test in 3 classes" in page.text
     assert page.text.count("the mean of 2 views") == 3, "of the page's figures and of each run that is compared"
-    for said in ("nought", "training loss", "one crop", "at the kept temperature", "recipe.toml", "+0.0 points", "because of CutMix and label smoothing",
+    for said in ("nought", "training loss", "one crop", "at the kept temperature", "recipe.toml", "+0.0 points",
+                 "because of CutMix and label smoothing",
                  "The kept threshold calls an image none of the classes", "of these 15 images pass"):  # fmt: skip
         assert said in page.text, said
     assert "finds in its data now" in page.text
