@@ -78,7 +78,9 @@ def augment_images(
         boxes.append(draw_crop(rng, width, height, area=augment.crop_area, aspect=augment.crop_aspect))
         mirrored.append(rng.random() < augment.flip_prob)
         steps.append(POLICIES[augment.policy](rng, augment))
-    batch = np.stack([resize_box(image, box, augment.train_px) for image, box in zip(sources, boxes, strict=True)])
+    batch = np.empty((len(sources), 3, augment.train_px, augment.train_px), np.uint8)  # plane by plane
+    for place, (image, box) in enumerate(zip(sources, boxes, strict=True)):
+        batch[place] = resize_box(image, box, augment.train_px)
     flip(batch, np.array(mirrored))
     apply_steps(batch, steps, augment.fill)
     return batch

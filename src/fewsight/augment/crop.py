@@ -61,7 +61,7 @@ def resize_box(pixels: np.ndarray, box: tuple[float, float, float, float], px: i
         px: side of the result in pixels.
 
     Returns:
-        uint8 [3, px, px].
+        uint8 [3, px, px], with the channels of a pixel side by side in memory.
     """
     import torch  # here: the views of an image need none
 
@@ -73,16 +73,16 @@ def resize_box(pixels: np.ndarray, box: tuple[float, float, float, float], px: i
     cut = pixels[down : math.ceil(down + height), across : math.ceil(across + width)]
     if px in cut.shape[:2]:  # torch would leave that side as it is, fractions and all
         return _by_pillow(np.ascontiguousarray(cut), (0, 0, width, height), px)
-    planes = torch.from_numpy(cut).permute(2, 0, 1)[None]
-    # torch's kernel for bytes: on x86 three times as fast as Pillow's, from which it differs by a level at most
+    # the batch's axis first: with the step that it then has, torch knows channels-last order, and copies nothing
+    planes = torch.from_numpy(cut)[None].permute(0, 3, 1, 2)
+    # torch's kernel for bytes: on x86 four times as fast as Pillow's, from which it differs by a level at most
     resize = torch.ops.aten._upsample_bilinear2d_aa.default
     resized: np.ndarray = resize(planes, [px, px], False, px / height, px / width).numpy()
     return np.asarray(resized[0])
 
 
 def _by_pillow(pixels: np.ndarray, box: tuple[float, float, float, float], px: int) -> np.ndarray:
-    resized = Image.fromarray(pixels).resize((px, px), Image.Resampling.BILINEAR, box=box)
-    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
+    return np.asarray(Image.fromarray(pixels).resize((px, px), Image.Resampling.BILINEAR, box=box)).transpose(2, 0, 1)
 
 
 def flip(images: np.ndarray, those: np.ndarray) -> None:
