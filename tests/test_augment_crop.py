@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import kstest
 
-from fewsight.augment import draw_crop, flip, resize_box
+from fewsight.augment import draw_crop, flip, resize_boxes
 from fewsight.augment.crop import SMALL_PX
 
 
@@ -84,7 +84,7 @@ def test_box_equals_pils_crop_and_resize(size: tuple[int, int]) -> None:
     apart = []
     for seed in range(60):
         expected = cropped_by_pil(image, 48, seed)
-        cropped = resize_box(pixels, draw_crop(np.random.default_rng(seed), *size), 48)
+        cropped = resize_boxes([pixels], [draw_crop(np.random.default_rng(seed), *size)], 48)[0]
         assert (cropped.shape, cropped.dtype) == ((3, 48, 48), np.uint8)
         apart.append(abs(cropped.transpose(1, 2, 0) - expected))
     assert np.max(apart) <= 1
@@ -95,7 +95,7 @@ def test_box_equals_pils_crop_and_resize(size: tuple[int, int]) -> None:
 def test_box_equals_pils_on_photographs(fewsight_data: Path) -> None:
     for path in sorted((fewsight_data / "imagenet-256").iterdir())[::16]:
         image = Image.open(path).convert("RGB")
-        cropped = resize_box(np.array(image), draw_crop(np.random.default_rng(3), *image.size), 224)
+        cropped = resize_boxes([np.array(image)], [draw_crop(np.random.default_rng(3), *image.size)], 224)[0]
         assert abs(cropped.transpose(1, 2, 0) - cropped_by_pil(image, 224, 3)).max() <= 1
 
 
@@ -103,7 +103,7 @@ def test_box_equals_pils_on_photographs(fewsight_data: Path) -> None:
 def test_box_of_everything_equals_torchvisions_resize(px: int) -> None:
     functional = pytest.importorskip("torchvision.transforms.v2.functional")
     image = noise_image(64, 64)
-    ours = resize_box(np.array(image), (0, 0, 64, 64), px)
+    ours = resize_boxes([np.array(image)], [(0, 0, 64, 64)], px)[0]
     oracle = functional.resize(functional.pil_to_tensor(image), [px, px], antialias=True)
     assert abs(ours.astype(int) - oracle.numpy()).max() <= 1
 
@@ -123,5 +123,5 @@ def test_boxes_are_cut_where_they_were_drawn(side: int) -> None:
     """The mean of what is seen lies in the middle: beginning at the pixel below would move it to the left and top."""
     ramp = np.tile(np.linspace(0, 255, side).astype(np.uint8)[None, :, None], (side, 1, 3))
     rng = np.random.default_rng(0)
-    seen = [resize_box(ramp, draw_crop(rng, side, side, area=(0.1, 0.6)), 16).mean() for _ in range(3000)]
+    seen = [resize_boxes([ramp], [draw_crop(rng, side, side, area=(0.1, 0.6))], 16).mean() for _ in range(3000)]
     assert abs(np.mean(seen) - ramp.mean()) < 4 * np.std(seen) / 3000**0.5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewsight.augment import POLICIES, apply_steps, augment_images, draw_crop, flip, resize_box
+from fewsight.augment import POLICIES, apply_steps, augment_images, draw_crop, flip, resize_boxes
 from fewsight.rng import image_stream
 
 
@@ -45,7 +45,7 @@ def test_augment_images_runs_crop_flip_and_policy_in_this_order(policy: str) -> 
     assert (results.shape, results.dtype) == ((count, 3, 32, 32), np.uint8)
     for index, result in enumerate(results):
         rng = image_stream(0, 1, index)
-        expected = resize_box(image, draw_crop(rng, 64, 48, area=(0.2, 0.9)), 32)[None].copy(order="C")
+        expected = resize_boxes([image], [draw_crop(rng, 64, 48, area=(0.2, 0.9))], 32)
         flip(expected, np.array([rng.random() < 0.4]))
         apply_steps(expected, [POLICIES[policy](rng, settings)], 7)
         assert np.array_equal(result, expected[0])

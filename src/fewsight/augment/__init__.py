@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fewsight.augment.crop import draw_crop, flip, resize_box
+from fewsight.augment.crop import draw_crop, flip, resize_boxes
 from fewsight.augment.cutmix import Mix, draw_cutmix, paste
 from fewsight.augment.operations import apply_steps
 from fewsight.augment.policy import POLICIES, SUB_POLICIES, PolicySettings
@@ -34,7 +34,7 @@ __all__ = [
     "named_views",
     "paste",
     "random_box",
-    "resize_box",
+    "resize_boxes",
 ]
 
 
@@ -71,16 +71,15 @@ def augment_images(
     Raises:
         KeyError: `policy` is not in `POLICIES`.
     """
-    sources, boxes, mirrored, steps = list(images), [], [], []
-    # first all draws, then all work of a kind: code that runs again and again is faster than code in turns
-    for image, rng in zip(sources, streams, strict=True):
-        height, width, _ = image.shape
-        boxes.append(draw_crop(rng, width, height, area=augment.crop_area, aspect=augment.crop_aspect))
-        mirrored.append(rng.random() < augment.flip_prob)
-        steps.append(POLICIES[augment.policy](rng, augment))
-    batch = np.empty((len(sources), 3, augment.train_px, augment.train_px), np.uint8)  # plane by plane
-    for place, (image, box) in enumerate(zip(sources, boxes, strict=True)):
-        batch[place] = resize_box(image, box, augment.train_px)
+    sources, generators, policy = list(images), list(streams), POLICIES[augment.policy]
+    # all draws of a kind, then all work of a kind: code that runs again and again is faster than code in turns
+    boxes = [
+        draw_crop(rng, image.shape[1], image.shape[0], area=augment.crop_area, aspect=augment.crop_aspect)
+        for image, rng in zip(sources, generators, strict=True)
+    ]
+    mirrored = [rng.random() < augment.flip_prob for rng in generators]
+    steps = [policy(rng, augment) for rng in generators]
+    batch = resize_boxes(sources, boxes, augment.train_px)
     flip(batch, np.array(mirrored))
     apply_steps(batch, steps, augment.fill)
     return batch
