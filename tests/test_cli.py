@@ -35,7 +35,7 @@ def test_version_and_help_need_no_torch() -> None:
         "import sys, fewsight.cli\n"
         "try: fewsight.cli.main(sys.argv[1].split())\n"
         "except SystemExit as end: assert not end.code, end.code\n"
-        "heavy = {'torch', 'sklearn', 'numpy', 'PIL'} & set(sys.modules)\n"
+        "heavy = {'torch', 'sklearn', 'numpy', 'PIL', 'rich.markdown'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     for arguments in ["--version", "--help", "train --help", "predict --help", "recipes"]:
@@ -49,6 +49,16 @@ def test_version_is_the_packages(command: Command) -> None:
 def test_python_m_is_the_command() -> None:
     answer = in_a_process("--version")
     assert (answer.returncode, answer.stdout) == (0, f"{fewsight.__version__}\n")
+
+
+def test_help_is_wrapped_to_the_terminal_not_to_the_source(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    answer = command("scores", "calibrate", "--help")
+    assert (
+        "makes the labels most likely (least NLL). The calibration error that is shown beside it, over 15 bins"
+        in answer.out
+    )
+    assert "with --coverage also" not in answer.out.lower().split("fewer than 300 images.")[0], "paragraphs stay apart"
 
 
 def test_help_names_every_command(command: Command) -> None:

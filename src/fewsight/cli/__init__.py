@@ -1,6 +1,7 @@
 """The command line: one command, one library function. Torch is imported only by a command that needs it."""
 
 import contextlib
+import inspect
 import os
 import signal
 import sys
@@ -19,11 +20,14 @@ from fewsight.errors import FewsightError, Interrupted
 
 __all__ = ["app", "main"]
 
+ARGUMENT_INDENT = 4  # of an argument's name in a docstring
+
 app = App(
     name="fewsight",
     help="Train strong image classifiers from scratch on few labelled images.",
     version=fewsight.__version__,
     version_flags=["--version"],
+    help_format="plaintext",  # Markdown's reader would take longer to import than all the rest
     default_parameter=Parameter(negative=(), show_default=False),
     result_action="return_value",
     suppress_keyboard_interrupt=False,
@@ -33,6 +37,31 @@ for one in (demo, check, train, evaluate, predict, ensemble, report, runs, repro
 app.command(scores_app)
 app.command(vipriors_app)
 app.command(recipes)
+
+
+def _unwrapped(text: str) -> str:
+    """A docstring with each paragraph and each argument on one line: plain help is wrapped to the terminal's width."""
+    lines = [""]
+    for line in inspect.cleandoc(text).splitlines():
+        indents = [len(one) - len(one.lstrip()) for one in (lines[-1], line)]
+        if line and lines[-1] and (indents == [0, 0] or indents[1] > ARGUMENT_INDENT):
+            lines[-1] += f" {line.strip()}"
+        else:
+            lines.append(line)
+    return "\n".join(lines[1:])
+
+
+def _unwrap(commands: App) -> None:
+    """The same for every command below an app."""
+    for name in commands:
+        function = commands[name].default_command
+        if function is None:
+            _unwrap(commands[name])
+        elif not name.startswith("-"):
+            function.__doc__ = _unwrapped(function.__doc__ or "")
+
+
+_unwrap(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
