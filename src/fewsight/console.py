@@ -26,7 +26,7 @@ PLAIN_WIDTH = 10_000  # of a log file: its lines are never broken
 BAR_CELLS = 28  # what the bar and the time left need beside the text
 FIGURE_CELLS = 42  # what the table of classes needs beside the names
 MIN_NAME_CELLS = 16
-NAMED = 20  # of what could not be read
+NAMED = 20  # things of a kind
 
 
 def make_console(file: Any = None) -> Console:
@@ -173,12 +173,12 @@ def show_figures(console: Console, figures: "Figures", title: str, *, most: int 
             console.print(f"  {shortened(true, cells)} → {shortened(taken, cells)}  {number:,}")
 
 
-def show_unreadable(console: Console, errors: Sequence[str]) -> None:
-    """What could not be read and why, a line each, the first of many."""
-    for error in errors[:NAMED]:
-        console.print(f"unreadable: {printable(error)}")
-    if len(errors) > NAMED:
-        console.print(f"unreadable: {len(errors) - NAMED:,} more")
+def show_first(console: Console, kind: str, told: Sequence[str], *, most: int = NAMED, rest: str = "") -> None:
+    """Things of a kind, a line each, the first of many; `rest` says where the others stand."""
+    for one in told[:most]:
+        console.print(f"{kind}: {printable(one)}")
+    if len(told) > most:
+        console.print(f"{kind}: {len(told) - most:,} more{rest}")
 
 
 def trained_on(number: int, total: int, who: str = "it") -> str:

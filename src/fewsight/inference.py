@@ -13,7 +13,7 @@ from rich.console import Console
 from fewsight import files, rows
 from fewsight.calibration import FILE as CALIBRATION
 from fewsight.calibration import calibration_for, kept, tempered
-from fewsight.console import counting, show_unreadable
+from fewsight.console import counting, show_first
 from fewsight.ensemble import Asked, open_asked, score_asked, score_folders
 from fewsight.errors import DataError
 from fewsight.fusion import fused
@@ -99,7 +99,7 @@ def predict_files(
             done += len(batch)
             failed += [f"{row['path']}: {row['error']}" for row in found_rows if row["error"] is not None]
     if target is not None:
-        show_unreadable(console, failed)
+        show_first(console, "unreadable", failed)
     if threshold is not None and target is not None and done > len(failed):
         console.print(
             f"{num_other:,} of {done - len(failed):,} are none of these classes: the most probable one has less than "

@@ -14,7 +14,7 @@ from torch import Tensor
 from fewsight import files, runs
 from fewsight.auto import plan_recipe, starting_values
 from fewsight.backbones import TIMM_PREFIX
-from fewsight.console import TrainingReporter, counting, make_console, printable
+from fewsight.console import TrainingReporter, counting, make_console, show_first
 from fewsight.device import resolve_device, resolve_run
 from fewsight.errors import Interrupted, RecipeError, RunError
 from fewsight.fitting import MakeReporter, TrainingSet, fit
@@ -22,7 +22,7 @@ from fewsight.initial import check_fits, model_values, read_start, weights_from
 from fewsight.losses import check_loss, wanted_batches
 from fewsight.mixing import cutmix_prob
 from fewsight.model import build_without_memory, resolve_stem, with_stem
-from fewsight.prepare import NAMED_IN_MESSAGE, Prepared, prepare
+from fewsight.prepare import Prepared, prepare
 from fewsight.preview import preview_sheet
 from fewsight.ranks import Ranks, joined
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
@@ -330,22 +330,16 @@ def _say_data(console: Console, prepared: Prepared) -> None:
     if prepared.facts.ignored:
         ignored = ", ".join(f"{number:,} {reason}" for reason, number in prepared.facts.ignored.items())
         console.print(f"ignored: {ignored}")
-    left_out = prepared.facts.left_out
-    for one in left_out[:NAMED_IN_MESSAGE]:
-        console.print(f"left out: {printable(one['error'])}")
-    if len(left_out) > NAMED_IN_MESSAGE:
-        console.print(f"left out: {len(left_out) - NAMED_IN_MESSAGE:,} more, named in the run's data.json")
+    left_out = [one["error"] for one in prepared.facts.left_out]
+    show_first(console, "left out", left_out, rest=", named in the run's data.json")
     leaks = prepared.facts.leaks
     if leaks["equal"] and leaks["policy"] == "allow":
         console.print(
             f"note: images to train on that are equal to images of other splits: {len(leaks['equal']):,} (--leak allow)"
         )
-    near = leaks["near"]
-    for one, other in near[:NEAR_IN_MESSAGE]:
-        console.print(f"nearly equal, in two splits: {printable(one)} and {printable(other)}")
-    if len(near) > NEAR_IN_MESSAGE:
-        more = counted(len(near) - NEAR_IN_MESSAGE, "more pair")
-        console.print(f"nearly equal, in two splits: {more}, in data.json (fewsight check tells what they may mean)")
+    near = [f"{one} and {other}" for one, other in leaks["near"]]
+    rest = ", in data.json (fewsight check tells what they may mean)"
+    show_first(console, "nearly equal, in two splits", near, most=NEAR_IN_MESSAGE, rest=rest)
 
 
 def _data_differences(run: Run, prepared: Prepared) -> str:

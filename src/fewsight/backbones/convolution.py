@@ -21,9 +21,10 @@ UNFOLDED_BYTES = 16 * 2**20  # of neighbourhoods that lie side by side at a time
 def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """`conv(x)`, by matrix products in training where they are faster: [B, C, H, W] -> [B, C', H', W']."""
     y: Tensor
-    if _products_may_be_faster(conv, x) and _is_pointwise(conv, x):
+    may = _products_may_be_faster(conv, x)
+    if may and _is_pointwise(conv, x):
         y = PointwiseConv.apply(x, conv.weight)
-    elif _products_may_be_faster(conv, x) and _is_wide_deep_or_tiny(conv, x):
+    elif may and _is_wide_deep_or_tiny(conv, x):
         y = UnfoldedConv.apply(x, conv.weight, conv.groups)
     else:
         y = conv(x)

@@ -35,7 +35,7 @@ def evaluate(
         json_: also write every figure to this file.
     """
     from fewsight import files
-    from fewsight.console import make_console, printable, show_figures, show_unreadable, trained_on
+    from fewsight.console import make_console, printable, show_figures, show_first, trained_on
     from fewsight.evaluation import evaluate as evaluate_run
 
     if json_ is not None:
@@ -52,7 +52,7 @@ def evaluate(
     if found.num_trained_on:
         console.print(trained_on(found.num_trained_on, found.figures.num_images))
     show_figures(console, found.figures, f"{run} on {data} ({found.split}, {seen})")
-    show_unreadable(console, found.unreadable)
+    show_first(console, "unreadable", found.unreadable)
     for line in found.kept:
         console.print(printable(line))
     if json_ is not None:

@@ -22,7 +22,7 @@ def vipriors_build(*, imagenet: Path, lists: Path, out: Path, link: Literal["har
         out: the folder to write imagenet_50 in.
         link: hard (no space, the same disk), symlink or copy (hard).
     """
-    from fewsight.console import counting, make_console, printable
+    from fewsight.console import counting, make_console, printable, show_first
     from fewsight.vipriors.subset import build
 
     console = make_console()
@@ -31,10 +31,7 @@ def vipriors_build(*, imagenet: Path, lists: Path, out: Path, link: Literal["har
     counts = ", ".join(f"{number:,} {split}" for split, number in built.counts.items())
     console.print(f"{printable(str(built.folder))}: {counts}; {built.made:,} made now, {built.there:,} were there")
     for name, told in (("missing in the tree", built.missing), ("in no list", built.strange)):
-        for one in told[:20]:
-            console.print(f"{name}: {printable(one)}")
-        if len(told) > 20:
-            console.print(f"{name}: {len(told) - 20:,} more")
+        show_first(console, name, told)
     if built.missing:
         console.print(
             f"all that is missing: {printable(str(built.folder / 'missing.txt'))}; run this again when it is there"
