@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUTF8 := 1
 
-.PHONY: demo test test-all check format bench docs setup clean
+.PHONY: demo test test-all trace check format bench docs setup clean
 
 demo: setup ## train on scikit-learn's digits, test, show the result
 	$(BIN)/fewsight demo --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -13,6 +13,9 @@ test: check ## format, lint, types, then the tests
 
 test-all: check ## the slow ones too: full-size backbones, kills, resumes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+trace: setup ## digests of six small trainings: equal before and after a refactor on one machine
+	$(BIN)/python tools/trace.py
 
 check: setup
 	$(BIN)/ruff format --check src tests benchmarks tools

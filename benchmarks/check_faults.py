@@ -19,7 +19,7 @@ from PIL import Image
 
 from benchmarks.machine import busy_processes, commit, device_name, keep
 from benchmarks.near_duplicates import COPIES
-from fewsight.check import Checked, check
+from fewsight.apps.check import Checked, check
 
 NEAR = ["JPEG, quality 30", "3/4 of the size", "brighter by 20 %", "mirrored", "grey"]
 CLASSES = 5  # of each fault of whole classes

@@ -18,8 +18,8 @@ from PIL import Image
 
 from benchmarks.machine import commit, device_name, keep, measured_command
 from benchmarks.near_duplicates import jpeg
-from fewsight.cores import num_cores
 from fewsight.data import load_image, read_dataset
+from fewsight.machine.cores import num_cores
 
 CLASSES, COPIES, PART = 200, 100, 1000
 

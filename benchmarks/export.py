@@ -23,17 +23,18 @@ from torch import nn
 
 from benchmarks.machine import busy_processes, commit, device_name, keep
 from fewsight import runs
+from fewsight.apps.export.graph import Cut, Graph, build_graph, cuts_and_sides
+from fewsight.apps.export.images import inputs_of
+from fewsight.apps.export.onnx_model import open_session, run
+from fewsight.apps.export.write import Exported, export_run
 from fewsight.augment import center_view
+from fewsight.augment.normalise import Normalise
 from fewsight.data import digest_of_list, load_image
-from fewsight.ensemble import open_asked
-from fewsight.export.graph import Cut, Graph, build_graph, cuts_and_sides
-from fewsight.export.images import inputs_of
-from fewsight.export.onnx_model import open_session, run
-from fewsight.export.write import Exported, export_run
-from fewsight.model import Classifier, build_model, resolve_stem, weights_out
-from fewsight.predict import Normalise
+from fewsight.data.training_set import RunData
+from fewsight.inference.ensemble import open_asked
+from fewsight.models.classifier import Classifier, build_model, resolve_stem, weights_out
 from fewsight.recipes import load_recipe
-from fewsight.runs import Run, RunData
+from fewsight.runs import Run
 
 FULL_SIZE = {"resnest50": 224, "resnest101": 224, "tresnet_xl": 224, "seresnext101": 224}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

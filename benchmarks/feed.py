@@ -27,11 +27,11 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from benchmarks.machine import about, busy_unless, device_name, keep
+from fewsight.augment.normalise import Normalise
 from fewsight.data import decode_pixels, read_bytes
-from fewsight.device import keep_freed_memory
-from fewsight.feed import AugmentedImages
-from fewsight.predict import Normalise
+from fewsight.machine.device import keep_freed_memory
 from fewsight.recipes import Augment
+from fewsight.training.feed import AugmentedImages
 
 BATCH = 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

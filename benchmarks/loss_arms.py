@@ -26,7 +26,7 @@ import torch
 from scipy import stats
 
 from benchmarks.machine import commit, device_name
-from fewsight.metrics import wilson
+from fewsight.scores.metrics import wilson
 
 HERE = Path(__file__).parent
 RECIPE = HERE / "loss_arms.toml"

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from benchmarks.machine import RESULTS, busy_unless, commit, device_name
 from benchmarks.step import spread, synchronize, training_step
-from fewsight.device import best_precision
 from fewsight.losses import ArcFace, BatchHardTriplet, Targets
+from fewsight.machine.device import best_precision
 
 WARM_UP = 3
 MARGIN, SCALE, MARGIN_RAD = 0.3, 30.0, 0.5

@@ -24,8 +24,8 @@ from torch import nn
 
 from benchmarks.machine import about, busy_unless, keep
 from benchmarks.step import NUM_CLASSES, TIMM_NAMES
-from fewsight.backbones import Backbone, activated_norm
-from fewsight.model import build_model
+from fewsight.models import Backbone, activated_norm
+from fewsight.models.classifier import build_model
 
 WAYS = ("timm", "plain", "default", "recompute")  # default: in-place norms where a leaky activation follows
 MODELS = list(TIMM_NAMES)[:3]

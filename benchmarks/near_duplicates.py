@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from benchmarks.machine import commit, device_name, keep
-from fewsight.cores import num_cores
 from fewsight.data import candidates, confirmed, load_image, read_dataset, scan
+from fewsight.machine.cores import num_cores
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:

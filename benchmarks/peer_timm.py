@@ -23,7 +23,7 @@ from timm.scheduler import CosineLRScheduler  # noqa: E402
 from timm.utils import ModelEmaV3  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
-from fewsight.device import resolve_run  # noqa: E402
+from fewsight.machine.device import resolve_run  # noqa: E402
 from fewsight.recipes import Run  # noqa: E402
 
 BF16 = resolve_run(Run(device="cpu")).precision == "bf16"

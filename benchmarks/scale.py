@@ -26,13 +26,16 @@ import torch
 from PIL import Image
 
 from benchmarks.machine import about, busy_unless, device_name, keep, measured
-from fewsight.cores import num_cores
-from fewsight.device import keep_freed_memory, resolve_run
-from fewsight.feed import AugmentedImages, batches
-from fewsight.fitting import TrainingSet, batch_plan, build_learner, initial_model
-from fewsight.mixing import mix
-from fewsight.predict import Normalise
+from fewsight.augment.normalise import Normalise
+from fewsight.data.training_set import TrainingSet
+from fewsight.machine.cores import num_cores
+from fewsight.machine.device import keep_freed_memory, resolve_run
+from fewsight.models.classifier import initial_model
 from fewsight.recipes import load_recipe
+from fewsight.training.feed import AugmentedImages, batches
+from fewsight.training.learner import build_learner
+from fewsight.training.mix import mix
+from fewsight.training.plans import batch_plan
 
 TURNS = 3
 MAX_LINKS = 60_000  # to one file; ext4 takes 65,000

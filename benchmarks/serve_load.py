@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import machine
-from fewsight.predictor import load
+from fewsight.inference.model import load
 
 CLIENTS = (1, 8, 64)
 WARM_S = 2.0
@@ -199,7 +199,7 @@ def serve_alone(run: Path) -> None:
     from fastapi import FastAPI, UploadFile
     from fastapi.responses import Response
 
-    from fewsight.serve.server import listen
+    from fewsight.apps.serve.server import listen
 
     model, lock, app = load(run), threading.Lock(), FastAPI()
     model.load()

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import RESULTS, busy_unless, commit, device_name
-from fewsight.device import keep_freed_memory
-from fewsight.learner import Learner
 from fewsight.losses import Targets, build_loss
-from fewsight.model import build_model
+from fewsight.machine.device import keep_freed_memory
+from fewsight.models.classifier import build_model
 from fewsight.recipes import Losses, Stage
+from fewsight.training.learner import Learner
 
 TIMM_NAMES = {
     "resnest101": "resnest101e",

@@ -21,7 +21,7 @@ import timm
 import torch
 
 from benchmarks.machine import about, busy_unless, device_name, keep
-from fewsight.metrics import wilson
+from fewsight.scores.metrics import wilson
 
 SETS = {  # name -> folder to train on, folder or split to score, px and epochs of the peer
     "tiny20": ("tiny20", "devtest", 64, 40),

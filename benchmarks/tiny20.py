@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import RESULTS, busy_processes, commit, device_name
-from fewsight.metrics import wilson
+from fewsight.scores.metrics import wilson
 
 
 def main() -> int:

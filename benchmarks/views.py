@@ -26,12 +26,13 @@ from torchvision.transforms.v2 import functional
 from benchmarks.machine import about, busy_unless, device_name, keep
 from benchmarks.step import TIMM_NAMES
 from fewsight.augment import named_views
-from fewsight.backbones import Backbone
-from fewsight.cores import num_cores
-from fewsight.device import autocast, best_precision, keep_freed_memory
-from fewsight.model import build_model
-from fewsight.predict import Normalise, score_images
+from fewsight.augment.normalise import Normalise
+from fewsight.machine.cores import num_cores
+from fewsight.machine.device import autocast, best_precision, keep_freed_memory
+from fewsight.models import Backbone
+from fewsight.models.classifier import build_model
 from fewsight.recipes import load_recipe
+from fewsight.scores.scoring import score_images
 
 NAME, NUM_CLASSES = "resnest50", 1000
 SIZES = (224, 320, 380, 448)

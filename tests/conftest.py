@@ -83,8 +83,8 @@ TINY = ["model.width=0.125", "stages.0.epochs=2", "run.precision=float32", "run.
 @pytest.fixture(scope="session")
 def tiny_run(digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on `digit_images`: the recipe digits, two epochs, an eighth of the width. Do not change it."""
-    from fewsight.console import make_console
-    from fewsight.session import train
+    from fewsight.terminal import make_console
+    from fewsight.training.session import train
 
     out = tmp_path_factory.mktemp("runs") / "tiny"
     with pytest.MonkeyPatch.context() as patch:

@@ -30,18 +30,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fewsight.calibration import calibration_for
-from fewsight.console import make_console
+from fewsight.apps.vipriors.subset import read_lists
 from fewsight.data import decode_bytes, read_dataset, scan_image
-from fewsight.ensemble import make_ensemble, open_asked
 from fewsight.errors import DataError, FewsightError
-from fewsight.fusion import open_scored
-from fewsight.predict import run_scores
+from fewsight.inference.ensemble import make_ensemble, open_asked
+from fewsight.inference.score_run import run_scores
 from fewsight.recipes import load_recipe, shipped_recipes
 from fewsight.runs import read_state, read_weights
-from fewsight.session import check_parts, train
-from fewsight.tables import ablate, row_lines
-from fewsight.vipriors.subset import read_lists
+from fewsight.scores.calibration import calibration_for
+from fewsight.scores.fusion import open_scored
+from fewsight.scores.queries import ablate, row_lines
+from fewsight.terminal import make_console
+from fewsight.training.resolve import check_parts
+from fewsight.training.session import train
 from stores import CLASSES, random_labels, random_scores, write_store
 
 HANG_SECONDS = 60  # of one input

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 import fewsight
-from fewsight.serve.app import Service, build_app
-from fewsight.serve.limits import Limits
-from fewsight.serve.server import Server, listen
+from fewsight.apps.serve.app import Service, build_app
+from fewsight.apps.serve.limits import Limits
+from fewsight.apps.serve.server import Server, listen
 
 TOKEN = "a-secret-of-our-own"
 Files = list[tuple[str, tuple[str, bytes]]]

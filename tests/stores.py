@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fewsight import scores
 from fewsight.data import digest_of_list
-from fewsight.fusion import Result, Scored, scored_of
-from fewsight.scores import About, Image, Store
+from fewsight.scores import store as score_store
+from fewsight.scores.fusion import Result, Scored, scored_of
+from fewsight.scores.store import About, Image, Store
 
 CLASSES = ("ant", "bee", "cat", "dog")
 
@@ -49,7 +49,7 @@ def write_store(
         names = [label if isinstance(label, str) else classes[label] for label in labels]
     named = [(f"{path.name}/{number}.png", 100 + number, names[number]) for number in range(count)]
     about = About(classes, count, digest_of_list(named), "w", 0, 0.875, True, "float32", dtype)
-    store = scores.begin(path, about, list(views))
+    store = score_store.begin(path, about, list(views))
     results = np.stack([views[view] for view in store.views]).astype(np.float32)
     results[:, list(unreadable)] = np.nan
     images = [
@@ -62,8 +62,8 @@ def write_store(
         for number in range(count)
     ]
     for start in range(0, count, 5):
-        scores.append(store, start, results[:, start : start + 5], images[start : start + 5])
-    return scores.finish(store)
+        score_store.append(store, start, results[:, start : start + 5], images[start : start + 5])
+    return score_store.finish(store)
 
 
 def write_run(path: Path, views: Mapping[str, np.ndarray], labels: Iterable[int] | None, **options: object) -> Scored:

@@ -23,9 +23,9 @@ from cyclopts.exceptions import MissingArgumentError
 import fewsight
 from conftest import TINY, Command
 from fewsight.augment import views
-from fewsight.backbones import BACKBONES
 from fewsight.cli import app
-from fewsight.reporters import Reporter
+from fewsight.models import BACKBONES
+from fewsight.training.reporters import Reporter
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -330,9 +330,9 @@ def example(title: str, name: str, monkeypatch: pytest.MonkeyPatch) -> types.Mod
 
 
 def test_example_backbone_meets_its_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = example("src/fewsight/backbones/resnet.py", "fewsight.backbones.resnet", monkeypatch)
+    module = example("src/fewsight/models/resnet.py", "fewsight.models.resnet", monkeypatch)
     monkeypatch.setitem(BACKBONES, "resnet18", module.build_resnet18)
-    test = example("tests/test_backbones_resnet.py", "test_backbones_resnet", monkeypatch)
+    test = example("tests/models/test_backbones_resnet.py", "test_backbones_resnet", monkeypatch)
     test.test_resnet18_has_the_parameter_count_of_timm()
 
 
@@ -340,7 +340,7 @@ def test_example_view_meets_its_test(monkeypatch: pytest.MonkeyPatch) -> None:
     names = dict(vars(views))
     exec(compile(edited("src/fewsight/augment/views.py"), "views.py", "exec"), names)
     monkeypatch.setitem(views.CROPS, "whole", names["_whole"])
-    test = example("tests/test_augment_whole.py", "test_augment_whole", monkeypatch)
+    test = example("tests/augment/test_augment_whole.py", "test_augment_whole", monkeypatch)
     test.test_whole_view_shows_both_ends_of_a_wide_image()
 
 
@@ -356,7 +356,7 @@ def run_in(copy: Path, *arguments: str) -> None:
 def test_examples_hold_on_a_copy_of_the_tree(desk: Path, tmp_path: Path) -> None:
     """Every file and edit of docs/extend.md, then the tests and commands that the page names."""
     copy = tmp_path / "copy"
-    for name in ("src", "tests"):
+    for name in ("src", "tests", "tools"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "Makefile"):
         shutil.copy(ROOT / name, copy / name)
@@ -365,9 +365,10 @@ def test_examples_hold_on_a_copy_of_the_tree(desk: Path, tmp_path: Path) -> None
     run_in(copy, "-c", f"import fewsight; assert fewsight.__file__.startswith({str(copy)!r})")
     run_in(copy, "-m", "ruff", "check", *sorted({block.title for block in EXAMPLES}))
     run_in(copy, "-m", "ruff", "format", "--check", *sorted({block.title for block in EXAMPLES}))
-    run_in(copy, "-m", "mypy", "--no-incremental", "src/fewsight/losses/focal.py", "src/fewsight/backbones/resnet.py")
+    run_in(copy, "-m", "mypy", "--no-incremental", "src/fewsight/losses/focal.py", "src/fewsight/models/resnet.py")
     own = [block.title for block in EXAMPLES if block.title.startswith("tests/") and block.kind == "python"]
-    others = [f"tests/test_{name}.py" for name in ("backbones", "losses", "recipes", "augment_views", "tree")]
+    others = ["models/test_backbones", "losses/test_losses", "recipes/test_recipes", "augment/test_augment_views"]
+    others = [f"tests/{name}.py" for name in (*others, "test_tree")]
     run_in(copy, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *own, *others)
     for block in blocks_of(DOCS / "extend.md"):
         for line in commands(block.text) if block.kind == "sh" else []:

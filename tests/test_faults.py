@@ -27,12 +27,18 @@ from PIL import Image
 from conftest import Answer, Command
 from fewsight import runs
 from fewsight.cli import main
-from fewsight.fitting import fit
 from fewsight.recipes import parse_recipe, recipe_toml
+from fewsight.training.loop import fit
 from trainings import SETTINGS, STAGE, VALUES, Quiet, assert_finished_alike, begin, log_lines
 
 TRAINING_KILLS, SCORING_KILLS = 130, 80
-IMPORTS = ["fewsight.cli", "fewsight.session", "fewsight.evaluation", "fewsight.inference", "fewsight.summary"]
+IMPORTS = [
+    "fewsight.cli",
+    "fewsight.training.session",
+    "fewsight.inference.evaluate",
+    "fewsight.inference.predict",
+    "fewsight.cli.show",
+]
 FORKED = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 FORKED.set_forkserver_preload(IMPORTS)
 

@@ -25,13 +25,13 @@ from PIL import Image
 
 import fuzz
 from conftest import Command
-from fewsight import rows
-from fewsight.console import printable
+from fewsight.apps.vipriors.subset import read_lists
 from fewsight.data import ImageError, decode_bytes, load_image, read_dataset, scan_image
 from fewsight.data.decode import UNKNOWN, read_header
 from fewsight.errors import DataError, FewsightError
-from fewsight.files import json_text
-from fewsight.vipriors.subset import read_lists
+from fewsight.inference import prediction_files
+from fewsight.machine.files import json_text
+from fewsight.terminal import printable
 
 NAMES = [
     "=cmd|' /C calc'!A0",
@@ -281,7 +281,7 @@ def test_hostile_class_and_file_names_come_through_a_whole_session(
     for row in (from_csv, from_json, from_parquet):
         assert {row["label"], row["label2"]} == {folder, "other"}
         assert Path(row["path"]) == Path(given_path)
-    assert not from_csv["path"].startswith(rows.FORMULA)
+    assert not from_csv["path"].startswith(prediction_files.FORMULA)
     assert json.loads(Path("run/classes.json").read_text()) == sorted([folder, "other"])
     assert {one["label"] for one in map(json.loads, Path("run/images.jsonl").read_text().splitlines())} == {
         folder,
@@ -305,7 +305,7 @@ def test_any_name_is_one_harmless_line_in_a_terminal(name: str) -> None:
 def test_any_names_come_back_from_json_and_csv(names: list[str]) -> None:
     assert json.loads(json_text(names)) == names
     handle = io.StringIO(newline="")
-    write = rows._csv_writer(handle, rows.column_names(1))
+    write = prediction_files._csv_writer(handle, prediction_files.column_names(1))
     write([{"path": name, "label": name, "prob": 1.0, "error": None} for name in names])
     handle.seek(0)
     found = list(csv.DictReader(handle))

@@ -19,18 +19,17 @@ from PIL import Image
 from conftest import TINY, Command
 from fewsight import runs
 from fewsight.data import load_image
+from fewsight.data.prepare import prepare
 from fewsight.errors import DataError
-from fewsight.evaluation import evaluate
-from fewsight.feed import AugmentedImages, batches
-from fewsight.fitting import fit
-from fewsight.mixing import rows_of
-from fewsight.plans import ShuffledBatches
-from fewsight.prepare import prepare
-from fewsight.ranks import Ranks
-from fewsight.scores import read_store
-from fewsight.session import train
-from test_ranks import output, torchrun
-from trainings import Quiet, begin
+from fewsight.inference.evaluate import evaluate
+from fewsight.machine.processes import Ranks
+from fewsight.scores.store import read_store
+from fewsight.training.feed import AugmentedImages, batches
+from fewsight.training.loop import fit
+from fewsight.training.mix import rows_of
+from fewsight.training.plans import ShuffledBatches
+from fewsight.training.session import train
+from trainings import Quiet, begin, output, torchrun
 
 COLOURS = ["blue", "green", "red"]  # as they sort, and as they are numbered
 BROKEN = ("red", 7), ("blue", 30), ("green", 31)
@@ -81,7 +80,7 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Let commands believe in some cores, and so load with as many processes or threads as those allow."""
 
     def believe(count: int) -> None:
-        for place in ("fewsight.device", "fewsight.cores", "fewsight.prepare"):
+        for place in ("fewsight.machine.device", "fewsight.machine.cores", "fewsight.data.prepare"):
             monkeypatch.setattr(f"{place}.num_cores", lambda: count, raising=False)
 
     return believe

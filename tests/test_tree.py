@@ -1,94 +1,41 @@
-"""The tree reads as the data flow: a module imports only from those before it."""
+"""The tree reads as the data flow: a package imports only from those before it, and nothing grows too large."""
 
-import ast
+import importlib.util
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from fewsight.cli import app
 
 ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "src" / "fewsight"
-ORDER = [
-    "errors",
-    "wording",
-    "files",
-    "rng",
-    "cores",
-    "recipes",
-    "device",
-    "ranks",
-    "data",
-    "augment",
-    "backbones",
-    "model",
-    "losses",
-    "schedule",
-    "metrics",
-    "runs",
-    "scores",
-    "fusion",
-    "tables",
-    "calibration",
-    "plans",
-    "feed",
-    "mixing",
-    "predict",
-    "ensemble",
-    "predictor",
-    "listing",
-    "learner",
-    "reporters",
-    "fitting",
-    "initial",
-    "leaks",
-    "prepare",
-    "console",
-    "preview",
-    "pictures",
-    "check",
-    "auto",
-    "rows",
-    "summary",
-    "evaluation",
-    "session",
-    "board",
-    "inference",
-    "export",
-    "report",
-    "reproduce",
-    "vipriors",
-    "serve",
-    "demo",
-    "cli",
-    "__main__",
-]
 
 
-def imported(path: Path) -> set[str]:
-    """First-level names of fewsight that a file imports."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module == "fewsight":
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("fewsight."):
-            names.add(node.module.split(".")[1])
-    return names
+def load_tool(name: str) -> ModuleType:
+    """A script of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_order_names_every_module() -> None:
-    there = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert there - {"__init__"} == set(ORDER)
+structure = load_tool("structure")
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_module_imports_only_from_those_before_it(name: str) -> None:
-    files = [PACKAGE / f"{name}.py"] if (PACKAGE / f"{name}.py").exists() else list((PACKAGE / name).glob("*.py"))
-    for path in files:
-        later = imported(path) - set(ORDER[: ORDER.index(name)]) - {name, "__version__"}
-        assert not later, f"{path.name} imports {later}"
+def test_order_names_every_entry_of_the_root() -> None:
+    there = {name.removesuffix(".py") for name in structure.root_entries()} - {"__init__", "py.typed"}
+    assert there == set(structure.ORDER)
+    assert len(structure.root_entries()) <= structure.MAX_ROOT_ENTRIES
+
+
+def test_no_import_goes_against_the_order() -> None:
+    assert structure.against_order() == []
 
 
 def readme_commands() -> list[str]:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from fewsight import runs
-from fewsight.fitting import TrainingSet
-from fewsight.prepare import prepare
+from fewsight.data.prepare import prepare
+from fewsight.data.training_set import TrainingSet
 from fewsight.recipes import Recipe, parse_recipe
 from fewsight.runs import Run
-from fewsight.session import resolve
+from fewsight.training.resolve import resolve
 
 STAGE = {"epochs": 2, "batch_size": 4, "optim": {"base_lr": 2.0, "warmup_epochs": 0.5}}
 VALUES = {
@@ -157,3 +157,26 @@ def killed(process: subprocess.Popen[str], log: Path, seconds: float) -> bool:
     said, _ = process.communicate()
     assert process.returncode in (0, -signal.SIGKILL), said
     return process.returncode != 0
+
+
+def torchrun(count: int, *arguments: object) -> subprocess.Popen[str]:
+    """A command or script as so many processes that share each batch."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sys.path])}
+    return subprocess.Popen(
+        [*command, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def output(process: subprocess.Popen[str], timeout: float = 240) -> str:
+    """What it prints until it ends."""
+    try:
+        return process.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise

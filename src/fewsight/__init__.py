@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fewsight.errors import DataError, FewsightError, Interrupted, RecipeError, RunError
-    from fewsight.evaluation import Evaluation, evaluate
-    from fewsight.predictor import Model, Predictions, load
-    from fewsight.session import resume, train
+    from fewsight.inference.evaluate import Evaluation, evaluate
+    from fewsight.inference.model import Model, Predictions, load
+    from fewsight.training.session import resume, train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,9 +30,9 @@ __all__ = [
 ]
 _HOMES = {
     "errors": ("DataError", "FewsightError", "Interrupted", "RecipeError", "RunError"),
-    "evaluation": ("Evaluation", "evaluate"),
-    "predictor": ("Model", "Predictions", "load"),
-    "session": ("resume", "train"),
+    "inference.evaluate": ("Evaluation", "evaluate"),
+    "inference.model": ("Model", "Predictions", "load"),
+    "training.session": ("resume", "train"),
 }
 
 

@@ -1,7 +1,7 @@
 """What happens to an image between decoding and the model, in the report's order.
 
-Everything that happens to one image draws from its own stream (`fewsight.rng.image_stream`), CutMix from the
-batch's (`fewsight.rng.batch_stream`), so the number of workers and the order of work change nothing.
+Everything that happens to one image draws from its own stream (`fewsight.machine.rng.image_stream`), CutMix from the
+batch's (`fewsight.machine.rng.batch_stream`), so the number of workers and the order of work change nothing.
 """
 
 from collections.abc import Iterable

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fewsight.augment.crop import draw_crop
 from fewsight.errors import RecipeError
-from fewsight.rng import VIEW, stream
+from fewsight.machine.rng import VIEW, stream
 
 RANDOM_AREA = (0.8, 1.0)  # share of the image that a random view shows (the report, section III.B)
 RANDOM_ASPECT = (3 / 4, 4 / 3)

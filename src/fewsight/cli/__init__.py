@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _say(text: str, code: int) -> int:
     """Print an error as one line (and a line for each item of a list) on stderr."""
-    from fewsight.console import printable
+    from fewsight.terminal import printable
 
     print("\n  ".join(printable(line) for line in text.split("\n  ")), file=sys.stderr)
     return code

@@ -36,9 +36,10 @@ def scores_rows(
         weights: also the runs as one ensemble, by a number for each run, with commas.
         choose_on: also the runs as one ensemble, by weights chosen greedily on the scores of this split, such as val.
     """
-    from fewsight.console import make_console, show_lines
-    from fewsight.fusion import open_each, read_views
-    from fewsight.tables import fusions, lines, row_lines
+    from fewsight.cli.show import show_lines
+    from fewsight.scores.fusion import open_each, read_views
+    from fewsight.scores.queries import fusions, lines, row_lines
+    from fewsight.terminal import make_console
 
     console = make_console()
     opened = open_each(runs, _asked_split(runs, split, console), read_views(views))
@@ -58,10 +59,10 @@ def scores_compare(runs: tuple[Path, ...], /, *, split: str | None = None, views
         split: whose scores (test, else val, else the only ones that all have).
         views: only these, for example center-64,random-64 (all that there are).
     """
-    from fewsight.calibration import view_names
-    from fewsight.console import make_console, printable, trained_on
-    from fewsight.fusion import open_each, read_views
-    from fewsight.tables import averaged, compare
+    from fewsight.scores.calibration import view_names
+    from fewsight.scores.fusion import open_each, read_views
+    from fewsight.scores.queries import averaged, compare
+    from fewsight.terminal import make_console, printable, trained_on
 
     if len(runs) < 2:
         raise FewsightError(
@@ -88,10 +89,11 @@ def scores_ablate(runs: tuple[Path, ...], /, *, split: str | None = None) -> int
         runs: one run, one ensemble, or several runs that are taken as one ensemble.
         split: whose scores (test, else val, else the only ones that all have).
     """
-    from fewsight.console import make_console, show_lines, trained_on
-    from fewsight.fusion import open_each
-    from fewsight.tables import ablate
-    from fewsight.tables import fuse as fuse_runs
+    from fewsight.cli.show import show_lines
+    from fewsight.scores.fusion import open_each
+    from fewsight.scores.queries import ablate
+    from fewsight.scores.queries import fuse as fuse_runs
+    from fewsight.terminal import make_console, trained_on
 
     console = make_console()
     opened = open_each(runs, _asked_split(runs, split, console))
@@ -133,18 +135,19 @@ def scores_calibrate(
             threshold is kept.
         from_: take the temperatures and thresholds of this run of the same recipe, for example trained on train alone.
     """
-    from fewsight.console import make_console, show_calibrations
+    from fewsight.cli.show import show_calibrations
+    from fewsight.terminal import make_console
 
     if from_ is not None:
         if views is not None:
             raise FewsightError("--from brings the temperatures of its own views; leave out --views")
         if coverage is not None:
             raise FewsightError("--from brings the thresholds that it has; leave out --coverage")
-        from fewsight.ensemble import carry_calibration
+        from fewsight.inference.ensemble import carry_calibration
 
         found = carry_calibration(from_, run)
     else:
-        from fewsight.calibration import calibrate
+        from fewsight.scores.calibration import calibrate
 
         found = calibrate(run, split, views, coverage)
     console = make_console()
@@ -156,7 +159,7 @@ def scores_calibrate(
 
 def _asked_split(runs: Sequence[Path], split: str | None, console: "Console") -> str:
     """The split that was named, else the one that the runs have scores of; it is said where that is not test."""
-    from fewsight.fusion import split_of
+    from fewsight.scores.fusion import split_of
 
     if split is not None:
         return split

@@ -30,12 +30,12 @@ def export(
         images: files, folders or quoted patterns to try the file on, instead of the run's val images; may be repeated.
         num_images: at most so many (256).
     """
-    from fewsight.console import make_console
-    from fewsight.export import require_export
+    from fewsight.apps.export import require_export
+    from fewsight.terminal import make_console
 
     require_export()
-    from fewsight.export.show import show_exported
-    from fewsight.export.write import export_run
+    from fewsight.apps.export.show import show_exported
+    from fewsight.apps.export.write import export_run
 
     console = make_console()
     show_exported(
@@ -88,11 +88,11 @@ def serve(
         timeout: seconds for an upload, and then for its answer (30).
         batch: images that go through the model together, at most (32).
     """
-    from fewsight.serve import require_serve
+    from fewsight.apps.serve import require_serve
 
     require_serve()
-    from fewsight.serve.limits import Limits
-    from fewsight.serve.server import serve as serve_run
+    from fewsight.apps.serve.limits import Limits
+    from fewsight.apps.serve.server import serve as serve_run
 
     limits = Limits(
         max_bytes=max_mb * 2**20,

@@ -34,9 +34,10 @@ def evaluate(
         scores_dtype: of the scores that are kept; float16 takes half the disk, and what it changes is said (float32).
         json_: also write every figure to this file.
     """
-    from fewsight import files
-    from fewsight.console import make_console, printable, show_figures, show_first, trained_on
-    from fewsight.evaluation import evaluate as evaluate_run
+    from fewsight.cli.show import show_figures
+    from fewsight.inference.evaluate import evaluate as evaluate_run
+    from fewsight.machine import files
+    from fewsight.terminal import make_console, printable, show_first, trained_on
 
     if json_ is not None:
         files.check_target(json_, "--json")
@@ -89,9 +90,9 @@ def predict(
         scores: also keep every view's scores in this folder; the same command goes on there where it stopped.
         scores_dtype: of the scores that are kept (float32).
     """
-    from fewsight.console import make_console
-    from fewsight.inference import predict_files
-    from fewsight.rows import features_file
+    from fewsight.inference.predict import predict_files
+    from fewsight.inference.prediction_files import features_file
+    from fewsight.terminal import make_console
 
     there = out is not None and out.exists()
     failed, total = predict_files(
@@ -134,8 +135,9 @@ def ensemble(
         split: whose scores greedy chooses on; never images that a member was trained on (val).
         from_: take the weights of this ensemble of the same recipes, for example of runs on train alone.
     """
-    from fewsight.console import make_console, show_members
-    from fewsight.ensemble import make_ensemble
+    from fewsight.cli.show import show_members
+    from fewsight.inference.ensemble import make_ensemble
+    from fewsight.terminal import make_console
 
     if from_ is not None and weights != "uniform":
         raise FewsightError("--from brings its own weights; leave out --weights")
@@ -166,10 +168,10 @@ def report(
         data: the folder that the scores' images lie in (where the run's data lay when it began).
         no_check: leave out what `fewsight check` finds in the data as it lies there now.
     """
-    from fewsight import files
-    from fewsight.console import counting, make_console
-    from fewsight.fusion import read_views
-    from fewsight.report import write_report
+    from fewsight.apps.report import write_report
+    from fewsight.machine import files
+    from fewsight.scores.fusion import read_views
+    from fewsight.terminal import counting, make_console
 
     files.check_target(out, "--out")
     there = out.exists()
@@ -196,9 +198,10 @@ def runs(folder: Path = Path("runs"), /, *, json_: Annotated[Path | None, Parame
     """
     from dataclasses import asdict
 
-    from fewsight import files
-    from fewsight.console import make_console, show_runs
-    from fewsight.listing import list_runs, seed_groups
+    from fewsight.apps.listing import list_runs, seed_groups
+    from fewsight.cli.show import show_runs
+    from fewsight.machine import files
+    from fewsight.terminal import make_console
 
     if json_ is not None:
         files.check_target(json_, "--json")
@@ -236,8 +239,8 @@ def reproduce(
         devices: with commas, for example cuda:0,cuda:1 (what the machine has).
         dry_run: show the plan with its projected time, memory and disk, and stop.
     """
-    from fewsight.console import make_console
-    from fewsight.reproduce import reproduce as run_reproduction
+    from fewsight.apps.reproduce import reproduce as run_reproduction
+    from fewsight.terminal import make_console
 
     names = [name.strip() for name in devices.split(",")] if devices else []
     return run_reproduction(

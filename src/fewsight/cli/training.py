@@ -14,7 +14,7 @@ def demo(*, out: Path = Path("runs/demo")) -> int:
     Args:
         out: the run folder to write (runs/demo).
     """
-    from fewsight.demo import run_demo
+    from fewsight.cli.demo import run_demo
 
     run_demo(out)
     return 0
@@ -36,10 +36,10 @@ def check(
         json_: also write everything that was found to this file.
         html: also write a page with thumbnails.
     """
-    from fewsight import files
-    from fewsight.check import check as check_data
-    from fewsight.check import checked_json, show_checked, write_page
-    from fewsight.console import counting, make_console
+    from fewsight.apps.check import check as check_data
+    from fewsight.apps.check import checked_json, show_checked, write_page
+    from fewsight.machine import files
+    from fewsight.terminal import counting, make_console
 
     for option, target in (("--json", json_), ("--html", html)):
         if target is not None:
@@ -112,14 +112,14 @@ def train(
         raise FewsightError(f"--preview {preview}: expected at least 1 batch")
     seed_list = _seed_list(seeds) if seeds is not None else []
 
-    from fewsight.console import make_console
-    from fewsight.session import resume as resume_run
-    from fewsight.session import train as train_run
-    from fewsight.summary import show_next, show_run, show_seeds
+    from fewsight.cli.show import show_next, show_run, show_seeds
+    from fewsight.terminal import make_console
+    from fewsight.training.session import resume as resume_run
+    from fewsight.training.session import train as train_run
 
     console, reporters = make_console(), []
     if tensorboard:
-        from fewsight.board import TensorBoard, require_tensorboard
+        from fewsight.training.tensorboard import TensorBoard, require_tensorboard
 
         require_tensorboard()
         reporters.append(TensorBoard)

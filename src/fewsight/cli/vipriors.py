@@ -22,8 +22,8 @@ def vipriors_build(*, imagenet: Path, lists: Path, out: Path, link: Literal["har
         out: the folder to write imagenet_50 in.
         link: hard (no space, the same disk), symlink or copy (hard).
     """
-    from fewsight.console import counting, make_console, printable, show_first
-    from fewsight.vipriors.subset import build
+    from fewsight.apps.vipriors.subset import build
+    from fewsight.terminal import counting, make_console, printable, show_first
 
     console = make_console()
     with counting(console, "building") as progress:
@@ -62,8 +62,8 @@ def vipriors_submit(
         scores: the folder that keeps the scores (RUN/scores/submission); the same command goes on there.
         images: that the test set has (50 a class).
     """
-    from fewsight.console import make_console, printable
-    from fewsight.vipriors.submission import submit
+    from fewsight.apps.vipriors.submission import submit
+    from fewsight.terminal import make_console, printable
 
     console = make_console()
     number = submit(run, data, out, views=views, scores=scores, num_images=images, console=console)

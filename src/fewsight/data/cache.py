@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fewsight.cores import num_cores
 from fewsight.data.decode import decode_pixels, read_bytes
+from fewsight.machine.cores import num_cores
 
 AUTO_SHARE = 0.25  # of the memory that is free when training begins
 UNKNOWN_FREE = 4 * 2**30  # bytes, where the system does not say what is free

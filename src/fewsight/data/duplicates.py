@@ -14,7 +14,7 @@ from PIL import Image
 
 from fewsight.data.decode import load_image
 from fewsight.data.scanning import THUMBNAIL_PX
-from fewsight.rng import NEAR, stream
+from fewsight.machine.rng import NEAR, stream
 
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue, ITU-R BT.601
 

@@ -5,7 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from fewsight.errors import DataError
+from fewsight.machine.rng import SAMPLE, stream
 
 VAL_NAMES = ("valid", "validation")  # other names of val
 
@@ -82,3 +85,10 @@ def named(names: Iterable[str], limit: int = 5) -> str:
     listed = list(names)
     more = f" and {len(listed) - limit:,} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more
+
+
+def sample_positions(num_images: int, most: int, seed: int) -> np.ndarray:
+    """At most `most` image indices, drawn by `seed`, in order."""
+    if num_images <= most:
+        return np.arange(num_images)
+    return np.sort(stream(seed, SAMPLE).choice(num_images, most, replace=False))

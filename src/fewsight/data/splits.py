@@ -4,9 +4,9 @@ import hashlib
 import math
 from collections.abc import Iterable
 
-from fewsight import rng
 from fewsight.data.samples import Sample
 from fewsight.errors import DataError
+from fewsight.machine import rng
 
 
 def split_by_seed(

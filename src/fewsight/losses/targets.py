@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewsight.ranks import ALONE, Ranks
+from fewsight.machine.processes import ALONE, Ranks
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What is built on trained runs and their scores, a package for each command."""

@@ -1,0 +1,31 @@
+"""What `fewsight export` says at its end."""
+
+from rich.console import Console
+
+from fewsight.apps.export.write import Exported
+from fewsight.terminal import printable, trained_on
+from fewsight.wording import counted
+
+
+def show_exported(console: Console, exported: Exported) -> None:
+    """The file, how it was tried, what int8 cost."""
+    parity, loss = exported.parity, exported.loss
+    console.print(f"against predict on {counted(parity.num_images, 'image')} of {printable(parity.source)}:")
+    console.print(
+        f"  same most probable class {parity.num_same_top1:,} of {parity.num_images:,}; "
+        f"largest difference of a probability {parity.largest:.1e}"
+    )
+    console.print(
+        f"  an image from its file: predict {parity.predict_ms:.1f} ms, onnxruntime {parity.onnxruntime_ms:.1f} ms"
+        + (f", in int8 {loss.int8_ms:.1f} ms" if loss else "")
+    )
+    if loss is not None:
+        console.print(f"  int8 keeps the most probable class of {loss.agreement}")
+        if loss.float32 is not None and loss.int8 is not None:
+            console.print(f"  top-1 {loss.float32} in float32, {loss.int8} in int8: {loss.gain}")
+        if loss.num_trained_on:
+            console.print(f"  {trained_on(loss.num_trained_on, parity.num_images)}")
+    if exported.temperature is not None:
+        console.print(f"temperature {exported.temperature:.2f}, in the graph")
+    size, views = exported.num_bytes / 2**20, ", ".join(exported.views)
+    console.print(f"wrote {printable(str(exported.path))}: {size:.1f} MiB, {views}")

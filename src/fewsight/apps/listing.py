@@ -1,0 +1,156 @@
+"""The runs below a folder, and what they came to."""
+
+import json
+import os
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewsight import runs
+from fewsight.errors import FewsightError, RunError
+from fewsight.inference.ensemble import is_ensemble
+from fewsight.machine import files
+from fewsight.runs import Run
+from fewsight.scores.fusion import open_scored, right
+from fewsight.scores.metrics import Share, wilson
+from fewsight.wording import counted
+
+DEEPEST = 4  # folders below the one that is asked for
+TAIL_BYTES = 2**16  # of a log, its last lines
+MOST_SCORE_BYTES = 2**28  # of an ensemble's scores that are read for its figure; a list is to be quick
+SEED = re.compile(r"seed\d+")  # what `train --seeds` calls its runs
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One run: what it is and what it came to."""
+
+    path: Path
+    kind: str  # "run", "ensemble", or why it could not be read
+    status: str  # finished; training, epoch 3 of 20; interrupted at epoch 3 of 20
+    model: str  # resnest14 at 0.5 width, 32 px; ensemble of 2 runs
+    training: str  # the stages: 40 epochs of ce; of an ensemble, its runs
+    started: str
+    val: Share | None
+
+
+def list_runs(folder: Path) -> list[Listed]:
+    """The runs and ensembles below a folder, by path; the members of an ensemble belong to it.
+
+    Raises:
+        RunError: the folder is not there, or holds no run.
+    """
+    if not folder.is_dir():
+        raise RunError(f"{folder} is not a folder; give one that holds runs, such as runs/")
+    found = [_listed(path) for path in _run_folders(folder, DEEPEST)]
+    if not found:
+        raise RunError(f"{folder} holds no run (a folder with a run.json) down to {DEEPEST} folders below it")
+    return found
+
+
+def seed_groups(found: Sequence[Listed]) -> dict[Path, tuple[float, float, int]]:
+    """Mean and standard deviation of top-1 on val, and the runs, for each folder of `train --seeds`."""
+    shares: dict[Path, list[float]] = {}
+    for one in found:
+        if SEED.fullmatch(one.path.name) and one.val is not None:
+            shares.setdefault(one.path.parent, []).append(one.val.value)
+    return {
+        path: (statistics.mean(values), statistics.stdev(values), len(values))
+        for path, values in shares.items()
+        if len(values) > 1
+    }
+
+
+def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
+    if (folder / "run.json").is_file():
+        yield folder
+        return
+    if depth:
+        for path in sorted(folder.iterdir()):
+            if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
+                yield from _run_folders(path, depth - 1)
+
+
+def _listed(path: Path) -> Listed:
+    try:
+        if is_ensemble(path):
+            info = files.read_json(path / "run.json")
+            members = info.get("members", {}) if isinstance(info, dict) else {}
+            model, names = f"ensemble of {counted(len(members), 'run')}", ", ".join(members)
+            return Listed(path, "ensemble", "finished", model, names, _started(info), _val_of(path))
+        return _run(runs.read_run(path))
+    except FewsightError as error:
+        return Listed(path, str(error).removeprefix(f"{path}"), "cannot be read", "", "", "", None)
+
+
+def _run(run: Run) -> Listed:
+    model = run.recipe.model
+    width = "" if model.width == 1 else f" at {model.width:g} width"
+    stages = ", then ".join(f"{counted(stage.epochs, 'epoch')} of {stage.loss}" for stage in run.recipe.stages)
+    val = None
+    if (run.path / "metrics.json").is_file():
+        metrics = files.read_json(run.path / "metrics.json")
+        val = _share(metrics.get("val") if isinstance(metrics, dict) else None)
+    return Listed(
+        run.path,
+        "run",
+        "finished" if run.finished else _unfinished(run),
+        f"{model.backbone}{width}, {run.recipe.augment.train_px} px",
+        stages,
+        _started(run.info),
+        val,
+    )
+
+
+def _unfinished(run: Run) -> str:
+    """How far a training is, and whether a process is at it: the lock ends with the process, run.json does not know."""
+    epoch = _last_epoch(run.path / "log.jsonl")
+    total = sum(stage.epochs for stage in run.recipe.stages)
+    at = "before its first step" if epoch is None else f"at epoch {epoch} of {total}"
+    if files.is_locked(run.path) is False:
+        return f"interrupted {at}"
+    return "training" if epoch is None else f"training, epoch {epoch} of {total}"
+
+
+def _last_epoch(log: Path) -> int | None:
+    """The epoch of the last line that names one."""
+    if not log.is_file():
+        return None
+    with log.open("rb") as handle:
+        handle.seek(max(0, os.fstat(handle.fileno()).st_size - TAIL_BYTES))
+        lines = handle.read(TAIL_BYTES).split(b"\n")
+    for line in reversed(lines):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue  # cut at the beginning, or by a kill
+        if isinstance(value, dict) and isinstance(value.get("epoch"), int):
+            return int(value["epoch"])
+    return None
+
+
+def _val_of(path: Path) -> Share | None:
+    """An ensemble's top-1 by the scores that are kept of val; None without them, or on images that were trained on."""
+    try:
+        scored = open_scored(path, "val")
+        size = sum(result.store.about.count * result.store.about.row_bytes for result in scored.weights)
+        if size > MOST_SCORE_BYTES or scored.trained_on.any():
+            return None
+        (found,) = right([scored.weights])
+    except RunError:
+        return None
+    return wilson(int(found.sum()), len(found))
+
+
+def _share(val: Any) -> Share | None:
+    try:
+        return Share(**val["top1"])
+    except (TypeError, KeyError):
+        return None
+
+
+def _started(info: Any) -> str:
+    return str(info.get("started", ""))[:16].replace("T", " ") if isinstance(info, dict) else ""

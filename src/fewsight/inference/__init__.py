@@ -1,0 +1,1 @@
+"""Trained runs on images: scoring, ensembles, evaluation, prediction."""

@@ -1,0 +1,164 @@
+"""Score images with a run's model, into memory or into a score store."""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fewsight.augment import View
+from fewsight.augment.normalise import Normalise
+from fewsight.data import digest_of_list, read_bytes
+from fewsight.errors import DataError
+from fewsight.machine.device import compute_threads, keep_freed_memory, resolve_run
+from fewsight.machine.files import locked
+from fewsight.models import Backbone
+from fewsight.models.classifier import Classifier, build_model, build_without_memory, check_weights, load_weights
+from fewsight.recipes import Recipe
+from fewsight.recipes import Run as RunSettings
+from fewsight.runs import WEIGHTS, Run, read_weights, require_weights, trained_on
+from fewsight.scores.scoring import BATCH, Scores, SharedLoads, score_images
+from fewsight.scores.store import About, Image, Store, append, begin, finish
+
+
+def load_model(run: Run, device: torch.device) -> Classifier:
+    """The run's trained model for testing: its norms are folded, its layout is channels-last."""
+    ours, count, tensors = run.recipe.model, len(run.classes), read_weights(run)
+    shapes = build_without_memory(ours.backbone, count, stem=ours.stem, width=ours.width)
+    check_weights(shapes, tensors, source=str(run.path / WEIGHTS))  # before memory is spent on what a recipe claims
+    model = build_model(ours.backbone, count, stem=ours.stem, width=ours.width)
+    load_weights(model, tensors)
+    if isinstance(model.backbone, Backbone):
+        model.backbone.fold()
+    return model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+
+
+def testing_recipe(run: Run) -> Recipe:
+    """The run's recipe for this machine: its device, threads and workers; the trained precision on the same kind."""
+    trained = run.recipe.run
+    settings = _resolved(run, "auto", "auto")
+    if settings.device.split(":")[0] == trained.device.split(":")[0] and trained.precision != "auto":
+        settings = settings.model_copy(update={"precision": trained.precision})
+    return run.recipe.model_copy(update={"run": settings})
+
+
+def exact_recipe(run: Run) -> Recipe:
+    """The run's recipe on this machine's CPU in float32."""
+    return run.recipe.model_copy(update={"run": _resolved(run, "cpu", "float32")})
+
+
+def _resolved(run: Run, device: str, precision: str) -> RunSettings:
+    values = {"device": device, "precision": precision, "threads": "auto", "workers": "auto"}
+    return resolve_run(run.recipe.run.model_copy(update=values))
+
+
+def run_scores(
+    run: Run,
+    paths: Sequence[Path],
+    views: Sequence[View],
+    *,
+    features: bool = False,
+    pixels: bool = False,
+    loads: "SharedLoads | None" = None,
+) -> Iterator[Scores]:
+    """Score images with a run's model on this machine; see `score_images`.
+
+    Raises:
+        RunError: not a finished run.
+    """
+    recipe = testing_recipe(run)
+    device = torch.device(recipe.run.device)
+    keep_freed_memory()
+    model, normalise = load_model(run, device), Normalise(run.data.mean, run.data.std).to(device)
+    assert recipe.run.threads != "auto", "a resolved recipe has its threads"
+    with compute_threads(recipe.run.threads):
+        yield from score_images(
+            model, normalise, paths, recipe, views=views, features=features, pixels=pixels, loads=loads
+        )
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A file to score: where it lies, how the store names it, its label if it has one."""
+
+    file: Path
+    name: str
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A store that scores were written to, and what its rounding changed of those written now."""
+
+    store: Store
+    written: int  # results: images x views
+    changed: int  # of them have another most probable class as stored
+
+
+def score_into(
+    folder: Path,
+    run: Run,
+    images: Sequence[Labelled],
+    views: Sequence[View],
+    *,
+    dtype: str = "float32",
+    loads: "SharedLoads | None" = None,
+) -> Generator[int, None, Stored]:
+    """Score images into a store, or what is missing of it; one that was cut short goes on where it stopped.
+
+    Args:
+        dtype: of the scores on the disk, "float32" or "float16".
+        loads: what runs that score the same images side by side have in common.
+
+    Yields:
+        How many images are done, after each batch.
+
+    Raises:
+        RunError: not a finished run; the folder holds other scores or cannot be written.
+    """
+    require_weights(run)
+    recipe, trained = testing_recipe(run), trained_on(run)
+    listed = [(one.name, _file_size(one.file), one.label) for one in images]
+    about = About(
+        classes=run.classes,
+        count=len(images),
+        images_digest=digest_of_list(listed),
+        weights_digest=str(run.info.get("weights_digest")),
+        view_seed=recipe.eval.view_seed,
+        crop_ratio=recipe.eval.crop_ratio,
+        flip=recipe.augment.flip_prob > 0,
+        precision=str(recipe.run.precision),
+        dtype=dtype,
+    )
+    with locked(folder, "scoring"):
+        names = [view.name for view in views]
+        store = begin(folder, about, names, lambda place: _can_be_read(images[place].file), batch=BATCH)
+        changed = 0
+        missing = [view for view in views if view.name in store.views]
+        rest = [one.file for one in images[store.done :]] if missing else []
+        for scores in run_scores(run, rest, missing, pixels=True, loads=loads) if rest else ():
+            first = store.done + scores.start
+            lines = [
+                Image(*named, error, digest, (one.file, pixels) in trained)
+                for one, named, error, digest, pixels in zip(
+                    images[first:], listed[first:], scores.errors, scores.digests, scores.pixels, strict=False
+                )
+            ]
+            changed += append(store, first, scores.results, lines)
+            yield first + len(lines)
+        return Stored(finish(store), len(rest) * len(missing), changed)
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return -1  # its row will say why
+
+
+def _can_be_read(path: Path) -> bool:
+    try:
+        read_bytes(path)
+    except DataError:
+        return False
+    return True

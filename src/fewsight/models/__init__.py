@@ -1,0 +1,52 @@
+"""Backbones: images [B, 3, H, W] -> features [B, D], by name; `timm:NAME` is any model of timm."""
+
+import difflib
+from collections.abc import Callable
+from functools import partial
+
+from fewsight.errors import RecipeError
+from fewsight.models.layers import STEM_STRIDES, Backbone
+from fewsight.models.resnest import DEPTHS as RESNEST_DEPTHS
+from fewsight.models.resnest import build_resnest
+from fewsight.models.seresnext import DEPTHS as SERESNEXT_DEPTHS
+from fewsight.models.seresnext import build_seresnext
+from fewsight.models.timm_model import TimmBackbone, build_timm
+from fewsight.models.tresnet import SIZES as TRESNET_SIZES
+from fewsight.models.tresnet import build_tresnet
+
+__all__ = ["BACKBONES", "STEM_STRIDES", "TIMM_PREFIX", "Backbone", "TimmBackbone", "build_backbone"]
+
+TIMM_PREFIX = "timm:"
+
+BACKBONES: dict[str, Callable[..., Backbone]] = {
+    **{f"resnest{depth}": partial(build_resnest, depth) for depth in RESNEST_DEPTHS},
+    **{f"tresnet_{size}": partial(build_tresnet, size) for size in TRESNET_SIZES},
+    **{f"seresnext{depth}": partial(build_seresnext, depth) for depth in SERESNEXT_DEPTHS},
+    "seresnext26d": partial(build_seresnext, 26, True),
+}
+
+
+def build_backbone(name: str, *, stem: str = "large", width: float = 1.0) -> Backbone | TimmBackbone:
+    """A backbone by its name in `BACKBONES`, or any model of timm as `timm:NAME`.
+
+    Args:
+        stem: "large" (stride 4, as published), "medium" (2) or "small" (1), for small images.
+        width: factor on the channel counts.
+
+    Raises:
+        RecipeError: when the name, the stem or the width is not valid, or timm is needed and missing.
+    """
+    if name.startswith(TIMM_PREFIX):
+        if stem != "large" or width != 1.0:
+            raise RecipeError(
+                f"model.backbone: {name} has its own stem and width, got stem {stem!r} and width {width}; "
+                "set model.stem = 'large' and model.width = 1.0"
+            )
+        return build_timm(name.removeprefix(TIMM_PREFIX))
+    if name not in BACKBONES:
+        near = difflib.get_close_matches(name, BACKBONES, n=1, cutoff=0.0)[0]
+        raise RecipeError(
+            f"model.backbone: there is no backbone {name!r}; the nearest is {near!r} of "
+            f"{', '.join(BACKBONES)}, or timm:NAME"
+        )
+    return BACKBONES[name](stem=stem, width=width)

@@ -1,6 +1,0 @@
-"""`fewsight report`: one page on runs, from their kept scores, that opens without a network."""
-
-from fewsight.report.gather import Facts, gather
-from fewsight.report.page import Pictures, write_report
-
-__all__ = ["Facts", "Pictures", "gather", "write_report"]

@@ -1,0 +1,51 @@
+"""The run folder: what `train` writes and every other command reads."""
+
+from fewsight.runs.folder import (
+    BEGUN,
+    FORMAT,
+    PREVIEW,
+    TEXT_FILES,
+    WROTE,
+    Run,
+    check_new,
+    command_line,
+    create_run,
+    now,
+    read_run,
+    update_info,
+)
+from fewsight.runs.log import append_log, cut_log, sync_log
+from fewsight.runs.state import has_state, read_state, remove_leftovers, remove_state, save_state
+from fewsight.runs.trained_on import TrainedOn, held_out, read_images, trained_on
+from fewsight.runs.weights import WEIGHTS, read_weights, require_weights, save_weights
+
+__all__ = [
+    "BEGUN",
+    "FORMAT",
+    "PREVIEW",
+    "TEXT_FILES",
+    "WEIGHTS",
+    "WROTE",
+    "Run",
+    "TrainedOn",
+    "append_log",
+    "check_new",
+    "command_line",
+    "create_run",
+    "cut_log",
+    "has_state",
+    "held_out",
+    "now",
+    "read_images",
+    "read_run",
+    "read_state",
+    "read_weights",
+    "remove_leftovers",
+    "remove_state",
+    "require_weights",
+    "save_state",
+    "save_weights",
+    "sync_log",
+    "trained_on",
+    "update_info",
+]

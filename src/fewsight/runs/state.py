@@ -1,0 +1,84 @@
+"""The saved state that an interrupted run resumes from."""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fewsight.errors import RunError
+from fewsight.machine import files
+from fewsight.runs.folder import read_inside
+
+
+def save_state(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Write the state for resuming: tensors under a new name, then state.json, which names them.
+
+    A crash at any moment leaves the state before or this one, whole. One digest covers both files.
+    """
+    folder = path / "state"
+    files.make_folder(folder)
+    data = save(dict(tensors))
+    digest = _state_digest(values, data)
+    files.write_bytes(folder / f"{digest}.safetensors", data)
+    files.write_json(folder / "state.json", {"digest": digest, "values": values})
+    for old in folder.glob("*.safetensors"):
+        if old.stem != digest:
+            with contextlib.suppress(OSError):
+                old.unlink()
+
+
+def has_state(path: Path) -> bool:
+    """Whether a state was saved since the run began."""
+    return (path / "state" / "state.json").is_file()
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The last saved state, or None where there is none yet.
+
+    Raises:
+        RunError: the state is damaged.
+    """
+    if not has_state(path):
+        return None
+    file = path / "state" / "state.json"
+    state = files.read_json(file)
+    if (
+        not isinstance(state, dict)
+        or not isinstance(state.get("digest"), str)
+        or not isinstance(state.get("values"), dict)
+    ):
+        raise RunError(f"{file} is damaged: it is not what `fewsight train` wrote; restore it from a copy")
+    digest, values = state["digest"], state["values"]
+    data = read_inside(file.with_name(Path(digest).name + ".safetensors"))
+    if digest != _state_digest(values, data):
+        raise RunError(
+            f"{file.parent} is damaged (its digest is not the one that was written); restore it from a copy, "
+            "or delete it to begin the run anew"
+        )
+    return dict(load(data)), values
+
+
+def remove_state(path: Path) -> None:
+    """Delete the state of a finished run: its weights are saved."""
+    folder = path / "state"
+    remove_leftovers(path)
+    for file in [folder / "state.json", *folder.glob("*.safetensors")]:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete what a killed process was still writing; nothing ever reads it."""
+    files.remove_parts(path)
+    files.remove_parts(path / "state")
+
+
+def _state_digest(values: Mapping[str, Any], data: bytes) -> str:
+    """Of the values as JSON keeps them and of the tensors."""
+    return files.digest_of(json.dumps(values, sort_keys=True).encode() + files.digest_of(data).encode())

@@ -1,0 +1,72 @@
+"""The weights file of a run: written, checked and read."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fewsight.errors import RunError
+from fewsight.machine import files
+from fewsight.runs.folder import FORMAT, Run, read_inside, update_info
+
+WEIGHTS = "weights.safetensors"
+
+
+def save_weights(run: Run, tensors: Mapping[str, Tensor], **notes: Any) -> Run:
+    """Write weights.safetensors and note its digest in run.json."""
+    described = json.dumps({"format": FORMAT, "classes": run.classes})
+    data = save(dict(tensors), {"fewsight": described})  # one entry: safetensors writes several in any order
+    files.write_bytes(run.path / WEIGHTS, data)
+    return update_info(run, weights_digest=files.digest_of(data), **notes)
+
+
+def require_weights(run: Run) -> None:
+    """Refuse a run that has no weights.
+
+    Raises:
+        RunError: its training did not end, or they were lost.
+    """
+    if not (run.path / WEIGHTS).is_file():
+        if run.finished:
+            raise RunError(f"{run.path} has lost its {WEIGHTS}; restore the file from a copy, or train anew")
+        raise RunError(f"{run.path} has no weights yet: {files.why_unfinished(run.path)}")
+
+
+def read_weights(run: Run) -> dict[str, Tensor]:
+    """The run's weights, checked against run.json.
+
+    Raises:
+        RunError: no weights yet, or the file is damaged.
+    """
+    require_weights(run)
+    data = read_inside(run.path / WEIGHTS)
+    tensors = _tensors(run.path / WEIGHTS, data, run.info.get("weights_digest"))
+    if _classes_in(data) not in (None, list(run.classes)):
+        raise RunError(
+            f"{run.path / 'classes.json'} does not name the classes that the weights were trained for, in their order; "
+            "restore the file from a copy of the run"
+        )
+    return tensors
+
+
+def _classes_in(weights: bytes) -> list[str] | None:
+    """The names of the classes that `save_weights` noted in the file's header; None where there are none."""
+    try:
+        header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+        found = json.loads(header["__metadata__"]["fewsight"])["classes"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list) else None
+
+
+def _tensors(file: Path, data: bytes, digest: str | None) -> dict[str, Tensor]:
+    if digest != files.digest_of(data):
+        raise RunError(f"{file} is damaged (its digest is not the one that was written); restore it from a copy")
+    try:
+        return dict(load(data))
+    except SafetensorError as error:
+        raise RunError(f"{file} is not a safetensors file: {error}") from error

@@ -1,0 +1,1 @@
+"""Training: the plan, the batches, the loop, its state, and the session that the `train` command calls."""

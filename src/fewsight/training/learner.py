@@ -1,0 +1,213 @@
+"""What changes while a stage trains: model, loss, optimiser, moving average; and one step of it."""
+
+import itertools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from fewsight.data.training_set import TrainingSet
+from fewsight.losses import Targets, balanced_weights, build_loss
+from fewsight.machine.device import autocast
+from fewsight.machine.processes import ALONE, Ranks
+from fewsight.models.classifier import Classifier
+from fewsight.recipes import Recipe, Stage
+from fewsight.training.plans import ShuffledBatches, batch_plan, class_shares
+
+
+class Learner:
+    """Model, loss, SGD and, where the stage asks for it, a moving average of the weights.
+
+    Args:
+        model: trained in place, on `device`.
+        loss: `(logits, features, targets) -> (scalar, what to log)`; its own weights are trained too.
+        num_steps: steps an epoch, for the average's half-life.
+        precision: float32, bf16 or fp16 (with a scaled loss).
+        ranks: the processes that share each batch.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        loss: nn.Module,
+        stage: Stage,
+        num_steps: int,
+        device: torch.device,
+        precision: str,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.ranks = ranks
+        self.model, self.loss, self.stage = model, loss, stage
+        self.device, self.precision = device, precision
+        self.named = {f"model.{name}": weight for name, weight in model.named_parameters()}
+        self.named |= {f"loss.{name}": weight for name, weight in loss.named_parameters()}
+        self.optimizer = _sgd(self.named, stage, device, precision)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        half_life = stage.ema_half_life_epochs * num_steps
+        self.average = moving_average(model, half_life) if half_life else None
+
+    def step(self, images: Tensor, targets: Targets, rate: float) -> tuple[float, dict[str, float]]:
+        """One optimiser step on a batch, in `stage.accumulate` parts; returns the batch's loss and what to log.
+
+        Where several processes share the batch, `images` are this one's; gradients, loss and log are summed over all.
+        """
+        self.model.train()
+        self.loss.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=self.device)
+        logged: dict[str, Any] = {}
+        whole = len(images) if targets.total is None else targets.total
+        for part in parts_of(len(images), min(self.stage.accumulate, whole // self.ranks.count // 2)):
+            with autocast(self.device, self.precision):
+                logits, features = self.model(images[part])
+            loss, extra = self.loss(logits, features, targets.part(part))
+            share = (part.stop - part.start) / whole
+            self.scaler.scale(loss * share).backward()
+            total += loss.detach() * share
+            for name, value in extra.items():
+                logged[name] = logged.get(name, 0.0) + share * value
+        if self.ranks.count > 1:
+            self._sum_gradients()
+            values = [torch.as_tensor(value, device=self.device).double() for value in (total, *logged.values())]
+            total, *values = self.ranks.sum_(torch.stack(values)).unbind()
+            logged = dict(zip(logged, values, strict=True))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        terms = {name: float(value) for name, value in logged.items()}  # here the device is waited for
+        return float(total), {name: value for name, value in terms.items() if not math.isnan(value)}
+
+    def _sum_gradients(self) -> None:
+        """Over all processes, in one message for each type; every share of the loss was weighed by its images."""
+        for weight in self.named.values():
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        kinds = {weight.dtype for weight in self.named.values()}
+        for kind in kinds:
+            gradients = [
+                weight.grad for weight in self.named.values() if weight.dtype == kind and weight.grad is not None
+            ]
+            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            self.ranks.sum_(flat)
+            for gradient, summed in zip(gradients, torch.split(flat, [one.numel() for one in gradients]), strict=True):
+                gradient.copy_(summed.view(gradient.shape))
+
+    def averaged(self) -> nn.Module:
+        """The model to test and to keep: the moving average where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def finish(self) -> None:
+        """Put the moving average into the model, at the stage's end."""
+        if self.average is not None:
+            self.model.load_state_dict(self.average.module.state_dict())
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain values from which `load` restores every bit."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
+        for name, weight in self.named.items():
+            if "momentum_buffer" in self.optimizer.state[weight]:
+                tensors[f"momentum.{name}"] = self.optimizer.state[weight]["momentum_buffer"]
+        if self.average is not None:
+            tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        return {name: _plain(value) for name, value in tensors.items()}, {"scaler": self.scaler.state_dict()}
+
+    def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Restore what `state` gave."""
+        self.model.load_state_dict(_under("model.", tensors))
+        self.loss.load_state_dict(_under("loss.", tensors))
+        momentum = _under("momentum.", tensors)
+        for name, weight in self.named.items():
+            if name in momentum:
+                buffer = torch.empty_like(weight)  # in the weight's layout
+                self.optimizer.state[weight]["momentum_buffer"] = buffer.copy_(momentum[name])
+        if self.average is not None:
+            self.average.load_state_dict(_under("average.", tensors))
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(values["scaler"])
+
+
+def parts_of(num_images: int, most: int) -> list[slice]:
+    """Cut a batch into `most` parts that differ in size by at most one; fewer, where one would have a lone image."""
+    parts = max(1, min(most, num_images // 2))
+    edges = [num_images * number // parts for number in range(parts + 1)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
+
+
+def moving_average(model: nn.Module, half_life: float) -> AveragedModel:
+    """An exponential moving average of weights and statistics; its memory halves every `half_life` steps.
+
+    It starts as an average over the steps so far, so that a short run is not held back by its first weights.
+    """
+    decay = 0.5 ** (1 / half_life)
+
+    def update(averages: Any, weights: Any, num_averaged: Any) -> None:
+        count = int(num_averaged)
+        share = 1 - min(decay, (1 + count) / (10 + count))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, weights, share)
+        else:
+            for average, weight in zip(averages, weights, strict=True):
+                average.copy_(weight)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+
+
+def _sgd(named: dict[str, nn.Parameter], stage: Stage, device: torch.device, precision: str) -> torch.optim.SGD:
+    """SGD; weight decay falls on weights of two and more dimensions, not on biases and norms, unless asked for.
+
+    Not fused in fp16: where the first step overflows, torch's fused SGD leaves its momentum uninitialised.
+    """
+    decays = {True: stage.optim.weight_decay, False: 0.0}
+    groups: list[dict[str, Any]] = []
+    for decayed, weight_decay in decays.items():
+        weights = [one for one in named.values() if (one.ndim > 1 or stage.optim.decay_norm_bias) == decayed]
+        groups += [{"params": weights, "weight_decay": weight_decay}] if weights else []
+    return torch.optim.SGD(
+        groups,
+        lr=0.0,
+        momentum=stage.optim.momentum,
+        nesterov=stage.optim.nesterov,
+        fused=device.type in ("cpu", "cuda") and precision != "fp16",
+    )
+
+
+def _plain(value: Tensor) -> Tensor:
+    """A contiguous copy on the CPU, as safetensors wants it."""
+    return value.detach().to("cpu", copy=True).contiguous()
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def build_learner(
+    model: Classifier,
+    recipe: Recipe,
+    stage: Stage,
+    data: TrainingSet,
+    num_classes: int,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+) -> Learner:
+    """The model with the stage's loss, fresh optimiser and moving average.
+
+    P x K batches show every class equally often, so the loss weighs none there.
+    """
+    plan = batch_plan(recipe, stage, data)
+    weighs = recipe.data.balance == "weights" and isinstance(plan, ShuffledBatches)
+    weights = balanced_weights(class_shares(data.labels, num_classes)) if weighs else None
+    torch.manual_seed(recipe.run.seed + 1)  # a loss that owns weights draws them here
+    loss = build_loss(
+        stage.loss,
+        stage.losses,
+        num_classes=num_classes,
+        num_features=model.head.in_features,
+        class_weights=weights,
+    )
+    return Learner(model, loss.to(device), stage, plan.num_steps, device, recipe.run.precision, ranks)

@@ -1,0 +1,54 @@
+"""The first augmented batches as a picture: what the model will see, CutMix too."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from fewsight.augment import contact_sheet
+from fewsight.data.training_set import TrainingSet
+from fewsight.recipes import Recipe
+from fewsight.terminal import printable
+from fewsight.training.feed import AugmentedImages
+from fewsight.training.mix import mix
+from fewsight.training.plans import batch_plan
+from fewsight.training.schedule import px_at
+
+
+def preview_sheet(
+    recipe: Recipe, images: TrainingSet, classes: Sequence[str], count: int
+) -> tuple[Image.Image, list[int]]:
+    """A contact sheet of the first `count` batches of the first stage, and how many images a batch has.
+
+    Raises:
+        DataError: an image can no longer be read.
+    """
+    source = AugmentedImages(
+        images.root, images.paths, recipe.augment, recipe.run.seed, images.numbers, px_at=partial(px_at, recipe)
+    )
+    stage = recipe.stages[0]
+    plan = batch_plan(recipe, stage, images)
+    labels = torch.tensor(images.labels)
+    sheets, captions = [], []
+    for number in range(count):
+        epoch, step = divmod(number, plan.num_steps)
+        indices = plan.epoch(epoch)[step]
+        batch = source.__getitems__([(epoch, int(index)) for index in indices])
+        if isinstance(batch, Exception):
+            raise batch
+        pixels = torch.from_numpy(batch).float()
+        mixed, targets = mix(pixels, labels, indices, recipe, stage, epoch, step)
+        sheets.append(mixed.permute(0, 2, 3, 1).byte().numpy())
+        names = [[classes[int(label)] for label in part] for part in (targets.labels, targets.other_labels)]
+        stems = [Path(images.paths[index]).stem for index in indices]
+        captions.append([_caption(*each, targets.lam) for each in zip(names[0], names[1], stems, strict=True)])
+    return contact_sheet(sheets, captions), sorted({len(sheet) for sheet in sheets})
+
+
+def _caption(label: str, other_label: str, stem: str, lam: float) -> str:
+    """The class and the file; or both classes, each with its share of the target."""
+    if lam == 1:
+        return f"{printable(label)}\n{printable(stem)}"
+    return f"{lam:.2f} {printable(label)}\n{1 - lam:.2f} {printable(other_label)}"

@@ -1,0 +1,319 @@
+"""What `fewsight train` does, as functions: train, resume."""
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from fewsight import runs
+from fewsight.data.prepare import Prepared, prepare
+from fewsight.data.training_set import TrainingSet
+from fewsight.errors import Interrupted, RecipeError, RunError
+from fewsight.machine import files
+from fewsight.machine.device import resolve_device, resolve_run
+from fewsight.machine.processes import Ranks, joined
+from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
+from fewsight.runs import Run
+from fewsight.terminal import counting, make_console, show_first
+from fewsight.training.loop import fit
+from fewsight.training.planner import plan_recipe, starting_values
+from fewsight.training.preview import preview_sheet
+from fewsight.training.reporters import MakeReporter, Reporters, TrainingReporter
+from fewsight.training.resolve import check_parts, resolve
+from fewsight.training.start import check_fits, model_values, read_start, weights_from
+from fewsight.wording import counted
+
+NEAR_IN_MESSAGE = 5  # pairs of nearly equal images
+
+
+def train(
+    data: str | Path,
+    out: str | Path,
+    *,
+    recipe: str | Path = "auto",
+    hours: float = 1.0,
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    init_from: str | Path | None = None,
+    preview: int = 0,
+    console: Console | None = None,
+    reporters: Sequence[MakeReporter] = (),
+) -> list[Run]:
+    """Train on a folder or manifest; the run folder `out` then holds the model.
+
+    Under torchrun the processes share each batch; the first one plans, writes and speaks.
+
+    Args:
+        recipe: "auto" (planned from the data, the device and `hours`), a shipped name or a TOML file.
+        overrides: `key.path=value` on top of the recipe, for all that the command has options for: `data.holdout=0.3`
+            is --holdout 0.3, `data.max_bad=0.05` --max-bad, `data.leak=stop` --leak, `data.merge_val=true` --merge-val,
+            `run.deterministic=true` --deterministic.
+        seeds: train once for each, in `out/seed<N>`, all by one plan; none: once, in `out`.
+        init_from: start from this run's weights instead of random ones, seed by seed where it holds a run for each.
+            They stand for all stages of the recipe but the last, which alone is trained.
+        preview: write a contact sheet of that many augmented batches and stop; nothing is trained.
+        reporters: callbacks for every step and epoch beside the terminal's, such as
+            `fewsight.training.tensorboard.TensorBoard`; each is called with the run and its images, and returns a
+            `fewsight.training.reporters.Reporter`.
+
+    Returns:
+        The finished runs, one a seed.
+
+    Raises:
+        DataError, RecipeError, RunError: before anything is overwritten.
+        Interrupted: Ctrl-C or SIGTERM during training; the state is saved.
+    """
+    data, out, init_from = Path(data), Path(out), None if init_from is None else Path(init_from)
+    with joined() as ranks:
+        if not ranks.first:
+            return _follow(ranks)
+        console = console or make_console()
+        finished = _train(ranks, data, out, recipe, hours, overrides, seeds, init_from, preview, console, reporters)
+        ranks.told("")  # there is no more to train
+        return finished
+
+
+def _follow(ranks: Ranks) -> list[Run]:
+    """Train what the first process names, until it names nothing."""
+    finished = []
+    while folder := ranks.told():
+        finished.append(_continue(runs.read_run(Path(folder)), Console(quiet=True), ranks))
+    return finished
+
+
+def _train(
+    ranks: Ranks,
+    data: Path,
+    out: Path,
+    recipe: str | Path,
+    hours: float,
+    overrides: Sequence[str],
+    seeds: Sequence[int],
+    init_from: Path | None,
+    preview: int,
+    console: Console,
+    reporters: Sequence[MakeReporter],
+) -> list[Run]:
+    """`train`, as the first process does it."""
+    began = time.monotonic()
+    folders = {seed: out / f"seed{seed}" for seed in seeds} if seeds else {None: out}
+    planned = str(recipe) == "auto"
+    if planned and not 0 < hours < math.inf:
+        raise RecipeError(f"--hours {hours:g}: expected a number above 0, for example 0.5")
+    _check_place(out, [] if preview else list(folders.values()))
+    sources = {seed: read_start(init_from, seed) for seed in folders} if init_from else {}
+    if sources and planned:
+        overrides = [*model_values(next(iter(sources.values()))), *overrides]  # the plan must fit the weights
+    first = parse_recipe(starting_values(), overrides, "auto") if planned else load_recipe(recipe, overrides)
+    if sources:
+        first = _last_stage(first, console)
+    for source in sources.values():
+        check_fits(source, first)
+    settings = resolve_run(first.run)
+    check_parts(first)
+    with counting(console, "checking images") as progress:
+        prepared = prepare(data, first.data, progress=progress)
+    _say_data(console, prepared)
+    notes = ""
+    if planned:
+        first, reasons = plan_recipe(prepared, settings, hours, overrides, console, began=began)
+        notes = "\n".join(reasons)
+        console.print(f"the plan:\n{notes}", markup=False)
+    resolved = resolve(first, prepared)
+    check_parts(resolved)  # a plan may have cut the batch into parts
+    if preview:
+        write_preview(resolved, prepared, preview, out, console)
+        return []
+    finished = []
+    for seed, folder in folders.items():
+        seeded = resolved if seed is None else _with_seed(resolved, seed)
+        origin = _origin(sources[seed]) if sources else None
+        weights = _starting_weights(origin, seeded, prepared.classes, console)
+        run = runs.create_run(folder, seeded, prepared.classes, prepared.facts, prepared.listed, notes, origin)
+        console.print(f"training {folder}" + ("" if seed is None else f" (seed {seed})"))
+        try:
+            ranks.told(str(folder.resolve()))
+            finished.append(_fit(run, prepared.images, console, weights, ranks, reporters))
+        except Interrupted as error:
+            waiting = [one for one in seeds if one != seed and not (out / f"seed{one}").exists()]
+            if not waiting:
+                raise
+            todo = "; ".join(
+                f"--recipe {folder}/recipe.toml --set run.seed={one} --out {out}/seed{one}"
+                + (f" --init-from {sources[one].path}" if sources else "")
+                for one in waiting
+            )
+            raise Interrupted(f"{error}. The other seeds: fewsight train {data} {todo}", error.signal_number) from error
+    return finished
+
+
+def resume(path: str | Path, *, console: Console | None = None, reporters: Sequence[MakeReporter] = ()) -> Run:
+    """Continue a run from its last saved state; the finished run equals the uninterrupted one bit for bit.
+
+    Args:
+        reporters: as for `train`.
+
+    Raises:
+        RunError: not a run, or its recipe or data is no longer what it began with; the differences are named.
+    """
+    with joined() as ranks:
+        run = runs.read_run(Path(path))
+        if not ranks.first:
+            return _continue(run, Console(quiet=True), ranks)
+        return _continue(run, console or make_console(), ranks, reporters)
+
+
+def _continue(run: Run, console: Console, ranks: Ranks, reporters: Sequence[MakeReporter] = ()) -> Run:
+    """Train a run that was begun, from its last state or its start."""
+    path = run.path
+    if run.finished:
+        console.print(f"{path} is finished; there is nothing to continue")
+        return run
+    started = run.info.get("recipe")
+    if started is not None:
+        differences = recipe_differences(parse_recipe(started), run.recipe)
+        if differences:
+            raise RunError(
+                f"{path / 'recipe.toml'} was changed since the run began ({'; '.join(differences)}); "
+                "put the values back to resume, or train anew with --recipe"
+            )
+    resolve_device(run.recipe.run.device)
+    source = Path(run.data.source)
+    if not source.exists():
+        raise RunError(f"{path}: its data {source} is not there; bring it back to that place, then resume")
+    with counting(console, "checking images") as progress:
+        prepared = prepare(source, run.recipe.data, progress=progress)
+    runs.read_images(run)  # the list of what it is trained on is whole
+    if prepared.facts.digest != run.data.digest:
+        raise RunError(f"{path}: {source} is not the data that the run began with: {_data_differences(run, prepared)}")
+    origin = None if runs.has_state(path) else run.info.get("start")
+    weights = _starting_weights(origin, run.recipe, run.classes, console)
+    return _fit(run, prepared.images, console, weights, ranks, reporters)
+
+
+def write_preview(recipe: Recipe, prepared: Prepared, count: int, out: Path, console: Console) -> Path:
+    """Write `out/preview.png`: the first `count` augmented batches as the model will see them, CutMix too."""
+    sheet, sizes = preview_sheet(recipe, prepared.images, prepared.classes, count)
+    files.make_folder(out)
+    target = out / runs.PREVIEW
+    with files.replacing(target) as part:
+        sheet.save(part, format="PNG")
+    shown = counted(count, "batch")
+    console.print(f"wrote {target}: {shown} of {' or '.join(map(str, sizes))} images as the model will see them")
+    return target
+
+
+def _fit(
+    run: Run,
+    images: TrainingSet,
+    console: Console,
+    weights: Mapping[str, Tensor] | None,
+    ranks: Ranks,
+    reporters: Sequence[MakeReporter],
+) -> Run:
+    reporter = Reporters([TrainingReporter(console), *(make(run, images) for make in reporters)])
+    if ranks.count > 1:
+        norms = "of all images (sync_norm)" if run.recipe.run.sync_norm else "of each process's own images"
+        console.print(f"{ranks.count} processes share each batch; batch norms take their statistics {norms}")
+    try:
+        with files.locked(run.path, "training") if ranks.first else contextlib.nullcontext():
+            return fit(run, images, reporter, weights, ranks)
+    except torch.OutOfMemoryError as error:
+        parts = (
+            f"with the batch in more parts, for example --set stages.0.accumulate={2 * run.recipe.stages[0].accumulate}"
+        )
+        whole = any(stage.batches == "pk" for stage in run.recipe.stages)  # such a loss takes no accumulation
+        raise RunError(
+            f"{run.path}: the device's memory is too small for a batch. Train anew "
+            f"{'with a smaller batch_size' if whole else parts}, or a smaller train_px"
+        ) from error
+    finally:
+        reporter.close()
+
+
+def _last_stage(recipe: Recipe, console: Console) -> Recipe:
+    """The recipe without the stages that trained weights stand for."""
+    for number, stage in enumerate(recipe.stages[:-1]):
+        what = f"{stage.loss}, {counted(stage.epochs, 'epoch')}"
+        console.print(f"stage {number + 1} ({what}) is left out: --init-from stands for it")
+    return recipe.model_copy(update={"stages": recipe.stages[-1:]})
+
+
+def _origin(source: Run) -> dict[str, str]:
+    """What run.json notes of the weights that a run starts from."""
+    return {"run": str(source.path.resolve()), "weights_digest": str(source.info.get("weights_digest"))}
+
+
+def _starting_weights(
+    origin: Mapping[str, str] | None, recipe: Recipe, classes: tuple[str, ...], console: Console
+) -> dict[str, Tensor] | None:
+    """The weights that `origin` notes, None where there is none.
+
+    Raises:
+        RunError: that run is not there any more, or its weights are others now.
+    """
+    if origin is None:
+        return None
+    source = read_start(Path(origin["run"]))
+    if source.info.get("weights_digest") != origin.get("weights_digest"):
+        raise RunError(
+            f"{source.path} has other weights than those that the run began with; put them back, or train anew with "
+            "--init-from"
+        )
+    weights, account = weights_from(source, recipe, classes)
+    console.print(account)
+    return weights
+
+
+def _with_seed(recipe: Recipe, seed: int) -> Recipe:
+    return recipe.model_copy(update={"run": recipe.run.model_copy(update={"seed": seed})})
+
+
+def _check_place(out: Path, folders: Sequence[Path]) -> None:
+    """Refuse a place where the runs could not be written, before the images are read."""
+    if folders and folders[0] != out and (out / "run.json").exists():
+        runs.check_new(out)  # says that it is a run
+    for folder in folders:
+        runs.check_new(folder)
+    there = next(parent for parent in (out, *out.absolute().parents) if os.path.lexists(parent))
+    if not there.is_dir():
+        raise RunError(f"--out {out}: {there} is a file, not a folder; choose another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RunError(f"--out {out}: the folder {there} may not be written; choose another place")
+
+
+def _say_data(console: Console, prepared: Prepared) -> None:
+    counts = {split: sum(classes.values()) for split, classes in prepared.facts.counts.items()}
+    parts = ", ".join(f"{number:,} {split}" for split, number in counts.items())
+    console.print(f"{counted(len(prepared.classes), 'class')}; images: {parts}")
+    if prepared.facts.ignored:
+        ignored = ", ".join(f"{number:,} {reason}" for reason, number in prepared.facts.ignored.items())
+        console.print(f"ignored: {ignored}")
+    left_out = [one["error"] for one in prepared.facts.left_out]
+    show_first(console, "left out", left_out, rest=", named in the run's data.json")
+    leaks = prepared.facts.leaks
+    if leaks["equal"] and leaks["policy"] == "allow":
+        console.print(
+            f"note: images to train on that are equal to images of other splits: {len(leaks['equal']):,} (--leak allow)"
+        )
+    near = [f"{one} and {other}" for one, other in leaks["near"]]
+    rest = ", in data.json (fewsight check tells what they may mean)"
+    show_first(console, "nearly equal, in two splits", near, most=NEAR_IN_MESSAGE, rest=rest)
+
+
+def _data_differences(run: Run, prepared: Prepared) -> str:
+    before = {(one["split"], one["path"]): (one["label"], one["size"]) for one in runs.read_images(run)}
+    after = {(one["split"], one["path"]): (one["label"], one["size"]) for one in prepared.listed}
+    kinds = {
+        "gone": [key for key in before if key not in after],
+        "new": [key for key in after if key not in before],
+        "changed": [key for key in before if key in after and before[key] != after[key]],
+    }
+    told = [f"{len(keys):,} {kind} (first: {keys[0][1]})" for kind, keys in kinds.items() if keys]
+    return ", ".join(told) or "the same images, in another order"

@@ -1,0 +1,425 @@
+"""The exported model gives what `predict` gives, without fewsight, and is not written where it does not."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from benchmarks.export import untrained_run
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+import fewsight
+from conftest import TINY, Command
+from fewsight.apps import export
+from fewsight.apps.export import images as export_images
+from fewsight.apps.export import parity
+from fewsight.apps.export.crops import CenterBox, resample
+from fewsight.apps.export.graph import CroppingGraph, build_graph, cuts_and_sides
+from fewsight.apps.export.images import Images, given_images, inputs_of, own_images
+from fewsight.apps.export.int8 import loss_of
+from fewsight.apps.export.onnx_model import describe, open_session, run
+from fewsight.apps.export.write import export_run
+from fewsight.augment import center_view, random_box
+from fewsight.data import digest_of_list
+from fewsight.errors import DataError, FewsightError, RunError
+from fewsight.inference.ensemble import combine, open_asked
+from fewsight.inference.prediction_files import expand
+from fewsight.machine import files
+from fewsight.runs import read_run
+from fewsight.scores.calibration import Calibration, Threshold, keep
+
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "export.md"
+NAMES = ["a\nb", 'quo"te', "<b>x</b>", "=cmd", "\u202egnp", "n" * 300, "ämne", "\udcff", "日本"]
+
+
+def guide_block(start: str) -> str:
+    """The Python block of the guide that begins so, or holds the function of that name."""
+    blocks = GUIDE.read_text(encoding="utf-8").split("```python\n")[1:]
+    return next(text for block in blocks if start in (text := block.partition("```")[0]))
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
+
+
+# --- the crops ----------------------------------------------------------------------------------------------
+
+
+def resampled(pixels: np.ndarray, box: tuple[float, ...], px: int) -> list[np.ndarray]:
+    """uint8 [px, px, 3] by the graph, rounded between columns and rows, and between rows and columns."""
+    tensor = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).double()
+    found = resample(tensor, torch.tensor([box]), px)
+    turned = resample(tensor.mT, torch.tensor([[box[1], box[0], box[3], box[2]]]), px).mT
+    return [one[0].permute(1, 2, 0).numpy().astype(np.uint8) for one in (found, turned)]
+
+
+def center_box(pixels: np.ndarray, px: int, ratio: float) -> tuple[float, ...]:
+    tensor = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    return tuple(CenterBox(px, ratio)(tensor)[0].tolist())
+
+
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(8, 40), st.floats(0.5, 1.0), st.integers(0, 2**32 - 1))
+def test_crops_are_pillows_pixels(width: int, height: int, px: int, ratio: float, seed: int) -> None:
+    """Pillow 13 reduces the height of some images first, and rounds between."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    box = random_box(width, height, f"{seed:x}", 0, 0)
+    drawn = np.array(Image.fromarray(pixels).resize((px, px), Image.Resampling.BILINEAR, box=box))
+    center = center_view(Image.fromarray(pixels), px, ratio=ratio)
+    for expected, where in ((drawn, box), (center, center_box(pixels, px, ratio))):
+        columns_first, rows_first = resampled(pixels, where, px)
+        if not np.array_equal(columns_first, expected):
+            assert height > width
+            assert np.array_equal(rows_first, expected)
+            assert np.abs(columns_first.astype(int) - expected).max() <= 1
+
+
+def test_crops_of_photographs_are_pillows_pixels(fewsight_data: Path) -> None:
+    for path in sorted((fewsight_data / "imagenet-256").glob("*.JPEG"))[::40]:
+        pixels = np.array(Image.open(path).convert("RGB"))
+        columns_first, rows_first = resampled(pixels, center_box(pixels, 224, 0.875), 224)
+        expected = center_view(Image.fromarray(pixels), 224)
+        assert np.array_equal(columns_first, expected) or np.array_equal(rows_first, expected), path
+
+
+# --- the graph, before it is ONNX ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other_run(digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on `digit_images` with another seed, test sizes, ratio of the crop and view seed."""
+    values = [*TINY, "run.seed=1", "stages.0.epochs=1", "eval.test_px=[24,32]", "eval.crop_ratio=0.8"]
+    fewsight.train(digit_images, out := tmp_path_factory.mktemp("runs") / "other", recipe="digits",
+                   overrides=[*values, "eval.view_seed=3"])  # fmt: skip
+    return out
+
+
+@pytest.fixture
+def both(tiny_run: Path, other_run: Path, tmp_path: Path) -> Path:
+    """An ensemble of two unlike runs, with unlike weights and a temperature."""
+    combine([("a", [(tiny_run, ())]), ("b", [(other_run, ())])], tmp_path / "both", weights="1,3")
+    views = open_asked(tmp_path / "both", None).view_names
+    threshold = Threshold(0.4, 0.9, 9, 8)
+    keep(tmp_path / "both", [Calibration(0.6, tuple(sorted(views)), "val", 10, (1.0, 1.0), (0.0, 0.0), threshold)])
+    return tmp_path / "both"
+
+
+def eager(path: Path, views: str | None, found: list[Path], *, crop: bool) -> np.ndarray:
+    """What the module that is traced gives."""
+    asked = open_asked(path, views)
+    cuts, sides = cuts_and_sides(asked)
+    graph = build_graph(asked, cuts, sides, 0.6 if asked.specs else 1.0)
+    module = CroppingGraph(graph, list(cuts.values())) if crop else graph
+    batches = inputs_of(found, cuts, crop=crop, batch_size=4)
+    with torch.inference_mode():
+        return np.concatenate([module(*map(torch.from_numpy, one.values())).numpy() for one in batches])
+
+
+@pytest.mark.parametrize("crop", [False, True])
+@pytest.mark.parametrize("views", ["center", "report", "center-32,center-32-noflip,random-32"])
+def test_graph_of_a_run_is_predict(tiny_run: Path, digit_images: Path, views: str, crop: bool) -> None:
+    found = sorted((digit_images / "test").glob("*/*.png"))[:6]
+    expected = fewsight.load(tiny_run, views).predict(found).probs
+    assert np.abs(eager(tiny_run, views, found, crop=crop) - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("crop", [False, True])
+@pytest.mark.parametrize("views", [None, "center"])
+def test_graph_of_an_ensemble_is_predict(both: Path, digit_images: Path, views: str | None, crop: bool) -> None:
+    found = sorted((digit_images / "test").glob("*/*.png"))[:6]
+    if views == "center":
+        shutil.copy(both / "calibration.json", both / "kept.json")
+        names = tuple(sorted(open_asked(both, views).view_names))
+        keep(both, [Calibration(0.6, names, "val", 10, (1.0, 1.0), (0.0, 0.0))])
+    expected = fewsight.load(both, views).predict(found).probs
+    assert np.abs(eager(both, views, found, crop=crop) - expected).max() < 1e-6
+
+
+def test_inputs_of_unlike_cuts_have_names_of_their_own(both: Path) -> None:
+    cuts, sides = cuts_and_sides(open_asked(both, None))
+    assert list(cuts) == [
+        "center_32", "random_32", "center_24", "random_24", "center_32_2", "random_32_2",
+    ]  # fmt: skip
+    assert (cuts["center_32"].ratio, cuts["center_32_2"].ratio) == (1.0, 0.8)
+    assert (cuts["random_32"].view_seed, cuts["random_32_2"].view_seed) == (0, 3)
+    assert (cuts["random_32"].scale, cuts["random_32_2"].scale) == (0, 1)
+    total = sum(side.weight for of_run in sides.values() for side in of_run)
+    assert total == pytest.approx(1)
+
+
+# --- the file -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cropping(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_run` exported with its crops."""
+    out = tmp_path_factory.mktemp("exported") / "photos.onnx"
+    exported = export_run(tiny_run, out, crop=True, int8=False)
+    assert exported.parity.num_images == exported.parity.num_same_top1 == 12
+    assert exported.parity.largest < 1e-5
+    return out
+
+
+def test_file_takes_any_batch_of_any_shape(cropping: Path, tiny_run: Path) -> None:
+    session = onnxruntime.InferenceSession(cropping, providers=["CPUExecutionProvider"])
+    model = fewsight.load(tiny_run)
+    for shape in [(1, 8, 8, 3), (3, 31, 7, 3), (2, 1, 1, 3), (5, 40, 64, 3)]:
+        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        (probs,) = session.run(None, {"images": images})
+        assert np.abs(probs - model.predict(list(images)).probs).max() < 1e-5
+        assert probs.dtype == np.float32
+
+
+def test_metadata_says_what_the_model_is(cropping: Path, tiny_run: Path) -> None:
+    about, kept = metadata(cropping), read_run(tiny_run)
+    assert tuple(about["classes"]) == kept.classes
+    assert about["temperature"] is None
+    assert (about["views"], about["inputs"], about["boxes"]) == (["center-32"], {}, [])
+    (facts,) = about["runs"]
+    assert facts["weights_digest"] == kept.info["weights_digest"]
+    assert (tuple(facts["mean"]), tuple(facts["std"])) == (kept.data.mean, kept.data.std)
+    assert (facts["seed"], facts["data_digest"]) == (0, kept.data.digest)
+    assert about["parity"]["num_images"] == 12
+    assert about["fewsight"] == fewsight.__version__
+    onnx.checker.check_model(onnx.load(cropping), full_check=True)
+
+
+def test_script_of_the_guide_runs_without_fewsight(
+    cropping: Path, tiny_run: Path, digit_images: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "new").mkdir()
+    shutil.copy(digit_images / "test" / "one" / "10.png", tmp_path / "new" / "one-10.png")
+    shutil.copy(cropping, tmp_path / "photos.onnx")
+    alone = 'import sys\nsys.modules["fewsight"] = sys.modules["torch"] = None\n' + guide_block(
+        "ImageOps.exif_transpose"
+    )
+    done = subprocess.run([sys.executable, "-c", alone], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    label, prob = done.stdout.split()
+    found = fewsight.load(tiny_run).predict([tmp_path / "new" / "one-10.png"])
+    assert label == found.labels[0]
+    assert float(prob) == pytest.approx(found.probs[0].max(), abs=1e-5)
+
+
+def test_functions_of_the_guide_are_those_of_predict() -> None:
+    names: dict[str, Any] = {"np": np, "Image": Image}
+    exec(guide_block("def center_crop"), names)
+    exec(guide_block("def random_box"), names)
+    rng = np.random.default_rng(0)
+    for number in range(200):
+        width, height = (int(one) for one in rng.integers(1, 400, 2))
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+        px, data = int(rng.integers(8, 64)), rng.bytes(10)
+        assert np.array_equal(names["center_crop"](image, px, 0.875), center_view(image, px))
+        digest = export_images.file_digest(data)
+        drawn = names["random_box"](width, height, data, number % 4, number)
+        assert drawn == pytest.approx(random_box(width, height, digest, number % 4, number), abs=1e-9)
+
+
+def identity_model(factor: float = 1.0) -> onnx.ModelProto:
+    """A model that gives its input times a factor, for what needs no real one."""
+    probs = onnx.helper.make_tensor_value_info("probs", onnx.TensorProto.FLOAT, ["batch", 3])
+    images = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["batch", 3])
+    by = onnx.helper.make_tensor("by", onnx.TensorProto.FLOAT, [], [factor])
+    node = onnx.helper.make_node("Mul", ["images", "by"], ["probs"])
+    graph = onnx.helper.make_graph([node], "g", [images], [probs], [by])
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+
+
+def test_every_name_of_a_class_comes_through(tmp_path: Path) -> None:
+    model = identity_model()
+    describe(model, {"classes": files.json_text(NAMES)})
+    files.write_bytes(tmp_path / "m.onnx", model.SerializeToString())
+    assert metadata(tmp_path / "m.onnx")["classes"] == NAMES
+
+
+@pytest.mark.parametrize("factor", [1.01, float("nan")])
+def test_a_model_that_differs_is_refused(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    probs = np.array([[0.2, 0.3, 0.5], [0.9, 0.1, 0.0]], np.float32)
+    monkeypatch.setattr(parity, "inputs_of", lambda found, *_, **__: iter([{"images": probs[: len(found)]}]))
+    found = Images("val of here", (Path("a.png"), Path("b.png")), ())
+    session = open_session(identity_model(factor), 1)
+    with pytest.raises(RunError, match=r"differs from predict by .* nothing was written"):
+        parity.check_parity(session, {}, found, probs, 1.0, crop=False)
+    alike = parity.check_parity(open_session(identity_model(), 1), {}, found, probs, 1.0, crop=False)
+    assert (alike.largest, alike.num_same_top1, alike.num_images) == (0.0, 2, 2)
+    assert run(session, {"images": probs}).shape == (2, 3)
+
+
+def test_a_model_that_differs_leaves_no_file(
+    tiny_run: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fewsight.apps.export.write.to_onnx", lambda module, cuts, crop: identity_model())
+    monkeypatch.setattr(
+        "fewsight.apps.export.parity.run", lambda session, inputs: np.full((len(inputs["images"]), 3), 0.9)
+    )
+    answer = command("export", tiny_run, "--out", tmp_path / "m.onnx")
+    assert answer.code == 2
+    assert "differs from predict" in answer.err
+    assert not list(tmp_path.glob("*m.onnx*"))
+
+
+# --- int8 ---------------------------------------------------------------------------------------------------
+
+
+def test_loss_of_int8_is_measured_on_pairs() -> None:
+    before = np.eye(4, dtype=np.float32)[np.zeros(40, int)]
+    after = before.copy()
+    after[:2] = [0, 1, 0, 0]
+    found = Images("val of here", tuple(map(Path, "ab" * 20)), (0,) * 39 + (1,), 0)
+    loss = loss_of(before, after, found, 1.0)
+    assert (loss.agreement.count, loss.agreement.total, loss.largest) == (38, 40, 1.0)
+    assert loss.float32 is not None
+    assert loss.int8 is not None
+    assert (loss.float32.count, loss.int8.count) == (39, 37)
+    assert loss.gain is not None
+    assert (loss.gain.first_only, loss.gain.second_only) == (2, 0)
+    unlabelled = loss_of(before, after, Images("new", found.files, ()), 1.0)
+    assert (unlabelled.float32, unlabelled.gain, unlabelled.agreement.count) == (None, None, 38)
+    after[:30] = [0, 1, 0, 0]
+    with pytest.raises(RunError, match="int8 loses too much: -75"):
+        loss_of(before, after, found, 1.0)
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
+
+
+def test_images_are_those_of_the_run(tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:
+    asked = open_asked(tiny_run, None)
+    val, train = own_images(asked, "val", None, 100), own_images(asked, "train", None, 5)
+    assert (len(val.files), val.num_trained_on, len(train.files), train.num_trained_on) == (12, 0, 5, 5)
+    assert [asked.classes[label] for label in val.labels] == [file.parent.name for file in val.files]
+    moved = shutil.copytree(digit_images, tmp_path / "moved")
+    assert own_images(asked, "val", moved, 100).files[0].is_relative_to(moved)
+    with pytest.raises(RunError, match="does not hold the images of the run"):
+        own_images(asked, "val", tmp_path, 100)
+    with pytest.raises(RunError, match="is not there; say where it lies now with --data"):
+        own_images(asked, "val", tmp_path / "gone", 100)
+
+
+def test_a_run_without_val_is_tried_on_images_it_was_trained_on(tiny_run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    lines = [json.loads(line) for line in (copy / "images.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["split"] = "train"
+    (copy / "images.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = own_images(open_asked(copy, None), "val", None, 100)
+    assert found.source.startswith("train of ")
+    assert found.num_trained_on == len(found.files) == 30
+
+
+def test_a_label_that_is_no_class_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    lines = [json.loads(line) | {"label": "other"} for line in (copy / "images.jsonl").read_text().splitlines()]
+    (copy / "images.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = json.loads((copy / "data.json").read_text())
+    data["digest"] = digest_of_list((line["path"], line["size"], line["label"]) for line in lines)
+    (copy / "data.json").write_text(json.dumps(data))
+    with pytest.raises(RunError, match="labels that are none of the run's classes"):
+        own_images(open_asked(copy, None), "val", None, 100)
+
+
+def test_images_that_cannot_be_read_are_left_out(digit_images: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    found = given_images([str(tmp_path / "bad.png"), str(digit_images / "val")], 100)
+    assert len(found.files) == 1 + len(expand([str(digit_images / "val")]))
+    assert len(export_images.readable(found).files) == 12
+    with pytest.raises(DataError, match="none of 1 image can be read"):
+        export_images.readable(given_images([str(tmp_path / "bad.png")], 100))
+
+
+def test_mistakes_are_refused_before_the_work(
+    tiny_run: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "is not there" in refused("export", tmp_path / "none", "--out", "m.onnx")
+    assert "this is a folder" in refused("export", tiny_run, "--out", ".")
+    assert "is not there; create it first" in refused("export", tiny_run, "--out", "none/m.onnx")
+    assert "expected a name that ends with .onnx" in refused("export", tiny_run, "--out", "weights.safetensors")
+    assert "is a run folder, which holds nothing else" in refused("export", tiny_run, "--out", tiny_run / "m.onnx")
+    assert "expected at least 1" in refused("export", tiny_run, "--out", "m.onnx", "--num-images", 0)
+    assert "expected center, report, or names" in refused("export", tiny_run, "--out", "m.onnx", "--views", "top")
+    assert "can be read" in refused("export", tiny_run, "--out", "m.onnx", "--images", "nothing-here")
+    assert "is not there; say where" in refused("export", tiny_run, "--out", "m.onnx", "--data", "gone")
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    assert "pip install 'fewsight[export]'" in refused("export", tiny_run, "--out", "m.onnx")
+    with pytest.raises(FewsightError, match="onnxscript, onnxruntime"):
+        export.require_export()
+
+
+# --- whole exports, each of which traces a model -------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("crop", [False, True])
+def test_ensemble_with_random_crops_is_predict(both: Path, digit_images: Path, crop: bool, tmp_path: Path) -> None:
+    exported = export_run(both, tmp_path / "both.onnx", crop=crop, images=[str(digit_images / "test")])
+    assert exported.temperature == 0.6
+    assert exported.parity.largest < 1e-5
+    about = metadata(tmp_path / "both.onnx")
+    assert [one["name"] for one in about["runs"]] == ["a", "b"]
+    assert about["threshold"] == {"prob": 0.4, "coverage": 0.9, "kept": 9, "right": 8}
+    assert len(about["boxes"] if crop else about["inputs"]) == (3 if crop else 6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_forgotten_temperature_is_found(
+    both: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fewsight.apps.export.write.calibration_for", lambda path, views: None)
+    answer = command("export", both, "--out", tmp_path / "m.onnx", "--views", "center")
+    assert answer.code == 0, answer.err  # the temperature is that of other views
+    answer = command("export", both, "--out", tmp_path / "n.onnx")
+    assert answer.code == 2
+    assert "differs from predict" in answer.err
+    assert not list(tmp_path.glob("*n.onnx*"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_int8_says_what_it_lost(tiny_run: Path, tmp_path: Path, command: Command) -> None:
+    answer = command("export", tiny_run, "--out", tmp_path / "m.onnx", "--int8")
+    assert answer.code == 0, answer.err
+    assert "int8 keeps the most probable class of" in answer.out
+    about, model = metadata(tmp_path / "m.onnx"), onnx.load(tmp_path / "m.onnx")
+    assert (about["int8"]["num_images"], about["int8"]["agreement"]["total"]) == (18, 12)
+    assert "QuantizeLinear" in {node.op_type for node in model.graph.node}
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    (probs,) = session.run(None, {"images": np.zeros((3, 32, 32, 3), np.uint8)})
+    assert probs.sum(1) == pytest.approx(1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["resnest101", "tresnet_xl", "seresnext101", "timm:resnet18"])
+def test_full_size_backbone_is_predict_on_photographs(fewsight_data: Path, tmp_path: Path, name: str) -> None:
+    untrained_run(tmp_path / "run", fewsight_data / "imagenet-256", name, 224)
+    exported = export_run(tmp_path / "run", tmp_path / "m.onnx", num_images=16)
+    assert (exported.parity.num_images, exported.parity.num_same_top1) == (16, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_script_of_the_guide_agrees_on_photographs(fewsight_data: Path, tmp_path: Path) -> None:
+    """JPEG files by Pillow alone, cut in the graph, against fewsight's own decoder and crop."""
+    untrained_run(tmp_path / "run", fewsight_data / "imagenet-256", "resnest14", 64)
+    export_run(tmp_path / "run", tmp_path / "m.onnx", num_images=32, crop=True)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    paths = sorted((fewsight_data / "imagenet-256").glob("*.JPEG"))[::8]
+    found = []
+    for path in paths:
+        image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        found += list(session.run(None, {"images": np.asarray(image)[None]})[0])
+    expected = fewsight.load(tmp_path / "run").predict(paths).probs
+    assert np.abs(np.stack(found) - expected).max() < 1e-3

@@ -1,0 +1,326 @@
+"""The page on runs: what the scores say, every name unharmed, nothing from elsewhere; and the list of runs."""
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import Command
+from fewsight.apps.listing import list_runs, seed_groups
+from fewsight.apps.report import gather, write_report
+from fewsight.apps.report.gather import sure_from, suspects
+from fewsight.errors import RunError
+from fewsight.inference.evaluate import evaluate
+from fewsight.machine import files
+from fewsight.scores.calibration import error_of, reliability
+from stores import CLASSES, log_softmax, random_labels, random_scores, write_run
+
+VIEWS = ("center-8", "random-8")
+
+
+class Page(HTMLParser):
+    """Its text, and every address that it would ask for."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.text, self.addresses, self.tags = "", list[str](), list[str]()
+        self.feed(file.read_text(encoding="utf-8"))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "action", "poster")]
+
+
+def scored_run(path: Path, num: int = 200, seed: int = 1) -> Path:
+    labels = random_labels(0, num)
+    write_run(path, {view: random_scores(seed + number, labels, 2.0) for number, view in enumerate(VIEWS)}, labels)
+    return path
+
+
+def test_facts_are_those_of_the_scores(tmp_path: Path) -> None:
+    labels = random_labels(0, 200)
+    found = gather(scored_run(tmp_path / "run"))
+    views = [np.exp(random_scores(1 + number, labels, 2.0).astype(np.float64)) for number in range(2)]
+    probs = np.mean(views, 0)
+    taken = probs.argmax(1)
+    assert found.figures.top1.count == (taken == labels).sum()
+    for true in range(len(CLASSES)):
+        for other in range(len(CLASSES)):
+            assert found.confusion[true, other] == ((labels == true) & (taken == other)).sum()
+    wrong = np.flatnonzero(taken != labels)
+    surest = wrong[np.argsort(-probs[wrong, taken[wrong]])]
+    assert [one.path for one in found.sure_mistakes] == [f"test/{place}.png" for place in surest[:24]]
+    assert [one.path for one in found.unsure] == [f"test/{place}.png" for place in np.argsort(probs.max(1))[:24]]
+    first = found.sure_mistakes[0]
+    assert (first.label, first.taken_for) == (CLASSES[labels[surest[0]]], CLASSES[taken[surest[0]]])
+    assert first.prob == pytest.approx(probs[surest[0], taken[surest[0]]], rel=1e-5)
+    assert first.label_prob == pytest.approx(probs[surest[0], labels[surest[0]]], rel=1e-5)
+    assert sum(one.count for one in found.reliability) == 200
+
+
+def test_wrong_labels_are_suspected_first() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 400)
+    logits = rng.normal(size=(400, 4))
+    logits[np.arange(400), labels] += 4
+    given = labels.copy()
+    spoilt = rng.choice(400, 12, replace=False)
+    given[spoilt] = (labels[spoilt] + 1) % 4
+    found, claimed = suspects(log_softmax(logits), given)
+    assert len(set(found[:12]) & set(spoilt)) >= 10
+    assert (claimed != given[found]).all()
+    assert (claimed[:12] == labels[found[:12]]).mean() > 0.8
+
+
+def test_weak_run_suspects_few_labels(tmp_path: Path) -> None:
+    labels = random_labels(0, 400)
+    scores = random_scores(1, labels, 0.5)
+    mistakes = np.flatnonzero(scores.argmax(1) != labels)
+    found, _ = suspects(scores, labels)
+    assert len(mistakes) > 200
+    assert len(found) < 10
+    assert suspects(scores, (scores.argmax(1) + 1) % 4)[0].tolist() == [], "never right, nowhere sure"
+    bound = sure_from(scores, labels)
+    assert bound is not None
+    sure = np.exp(scores.max(1).astype(np.float64)) >= bound
+    assert (scores.argmax(1) == labels)[sure].mean() >= 0.9
+
+
+def test_page_says_why_labels_are_suspected(tmp_path: Path) -> None:
+    labels = random_labels(0, 400)
+    given = labels.copy()
+    given[:30] = (labels[:30] + 1) % 4
+    write_run(tmp_path / "strong", {"center-8": random_scores(1, labels, 9.0)}, given)
+    write_run(tmp_path / "weak", {"center-8": random_scores(1, labels, 2.0)}, given)
+    texts = []
+    for name in ("strong", "weak"):
+        write_report([tmp_path / name], tmp_path / "page.html")
+        texts.append(" ".join(Page(tmp_path / "page.html").text.split()))
+        assert gather(tmp_path / name).num_suspects > 0
+    assert "That is so for 30 of these 400 images, of which the first 24 stand here." in texts[0]
+    assert ["This list is unreliable" in text for text in texts] == [False, True]
+
+
+def test_reliability_is_exact_for_a_calibrated_run() -> None:
+    sure = np.array([0.6] * 10 + [0.9] * 10)
+    scores = np.log(np.stack([sure, 1 - sure], 1)).astype(np.float32)
+    labels = np.array([0] * 6 + [1] * 4 + [0] * 9 + [1])
+    low, high = reliability(scores, labels)
+    assert (low.count, high.count) == (10, 10)
+    assert (low.right, high.right) == (0.6, 0.9)
+    assert error_of([low, high]) == pytest.approx(0, abs=1e-6)
+
+
+def test_page_of_a_real_run_asks_for_nothing_and_shows_its_images(
+    tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    for split in ("test", "val"):
+        evaluate(run, digit_images, split=split, views="report")
+    assert command("scores", "calibrate", run, "--coverage", "0.8").code == 0
+    other = scored_run(tmp_path / "other")
+    answer = command("report", run, run, "--out", tmp_path / "page.html")
+    assert answer.code == 0, answer
+    page = Page(tmp_path / "page.html")
+    assert all(address.startswith("data:image/") for address in page.addresses)
+    assert page.addresses, "images are shown"
+    found = json.loads((run / "metrics.json").read_text())
+    assert found["val"]
+    top1 = gather(run).figures.top1
+    assert f"{100 * top1.value:.1f} %" in page.text
+    assert "top-1 on 15 images of test in 3 classes" in page.text
+    assert page.text.count("the mean of 2 views") == 3, "of the page's figures and of each run that is compared"
+    for said in ("nought", "training loss", "one crop", "at the kept temperature", "recipe.toml", "+0.0 points",
+                 "because of CutMix and label smoothing",
+                 "The kept threshold calls an image none of the classes", "of these 15 images pass"):  # fmt: skip
+        assert said in page.text, said
+    assert "finds in its data now" in page.text
+    assert command("report", run, "--out", tmp_path / "short.html", "--no-check").code == 0
+    assert "finds in its data now" not in Page(tmp_path / "short.html").text
+    write_report([run, other], tmp_path / "two.html")
+    assert "tested on other images, so not compared" in Page(tmp_path / "two.html").text
+
+
+def test_page_names_other_views_and_takes_those_that_are_asked_for(
+    tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
+) -> None:
+    run, other, page = tmp_path / "run", tmp_path / "other", tmp_path / "page.html"
+    for place, views in ((run, "report"), (other, "center")):
+        shutil.copytree(tiny_run, place)
+        evaluate(place, digit_images, split="val", views=views)
+    assert command("scores", "calibrate", other).code == 0
+    shutil.copy(other / "calibration.json", run)
+    answer = command("report", run, other, "--out", page, "--split", "val", "--no-check")
+    assert answer.out.startswith(f"wrote {page}: ")
+    text = Page(page).text
+    assert "Some have other views than the first" in text
+    assert "the temperatures it keeps are for other views (center-32)" in text
+    answer = command("report", run, other, "--out", page, "--split", "val", "--no-check", "--views", "center-32")
+    assert answer.out.startswith(f"replaced {page}: ")
+    text = Page(page).text
+    assert "Some have other views than the first" not in text
+    assert "both right on the same" in text
+    assert "at the kept temperature" in text
+
+
+def test_page_replaces_no_other_file(tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    evaluate(tmp_path / "run", digit_images)
+    (tmp_path / "index.html").write_text("<!doctype html><title>mine</title>")
+    with pytest.raises(RunError, match=r"index\.html: this is there already, and no page of fewsight report"):
+        write_report([tmp_path / "run"], tmp_path / "index.html")
+    assert "mine" in (tmp_path / "index.html").read_text()
+
+
+def test_images_that_are_others_now_are_not_shown(tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(digit_images, data)
+    shutil.copytree(tiny_run, run)
+    evaluate(run, data)
+    write_report([run], tmp_path / "page.html", data=data)
+    assert Page(tmp_path / "page.html").addresses
+    for file in data.glob("test/*/*.png"):
+        shutil.copy(next(data.glob("train/one/*.png")), file)
+    write_report([run], tmp_path / "page.html", data=data)
+    assert Page(tmp_path / "page.html").addresses == []
+    assert "or are others now" in Page(tmp_path / "page.html").text
+
+
+def test_page_says_where_images_are_missing_and_how_to_repeat_the_run(
+    tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
+) -> None:
+    data, run, page = tmp_path / "new photos", tmp_path / "a run", tmp_path / "page.html"
+    shutil.copytree(digit_images, data)
+    shutil.copytree(tiny_run, run)
+    evaluate(run, data)
+    answer = command("report", run, "--out", page, "--data", data)
+    assert re.fullmatch(rf"wrote {re.escape(str(page))}: [1-9]\d+ KiB\n", answer.out), answer
+    again = ["fewsight", "train", str(data), "--out", "AGAIN", "--recipe", str(run / "recipe.toml")]
+    assert shlex.join(again) in Page(page).text
+    shutil.rmtree(data / "test")
+    answer = command("report", run, "--out", page, "--data", data, "--no-check")
+    assert re.search(
+        rf"pictures: none of the \d+ images to show were found in {data}: the others are not there", answer.out
+    )
+    assert f"were found in {data}" in Page(page).text
+    lost = command("report", run, "--out", page, "--data", tmp_path / "nowhere")
+    assert (lost.code, "is not there; give the folder" in lost.err) == (2, True)
+    facts = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps(facts | {"source": str(tmp_path / "gone")}))
+    assert command("report", run, "--out", page).code == 0
+    assert f"It could not look at the data: it lay in {tmp_path / 'gone'}" in Page(page).text
+
+
+@pytest.mark.parametrize("name", ["page.txt", "page"])
+def test_page_under_another_name_is_refused(name: str, refused: Callable[..., str]) -> None:
+    assert f"--out {name}: the page is an HTML file; call it page.html" in refused("report", "run", "--out", name)
+
+
+def test_many_classes_make_a_small_page(tmp_path: Path) -> None:
+    classes = tuple(f"<b>{number}" for number in range(200))
+    labels = np.random.default_rng(0).integers(0, 200, 2000)
+    logits = np.random.default_rng(1).normal(size=(2000, 200))
+    logits[np.arange(2000), labels] += 3
+    write_run(tmp_path / "run", {"center-8": log_softmax(logits)}, labels, classes=classes)
+    write_report([tmp_path / "run"], tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_size < 2**20
+    assert "b" not in page.tags, "a class's name is text"
+    assert "<b>199" in page.text
+    assert [address[:15] for address in page.addresses] == ["data:image/png;"]
+
+
+def test_classes_that_are_taken_for_each_other_stand_beside_each_other(tmp_path: Path) -> None:
+    classes = tuple(f"c{number:02d}" for number in range(40))
+    labels = np.repeat(np.arange(40), 10)
+    taken = labels.copy()
+    taken[::3] = (labels[::3] + 20) % 40  # c00 and c20, c01 and c21, ...
+    logits = np.zeros((400, 40))
+    logits[np.arange(400), taken] = 9
+    write_run(tmp_path / "run", {"center-8": log_softmax(logits)}, labels, classes=classes)
+    write_report([tmp_path / "run"], tmp_path / "page.html")
+    found = re.search(r'id="matrix-data">(.*?)</script>', (tmp_path / "page.html").read_text())
+    assert found is not None
+    matrix = json.loads(found[1])
+    place = {name: number for number, name in enumerate(matrix["names"])}
+    assert sorted(place) == list(classes)
+    for number in range(20):
+        assert abs(place[f"c{number:02d}"] - place[f"c{number + 20:02d}"]) == 1
+    own = {name: matrix["cells"][f"{at},{at}"] for name, at in place.items()}
+    assert own == {name: int((taken[labels == number] == number).sum()) for number, name in enumerate(classes)}
+    assert sum(matrix["cells"].values()) == 400
+
+
+def test_run_without_scores_says_how_to_make_them(tiny_run: Path, tmp_path: Path, command: Command) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    answer = command("report", tmp_path / "run", "--out", tmp_path / "page.html")
+    assert answer.code == 2
+    assert f"fewsight evaluate {tmp_path / 'run'}" in answer.err
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_page_says_that_images_were_trained_on(tmp_path: Path) -> None:
+    labels = random_labels(0, 20)
+    write_run(tmp_path / "run", {"center-8": random_scores(1, labels)}, labels, trained_on=range(7))
+    write_report([tmp_path / "run"], tmp_path / "page.html")
+    assert "7 of these are images it was trained on" in " ".join(Page(tmp_path / "page.html").text.split())
+
+
+def test_runs_are_listed_with_their_seeds(tiny_run: Path, tmp_path: Path, command: Command) -> None:
+    for name in ("alone", "many/seed0", "many/seed1", "deep/er/run"):
+        shutil.copytree(tiny_run, tmp_path / "runs" / name)
+    metrics = tmp_path / "runs/many/seed1/metrics.json"
+    metrics.write_text(re.sub(r'"value": [\d.]+', '"value": 0.25', metrics.read_text(), count=1))
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "run.json").write_text("{")
+    found = list_runs(tmp_path / "runs")
+    assert [str(one.path.relative_to(tmp_path / "runs")) for one in found] == [
+        "alone", "broken", "deep/er/run", "many/seed0", "many/seed1",
+    ]  # fmt: skip
+    assert found[1].status == "cannot be read"
+    ((path, (mean, spread, count)),) = seed_groups(found).items()
+    own = found[0].val
+    assert own is not None
+    assert (path, count) == (tmp_path / "runs" / "many", 2)
+    assert mean == pytest.approx((own.value + 0.25) / 2)
+    assert spread == pytest.approx(abs(own.value - 0.25) / 2**0.5)
+    answer = command("runs", tmp_path / "runs", "--json", tmp_path / "runs.json")
+    assert answer.code == 0, answer
+    assert "many/seed1" in answer.out
+    assert "top-1 on val, centre view" in answer.out
+    assert "over 2 seeds (mean ± standard deviation)" in answer.out
+    assert len(json.loads((tmp_path / "runs.json").read_text())) == 5
+
+
+def test_training_that_no_process_is_at_is_listed_as_interrupted(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    info, log = tmp_path / "run" / "run.json", tmp_path / "run" / "log.jsonl"
+    info.write_text(info.read_text().replace('"finished"', '"training"', 1))
+    assert list_runs(tmp_path)[0].status == "interrupted at epoch 2 of 2"
+    log.write_text('{"kind": "step", "epoch": 1, "step": 1}\n{"kind": "ep')
+    assert list_runs(tmp_path)[0].status == "interrupted at epoch 1 of 2"
+    for locked in (True, None):
+        monkeypatch.setattr(files, "is_locked", lambda folder, held=locked: held)
+        assert list_runs(tmp_path)[0].status == "training, epoch 1 of 2"
+    monkeypatch.undo()
+    log.unlink()
+    assert list_runs(tmp_path)[0].status == "interrupted before its first step"
+
+
+def test_folder_without_runs_is_refused(tmp_path: Path, digit_images: Path) -> None:
+    with pytest.raises(RunError, match="holds no run"):
+        list_runs(digit_images)
+    with pytest.raises(RunError, match="is not a folder"):
+        list_runs(tmp_path / "nowhere")

@@ -1,0 +1,333 @@
+"""The plan of a reproduction: the report's recipes, or their small members, fitted to the time. No clock is asked."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fewsight.apps.reproduce import plan
+from fewsight.apps.reproduce.plan import Job, job_name, makespan, plan_full, plan_small, recipes_for, row_px, small_px
+from fewsight.apps.reproduce.published import TRAININGS, Training
+from fewsight.data.prepare import Prepared, prepare
+from fewsight.errors import RecipeError
+from fewsight.recipes import Data, Recipe, load_recipe, recipe_differences
+from fewsight.training.planner import Pace
+
+BY_RECIPE = {training.recipe: training for training in TRAININGS}
+RECIPE_NAMES = list(BY_RECIPE)
+RESOLVED = {  # what depends on the data and the machine
+    "data.mean", "data.std", "run.device", "run.precision", "run.threads", "run.workers",
+    *(f"stages.{number}.{name}" for number in (0, 1) for name in ("batches", "cutmix_prob")),
+}  # fmt: skip
+EPOCHS = 50  # of the small recipes' first stage
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
+    """Train + val of two classes, 24 images of 64 px."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in ("ash", "oak"):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(6):
+                pixels = rng.integers(0, 255, (70, 64, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield prepare(folder, Data(merge_val=True))
+
+
+@pytest.fixture(scope="module")
+def small(prepared: Prepared) -> dict[str, Recipe]:
+    return recipes_for("small", prepared, merge_val=True, epochs=EPOCHS, threads=1, device="cpu")
+
+
+def of_size(prepared: Prepared, *shorter: int) -> Prepared:
+    """As if the images were of these sizes."""
+    return replace(prepared, sizes=tuple((px + 10, px) for px in shorter))
+
+
+def changed(before: Recipe, after: Recipe) -> dict[str, tuple[str, str]]:
+    """Key -> values before and after, as text."""
+    told = dict(one.split(": ", 1) for one in recipe_differences(before, after))
+    return {key: tuple(values.split(" -> ")) for key, values in told.items()}  # type: ignore[misc]
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("name", RECIPE_NAMES)
+def test_small_recipe_changes_only_what_it_says(name: str, small: dict[str, Recipe]) -> None:
+    """Augmentation, losses, stages, rates, the order of batches and how a run is chosen stay the report's."""
+    training, shipped = BY_RECIPE[name], load_recipe(name)
+    found = changed(shipped, small[name])
+    expected = {
+        "model.backbone": {"ResNeSt": "resnest14", "TResNet": "tresnet_s", "SE-ResNeXt": "seresnext26d"}[
+            training.family
+        ],
+        "model.width": "0.5",
+        "augment.train_px": "64" if training.large else "32",
+        **({"model.stem": "medium"} if training.family == "TResNet" else {}),
+        "eval.test_px": "[64]" if training.large else "[32, 48, 56, 64]",
+    }
+    for number in range(len(shipped.stages)):
+        expected |= {
+            f"stages.{number}.epochs": str(EPOCHS if number == 0 else EPOCHS * 200 // 250),
+            f"stages.{number}.batch_size": "48",
+            f"stages.{number}.optim.weight_decay": "0.0005",
+            f"stages.{number}.optim.warmup_epochs": "3.0",
+            f"stages.{number}.losses.triplet.normalise": "True",
+            f"stages.{number}.losses.weights.arcface": "0.1",
+        }
+    assert {key: after for key, (_, after) in found.items() if key not in RESOLVED} == expected
+
+
+@pytest.mark.parametrize("name", RECIPE_NAMES)
+def test_small_recipe_keeps_the_reports_augmentation_losses_and_stages(name: str, small: dict[str, Recipe]) -> None:
+    recipe, shipped = small[name], load_recipe(name)
+    assert recipe.augment == shipped.augment.model_copy(update={"train_px": recipe.augment.train_px})
+    assert (recipe.augment.policy, recipe.augment.crop_area, recipe.augment.cutmix_alpha) == (
+        "autoaugment", (0.08, 1.0), 1.0)  # fmt: skip
+    assert [stage.loss for stage in recipe.stages] == [stage.loss for stage in shipped.stages]
+    for stage, theirs in zip(recipe.stages, shipped.stages, strict=True):
+        assert (stage.optim.base_lr, stage.optim.momentum, stage.lr_scale) == (0.1, 0.9, 1.0)
+        assert stage.losses.smoothing == 0.1
+        assert stage.losses.triplet.margin == theirs.losses.triplet.margin
+        assert (stage.losses.arcface, stage.images_per_class) == (theirs.losses.arcface, theirs.images_per_class)
+        assert stage.batches == ("pk" if stage.loss == "ce+triplet" else "shuffled")
+    assert recipe.run.select == "last"
+
+
+def test_short_plans_warm_up_for_a_tenth_and_train_each_stage_at_least_once(prepared: Prepared) -> None:
+    recipes = recipes_for("small", prepared, merge_val=True, epochs=1, threads=1, device="cpu")
+    for recipe in recipes.values():
+        assert [stage.epochs for stage in recipe.stages] == [1] * len(recipe.stages)
+        assert {stage.optim.warmup_epochs for stage in recipe.stages} == {0.1}
+    longer = recipes_for("small", prepared, merge_val=True, epochs=12, threads=1, device="cpu")
+    assert [stage.epochs for stage in longer["resnest101_ce_triplet"].stages] == [12, 10]
+
+
+@pytest.mark.parametrize("scale", ["small", "full"])
+def test_val_is_merged_unless_it_is_tested(scale: str, prepared: Prepared) -> None:
+    for merge_val in (True, False):
+        recipes = recipes_for(scale, prepared, merge_val=merge_val, epochs=EPOCHS, threads=1, device="cpu")
+        assert {recipe.data.merge_val for recipe in recipes.values()} == {merge_val}
+
+
+@pytest.mark.parametrize(
+    ("native", "train_px", "test_px", "stems"),
+    [
+        (64, 32, [32, 48, 56, 64], ("large", "medium")),
+        (32, 16, [16, 24, 28, 32], ("medium", "small")),
+        (8, 16, [16, 24, 28, 32], ("medium", "small")),  # no smaller than this: the last stage must see something
+        (50, 24, [24, 32, 40, 48], ("large", "medium")),
+        (500, 64, [64, 96, 112, 128], ("large", "medium")),  # no larger: it is to run on 2 cores
+    ],
+)
+def test_small_sizes_are_half_the_images_with_the_reports_ratios(
+    native: int, train_px: int, test_px: list[int], stems: tuple[str, str], prepared: Prepared
+) -> None:
+    sized = of_size(prepared, native - 2, native, native + 40)
+    assert small_px(sized) == train_px
+    recipes = recipes_for("small", sized, merge_val=True, epochs=EPOCHS, threads=1, device="cpu")
+    for name, recipe in recipes.items():
+        large = BY_RECIPE[name].large
+        assert recipe.augment.train_px == (2 * train_px if large else train_px)
+        assert recipe.eval.test_px == ([2 * train_px] if large else test_px)
+        assert recipe.model.stem == stems[BY_RECIPE[name].family == "TResNet"]
+
+
+@pytest.mark.parametrize("name", RECIPE_NAMES)
+def test_full_recipe_is_the_shipped_one_but_for_resolved_values(name: str, prepared: Prepared) -> None:
+    recipes = recipes_for("full", prepared, merge_val=True, epochs=None, threads=1, device="cpu")
+    assert list(recipes) == RECIPE_NAMES
+    assert changed(load_recipe(name), recipes[name]).keys() <= RESOLVED
+    assert recipes[name].data.mean == pytest.approx(prepared.facts.mean)
+    assert (recipes[name].run.device, recipes[name].run.threads) == ("cpu", 1)
+    assert [stage.cutmix_prob for stage in recipes[name].stages] == [0.5] * len(recipes[name].stages)
+
+
+def test_device_that_is_not_there_is_refused(prepared: Prepared) -> None:
+    with pytest.raises(RecipeError, match="'cuda:77' is not there"):
+        recipes_for("full", prepared, merge_val=True, epochs=None, threads=1, device="cuda:77")
+
+
+# Names and rows
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name"),
+    [
+        ("resnest101_ce", "resnest14_ce"),
+        ("tresnet_xl_ce", "tresnet_s_ce"),
+        ("seresnext101_ce", "seresnext26d_ce"),
+        ("resnest101_ce_448", "resnest14_ce_2x"),
+        ("resnest101_ce_triplet", "resnest14_ce_triplet"),
+        ("resnest101_ce_arcface", "resnest14_ce_arcface"),
+        ("tresnet_xl_ce_triplet", "tresnet_s_ce_triplet"),
+        ("seresnext101_ce_arcface", "seresnext26d_ce_arcface"),
+    ],
+)
+def test_job_is_named_by_its_member(recipe: str, name: str) -> None:
+    assert job_name(BY_RECIPE[recipe], "small") == name
+    assert job_name(BY_RECIPE[recipe], "full") == recipe
+
+
+def test_rows_have_the_size_at_their_place(small: dict[str, Recipe]) -> None:
+    for name, recipe in small.items():
+        sizes = [64] * 4 if BY_RECIPE[name].large else [32, 48, 56, 64]
+        assert [row_px(recipe, place) for place in range(4)] == sizes
+    assert row_px(load_recipe("resnest101_ce_448"), 3) == 448
+    assert [row_px(load_recipe("resnest101_ce"), place) for place in range(4)] == [224, 320, 380, 448]
+
+
+# How long it takes
+
+
+def job(name: str, seconds: float, start: str | None = None) -> Job:
+    return Job(Training(name, "", ""), name, start, load_recipe("digits"), seconds, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "alone", "two"),
+    [
+        ([], 0, 0),
+        ([job("a", 3), job("b", 2), job("c", 2)], 7, 4),  # c follows b
+        ([job("a", 4), job("b", 1), job("c", 2, "a"), job("d", 3, "b")], 10, 6),  # d follows b, c follows a
+        ([job("a", 4), job("b", 1, "a")], 5, 5),  # nothing to do beside a
+        ([job("a", 1), job("b", 5), job("c", 2, "a"), job("d", 2, "a")], 10, 5),  # all beside b
+        ([job("a", 2), job("b", 2, "a"), job("c", 2, "b"), job("d", 1)], 7, 6),  # a chain is as long as it is
+    ],
+)
+def test_makespan_by_hand(jobs: Sequence[Job], alone: float, two: float) -> None:
+    assert makespan(jobs, 1) == alone
+    assert makespan(jobs, 2) == two
+    assert makespan(jobs, 9) <= two
+
+
+def ended_tick_by_tick(jobs: Sequence[Job], at_once: int) -> int:
+    """When all are done if each begins, in their order, as soon as what it starts from is done and a place is free."""
+    now, waiting = 0, list(jobs)
+    ends: dict[str, int] = {}
+    while waiting or max(ends.values(), default=0) > now:
+        for one in list(waiting):
+            running = sum(end > now for end in ends.values())
+            ready = one.start is None or ends.get(one.start, now + 1) <= now
+            if ready and running < at_once:
+                ends[one.name] = now + int(one.seconds)
+                waiting.remove(one)
+        now += 1
+    return now
+
+
+@st.composite
+def some_jobs(draw: st.DrawFn) -> list[Job]:
+    found: list[Job] = []
+    for number in range(draw(st.integers(0, 8))):
+        start = draw(st.sampled_from([None, *(one.name for one in found)]))
+        found.append(job(str(number), draw(st.integers(1, 9)), start))
+    return found
+
+
+@settings(max_examples=50)
+@given(some_jobs(), st.integers(1, 4))
+def test_makespan_is_when_the_last_task_ends(jobs: list[Job], at_once: int) -> None:
+    assert makespan(jobs, at_once) == ended_tick_by_tick(jobs, at_once)
+
+
+# Fitted to the time
+
+TEN_SECONDS = Pace(step_seconds=10.0, load_seconds=0.0, score_seconds=0.0, image_bytes=1000)
+
+
+@pytest.fixture
+def made_up_machine(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
+    """Every step takes 10 s, and 12 epochs are the most; returns the recipes that were timed, as they come."""
+    timed: list[Recipe] = []
+
+    def probe(recipe: Recipe, prepared: Prepared) -> Pace:
+        timed.append(recipe)
+        return TEN_SECONDS
+
+    monkeypatch.setattr(plan, "probe", probe)
+    monkeypatch.setattr(plan, "MOST_EPOCHS", 12)
+    return timed
+
+
+def small_plan(prepared: Prepared, seconds: float, at_once: int = 1, num_test: int = 0) -> list[Job]:
+    """A plan for a time of which `seconds` may be filled."""
+    hours = seconds / plan.SHARE_OF_TIME / 3600
+    return plan_small(prepared, hours, at_once, num_test, merge_val=True, threads=1, device="cpu")
+
+
+@pytest.mark.usefixtures("made_up_machine")
+@pytest.mark.parametrize(
+    ("seconds", "at_once", "epochs"),
+    [  # e epochs are e steps of 10 s, then 0.8 e, rounded, for the second stage; each job starts for 15 s
+        (1001, 1, 12),  # 4 x (120 + 15) + 4 x (100 + 15) = 1000
+        (999, 1, 11),  # 4 x (110 + 15) + 4 x (90 + 15) = 920
+        (500, 1, 5),  # 4 x (50 + 15) + 4 x (40 + 15) = 480; with 6: 4 x (60 + 15) + 4 x (50 + 15) = 560
+        (201, 1, 1),  # 8 x (10 + 15) = 200
+        (501, 2, 12),  # half of the first
+        (499, 2, 11),
+    ],
+)
+def test_epochs_shrink_to_the_time(seconds: float, at_once: int, epochs: int, prepared: Prepared) -> None:
+    jobs = small_plan(prepared, seconds, at_once)
+    assert {one.recipe.stages[0].epochs for one in jobs} == {epochs}
+    assert {one.recipe.stages[-1].epochs for one in jobs if one.start} == {max(1, round(0.8 * epochs))}
+    assert makespan(jobs, at_once) <= seconds
+
+
+@pytest.mark.usefixtures("made_up_machine")
+@pytest.mark.parametrize("hours", [199 / plan.SHARE_OF_TIME / 3600, 0.0001, 0.0, -1.0, float("nan")])
+def test_too_little_time_is_refused(hours: float, prepared: Prepared) -> None:
+    with pytest.raises(RecipeError, match=r"--hours .* is not enough for one epoch of each of the eight trainings"):
+        plan_small(prepared, hours, 1, 0, merge_val=True, threads=1, device="cpu")
+
+
+@pytest.mark.usefixtures("made_up_machine")
+def test_jobs_come_in_their_order_of_dependence(prepared: Prepared) -> None:
+    jobs = small_plan(prepared, 2000)
+    assert [one.training for one in jobs] == list(TRAININGS)
+    before: list[str] = []
+    for one in jobs:
+        start = one.training.start
+        assert one.start == (None if start is None else job_name(BY_RECIPE[start], "small"))
+        assert one.start is None or one.start in before
+        before.append(one.name)
+
+
+def test_first_trainings_alone_are_timed(prepared: Prepared, made_up_machine: list[Recipe]) -> None:
+    """Whatever starts from another run has its model, size and batch."""
+    small_plan(prepared, 2000)
+    timed = [(recipe.model.backbone, recipe.augment.train_px, len(recipe.stages)) for recipe in made_up_machine]
+    assert timed == [("resnest14", 32, 1), ("tresnet_s", 32, 1), ("seresnext26d", 32, 1), ("resnest14", 64, 1)]
+
+
+@pytest.mark.usefixtures("made_up_machine")
+def test_testing_takes_time_and_disk(prepared: Prepared) -> None:
+    """Four sides of each of the sizes' areas, a third of a step's time each."""
+    without, tested = small_plan(prepared, 2000), small_plan(prepared, 9e9, num_test=480)
+    assert {one.recipe.stages[0].epochs for one in (*without, *tested)} == {12}
+    for before, after in zip(without, tested, strict=True):
+        large = before.training.large
+        area = 1 if large else (32**2 + 48**2 + 56**2 + 64**2) / 32**2
+        assert after.seconds - before.seconds == pytest.approx(480 * 4 * area * 10 / 48 / 3)
+        num_views = 4 if large else 16  # two crops with and without flips
+        assert after.disk_bytes - before.disk_bytes == 480 * num_views * 2 * 4
+        assert after.memory_bytes == before.memory_bytes > 0
+
+
+def test_full_plan_times_the_report_as_written(prepared: Prepared, made_up_machine: list[Recipe]) -> None:
+    jobs = plan_full(prepared, 0, merge_val=True, threads=1, device="cpu")
+    assert [(one.name, one.start) for one in jobs] == [(one.recipe, one.start) for one in TRAININGS]
+    assert [recipe.stages[0].batch_size for recipe in made_up_machine] == [8] * 4, "a whole batch takes minutes here"
+    for one in jobs:  # 24 images: one step an epoch, in its batch the images of so many that were timed
+        stage = one.recipe.stages[-1]
+        assert one.seconds == pytest.approx(15 + stage.epochs * 10 * stage.batch_size / 8)

@@ -1,0 +1,711 @@
+"""The service: the answers of `predict`, whoever asks beside; every limit with its status; nobody from elsewhere."""
+
+import contextlib
+import csv
+import json
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+import fewsight
+from conftest import TINY, Command
+from fewsight.apps.serve.batching import GATHER_S, Batcher
+from fewsight.apps.serve.limits import Limits
+from fewsight.errors import RunError
+from fewsight.inference.ensemble import make_ensemble
+from fewsight.models import BACKBONES
+from fewsight.models.classifier import build_model
+from services import TOKEN, Running, picture, running, upload
+
+
+@pytest.fixture(scope="module")
+def served(tiny_run: Path) -> Iterator[Running]:
+    with running(tiny_run) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def both(tiny_run: Path, digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ensemble of two runs of unequal weights."""
+    place = tmp_path_factory.mktemp("both")
+    fewsight.train(digit_images, place / "o", recipe="digits", overrides=[*TINY, "run.seed=3", "eval.test_px=[16,24]"])
+    make_ensemble([str(tiny_run), str(place / "o")], place / "both", weights="1,3")
+    return place / "both"
+
+
+def predicted(command: Command, run: Path, target: Path, *arguments: object) -> list[dict[str, str]]:
+    command("predict", run, *arguments, "--out", target, "--top-k", 3)
+    with target.open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def assert_same(result: dict[str, Any], row: dict[str, str]) -> None:
+    """A result of the API and a row of `predict`."""
+    assert (result["label"] or "") == row["label"]
+    for number, one in enumerate(result["top"], start=1):
+        column = "" if number == 1 else str(number)
+        assert one["label"] == row[f"label{column}"]
+        assert one["prob"] == pytest.approx(float(row[f"prob{column}"]), abs=1e-5)
+    if result["none_of_these"] is not None:
+        assert str(result["none_of_these"]).lower() == row["none_of_these"]
+
+
+# The answers
+
+
+@pytest.mark.parametrize("views", [None, "report"])
+@pytest.mark.parametrize("name", ["run", "calibrated", "ensemble"])
+def test_answers_are_those_of_predict(
+    name: str, views: str | None, both: Path, tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
+) -> None:
+    run = both if name == "ensemble" else tiny_run
+    if name == "calibrated":
+        run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+        command("evaluate", run, digit_images, "--split", "val", "--views", "report")
+        assert command("scores", "calibrate", run, "--coverage", 0.6).code == 0
+    files = sorted(digit_images.glob("test/*/*.png"))
+    asked = ["--views", views] if views else []
+    rows = predicted(command, run, tmp_path / "rows.csv", *files, *asked)
+    with running(run, views=views) as one:
+        results = one.predict(upload(*files), top_k=3).json()["results"]
+        alone = one.predict(upload(files[3]), top_k=3).json()["results"]
+    assert [result["path"] for result in results] == [file.name for file in files]
+    for result, row in zip(results, rows, strict=True):
+        assert_same(result, row)
+        assert result["error"] is None
+        assert len(result["top"]) == 3
+    assert_same(alone[0], rows[3])
+    assert {type(result["none_of_these"]) for result in results} == {bool if name == "calibrated" else type(None)}
+
+
+def test_many_clients_get_their_own_answers(served: Running, digit_images: Path, command: Command, tmp_path: Path
+                                            ) -> None:  # fmt: skip
+    files = sorted(digit_images.glob("t*/*/*.png"))
+    rows = predicted(command, served.service.model.path, tmp_path / "rows.csv", *files)
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda file: served.predict(upload(file), top_k=3).json(), files * 4))
+    for answer, row in zip(answers, rows * 4, strict=True):
+        assert_same(answer["results"][0], row)
+    assert max(number for number, count in enumerate(served.service.counters.batches.counts) if count) > 0, "shared"
+
+
+def test_file_that_is_no_image_has_its_error_beside_the_others(served: Running, digit_images: Path) -> None:
+    good = upload(next(digit_images.glob("test/two/*.png")))
+    answer = served.predict([("files", ("no.png", b"no image")), *good, ("files", ("empty.png", b""))])
+    assert answer.status_code == 200
+    first, second, third = answer.json()["results"]
+    assert first | {"error": None} == {
+        "path": "no.png", "label": None, "prob": None, "top": [], "none_of_these": None, "error": None}  # fmt: skip
+    assert re.match("not an image of a kind that is read", first["error"])
+    assert third["error"] == "empty file (0 bytes)"
+    assert (second["error"], len(second["top"])) == (None, 3)
+    assert second == served.predict(good).json()["results"][0] | {"prob": second["prob"], "top": second["top"]}
+
+
+@pytest.mark.parametrize(
+    ("files", "status", "said"),
+    [
+        ([b"no image"], 415, "not an image of a kind that is read"),
+        ([b"no image", b"<svg/>"], 415, "none of the 2 files could be read; the first: not an image"),
+        ([b""], 422, "empty file"),
+        ([picture(64, 64)[:2000]], 422, "cannot be decoded"),
+        ([picture(3000, 400)], 413, "too large: 3000 x 400 is more than 1,000,000 pixels"),
+        ([picture(3000, 400, "JPEG")], 413, "too large: 3000 x 400 is more than 1,000,000 pixels"),
+        ([b"no image", picture(3000, 400)], 422, "none of the 2 files"),
+    ],
+)
+def test_status_says_why_no_file_could_be_read(files: list[bytes], status: int, said: str, tiny_run: Path) -> None:
+    with running(tiny_run, Limits(max_pixels=10**6)) as one:
+        answer = one.predict([("files", (f"{number}.png", data)) for number, data in enumerate(files)])
+    assert answer.status_code == status
+    assert said in answer.json()["error"]
+    assert len(answer.json()["results"]) == len(files)
+
+
+def test_details_say_what_views_and_members_say_and_where_they_looked(
+    both: Path, digit_images: Path, tmp_path: Path
+) -> None:
+    file = next(digit_images.glob("test/two/*.png"))
+    with running(both) as one:
+        (result,) = one.predict(upload(file), details=True).json()["results"]
+        assert "details" not in one.predict(upload(file)).json()["results"][0]
+        about = one.client.get("/api/model").json()
+    details = result["details"]
+    assert about["members"] == [member["member"] for member in details["members"]] == ["tiny", "o"]
+    alone = [fewsight.load(run).predict([file]) for run in sorted(both.glob("runs/*"))]
+    assert {view["view"] for view in details["views"]} == set(about["views"])
+    assert all(0 < view["prob"] <= 1 and view["label"] in about["classes"] for view in details["views"])
+    first = next(view for view in details["views"] if view["view"] == "center-16")
+    assert first["member"] == "o"
+    assert first["prob"] == pytest.approx(alone[0].top(1)[0][0][1], abs=1e-5)
+    tiny = next(member for member in details["members"] if member["member"] == "tiny")
+    whole = fewsight.load(both / "runs" / "tiny", "report").predict([file])
+    assert tiny["prob"] == pytest.approx(whole.top(1)[0][0][1], abs=1e-5)
+    for seen in details["activations"]:
+        assert seen["picture"].startswith("data:image/jpeg;base64,")
+        assert seen["view"].startswith("center-")
+        assert np.array(seen["map"]).ndim == 2
+    assert [seen["member"] for seen in details["activations"]] == ["tiny", "o"]
+
+
+@pytest.mark.parametrize("name", [*(name for name in BACKBONES if "101" not in name), "timm:resnet18"])
+def test_activation_map_is_all_that_the_logit_is_made_of(name: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(name, 5, **({} if ":" in name else {"stem": "small", "width": 0.125})).eval()
+    images, classes = torch.rand(2, 3, 32, 32), torch.tensor([3, 1])
+    with torch.inference_mode():
+        logits, _ = model(images)
+        maps = model.activation_maps(images, classes)
+    above = logits - model.head.bias
+    expected = above[torch.arange(2), classes] - above.mean(1)
+    assert maps.shape[0] == 2
+    torch.testing.assert_close(maps.mean((1, 2)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_model_without_such_a_map_has_none() -> None:
+    model = build_model("timm:mobilenetv3_small_050", 5).eval()
+    with torch.inference_mode(), pytest.raises(RunError, match="between its feature map and the head"):
+        model.activation_maps(torch.rand(1, 3, 32, 32), torch.tensor([3]))
+
+
+def test_library_takes_what_a_file_holds(tiny_run: Path, digit_images: Path) -> None:
+    file = next(digit_images.glob("test/two/*.png"))
+    found = fewsight.load(tiny_run, "report").predict([file, file.read_bytes(), b"nothing"])
+    assert np.array_equal(found.probs[0], found.probs[1]), "random crops too"
+    assert found.errors[2] is not None
+
+
+def test_model_says_what_it_is(served: Running) -> None:
+    about = served.client.get("/api/model").json()
+    assert about["classes"] == ["nought", "one", "two"]
+    assert (about["name"], about["views"], about["members"]) == ("tiny", ["center-32"], [])
+    assert about["temperature"] is about["threshold"] is about["coverage"] is None
+
+
+def test_file_names_come_back_as_they_were_sent(served: Running, digit_images: Path) -> None:
+    data = next(digit_images.glob("test/two/*.png")).read_bytes()
+    names = ["=cmd().png", "<img src=x>.png", "مثال ‮gnp.png", "a" * 300, "../../etc/passwd", "two words;.png"]
+    results = served.predict([("files", (name, data)) for name in names]).json()["results"]
+    assert [result["path"] for result in results] == names
+
+
+# The limits
+
+
+def test_request_with_too_many_bytes_is_refused(tiny_run: Path) -> None:
+    data = picture(200, 200)
+    with running(tiny_run, Limits(max_bytes=100_000)) as one:
+        answer = one.predict([("files", ("a.png", data))])
+        assert (answer.status_code, answer.json()["error"]) == (
+            413, "the body is larger than 100,000 bytes, the limit of a request")  # fmt: skip
+        sent = 0
+
+        def endless() -> Iterator[bytes]:
+            nonlocal sent
+            yield b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
+            for _ in range(10_000):
+                sent += 10_000
+                yield b"x" * 10_000
+
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        answer = one.client.post("/api/predict", content=endless(), headers=headers)
+        assert answer.status_code == 413
+        assert one.predict([("files", ("a.png", picture()))]).status_code == 200, "it goes on"
+
+
+def test_claimed_length_is_refused_before_the_body_comes(tiny_run: Path) -> None:
+    with running(tiny_run, Limits(max_bytes=100_000)) as one, connected(one) as sock:
+        head = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 99999999999\r\nExpect: 100-continue"
+        sock.sendall(f"POST /api/predict HTTP/1.1\r\nHost: localhost\r\n{head}\r\n\r\n".encode())
+        assert b"HTTP/1.1 413" in sock.recv(1000)
+
+
+def connected(one: Running) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(one.address.rpartition(":")[2])), timeout=20)
+
+
+def test_too_many_files_are_refused(tiny_run: Path) -> None:
+    with running(tiny_run, Limits(max_files=3)) as one:
+        files = [("files", (f"{number}.png", picture())) for number in range(4)]
+        assert one.predict(files[:3]).status_code == 200
+        answer = one.predict(files)
+    assert answer.status_code == 422
+    assert answer.json()["error"] == "more than 3 files, the limit of a request; send several requests"
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "said"),
+    [
+        ({"content": b"{}", "headers": {"Content-Type": "application/json"}}, 415, "got 'application/json'"),
+        ({}, 415, "expected multipart/form-data with the images in the field 'files', got ''"),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 422, "Missing boundary"),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=y"}}, 422, "Invalid multipart"),
+        ({"files": {"other": ("a.png", b"x")}}, 422, "no file in the field 'files'"),
+        ({"data": {"files": "text"}, "files": {"other": ("a.png", b"x")}}, 422, "'files' has to hold files, each with"),
+        ({"files": {"files": ("a.png", b"x")}, "headers": {"Content-Encoding": "gzip"}}, 415, "without Content-Encod"),
+        ({"files": {"files": ("a.png", b"x")}, "params": {"top_k": "0"}}, 422, "top_k: Input should be greater"),
+        ({"files": {"files": ("a.png", b"x")}, "params": {"details": "perhaps"}}, 422, "details: Input should be a"),
+    ],
+)
+def test_request_of_another_kind_is_refused(asked: dict[str, Any], status: int, said: str, served: Running) -> None:
+    answer = served.client.post("/api/predict", **asked)
+    assert answer.status_code == status
+    assert said in answer.json()["error"]
+
+
+class Slow:
+    """Holds the model until it is let go."""
+
+    def __init__(self, one: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go, self.begun, look = threading.Event(), threading.Event(), one.service.model.look
+
+        def held(images: Any) -> Any:
+            self.begun.set()
+            assert self.go.wait(30)
+            return look(images)
+
+        monkeypatch.setattr(one.service.model, "look", held)
+
+
+def test_full_queue_is_refused_and_recovers(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_file = [("files", ("a.png", picture()))]
+    with running(tiny_run, Limits(max_queue=3)) as one, ThreadPoolExecutor(4) as pool:
+        slow = Slow(one, monkeypatch)
+        waiting = [pool.submit(one.predict, one_file) for _ in range(3)]
+        wait_until(lambda: one.service.waiting == 3)
+        answer = one.predict(one_file)
+        assert answer.status_code == 429
+        assert answer.json()["error"].startswith("3 images are waiting already; try again in")
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert "fewsight_waiting_images 3\n" in one.client.get("/metrics").text
+        assert one.client.get("/healthz").json() == {"status": "ok"}, "others are answered"
+        slow.go.set()
+        assert [one.result().status_code for one in waiting] == [200] * 3
+        assert one.predict(one_file).status_code == 200
+        assert one.predict(one_file * 4).status_code == 429, "more than the queue ever takes"
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_queue_that_would_take_too_long_is_refused(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(tiny_run, Limits(timeout_s=5)) as one, ThreadPoolExecutor(1) as pool:
+        slow = Slow(one, monkeypatch)
+        waiting = pool.submit(one.predict, [("files", ("a.png", picture()))])
+        wait_until(lambda: one.service.waiting == 1)
+        one.service.batcher.seconds_an_image = 4.0
+        answer = one.predict([("files", ("a.png", picture()))])
+        assert (answer.status_code, answer.headers["Retry-After"]) == (429, "4")
+        slow.go.set()
+        assert waiting.result().status_code == 200
+
+
+def test_answer_that_does_not_come_in_time_is_given_up(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [("files", ("a.png", picture()))]
+    with running(tiny_run, Limits(timeout_s=0.4)) as one:
+        slow = Slow(one, monkeypatch)
+        answers = [one.predict(files) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [503, 503]
+        assert answers[0].json()["error"] == "no answer within 0.4 s; send fewer images, or try again later"
+        assert "Retry-After" in answers[0].headers
+        slow.go.set()
+        wait_until(lambda: one.predict(files).status_code == 200)
+
+
+def test_images_of_a_client_that_left_are_passed_over(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(tiny_run) as one:
+        slow, look, seen = Slow(one, monkeypatch), one.service.model.look, list[int]()
+        monkeypatch.setattr(one.service.model, "look", lambda images: seen.append(len(images)) or look(images))
+        body = (b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + picture()
+                + b"\r\n--x--\r\n")  # fmt: skip
+        head = f"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(body)}"
+        ask = f"POST /api/predict HTTP/1.1\r\nHost: localhost\r\n{head}\r\n\r\n".encode() + body
+        socks = [connected(one) for _ in range(3)]
+        for number, sock in enumerate(socks, start=1):
+            sock.sendall(ask)
+            wait_until(lambda number=number: one.service.waiting == number)
+            assert slow.begun.wait(20)
+        for sock in socks:
+            sock.close()
+        wait_until(lambda: one.service.waiting == 0)
+        slow.go.set()
+        assert one.predict([("files", ("a.png", picture()))]).status_code == 200
+    assert sum(seen) == 2, "the one that the model had, and the last"
+
+
+def test_upload_that_stops_is_given_up(tiny_run: Path) -> None:
+    with running(tiny_run, Limits(timeout_s=0.5)) as one, connected(one) as sock:
+        head = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000"
+        sock.sendall(f"POST /api/predict HTTP/1.1\r\nHost: localhost\r\n{head}\r\n\r\n--x\r\n".encode())
+        answer = b""
+        while more := sock.recv(1000):
+            answer += more
+        assert b"408 Request Timeout" in answer
+        assert b"the upload did not end within 0.5 s" in answer
+
+
+def test_connection_that_asks_nothing_is_closed(tiny_run: Path) -> None:
+    with running(tiny_run, Limits(timeout_s=0.5)) as one, connected(one) as silent, connected(one) as slow:
+        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: local")
+        for sock in (silent, slow):
+            with pytest.raises((ConnectionResetError, AssertionError)):
+                assert sock.recv(100)
+        with connected(one) as again:
+            again.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = b""
+            while b'{"status":"ok"}' not in answer:
+                answer += again.recv(2000)
+            again.sendall(b"GET /healthz HTTP/1.1\r\n")
+            with pytest.raises((ConnectionResetError, AssertionError)):
+                assert again.recv(100)
+
+
+def test_too_many_connections_are_refused(tiny_run: Path) -> None:
+    with running(tiny_run, Limits(max_connections=3)) as one:
+        socks = [connected(one) for _ in range(3)]
+        with connected(one) as more:
+            answer = more.recv(1000)
+            assert answer.startswith(b"HTTP/1.1 503")
+            assert json.loads(answer.partition(b"\r\n\r\n")[2]) == {"error": "too many connections; try again soon"}
+        for sock in socks:
+            sock.close()
+        wait_until(lambda: one.client.get("/healthz").status_code == 200)
+
+
+def test_uploads_beyond_the_room_are_refused(tiny_run: Path) -> None:
+    with running(tiny_run, Limits(max_body_bytes=1500)) as one, connected(one) as sock:
+        head = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000"
+        sock.sendall(f"POST /api/predict HTTP/1.1\r\nHost: localhost\r\n{head}\r\n\r\n--x\r\n".encode())
+        wait_until(lambda: one.service.room.taken == 1000)
+        answer = one.predict([("files", ("a.png", b"x" * 600))])
+        assert (answer.status_code, answer.json()["error"]) == (429, "too many uploads at once; try again soon")
+        sock.close()
+        wait_until(lambda: one.service.room.taken == 0)
+        assert one.predict([("files", ("a.png", picture()))]).status_code == 200
+
+
+def test_request_with_many_slow_images_holds_up_no_other(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(tiny_run) as one, ThreadPoolExecutor(1) as pool:
+        cut, go, begun = one.service._cut, threading.Event(), threading.Event()
+
+        def slow(upload: Any) -> Any:
+            if upload.name == "slow":
+                begun.set()
+                assert go.wait(20)
+            return cut(upload)
+
+        monkeypatch.setattr(one.service, "_cut", slow)
+        many = pool.submit(httpx.post, f"{one.address}/api/predict", files=[("files", ("slow", picture()))] * 12,
+                           timeout=60, trust_env=False)  # fmt: skip
+        assert begun.wait(20)
+        for _ in range(3):
+            assert one.predict([("files", ("quick", picture()))]).status_code == 200
+        go.set()
+        assert [result["error"] for result in many.result().json()["results"]] == [None] * 12
+
+
+def test_failing_model_fails_its_request_alone(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A batch that fails is scored image by image."""
+    with running(tiny_run) as one, ThreadPoolExecutor(4) as pool:
+        look = one.service.model.look
+        bad = one.service.model.cut(picture(9, 9), "bad", max_pixels=1000)["tiny"][0]
+
+        def failing(images: Any) -> Any:
+            if any(np.array_equal(image["tiny"][0], bad) for image in images):
+                raise RuntimeError("out of memory")
+            return look(images)
+
+        monkeypatch.setattr(one.service.model, "look", failing)
+        sizes = [8, 9, 8, 10, 9, 8]
+        answers = list(pool.map(lambda size: one.predict([("files", ("a.png", picture(size, size)))]), sizes))
+        assert [answer.status_code for answer in answers] == [500 if size == 9 else 200 for size in sizes]
+        assert answers[1].json() == {"error": "the service failed on this request; its log says why"}
+        assert "out of memory" in caplog.text
+        assert "Content-Security-Policy" in answers[1].headers
+        assert one.client.get("/healthz").status_code == 200
+
+
+def test_batch_is_what_waits(tiny_run: Path) -> None:
+    """One image at once, then as many as waited, at most the size of a batch; what is given up is not scored."""
+    model, seen = fewsight.load(tiny_run), list[int]()
+    model.load()
+    image, go, begun = model.cut(picture(), "a", max_pixels=1000), threading.Event(), threading.Event()
+    look = model.look
+
+    def held(images: Any) -> Any:
+        begun.set()
+        assert go.wait(20)
+        return look(images)
+
+    model.look = held  # type: ignore[method-assign]
+    batcher = Batcher(model, 4, lambda: 0, time.monotonic, seen.append)
+    futures = [batcher.submit(image, explain=False)]
+    assert begun.wait(20)
+    futures += [batcher.submit(image, explain=False) for _ in range(7)]
+    assert futures[3].cancel()
+    go.set()
+    batcher.close()
+    assert seen == [1, 3, 3]
+    assert all(future.result().looked.predictions.errors[future.result().row] is None
+               for future in futures if not future.cancelled())  # fmt: skip
+    with pytest.raises(RuntimeError, match="stopping"):
+        batcher.submit(image, explain=False)
+
+
+def test_batch_waits_a_moment_for_what_is_on_its_way(tiny_run: Path) -> None:
+    model, seen, coming = fewsight.load(tiny_run), list[int](), [3]
+    model.load()
+    image = model.cut(picture(), "a", max_pixels=1000)
+    batcher = Batcher(model, 4, lambda: coming[0], time.monotonic, seen.append)
+    futures = [batcher.submit(image, explain=False)]
+    time.sleep(GATHER_S / 10)
+    futures += [batcher.submit(image, explain=False) for _ in range(2)]
+    for future in futures:
+        future.result(20)
+    coming[0] = 2  # one that does not come holds nobody up for long
+    began = time.monotonic()
+    batcher.submit(image, explain=False).result(20)
+    assert time.monotonic() - began < 5
+    batcher.close()
+    assert seen == [3, 1]
+
+
+# Who may ask
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:8000"}, 200),
+        ({"Host": "[::1]:8000"}, 200),
+        ({"Host": "evil.example"}, 403),
+        ({"Host": "localhost.evil.example"}, 403),
+        ({"Host": "127.0.0.1.evil.example:8000"}, 403),
+        ({"Host": "evil.example@localhost:1", "Origin": "http://evil.example"}, 403),
+        ({"Host": "["}, 403),
+        ({"Host": "localhost:8000", "Origin": "http://localhost:8000"}, 200),
+        ({"Host": "localhost:8000", "Origin": "http://localhost:8001"}, 403),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
+    ],
+    ids=str,
+)
+def test_without_a_token_only_this_machines_own_may_ask(headers: dict[str, str], status: int, served: Running) -> None:
+    answer = served.client.get("/api/model", headers=headers)
+    assert answer.status_code == status
+    posted = served.client.post("/api/predict", headers=headers, files={"files": ("a.png", picture())})
+    assert posted.status_code == status
+    if status == 403:
+        assert "without a token" in posted.json()["error"]
+
+
+def test_token_is_asked_for_and_enough(tiny_run: Path) -> None:
+    with running(tiny_run, token=TOKEN) as one:
+        elsewhere = {"Host": "models.example", "Origin": "https://models.example"}
+        assert one.client.get("/api/model", headers=elsewhere).status_code == 200, "behind a proxy"
+        for path in ("/api/model", "/metrics", "/nothing"):
+            for wrong in ("", "Bearer", f"Bearer {TOKEN}x", f"Basic {TOKEN}", TOKEN, "Bearer é"):
+                answer = one.client.get(path, headers={"Authorization": wrong.encode()})
+                assert answer.status_code == 401
+                assert answer.headers["WWW-Authenticate"] == "Bearer"
+                assert answer.json() == {"error": "this needs the service's token: Authorization: Bearer TOKEN"}
+        posted = one.client.post("/api/predict", headers={"Authorization": ""}, files={"files": ("a", b"x" * 10**6)})
+        assert posted.status_code == 401
+        for path in ("/", "/page.js", "/page.css", "/docs", "/docs.js", "/openapi.json", "/healthz"):
+            assert one.client.get(path, headers={"Authorization": ""}).status_code == 200
+        described = one.client.get("/openapi.json").json()
+        assert described["paths"]["/api/predict"]["post"]["security"] == [{"token": []}]
+
+
+def test_every_answer_forbids_what_the_page_does_not_need(served: Running) -> None:
+    for path in ("/", "/docs", "/page.js", "/api/model", "/nothing", "/metrics"):
+        headers = served.client.get(path).headers
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert "unsafe" not in headers["Content-Security-Policy"]
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert "Access-Control-Allow-Origin" not in headers
+        assert "server" not in headers
+    assert served.client.get("/", headers={"Host": "evil.example"}).headers["Cache-Control"] == "no-store"
+
+
+def test_pages_ask_for_nothing_from_elsewhere(served: Running) -> None:
+    for path in ("/", "/docs", "/page.js", "/docs.js", "/page.css"):
+        text = served.client.get(path).text
+        assert not re.findall(r"(?:https?:)?//[a-z0-9-]+\.[a-z]", text), path
+        assert "innerHTML" not in text
+
+
+# What it tells of itself
+
+
+def test_metrics_are_prometheus_text(tiny_run: Path, digit_images: Path) -> None:
+    with running(tiny_run) as one:
+        one.predict(upload(*sorted(digit_images.glob("test/two/*.png"))))
+        one.predict([("files", ("a.png", b"no"))])
+        one.client.get("/nothing/<script>")
+        text = one.client.get("/metrics").text
+    values = {}
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            found = re.fullmatch(r'([a-z_]+(?:\{[a-z]+="[^"]*"(?:,[a-z]+="[^"]*")*\})?) (\d+(?:\.\d+)?)', line)
+            assert found, line
+            values[found[1]] = float(found[2])
+    assert values['fewsight_requests_total{path="/api/predict",status="200"}'] == 1
+    assert values['fewsight_requests_total{path="/api/predict",status="415"}'] == 1
+    assert values['fewsight_requests_total{path="other",status="404"}'] == 1
+    assert values['fewsight_images_total{outcome="predicted"}'] == 5
+    assert values['fewsight_images_total{outcome="error"}'] == 1
+    assert values["fewsight_waiting_images"] == 0
+    assert values["fewsight_predict_seconds_count"] == values['fewsight_predict_seconds_bucket{le="+Inf"}'] == 2
+    assert values["fewsight_batch_images_sum"] == 5
+
+
+def test_description_names_the_field_and_every_refusal(served: Running) -> None:
+    described = served.client.get("/openapi.json").json()
+    operation = described["paths"]["/api/predict"]["post"]
+    schema = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert schema["required"] == ["files"]
+    assert set(operation["responses"]) == {"200", "401", "403", "408", "413", "415", "422", "429", "503"}
+    result = described["components"]["schemas"]["Result"]["properties"]
+    assert {"path", "label", "prob", "top", "error", "none_of_these"} <= set(result)
+
+
+# The command
+
+
+@contextlib.contextmanager
+def started(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command in a process of its own, and its address."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "fewsight", "serve", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            found = re.match(r"(http://\S+) serves ", process.stdout.readline())
+            assert found, process.communicate()
+            yield process, found[1]
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
+def test_signal_ends_it_when_what_was_asked_is_answered(number: int, code: int, tiny_run: Path) -> None:
+    files = [("files", ("a.png", picture(500, 500)))] * 30
+    with started(tiny_run, "--port", 0, "--batch", 1) as (process, address), ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.post, f"{address}/api/predict", files=files, timeout=60, trust_env=False)
+        wait_until(lambda: "fewsight_waiting_images 30" in httpx.get(f"{address}/metrics", trust_env=False).text)
+        process.send_signal(number)
+        assert asked.result().status_code == 200
+        assert len(asked.result().json()["results"]) == 30
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert (out, err) == ("", "fewsight: stopped; what was asked before was answered\n")
+
+
+def test_port_that_is_taken_is_refused(tiny_run: Path, refused: Callable[..., str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = refused("serve", tiny_run, "--port", port)
+    assert f"cannot listen on 127.0.0.1 port {port}: Address already in use; choose another --port" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines ask, which needs a token: set FEWSIGHT_TOKEN"),
+        (["--host", "0.0.0.0", "--token", "short"], "the token has to be 16 signs or more"),
+        (["--port", "70000"], "--port 70000: expected 0"),
+        (["--port", "0", "--host", "192.0.2.1", "--token", TOKEN], "cannot listen on 192.0.2.1 port 0"),
+        (["--port", "0", "--batch", "0"], "--batch 0: a limit of the service has to be above 0"),
+        (["--port", "0", "--views", "center-9999"], "--views center-9999"),
+    ],
+)
+def test_command_refuses_what_cannot_be(
+    arguments: list[str], said: str, tiny_run: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FEWSIGHT_TOKEN", raising=False)
+    assert said in refused("serve", tiny_run, *arguments)
+
+
+def test_run_that_is_none_is_refused(refused: Callable[..., str]) -> None:
+    assert "nothing is not there" in refused("serve", "nothing", "--port", "0")
+
+
+def test_absent_extra_says_what_to_install(
+    tiny_run: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fewsight.apps.serve.PACKAGES", ("fastapi", "not_there_at_all"))
+    assert "serve needs an extra: pip install 'fewsight[serve]'" in refused("serve", tiny_run)
+
+
+# The guide
+
+
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "serve.md"
+
+
+def test_examples_of_the_guide_are_answered(
+    served: Running,
+    digit_images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its curl line and its Python client, with the address of a service."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new").mkdir()
+    files = sorted(digit_images.glob("test/two/*.png"))[:2]
+    for number, file in enumerate(files, start=1):
+        shutil.copy(file, tmp_path / "new" / f"{number}.png")
+    text = GUIDE.read_text(encoding="utf-8").replace("http://localhost:8000", served.address)
+    expected = fewsight.load(served.service.model.path).predict(files).labels
+    (client,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "httpx" in block]
+    capsys.readouterr()
+    exec(compile(client, "serve.md", "exec"), {})
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["1.png", expected[0]], ["2.png", expected[1]]]  # fmt: skip
+    (line,) = re.findall(r"^curl .*$", text, re.M)
+    if shutil.which("curl"):
+        answer = subprocess.run([*shlex.split(line), "--silent", "--noproxy", "*"], capture_output=True, check=True)
+        assert [result["label"] for result in json.loads(answer.stdout)["results"]] == list(expected)
+
+
+def test_guide_has_every_status_and_option(served: Running) -> None:
+    text = GUIDE.read_text(encoding="utf-8")
+    described = served.client.get("/openapi.json").json()
+    for status in described["paths"]["/api/predict"]["post"]["responses"]:
+        assert status == "200" or re.search(rf"^\| (?:\d+, )?{status}\b", text, re.M), status
+    for field in described["components"]["schemas"]["Result"]["properties"]:
+        assert f"`{field}`" in text
+    for path in described["paths"]:
+        assert path in text

@@ -1,0 +1,226 @@
+"""The service's page as a person uses it: headless Chromium drops, picks and pastes real images and reads the answers.
+
+Screenshots are kept where FEWSIGHT_SCREENSHOTS says, to be looked at.
+"""
+
+import base64
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_report_browser import SERIOUS, WIDTHS, axe_source, browser  # noqa: F401
+
+import fewsight
+from conftest import Command
+from services import TOKEN, Running, picture, running
+
+pytestmark = pytest.mark.slow
+
+DROP = """([name, data]) => {
+  const bytes = Uint8Array.from(atob(data), (sign) => sign.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], name, { type: "image/png" }));
+  const options = { bubbles: true, cancelable: true };
+  document.body.dispatchEvent(new DragEvent("dragover", { ...options, dataTransfer: transfer }));
+  document.body.dispatchEvent(new DragEvent("drop", { ...options, dataTransfer: transfer }));
+}"""
+PASTE = """([name, data]) => {
+  const bytes = Uint8Array.from(atob(data), (sign) => sign.charCodeAt(0));
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([bytes], name, { type: "image/png" }));
+  document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: transfer, bubbles: true }));
+}"""
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run: Path, digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a temperature and a threshold that leaves some of the images out."""
+    place = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("page") / "digits"))
+    fewsight.evaluate(place, digit_images, split="val")
+    from fewsight.scores.calibration import calibrate
+
+    calibrate(place, "val", None, 0.6)
+    return place
+
+
+@pytest.fixture(scope="module")
+def served(run: Path) -> Iterator[Running]:
+    with running(run) as one:
+        yield one
+
+
+class Page:
+    """A page of the service, and what it asked and complained of."""
+
+    def __init__(self, browser: Any, one: Running, width: int, path: str = "/", *, dark: bool = False) -> None:  # noqa: F811
+        self.page = browser.new_page(
+            viewport={"width": width, "height": 1000}, color_scheme="dark" if dark else "light", reduced_motion="reduce"
+        )
+        self.problems, self.outside, self.width, self.dark = list[str](), list[str](), width, dark
+        self.page.on("console", lambda said: self.problems.append(said.text) if said.type != "info" else None)
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("request", lambda asked: self._note(asked.url, one.address))
+        self.page.goto(one.address + path)
+
+    def _note(self, url: str, address: str) -> None:
+        if not url.startswith((f"{address}/", "data:", f"blob:{address}/")):
+            self.outside.append(url)
+
+    def put(self, script: str, name: str, data: bytes) -> None:
+        self.page.evaluate(script, [name, base64.b64encode(data).decode()])
+
+    def done(self, text: str) -> None:
+        self.page.locator("#count", has_text=text).wait_for(timeout=30_000)
+
+    def check(self, name: str) -> None:
+        """No complaint, nothing from elsewhere, axe-core's serious rules, no sideways scrolling."""
+        if folder := os.environ.get("FEWSIGHT_SCREENSHOTS"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            target = Path(folder) / f"serve-{name}-{self.width}{'-dark' if self.dark else ''}.png"
+            self.page.screenshot(path=str(target), full_page=True)
+        self.page.evaluate(axe_source() + ";0")
+        found = self.page.evaluate("axe.run()")["violations"]
+        violations = [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found if one["impact"] in SERIOUS]
+        wider = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert (self.problems, self.outside, violations, wider) == ([], [], [], 0)
+        self.page.close()
+
+
+@pytest.mark.parametrize(("width", "dark"), [(WIDTHS[0], False), (WIDTHS[1], False), (WIDTHS[0], True)])
+def test_dropped_image_is_answered(
+    browser: Any,  # noqa: F811
+    width: int,
+    dark: bool,
+    served: Running,
+    run: Path,
+    digit_images: Path,
+    command: Command,
+) -> None:
+    """End to end: what the page shows is what `predict` says."""
+    files = sorted(digit_images.glob("test/*/*.png"))
+    found = fewsight.load(run).predict(files)
+    opened = Page(browser, served, width, dark=dark)
+    page = opened.page
+    page.locator("#drop").wait_for()
+    assert page.locator("h1").inner_text() == "digits"
+    assert page.locator("#about").inner_text().startswith("3 classes · view center-32 · calibrated (temperature ")
+    unsure = found.none_of_these.index(True)
+    opened.put(DROP, "<b>=first</b>.png", files[unsure].read_bytes())
+    opened.done("1 of 1 done")
+    opened.put(PASTE, "image.png", files[found.none_of_these.index(False)].read_bytes())
+    opened.done("2 of 2 done")
+    page.set_input_files("#files", [str(file) for file in files])
+    opened.done(f"{2 + len(files)} of {2 + len(files)} done")
+    results = page.locator("li.result")
+    assert results.count() == 2 + len(files)
+    first = results.first
+    assert first.locator(".file").inner_text() == "<b>=first</b>.png", "a name is text"
+    assert first.locator(".label").inner_text() == found.labels[unsure]
+    assert first.locator(".prob").inner_text() == f"{100 * found.probs[unsure].max():.1f} %"
+    assert first.locator(".none").is_visible()
+    assert not results.nth(1).locator(".none").is_visible()
+    assert first.locator(".top tbody tr").count() == 3
+    for place, file in enumerate(files):
+        shown = results.nth(2 + place)
+        assert shown.locator(".file").inner_text() == file.name
+        assert shown.locator(".label").inner_text() == found.labels[place]
+        assert shown.locator(".none").is_visible() == found.none_of_these[place]
+    canvas = first.locator("canvas")
+    assert canvas.count() == 1
+    lit = canvas.evaluate(
+        "one => one.getContext('2d').getImageData(0, 0, 352, 352).data.filter((v, i) => i % 4 < 3 && v).length"
+    )
+    assert lit > 1000, "the view is drawn"
+    first.locator("summary").click()
+    assert "center-32" in first.locator(".more").inner_text()
+    opened.check("results")
+
+
+def test_file_that_is_no_image_says_so(browser: Any, served: Running, digit_images: Path) -> None:  # noqa: F811
+    opened = Page(browser, served, WIDTHS[0])
+    opened.page.locator("#drop").wait_for()
+    opened.put(DROP, "no.png", b"no image")
+    opened.put(DROP, "yes.png", next(digit_images.glob("test/two/*.png")).read_bytes())
+    opened.done("2 of 2 done")
+    bad = opened.page.locator("li.result").first
+    assert "not an image of a kind that is read" in bad.locator(".error").inner_text()
+    assert bad.locator(".no-picture").is_visible()
+    assert opened.page.locator("li.result").nth(1).locator(".label").is_visible()
+    assert all("415" in problem for problem in opened.problems), "the browser itself notes the status"
+    opened.problems.clear()
+    opened.check("error")
+
+
+def test_page_works_by_keyboard(browser: Any, served: Running, digit_images: Path) -> None:  # noqa: F811
+    opened = Page(browser, served, WIDTHS[0])
+    page = opened.page
+    page.on("filechooser", lambda _chooser: None)  # caught from here on, so that the one below is not missed
+    page.locator("#drop").wait_for()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "pick"
+    with page.expect_file_chooser() as chosen:
+        page.keyboard.press("Enter")
+    chosen.value.set_files(str(next(digit_images.glob("test/two/*.png"))))
+    opened.done("1 of 1 done")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "clear"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.locator("details").get_attribute("open") is not None
+    page.locator("#clear").focus()
+    page.keyboard.press("Enter")
+    assert page.locator("li.result").count() == 0
+    assert page.evaluate("document.activeElement.id") == "pick"
+    opened.check("empty")
+
+
+def test_token_is_asked_for_by_the_page(browser: Any, run: Path, digit_images: Path) -> None:  # noqa: F811
+    with running(run, token=TOKEN) as one:
+        opened = Page(browser, one, WIDTHS[1])
+        page = opened.page
+        page.locator("#token-form").wait_for()
+        page.fill("#token", "wrong")
+        page.keyboard.press("Enter")
+        page.locator("#token-wrong", has_text="That is not the token.").wait_for()
+        page.fill("#token", TOKEN)
+        page.keyboard.press("Enter")
+        page.locator("#drop").wait_for()
+        opened.put(DROP, "a.png", next(digit_images.glob("test/two/*.png")).read_bytes())
+        opened.done("1 of 1 done")
+        assert page.locator(".label").inner_text() in ("nought", "one", "two")
+        assert all("401" in problem for problem in opened.problems)
+        opened.problems.clear()
+        opened.check("token")
+
+
+def test_page_waits_for_a_busy_service(browser: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    with running(run) as one:
+        refusals = iter([True, True])
+        check = one.service.check_room
+
+        def busy(num_images: int) -> None:
+            from fewsight.apps.serve.limits import RefusedError
+
+            if next(refusals, False):
+                raise RefusedError(429, "busy", retry_after_s=1)
+            check(num_images)
+
+        monkeypatch.setattr(one.service, "check_room", busy)
+        opened = Page(browser, one, WIDTHS[0])
+        opened.page.locator("#drop").wait_for()
+        opened.put(DROP, "a.png", picture())
+        opened.page.locator(".state", has_text="the service is busy; asking again in 1 s").wait_for()
+        opened.done("1 of 1 done")
+        assert opened.page.locator(".label").is_visible()
+        opened.page.close()
+
+
+def test_page_of_the_api(browser: Any, served: Running) -> None:  # noqa: F811
+    for width in WIDTHS:
+        opened = Page(browser, served, width, "/docs")
+        opened.page.locator("h2", has_text="POST /api/predict").wait_for()
+        assert f"{served.address}/api/predict" in opened.page.locator("pre").inner_text()
+        opened.check("docs")

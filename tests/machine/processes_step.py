@@ -1,0 +1,73 @@
+"""Run by torchrun in test_processes.py: one step shared by the processes, against the same step of one process."""
+
+import sys
+
+import numpy as np
+import torch
+from torch import nn
+
+from fewsight.losses import build_loss
+from fewsight.machine.processes import ALONE, Ranks, joined, synchronise_norms
+from fewsight.models.classifier import build_model
+from fewsight.recipes import Recipe, parse_recipe
+from fewsight.training.learner import Learner
+from fewsight.training.mix import mix, rows_of
+
+NUM_CLASSES, BATCH, PX = 4, 11, 16
+
+
+def recipe(loss: str, cutmix_prob: float) -> Recipe:
+    stage = {"loss": loss, "epochs": 1, "batch_size": BATCH, "optim": {"base_lr": 0.1}}
+    augment = {"train_px": PX, "cutmix_prob": cutmix_prob}
+    return parse_recipe({"model": {"backbone": "resnest14"}, "augment": augment, "stages": [stage]})
+
+
+def step(ranks: Ranks, loss: str, mixed: str, cutmix_prob: float) -> tuple[dict[str, torch.Tensor], float]:
+    """Weights after a step in float64 and what it logged; its loss."""
+    torch.manual_seed(0)
+    images = torch.rand(40, 3, PX, PX, dtype=torch.float64)
+    labels = torch.arange(40) % NUM_CLASSES
+    indices = np.random.default_rng(1).choice(40, BATCH, replace=True)  # one image stands twice
+    planned = recipe(loss, cutmix_prob)
+    stage = planned.stages[0]
+    losses = stage.losses.model_copy(update={"triplet": stage.losses.triplet.model_copy(update={"mixed": mixed})})
+    model = build_model("resnest14", NUM_CLASSES, stem="small", width=0.125)
+    for module in model.modules():  # the last norm of each block begins at 0 and would hide the others
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    model.double()
+    if ranks.count > 1:
+        synchronise_norms(model)
+    built = build_loss(loss, losses, num_classes=NUM_CLASSES, num_features=model.head.in_features).double()
+    learner = Learner(model, built, stage, 10, torch.device("cpu"), "float32", ranks)
+    rows = rows_of(planned, stage, 0, 3, BATCH, ranks)
+    inputs, targets = mix(images[indices[rows]], labels, indices, planned, stage, 0, 3, ranks)
+    value, logged = learner.step(inputs, targets, 0.1)
+    tensors = {name: tensor.double() for name, tensor in model.state_dict().items()}
+    tensors |= {f"loss.{name}": tensor for name, tensor in built.state_dict().items()}
+    return tensors | {name: torch.tensor(one, dtype=torch.float64) for name, one in logged.items()}, value
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with joined() as ranks:
+        assert ranks.count == int(sys.argv[1])
+        cases = [
+            ("ce", "skip", 0.0),
+            ("ce", "skip", 1.0),
+            ("ce+triplet", "skip", 0.0),
+            ("ce+triplet", "lam", 1.0),
+            ("ce+arcface", "skip", 1.0),
+        ]
+        for case in cases:
+            (alone, alone_value), (shared, shared_value) = step(ALONE, *case), step(ranks, *case)
+            assert alone.keys() == shared.keys(), (alone.keys(), shared.keys())
+            worst = max(float((alone[name] - shared[name]).abs().max()) for name in alone)
+            assert worst < 1e-9, (case, worst)
+            assert abs(alone_value - shared_value) < 1e-6, (case, alone_value, shared_value)  # kept in float32
+            if ranks.first:
+                print(case, worst)
+
+
+if __name__ == "__main__":
+    main()

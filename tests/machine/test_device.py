@@ -1,0 +1,151 @@
+"""Device, precision, threads and processes: filled in within the cores, or refused with the reason."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fewsight.augment.normalise import Normalise
+from fewsight.errors import RecipeError
+from fewsight.machine import cores, device
+from fewsight.machine.cores import num_cores
+from fewsight.machine.device import compute_threads, resolve_device, resolve_run, same_bits
+from fewsight.recipes import Run
+
+AUTO = st.just("auto")
+
+
+def asked(**values: Any) -> Run:
+    return Run.model_validate({"device": "cpu", "precision": "float32", **values})
+
+
+@given(st.integers(1, 96), AUTO | st.integers(1, 100), AUTO | st.integers(0, 100), st.sampled_from(["cpu", "cuda"]))
+def test_threads_and_workers_never_exceed_the_cores(cores: int, threads: Any, workers: Any, kind: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "num_cores", lambda: cores)
+        patch.setattr(device, "resolve_device", torch.device)
+        check_division(cores, threads, workers, asked(device=kind, threads=threads, workers=workers))
+
+
+def check_division(cores: int, threads: Any, workers: Any, run: Run) -> None:
+    given_threads, given_workers = 1 if threads == "auto" else threads, 0 if workers == "auto" else workers
+    if given_threads + given_workers > cores:
+        with pytest.raises(RecipeError, match=rf"but this process has {cores}; lower one of them"):
+            resolve_run(run)
+        return
+    resolved = resolve_run(run)
+    assert isinstance(resolved.threads, int)
+    assert isinstance(resolved.workers, int)
+    assert resolved.threads + resolved.workers <= cores
+    assert threads in ("auto", resolved.threads)
+    assert workers in ("auto", resolved.workers)
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, (1, 0)), (2, (2, 0)), (3, (3, 0)), (4, (3, 1)), (16, (12, 4))])
+def test_cpu_divides_its_cores(monkeypatch: pytest.MonkeyPatch, cores: int, expected: tuple[int, int]) -> None:
+    monkeypatch.setattr(device, "num_cores", lambda: cores)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    resolved = resolve_run(asked())
+    assert (resolved.threads, resolved.workers) == expected
+
+
+@pytest.mark.parametrize(("said", "threads"), [("3", 3), ("3,2", 3), ("99", 12), ("0", 12), ("none", 12), ("", 12)])
+def test_threads_follow_omp_num_threads(monkeypatch: pytest.MonkeyPatch, said: str, threads: int) -> None:
+    monkeypatch.setattr(device, "num_cores", lambda: 16)
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert resolve_run(asked()).threads == threads
+    assert resolve_run(asked(threads=8, workers=2)).threads == 8
+
+
+def test_resolved_run_stays_as_it_is() -> None:
+    resolved = resolve_run(asked(seed=3, state_minutes=2.0))
+    assert resolve_run(resolved) == resolved
+    assert (resolved.device, resolved.seed, resolved.state_minutes) == ("cpu", 3, 2.0)
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "", "cpu:0"])
+def test_device_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(RecipeError, match=rf"run\.device: '{name}' is not there; this machine has cpu"):
+        resolve_run(asked(device=name))
+
+
+def test_auto_device_is_one_that_is_there() -> None:
+    found = resolve_device("auto")
+    assert found.type == "cuda" if torch.cuda.is_available() else found.type in ("mps", "cpu")
+
+
+def test_fp16_on_a_cpu_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r'"fp16" needs a CUDA device, got cpu; use "bf16" or "float32"'):
+        resolve_run(asked(precision="fp16"))
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.5, "bf16"), (0.9, "float32"), (3.0, "float32")])
+def test_cpu_takes_bf16_only_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, seconds: float, expected: str) -> None:
+    measured = {torch.float32: 1.0, torch.bfloat16: seconds}
+    monkeypatch.setattr(device, "_convolution_seconds", measured.__getitem__)
+    device.best_precision.cache_clear()
+    assert resolve_run(asked(precision="auto")).precision == expected
+    device.best_precision.cache_clear()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_num_cores_honours_affinity() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert num_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert 1 <= num_cores() <= len(before)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("150000 100000", 2), ("20000 100000", 1), ("max 100000", 8), ("odd", 8)]
+)
+def test_num_cores_honours_the_control_group(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, expected: int
+) -> None:
+    (tmp_path / "cpu.max").write_text(text)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(cores, "open", lambda *_args, **_: (tmp_path / "cpu.max").open(), raising=False)
+    assert num_cores() == expected
+
+
+def test_compute_threads_are_set_and_put_back() -> None:
+    before = torch.get_num_threads()
+    with compute_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_images_reach_the_device_and_the_model_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = torch.arange(7 * 3 * 4 * 5).to(torch.uint8).view(7, 3, 4, 5)
+    monkeypatch.setattr("fewsight.augment.normalise.PART_BYTES", 3 * 4 * 3 * 4 * 5)  # three images and a last one
+    normalise = Normalise((0.1, 0.2, 0.3), (0.5, 0.25, 0.2))
+    normalised = normalise.of_bytes(pixels)
+    assert (normalised.dtype, normalised.shape) == (torch.float32, (7, 3, 4, 5))
+    assert normalised.is_contiguous(memory_format=torch.channels_last)
+    assert normalised[1, 2, 3, 4].item() == pytest.approx((119 / 255 - 0.3) / 0.2)
+    assert torch.equal(normalised, normalise(pixels.float().div_(255))), "bit for bit"
+    assert normalise.of_bytes(pixels[:0]).shape == (0, 3, 4, 5)
+
+
+def test_exact_operations_are_asked_for_inside_the_block_alone() -> None:
+    cpu = torch.device("cpu")
+    with same_bits(cpu, always=True):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    with same_bits(cpu, always=False):
+        assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_operation_that_gives_other_bits_is_refused_by_name() -> None:
+    told = r"run\.deterministic: put_ does not have a deterministic"
+    with pytest.raises(RecipeError, match=told), same_bits(torch.device("cpu"), always=True):
+        raise RuntimeError("put_ does not have a deterministic implementation, but you set ...")
+    with pytest.raises(RuntimeError, match="another reason"), same_bits(torch.device("cpu"), always=True):
+        raise RuntimeError("another reason")

@@ -1,0 +1,199 @@
+"""Files: whole under their name or not at all, and errors that say what to do."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fewsight.errors import RunError
+from fewsight.machine import files
+
+
+def full_disk(*_args: Any, **_kwargs: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A file that was written before."""
+    files.write_text(tmp_path / "kept.txt", "old")
+    return tmp_path / "kept.txt"
+
+
+def assert_untouched(old: Path) -> None:
+    assert old.read_text() == "old"
+    assert [path.name for path in old.parent.iterdir()] == ["kept.txt"], "nothing half-written is left"
+
+
+def test_write_replaces_and_leaves_nothing_beside(old: Path) -> None:
+    files.write_text(old, "näu")
+    assert old.read_bytes() == "näu".encode()
+    assert [path.name for path in old.parent.iterdir()] == ["kept.txt"]
+
+
+@pytest.mark.parametrize("where", ["os.fsync", "pathlib.Path.write_bytes", "pathlib.Path.replace"])
+def test_full_disk_leaves_the_old_file(old: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    monkeypatch.setattr(where, full_disk)
+    with pytest.raises(RunError, match=r"cannot write .*kept\.txt: No space left on device.*free the space"):
+        files.write_text(old, "new")
+    monkeypatch.undo()
+    assert_untouched(old)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), pytest.raises(RunError, match="No space left on device")),
+        (ZeroDivisionError(), pytest.raises(ZeroDivisionError)),
+    ],
+)
+def test_failure_inside_the_block_leaves_the_old_file(
+    old: Path, error: Exception, told: contextlib.AbstractContextManager[Any]
+) -> None:
+    with told, files.replacing(old) as part:
+        part.write_text("half of the n")
+        raise error
+    assert_untouched(old)
+
+
+def test_new_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    with files.replacing(tmp_path / "new.txt") as part:
+        part.write_text("half")
+        assert not (tmp_path / "new.txt").exists()
+        part.write_text("whole")
+    assert (tmp_path / "new.txt").read_text() == "whole"
+
+
+def test_unwritable_folder_is_refused(old: Path) -> None:
+    below = old / "below" / "file.txt"  # a file is no folder
+    with pytest.raises(RunError, match=r"cannot write .*: Not a directory"):
+        files.write_text(below, "text")
+    with pytest.raises(RunError, match=r"cannot write .*: Not a directory"):
+        files.make_folder(below.parent)
+    assert_untouched(old)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_without_permission_is_refused(old: Path) -> None:
+    old.parent.chmod(0o500)
+    try:
+        with pytest.raises(RunError, match=r"cannot write .*: Permission denied"):
+            files.write_text(old, "new")
+    finally:
+        old.parent.chmod(0o700)
+    assert_untouched(old)
+
+
+def test_parts_of_killed_processes_are_removed(old: Path) -> None:
+    (old.parent / ".kept.txt.0123abcd.part").write_text("half")
+    files.remove_parts(old.parent)
+    assert_untouched(old)
+    files.remove_parts(old.parent / "not there")
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_json_floats_keep_every_bit(tmp_path_factory: pytest.TempPathFactory, value: float) -> None:
+    path = tmp_path_factory.getbasetemp() / "float.json"
+    files.write_json(path, [value])
+    assert files.read_json(path)[0].hex() == value.hex()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_json_refuses_what_is_not_a_number(old: Path, value: float) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(old, {"loss": value})
+    assert_untouched(old)
+
+
+def test_broken_or_missing_json_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"gone\.json is missing"):
+        files.read_json(tmp_path / "gone.json")
+    (tmp_path / "cut.json").write_text(json.dumps({"a": 1})[:-1])
+    with pytest.raises(RunError, match=r"cannot read .*cut\.json"):
+        files.read_json(tmp_path / "cut.json")
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RunError, match=r"cannot read .*binary\.json"):
+        files.read_json(tmp_path / "binary.json")
+
+
+def test_digest_changes_with_every_bit() -> None:
+    data = bytes(range(256))
+    flipped = [bytes(byte ^ (1 << 3) if at == place else byte for at, byte in enumerate(data)) for place in range(256)]
+    assert len({files.digest_of(one) for one in [data, *flipped]}) == 257
+
+
+def test_folder_that_another_process_works_in_is_refused(tmp_path: Path) -> None:
+    assert files.is_locked(tmp_path) is False
+    assert not list(tmp_path.iterdir()), "asking leaves nothing"
+    holds = "import sys, time; from pathlib import Path; from fewsight.machine.files import locked\n"
+    holds += "with locked(Path(sys.argv[1]), 'training'): print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", holds, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        refused = pytest.raises(RunError, match="another process is training there; wait until it has ended")
+        with refused, files.locked(tmp_path, "training"):
+            pytest.fail("two at once")
+        assert files.is_locked(tmp_path)
+        assert files.why_unfinished(tmp_path).startswith("a process is training it now; wait for its end")
+        other.kill()  # as a machine that goes off: nothing is cleaned up
+    assert files.is_locked(tmp_path) is False
+    assert files.why_unfinished(tmp_path).endswith(f"finish it with `fewsight train --resume {tmp_path}`")
+    with files.locked(tmp_path, "training"):
+        pass
+    with files.locked(tmp_path, "training"):
+        pass
+
+
+def test_file_system_without_locks_does_not_stop_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_values: object) -> None:
+        raise NotImplementedError("no locks here")
+
+    monkeypatch.setattr(files.FileLock, "acquire", refuse)
+    with files.locked(tmp_path, "training"):
+        (tmp_path / "done").touch()
+    assert (tmp_path / "done").exists()
+    (tmp_path / files.LOCK).touch()
+    assert files.is_locked(tmp_path) is None
+
+
+@pytest.mark.parametrize("kind", ["link outside", "device", "pipe", "broken link", "missing"])
+def test_file_that_lies_elsewhere_or_is_none_is_refused(kind: str, tmp_path: Path) -> None:
+    folder, file = tmp_path / "run", tmp_path / "run" / "run.json"
+    folder.mkdir()
+    (tmp_path / "outside.json").write_text("{}")
+    if kind == "link outside":
+        file.symlink_to(tmp_path / "outside.json")
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "broken link":
+        file.symlink_to(tmp_path / "nothing")
+    with pytest.raises(RunError):
+        files.check_inside(file, folder)
+    with pytest.raises(RunError):
+        files.read_json(file)
+
+
+def test_link_within_the_folder_is_read(tmp_path: Path) -> None:
+    (tmp_path / "own.json").write_text("[1]")
+    (tmp_path / "link.json").symlink_to(tmp_path / "own.json")
+    assert files.read_json(tmp_path / "link.json") == [1]
+
+
+def test_json_that_is_far_too_large_or_deep_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    with pytest.raises(RunError, match="cannot read"):
+        files.read_json(tmp_path / "deep.json")
+    monkeypatch.setattr(files, "MOST_JSON_BYTES", 10)
+    with pytest.raises(RunError, match="which is no file that fewsight wrote"):
+        files.read_json(tmp_path / "deep.json")

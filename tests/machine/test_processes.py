@@ -1,0 +1,103 @@
+"""Several processes: the same step as one process, one log, every image once, and a death that is named."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fewsight import runs
+from fewsight.errors import RunError
+from fewsight.machine.processes import Ranks, SyncNorm, synchronise_norms
+from trainings import output, torchrun
+
+HERE = Path(__file__).parent
+TINY = ["--set", "model.width=0.125", "--set", "run.precision=float32", "--set", "run.workers=0"]
+
+
+@pytest.mark.parametrize(("total", "count"), [(10, 1), (10, 2), (11, 2), (11, 3), (1, 3)])
+def test_shares_cover_every_row_once_and_differ_by_one(total: int, count: int) -> None:
+    shares = [Ranks(rank, count).rows(total) for rank in range(count)]
+    assert [row for share in shares for row in range(total)[share]] == list(range(total))
+    sizes = [share.stop - share.start for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_shared_step_equals_that_of_one_process(count: int) -> None:
+    process = torchrun(count, HERE / "processes_step.py", count)
+    text = output(process)
+    assert process.returncode == 0, text
+    assert text.count("('ce") == 5, text
+
+
+def test_training_shared_by_two_gives_one_run(digit_images: Path, tmp_path: Path) -> None:
+    sets = [*TINY, "--set", "stages.0.epochs=3", "--set", "eval.every_epochs=1", "--set", "run.sync_norm=true"]
+    process = torchrun(
+        2, "-m", "fewsight", "train", digit_images, "--recipe", "digits", "--out", tmp_path / "run", *sets
+    )
+    text = output(process)
+    assert process.returncode == 0, text
+    assert text.count("2 processes share each batch; batch norms take their statistics of all images") == 1
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    epochs = [line["epoch"] for line in lines if line["kind"] == "epoch"]
+    assert epochs == [1, 2, 3]
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["val"]["num_images"] == 12
+    assert runs.read_run(tmp_path / "run").finished
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_death_of_a_process_ends_the_others_and_the_run_resumes(
+    victim: int, digit_images: Path, tmp_path: Path
+) -> None:
+    sets = [*TINY, "--set", "stages.0.epochs=400", "--set", "run.state_minutes=0.02"]
+    out = tmp_path / "run"
+    process = torchrun(2, "-m", "fewsight", "train", digit_images, "--recipe", "digits", "--out", out, *sets)
+    while not (out / "state" / "state.json").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    by_rank = {}
+    for child in children:
+        values = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        by_rank |= {int(value.removeprefix(b"RANK=")): int(child) for value in values if value.startswith(b"RANK=")}
+    began = time.monotonic()
+    os.kill(by_rank[victim], signal.SIGKILL)
+    output(process)
+    assert time.monotonic() - began < 60
+    assert process.returncode != 0
+    assert not runs.read_run(out).finished
+    before = (out / "state" / "state.json").stat().st_mtime_ns
+    again = torchrun(2, "-m", "fewsight", "train", "--resume", out)
+    while again.poll() is None and (out / "state" / "state.json").stat().st_mtime_ns == before:
+        time.sleep(0.1)
+    os.killpg(again.pid, signal.SIGTERM)
+    assert "continuing after step" in output(again)
+
+
+def test_norm_that_does_more_than_torchs_is_not_replaced_silently() -> None:
+    class NormAndActivation(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(RunError, match=r"this model has NormAndActivation; train with run\.sync_norm=false"):
+        synchronise_norms(nn.Sequential(nn.BatchNorm2d(2), NormAndActivation(2)))
+
+
+def test_synchronised_model_keeps_names_and_weights() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4)), nn.Flatten(), nn.BatchNorm1d(4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    synchronise_norms(model)
+    assert sum(isinstance(module, SyncNorm) for module in model.modules()) == 2
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    images = torch.randn(5, 3, 1, 1)
+    assert model(images).shape == (5, 4), "a process by itself computes as torch does"

@@ -1,0 +1,547 @@
+"""The algebra of scores against plain loops in float64; what cannot be paired, weighed or opened is refused by name."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fewsight.augment.views import View
+from fewsight.errors import RunError
+from fewsight.scores import fusion
+from fewsight.scores.fusion import (
+    Member,
+    Result,
+    Row,
+    Scored,
+    Spec,
+    check_same_images,
+    check_unseen,
+    ensemble_of,
+    fused,
+    greedy_weights,
+    labels_of,
+    log_probs,
+    member_of,
+    of_members,
+    only,
+    open_scored,
+    read_specs,
+    read_weights,
+    right,
+    rows_of,
+    scored_of,
+    true_probs,
+    uniform,
+    write_specs,
+)
+from fewsight.scores.store import Store
+from stores import mean_plainly, probs_of, random_labels, random_scores, write_run, write_store
+
+LABELS = random_labels(0, 23)
+UNREADABLE = (4, 17)
+READABLE = np.array([number not in UNREADABLE for number in range(23)])
+VIEWS = ("center-12", "center-8", "center-8-noflip", "random-12", "random-8")
+
+
+def store_of(
+    path: Path, seed: int, views: Sequence[str] = VIEWS, labels: np.ndarray | None = LABELS, **options: Any
+) -> Store:
+    scores = {view: random_scores(10 * seed + number, LABELS) for number, view in enumerate(views)}
+    return write_store(path, scores, labels, **{"unreadable": UNREADABLE, **options})
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Store, Store]:
+    """Two runs' stores of the same 23 images, of which two are unreadable."""
+    return store_of(tmp_path / "a", 1), store_of(tmp_path / "b", 2)
+
+
+def by_view(weights: fusion.Weights) -> dict[tuple[str, str], float]:
+    return {(result.store.path.name, result.view): weight for result, weight in weights.items()}
+
+
+# Results, rows, members
+
+
+@pytest.mark.parametrize(
+    "view", [View("center", 64, 0, False), View("random", 448, 3, False), View("center", 64, 0), View("random", 8, 1)]
+)
+def test_result_reads_what_a_view_is_called(view: View, pair: tuple[Store, Store]) -> None:
+    result = Result(pair[0], view.name)
+    assert (result.crop, result.px, result.flips) == (view.crop, view.px, view.flip)
+    assert Result(pair[0], view.cut).without_twin.view == View(view.crop, view.px, view.scale, False).name
+
+
+def test_row_is_a_size_smallest_first(pair: tuple[Store, Store]) -> None:
+    small, large = rows_of("run", pair[0])
+    assert (small.run, small.px, large.px) == ("run", 8, 12), "by number: as text 12 comes first"
+    assert [result.view for result in small.results] == ["center-8", "random-8"]
+    assert [result.view for result in large.results] == ["center-12", "random-12"]
+
+
+def test_view_without_its_twin_counts_only_where_it_is_named(pair: tuple[Store, Store]) -> None:
+    (row,) = rows_of("run", pair[0], ["center-8-noflip"])
+    assert [result.view for result in row.results] == ["center-8-noflip"]
+    (both,) = rows_of("run", pair[0], ["random-8", "center-8-noflip", "center-99"])
+    assert [result.view for result in both.results] == ["center-8-noflip", "random-8"]
+    assert rows_of("run", pair[0], ["center-99"]) == ()
+
+
+def test_uniform_weighs_rows_alike_and_crops_in_them(tmp_path: Path) -> None:
+    first, second = store_of(tmp_path / "a", 1, ("center-8", "random-8", "center-12")), store_of(tmp_path / "b", 2)
+    weights = uniform([*rows_of("a", first), *rows_of("b", second)])
+    expected = {
+        **{("a", "center-8"): 1 / 8, ("a", "random-8"): 1 / 8, ("a", "center-12"): 1 / 4},
+        **{("b", view): 1 / 8 for view in ("center-8", "random-8", "center-12", "random-12")},
+    }
+    assert by_view(weights) == pytest.approx(expected)
+
+
+def test_run_weighs_its_views_alike(pair: tuple[Store, Store], tmp_path: Path) -> None:
+    scored = scored_of(tmp_path, "run", pair[0])
+    assert by_view(scored.weights) == pytest.approx({("a", view): 1 / 4 for view in VIEWS if "noflip" not in view})
+    assert ([member.name for member in scored.members], scored.rows) == (["run"], rows_of("run", pair[0]))
+    with pytest.raises(RunError, match=r"has no view center-99, center-98; it has center-12, center-8, center-8-nofl"):
+        scored_of(tmp_path, "run", pair[0], ["center-99", "center-98"])
+
+
+def test_member_shares_its_weight_among_rows(pair: tuple[Store, Store]) -> None:
+    small, large = rows_of("a", pair[0])
+    member = member_of("m", [(small, 3.0), (large, 1.0)])
+    expected = {"center-8": 3 / 8, "random-8": 3 / 8, "center-12": 1 / 8, "random-12": 1 / 8}
+    assert by_view(member.weights) == pytest.approx({("a", view): share for view, share in expected.items()})
+    assert (member.name, member.rows) == ("m", (small, large))
+
+
+def test_members_are_weighed_and_those_of_weight_0_left_out(pair: tuple[Store, Store]) -> None:
+    a8, a12 = rows_of("a", pair[0])
+    (b8, _) = rows_of("b", pair[1])
+    first, second, third = (
+        member_of("a", [(a8, 1.0), (a12, 1.0)]),
+        member_of("b", [(b8, 1.0)]),
+        member_of("c", [(a8, 1.0)]),
+    )
+    mixed = of_members([first, second, third], [2, 0, 6])
+    expected = {"center-12": 1 / 16, "random-12": 1 / 16, "center-8": 7 / 16, "random-8": 7 / 16}
+    assert by_view(mixed) == pytest.approx({("a", view): share for view, share in expected.items()})
+    assert set(of_members([first, second], [1, 3])) == {*first.weights, *second.weights}
+    assert sum(of_members([first, second], [1, 3])[result] for result in b8.results) == pytest.approx(3 / 4)
+
+
+def test_only_weighs_a_part_as_it_was(pair: tuple[Store, Store]) -> None:
+    (row, other) = rows_of("a", pair[0])
+    weights = {row.results[0]: 0.1, row.results[1]: 0.3, other.results[0]: 0.6}
+    assert only(weights, row.results) == pytest.approx({row.results[0]: 0.25, row.results[1]: 0.75})
+    assert only(weights, [*other.results, *rows_of("b", pair[1])[0].results]) == pytest.approx({other.results[0]: 1.0})
+    assert only(weights, other.results[1:]) == {}
+
+
+# Sums over the files
+
+
+@pytest.mark.parametrize("chunk_bytes", [None, 1, 420])
+def test_fusion_equals_the_plain_loop(
+    chunk_bytes: int | None, pair: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if chunk_bytes is not None:
+        monkeypatch.setattr(fusion, "CHUNK_BYTES", chunk_bytes)
+    rows = [*rows_of("a", pair[0]), *rows_of("b", pair[1])]
+    plain = Result(pair[1], "center-8-noflip")
+    weighings = [uniform(rows), uniform(rows[:1]), {plain: 0.25, rows[3].results[1]: 0.75}, {plain: 1.0}]
+    parts = list(fused(weighings))
+    places = [number for part, _ in parts for number in range(part.start, part.stop)]
+    assert places == list(range(23)), "each image once, in order"
+    assert len(parts) == {None: 1, 1: 23, 420: 12}[chunk_bytes], "9 results, 4 questions, 4 classes: 208 bytes an image"
+    found = np.concatenate([probs for _, probs in parts], axis=1)
+    assert found.dtype == np.float32
+    expected = np.stack([mean_plainly(weights) for weights in weighings])
+    np.testing.assert_allclose(found, expected, rtol=2e-6)
+    assert np.array_equal(np.isnan(found).any((0, 2)), ~READABLE)
+
+    kept = expected[:, READABLE]
+    hits = kept.argmax(2) == LABELS[READABLE]
+    assert np.array_equal(right(weighings), hits)
+    assert len({tuple(row) for row in hits}) > 1, "the questions differ"
+    np.testing.assert_allclose(true_probs(weighings), kept[:, np.arange(21), LABELS[READABLE]], rtol=2e-6)
+    assert true_probs(weighings).dtype == np.float64
+    np.testing.assert_allclose(log_probs(weighings[0]), np.log(expected[0]), rtol=1e-5, atol=1e-6)
+
+
+def test_probability_0_is_no_warning(tmp_path: Path) -> None:
+    sure = np.log(np.array([[1.0, 1e-300, 1e-300, 1e-300]]))
+    store = write_store(tmp_path / "s", {"center-8": sure}, [0])
+    assert log_probs({Result(store, "center-8"): 1.0}).tolist() == [[0.0, -np.inf, -np.inf, -np.inf]]
+
+
+def test_labels_are_positions_in_the_classes(pair: tuple[Store, Store]) -> None:
+    assert np.array_equal(labels_of(pair[0]), LABELS)
+
+
+def test_figures_need_labels_and_readable_images(tmp_path: Path) -> None:
+    scores = {"center-8": random_scores(0, LABELS)}
+    unlabelled = write_store(tmp_path / "a", scores)
+    for ask in (right, true_probs):
+        with pytest.raises(RunError, match="a: its images have no labels, so there is no accuracy"):
+            ask([{Result(unlabelled, "center-8"): 1.0}])
+    with pytest.raises(RunError, match="none of its 23 images could be read"):
+        labels_of(write_store(tmp_path / "b", scores, LABELS, unreadable=range(23)))
+    strange = write_store(tmp_path / "c", scores, [*LABELS[1:], "cow"])
+    with pytest.raises(RunError, match="an image has the label 'cow', which is none of its classes"):
+        labels_of(fusion.read_store(strange.path))
+
+
+# What cannot stand side by side
+
+
+@pytest.mark.parametrize("harm", ["digest", "order", "label", "readable", "fewer", "class", "order of classes"])
+def test_scores_of_other_images_are_not_set_side_by_side(harm: str, pair: tuple[Store, Store], tmp_path: Path) -> None:
+    digests = [f"{number:016x}" for number in range(23)]
+    labels, scores, options = LABELS.copy(), random_scores(3, LABELS), dict[str, Any](unreadable=UNREADABLE)
+    said = r"other and .*a hold scores of other images, so they cannot be paired or fused; evaluate both on the same"
+    if harm == "digest":
+        options["digests"] = [*digests[:22], "f" * 16]
+    elif harm == "order":
+        first, second = np.flatnonzero(labels == 0)[:2]  # so that only the digests tell
+        digests[first], digests[second] = digests[second], digests[first]
+        options["digests"] = digests
+    elif harm == "label":
+        labels[3] = (labels[3] + 1) % 4
+    elif harm == "readable":
+        options["unreadable"] = UNREADABLE[:1]
+    elif harm == "fewer":
+        labels, scores = labels[:22], scores[:22]
+    elif harm == "class":
+        options["classes"] = ("ant", "bee", "cat", "emu")
+        said = r"other and .*a have other classes.*only one of them has 'dog', 'emu'"
+    elif harm == "order of classes":
+        options["classes"] = ("bee", "ant", "cat", "dog")
+        said = r"other and .*a have other classes"
+    other = write_store(tmp_path / "other", {"center-8": scores}, labels, **options)
+    with pytest.raises(RunError, match=said):
+        check_same_images([*pair, other])
+    with pytest.raises(RunError, match=said):
+        right([{Result(pair[0], "center-8"): 0.5, Result(other, "center-8"): 0.5}])
+    with pytest.raises(RunError, match=said):
+        right([{Result(pair[0], "center-8"): 1.0}, {Result(other, "center-8"): 1.0}])
+
+
+def test_same_images_under_other_names_may_stand_side_by_side(pair: tuple[Store, Store]) -> None:
+    assert pair[0].images[0].path != pair[1].images[0].path
+    check_same_images(pair)
+    check_same_images(pair[:1])
+
+
+def test_nothing_is_chosen_on_images_that_a_member_was_trained_on(pair: tuple[Store, Store], tmp_path: Path) -> None:
+    seen = store_of(tmp_path / "seen", 3, trained_on=(1, 2, 22))
+    unseen = [scored_of(tmp_path / one.path.name, one.path.name, one) for one in pair]
+    for one in unseen:
+        check_unseen(one, "weights")
+    rows = [*unseen[0].rows, *rows_of("seen", seen)]
+    both = Scored(tmp_path / "both", (*unseen[0].members, member_of("seen", [(rows[-1], 1.0)])), uniform(rows))
+    assert np.flatnonzero(both.trained_on).tolist() == [1, 2, 22]
+    with pytest.raises(
+        RunError, match=r"both: 3 of these 23 images were trained on, so a temperature cannot be chosen"
+    ):
+        check_unseen(both, "a temperature")
+
+
+# Weights chosen greedily
+
+
+def members_of(path: Path, scores: Sequence[np.ndarray], labels: np.ndarray, **options: Any) -> list[Member]:
+    found = []
+    for number, one in enumerate(scores):
+        store = write_store(path / f"m{number}", {"center-8": one}, labels, **options)
+        found.append(scored_of(store.path, store.path.name, store).members[0])
+    return found
+
+
+def greedy_plainly(scores: Sequence[np.ndarray], labels: np.ndarray, steps: int) -> np.ndarray:
+    """How often each member is taken: every mixture of every step, image by image, in float64."""
+    probs = [np.exp(one.astype(np.float64)) for one in scores]
+    counts, best, chosen = [0] * len(probs), (-1, -np.inf), [0]
+    for step in range(1, steps + 1):
+        tried = []
+        for member in range(len(probs)):
+            more = [count + (number == member) for number, count in enumerate(counts)]
+            hits, likely = 0, 0.0
+            for image, label in enumerate(labels):
+                mixed = sum(count * one[image] for count, one in zip(more, probs, strict=True)) / step
+                hits += int(mixed.argmax() == label)
+                likely += float(np.log(mixed[label]))
+            tried.append((hits, likely, more))
+        hits, likely, counts = max(tried, key=lambda one: one[:2])
+        if (hits, likely) > best:
+            best, chosen = (hits, likely), counts
+    return np.array(chosen)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_greedy_weights_equal_the_plain_search(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = random_labels(seed, 14 + seed)
+    scores = [random_scores(100 * seed + number, labels, 0.6) for number in range(4)]
+    unreadable = [3, 9]
+    if seed % 2:
+        monkeypatch.setattr(fusion, "CHUNK_BYTES", 300)
+    found = greedy_weights(members_of(tmp_path, scores, labels, unreadable=unreadable), steps=9)
+    kept = np.delete(np.arange(len(labels)), unreadable)
+    expected = greedy_plainly([one[kept] for one in scores], labels[kept], 9)
+    assert found == tuple(expected / expected.sum())
+
+
+def test_plain_search_takes_members_twice_and_ends_before_the_last_step() -> None:
+    """So the test above sees both."""
+    found = []
+    for seed in range(8):
+        labels = random_labels(seed, 14 + seed)
+        found.append(
+            greedy_plainly([random_scores(100 * seed + number, labels, 0.6) for number in range(4)], labels, 9)
+        )
+    assert any(2 < counts.sum() < 9 for counts in found)
+    assert any(counts.max() > 1 and (counts > 0).sum() > 1 for counts in found)
+
+
+def two_classes(*of_ant: float) -> np.ndarray:
+    """float32 [n, 4]: log-probabilities of the first two classes; the others have almost none."""
+    first = np.array(of_ant)
+    rest = np.full(len(first), 1e-6)
+    return np.log(np.stack([first, 1 - first - 2e-6, rest, rest], axis=1)).astype(np.float32)
+
+
+def test_greedy_weights_take_the_most_right_then_the_likeliest(tmp_path: Path) -> None:
+    labels = np.array([0, 0, 0])
+    right_but_unsure, wrong_once = two_classes(0.51, 0.51, 0.51), two_classes(0.99, 0.99, 0.49)
+    assert greedy_weights(members_of(tmp_path / "a", [wrong_once, right_but_unsure], labels), 1) == (0.0, 1.0)
+    unsure, sure = two_classes(0.6, 0.6, 0.4), two_classes(0.4, 0.7, 0.7)
+    assert greedy_weights(members_of(tmp_path / "b", [unsure, sure], labels), 1) == (0.0, 1.0), "the likelier of equals"
+    alike = members_of(tmp_path / "c", [sure, sure], labels)
+    assert greedy_weights(alike) == (1.0, 0.0), "the first of the same, and nothing that adds nothing"
+
+
+def test_greedy_weights_are_taken_with_replacement_and_end_at_the_best_step(tmp_path: Path) -> None:
+    labels = np.array([0, 0])
+    # 2 a + b is right on both, a + b and all else on one: the third step is the best, b is taken once
+    scores = [two_classes(0.60, 0.45), two_classes(0.35, 0.62)]
+    members = members_of(tmp_path, scores, labels)
+    assert (2 * 0.60 + 0.35 > 1.5, 2 * 0.45 + 0.62 > 1.5, 0.60 + 0.35 > 1) == (True, True, False)
+    found, counts = greedy_weights(members), greedy_plainly(scores, labels, fusion.STEPS)
+    assert found == tuple(counts / counts.sum())
+    assert right([of_members(members, found)]).all()
+    assert not right([of_members(members, [1, 1])]).all()
+    assert found[0] > found[1] > 0
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_images_on_which_all_members_agree_change_nothing(label: int, tmp_path: Path) -> None:
+    """Right or wrong, as long as they are as likely for each."""
+    labels = random_labels(5, 12)
+    scores = [random_scores(50 + number, labels, 0.6) for number in range(3)]
+    before = greedy_weights(members_of(tmp_path / "few", scores, labels))
+    assert len([one for one in before if one]) > 1
+    agreed = two_classes(*[0.9] * 40)
+    more = [np.concatenate([one, agreed]) for one in scores]
+    after = greedy_weights(members_of(tmp_path / "many", more, np.concatenate([labels, np.full(40, label)])))
+    assert after == before
+
+
+def test_only_images_on_which_members_differ_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = random_labels(6, 30)
+    scores = [random_scores(60 + number, labels, 2.0) for number in range(3)]
+    taken = np.stack([one.argmax(1) for one in scores])
+    differ = (taken != taken[0]).any(0)
+    differ[[0, int(np.flatnonzero(differ)[0])]] = False
+    tried, hits_of = list[int](), fusion._hits
+
+    def hits(file: Any, part: Any, mixes: np.ndarray) -> np.ndarray:
+        tried.append(len(part.labels))
+        return hits_of(file, part, mixes)
+
+    monkeypatch.setattr(fusion, "_hits", hits)
+    unreadable = [0, int(np.flatnonzero((taken != taken[0]).any(0))[0])]
+    found = greedy_weights(members_of(tmp_path, scores, labels, unreadable=unreadable), steps=4)
+    assert tried == [differ.sum()] * 4
+    assert 0 < differ.sum() < 20
+    kept = np.delete(np.arange(30), unreadable)
+    counts = greedy_plainly([one[kept] for one in scores], labels[kept], 4)
+    assert found == tuple(counts / counts.sum())
+
+
+def test_member_that_never_helps_gets_0(tmp_path: Path) -> None:
+    labels = random_labels(7, 40)
+    scores = [random_scores(70, labels, 1.0), random_scores(71, labels, -4.0), random_scores(72, labels, 1.0)]
+    found = greedy_weights(members_of(tmp_path, scores, labels))
+    assert found[1] == 0.0
+    assert found[0] > 0
+    assert found[2] > 0
+    members = members_of(tmp_path / "again", scores, labels)
+    assert right([of_members(members, found)]).sum() >= right([one.weights for one in members]).sum(1).max()
+
+
+def test_label_without_probability_is_no_warning(tmp_path: Path) -> None:
+    never, often = np.log(np.array([[1e-300, 1.0, 1e-300, 1e-300]] * 3)), two_classes(0.9, 0.9, 0.1)
+    assert greedy_weights(members_of(tmp_path, [never, often], np.array([0, 0, 1]))) == (0.0, 1.0)
+
+
+def test_greedy_weights_need_labels(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "s", {"center-8": random_scores(0, LABELS)})
+    with pytest.raises(RunError, match="have no labels"):
+        greedy_weights(scored_of(tmp_path, "s", store).members)
+
+
+# --weights
+
+
+def test_weights_are_read_and_sum_to_one() -> None:
+    assert read_weights("2,1,1", 3) == (0.5, 0.25, 0.25)
+    assert read_weights(" 0 , 1e1", 2) == (0.0, 1.0)
+    assert read_weights("7", 1) == (1.0,)
+
+
+@pytest.mark.parametrize(
+    "text", ["1", "1,2,3", "a,b", "1;2", "1,", "", "-1,2", "0,0", "nan,1", "inf,1", "1e400,1", "1e308,1e308"]
+)
+def test_wrong_weights_are_refused(text: str) -> None:
+    told = (
+        rf"--weights {text}: expected a finite number of at least 0 for each of the 2 members, not all 0, for example 2"
+    )
+    with pytest.raises(RunError, match=told):
+        read_weights(text, 2)
+
+
+# ensemble.json
+
+
+SPECS = (Spec("m", "a", 8, 0.5), Spec("m", "b", 12, 1 / 3), Spec("n", "b", 8, 1 / 6))
+
+
+def test_rows_of_an_ensemble_come_back(tmp_path: Path) -> None:
+    write_specs(tmp_path, SPECS)
+    assert read_specs(tmp_path) == SPECS
+
+
+ROW = {"member": "m", "run": "a", "px": 8, "weight": 1.0}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"run": "../x"},
+        {"run": ".."},
+        {"run": "."},
+        {"run": ""},
+        {"run": "/etc"},
+        {"run": "a/b"},
+        {"weight": 0.0},
+        {"weight": -0.5},
+        {"weight": 1.5},
+        {"weight": float("nan")},
+        {"weight": float("inf")},
+        {"weight": "heavy"},
+        {"weight": None},
+        {"px": "big"},
+        {"px": None},
+        {"px": float("inf")},
+    ],
+    ids=str,
+)
+def test_strange_row_of_an_ensemble_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "ensemble.json").write_text(json.dumps({"rows": [ROW, {**ROW, **change}]}))
+    with pytest.raises(RunError, match=r"ensemble\.json is not what `fewsight ensemble` wrote"):
+        read_specs(tmp_path)
+
+
+@pytest.mark.parametrize("missing", list(ROW))
+def test_row_that_lacks_something_is_refused(missing: str, tmp_path: Path) -> None:
+    row = {name: value for name, value in ROW.items() if name != missing}
+    (tmp_path / "ensemble.json").write_text(json.dumps({"rows": [row]}))
+    with pytest.raises(RunError, match=rf"is not what `fewsight ensemble` wrote: KeyError\('{missing}'\)"):
+        read_specs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"rows": []}', "is not what `fewsight ensemble` wrote: no rows"),
+        ("{}", "is not what `fewsight ensemble` wrote"),
+        ("[]", "is not what `fewsight ensemble` wrote"),
+        ('{"rows": 3}', "is not what `fewsight ensemble` wrote"),
+        ('{"rows": "ab"}', "is not what `fewsight ensemble` wrote"),
+        ("null", "is not what `fewsight ensemble` wrote"),
+        ("{", "cannot read .*ensemble.json"),
+        ("", "cannot read .*ensemble.json"),
+    ],
+)
+def test_damaged_ensemble_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "ensemble.json").write_text(text)
+    with pytest.raises(RunError, match=said):
+        read_specs(tmp_path)
+    with pytest.raises(RunError, match=said):
+        open_scored(tmp_path, "test")
+
+
+# Opening kept scores
+
+
+def test_scores_open_by_run_and_split_or_by_their_folder(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", {"center-8": random_scores(0, LABELS)}, LABELS)
+    for path in (tmp_path / "run", tmp_path / "run" / "scores" / "test"):
+        scored = open_scored(path, "test")
+        assert (scored.path, scored.first.path) == (path, tmp_path / "run" / "scores" / "test")
+    with pytest.raises(RunError, match=r"run has no scores of 'val'; it has scores of test \(--split\)"):
+        open_scored(tmp_path / "run", "val")
+    with pytest.raises(
+        RunError, match=r"no is not there; expected a run that was evaluated, an ensemble, or a folder of scores"
+    ):
+        open_scored(tmp_path / "no", "test")
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_scores_of_an_ensemble_lie_in_its_runs_or_beside(beside: bool, tmp_path: Path) -> None:
+    write_specs(tmp_path, SPECS)
+    with pytest.raises(RunError, match=r"a has no scores of 'test'; make them with: fewsight evaluate \S*[0-9] DATA"):
+        open_scored(tmp_path, "test")
+    for seed, name in enumerate("ab", start=1):
+        store_of(tmp_path / name if beside else tmp_path / "runs" / name / "scores" / "test", seed)
+    scored = open_scored(tmp_path, "test")
+    assert [(member.name, [(row.run, row.px) for row in member.rows]) for member in scored.members] == [
+        ("m", [("a", 8), ("b", 12)]),
+        ("n", [("b", 8)]),
+    ]
+    of_spec = {("a", 8): 0.5, ("b", 12): 1 / 3, ("b", 8): 1 / 6}
+    for row in scored.rows:
+        assert [result.crop for result in row.results] == ["center", "random"]
+        assert [scored.weights[result] for result in row.results] == pytest.approx([of_spec[row.run, row.px] / 2] * 2)
+    assert len(scored.weights) == 6
+    assert sorted(scored.members[0].weights.values()) == pytest.approx([0.2, 0.2, 0.3, 0.3]), "among themselves"
+    centers = open_scored(tmp_path, "test", ["center-8"])
+    assert [(row.run, row.px) for row in centers.rows] == [("a", 8), ("b", 8)]
+    assert sorted(centers.weights.values()) == pytest.approx([0.25, 0.75])
+    with pytest.raises(RunError, match="no member has a view center-99"):
+        open_scored(tmp_path, "test", ["center-99"])
+
+
+def test_ensemble_needs_every_row_of_the_same_images(pair: tuple[Store, Store], tmp_path: Path) -> None:
+    stores = dict(zip("ab", pair, strict=True))
+    with pytest.raises(RunError, match=r"b has no scores at 16 px; it has center-12.*: evaluate .*e again"):
+        ensemble_of(tmp_path / "e", [*SPECS, Spec("n", "b", 16, 0.1)], stores)
+    fewer = store_of(tmp_path / "fewer", 3, unreadable=())
+    with pytest.raises(RunError, match="hold scores of other images"):
+        ensemble_of(tmp_path / "e", SPECS, {"a": pair[0], "b": fewer})
+
+
+def test_fusion_of_float16_and_float32_scores_is_that_of_the_stored_values(tmp_path: Path) -> None:
+    scores = random_scores(0, LABELS), random_scores(1, LABELS)
+    half = write_store(tmp_path / "a", {"center-8": scores[0]}, LABELS, dtype="float16")
+    whole = write_store(tmp_path / "b", {"center-8": scores[1]}, LABELS)
+    ((_, probs),) = fused([{Result(half, "center-8"): 0.5, Result(whole, "center-8"): 0.5}])
+    rounded = np.exp(scores[0].astype(np.float16).astype(np.float64))
+    np.testing.assert_allclose(probs[0], (rounded + probs_of(whole, "center-8")) / 2, rtol=2e-6)
+    assert abs(probs[0] - np.exp(np.stack(scores)).mean(0)).max() > 1e-5, "float16 is seen"
+
+
+def test_rows_are_values(pair: tuple[Store, Store]) -> None:
+    assert rows_of("a", pair[0])[0] == Row("a", 8, (Result(pair[0], "center-8"), Result(pair[0], "random-8")))
+    assert Result(pair[0], "center-8") != Result(pair[1], "center-8")

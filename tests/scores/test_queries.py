@@ -1,0 +1,249 @@
+"""Questions to kept scores against direct numpy: rows, comparisons, ablations, runs as one ensemble."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fewsight.errors import RunError
+from fewsight.scores.fusion import Scored, Spec, fused, open_scored, uniform, write_specs
+from fewsight.scores.metrics import paired, wilson
+from fewsight.scores.queries import Line, ablate, as_member, averaged, compare, fuse, lines, row_lines
+from stores import probs_of, random_labels, random_scores, write_run, write_store
+
+LABELS = random_labels(1, 60)
+UNREADABLE = (0, 31)
+READABLE = np.array([number not in UNREADABLE for number in range(60)])
+VIEWS = ("center-8", "random-8", "center-12", "random-12")
+
+
+def run_of(path: Path, seed: int, views: Sequence[str] = VIEWS, lead: float = 1.0, **options: Any) -> Scored:
+    scores = {view: random_scores(10 * seed + number, LABELS, lead) for number, view in enumerate(views)}
+    return write_run(path, scores, LABELS, **{"unreadable": UNREADABLE, **options})
+
+
+def hits(*parts: tuple[Scored, str, float]) -> np.ndarray:
+    """Which readable images a weighed mean of views has right."""
+    mean = sum(weight * probs_of(scored.first, view) for scored, view, weight in parts)
+    found: np.ndarray = np.asarray(mean)[READABLE].argmax(1) == LABELS[READABLE]
+    return found
+
+
+def alike(scored: Scored, views: Sequence[str]) -> np.ndarray:
+    return hits(*[(scored, view, 1.0) for view in views])
+
+
+def line(name: str, num_results: int, found: np.ndarray, whole: np.ndarray | None = None) -> Line:
+    share = wilson(int(found.sum()), 58)
+    return Line(name, num_results, share, None if whole is None else paired(whole, found))
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Scored:
+    return run_of(tmp_path / "a", 1)
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Scored:
+    return run_of(tmp_path / "b", 2, lead=1.5)
+
+
+@pytest.fixture
+def ensemble(first: Scored, second: Scored) -> Scored:
+    """Member m: both runs at 8 px; member n: the first at 12 px, which has half of the weight."""
+    path = first.path.parent
+    (path / "runs").mkdir()
+    for run in (first, second):
+        run.path.rename(path / "runs" / run.path.name)
+    write_specs(path, [Spec("m", "a", 8, 0.2), Spec("m", "b", 8, 0.3), Spec("n", "a", 12, 0.5)])
+    return open_scored(path, "test")
+
+
+def weighed(ensemble: Scored, **weights: float) -> np.ndarray:
+    """`a8=0.2`: run a at 8 px."""
+    stores = {row.run: open_scored(row.results[0].store.path, "test") for row in ensemble.rows}
+    return hits(
+        *[
+            (stores[name[0]], f"{crop}-{name[1:]}", weight)
+            for name, weight in weights.items()
+            for crop in ("center", "random")
+        ]
+    )
+
+
+def test_what_is_averaged_is_said_in_words(tmp_path: Path, ensemble: Scored) -> None:
+    one, plain = run_of(tmp_path / "one", 1, VIEWS[:1]), run_of(tmp_path / "plain", 1, ("center-8", "center-8-noflip"))
+    assert averaged(one) == "the view center-8 and its mirror image"
+    assert averaged(open_scored(plain.path, "test", ("center-8-noflip",))) == "the view center-8-noflip"
+    assert averaged(run_of(tmp_path / "all", 1)) == "the mean of 4 views, each with its mirror image"
+    assert averaged(ensemble) == "the weighed mean of 6 views of 2 members, each with its mirror image"
+
+
+# Rows
+
+
+def test_rows_are_the_sizes_then_all_views(first: Scored) -> None:
+    assert row_lines(first) == [
+        line("8 px", 2, alike(first, VIEWS[:2])),
+        line("12 px", 2, alike(first, VIEWS[2:])),
+        line("all views", 4, alike(first, VIEWS)),
+    ]
+    assert len({one.top1.count for one in row_lines(first)}) > 1
+
+
+def test_one_size_has_one_row(tmp_path: Path) -> None:
+    scored = run_of(tmp_path / "a", 1, VIEWS[:2])
+    assert row_lines(scored) == [line("8 px", 2, alike(scored, VIEWS[:2]))]
+
+
+def test_rows_of_an_ensemble_are_named_by_their_run(ensemble: Scored) -> None:
+    assert row_lines(ensemble) == [
+        line("a 8 px", 2, weighed(ensemble, a8=1)),
+        line("b 8 px", 2, weighed(ensemble, b8=1)),
+        line("a 12 px", 2, weighed(ensemble, a12=1)),
+        line("fusion", 6, weighed(ensemble, a8=0.2, b8=0.3, a12=0.5)),
+    ]
+
+
+def test_lines_are_paired_with_a_base(first: Scored, second: Scored) -> None:
+    found = lines([("one", first.weights), ("row", uniform(first.rows[:1]))], second.weights)
+    base = alike(second, VIEWS)
+    assert found == [line("one", 4, alike(first, VIEWS), base), line("row", 2, alike(first, VIEWS[:2]), base)]
+
+
+# Comparison
+
+
+def test_comparison_is_of_all_views_image_by_image(first: Scored, second: Scored) -> None:
+    before, after = alike(first, VIEWS), alike(second, VIEWS)
+    found = compare(first, second)
+    assert found == paired(before, after)
+    assert (found.second_only, found.first_only) == ((after & ~before).sum(), (before & ~after).sum())
+    assert (found.gain > 0, found.total) == (True, 58)
+
+
+def test_other_images_are_not_compared_or_fused(first: Scored, tmp_path: Path) -> None:
+    other = run_of(tmp_path / "other", 3, unreadable=(1,))
+    for ask in (lambda: compare(first, other), lambda: fuse([first, other])):
+        with pytest.raises(RunError, match="hold scores of other images, so they cannot be paired or fused"):
+            ask()
+
+
+# Ablation
+
+
+def test_ablation_of_a_run_takes_scales_and_crops_apart(first: Scored) -> None:
+    whole = alike(first, VIEWS)
+    found = ablate(first)
+    assert found.whole == line("all together", 4, whole)
+    assert found.groups == (
+        ("one scale", (
+            line("8 px alone", 2, alike(first, VIEWS[:2]), whole),
+            line("12 px alone", 2, alike(first, VIEWS[2:]), whole),
+        )),
+        ("one crop", (
+            line("center crops alone", 2, alike(first, VIEWS[::2]), whole),
+            line("random crops alone", 2, alike(first, VIEWS[1::2]), whole),
+        )),
+    )  # fmt: skip
+
+
+def test_ablation_shows_flips_where_every_view_was_scored_without(tmp_path: Path) -> None:
+    plain = [f"{view}-noflip" for view in VIEWS]
+    scored = run_of(tmp_path / "a", 1, [*VIEWS, *plain])
+    whole, without = alike(scored, VIEWS), alike(scored, plain)
+    groups = dict(ablate(scored).groups)
+    assert list(groups) == ["one scale", "one crop", "flips"]
+    assert groups["flips"] == (line("without flips", 4, without, whole),)
+    assert (whole != without).any()
+    assert ablate(scored).whole == line("all together", 4, whole), "the views without twin are not in the whole"
+    fewer = run_of(tmp_path / "b", 1, [*VIEWS, *plain[1:]])
+    assert [group for group, _ in ablate(fewer).groups] == ["one scale", "one crop"]
+
+
+def test_ablation_of_an_ensemble_takes_members_apart(ensemble: Scored) -> None:
+    whole = weighed(ensemble, a8=0.2, b8=0.3, a12=0.5)
+    found = ablate(ensemble)
+    assert found.whole == line("all together", 6, whole)
+    groups = dict(found.groups)
+    assert list(groups) == ["one scale", "one crop", "one member", "without a member"]
+    member, other = weighed(ensemble, a8=0.2, b8=0.3), weighed(ensemble, a12=1)
+    assert groups["one scale"] == (line("8 px alone", 4, member, whole), line("12 px alone", 2, other, whole))
+    assert groups["one member"] == (line("m", 4, member, whole), line("n", 2, other, whole))
+    assert groups["without a member"] == (line("without m", 2, other, whole), line("without n", 4, member, whole))
+
+
+def test_ablation_leaves_one_of_three_runs_out(first: Scored, second: Scored, tmp_path: Path) -> None:
+    runs = [first, second, run_of(tmp_path / "c", 3)]
+    whole = hits(*[(run, view, 1.0) for run in runs for view in VIEWS])
+    groups = dict(ablate(fuse(runs)).groups)
+    assert groups["without a member"] == tuple(
+        line(
+            f"without {out.path}",
+            8,
+            hits(*[(run, view, 1.0) for run in runs if run is not out for view in VIEWS]),
+            whole,
+        )
+        for out in runs
+    )
+    assert groups["one member"] == tuple(line(str(run.path), 4, alike(run, VIEWS), whole) for run in runs)
+
+
+def test_run_of_weight_0_is_left_out(first: Scored, tmp_path: Path) -> None:
+    """Alone it would be a mean of nothing, and it marks no image as trained on."""
+    seen = run_of(tmp_path / "seen", 3, trained_on=(1, 2))
+    fused = fuse([first, seen], [2.0, 0.0])
+    assert [member.name for member in fused.members] == [str(first.path)]
+    assert fused.weights == pytest.approx(first.weights)
+    assert not fused.trained_on.any()
+    assert [group for group, _ in ablate(fused).groups] == ["one scale", "one crop"]
+
+
+def test_one_view_has_nothing_to_take_away(tmp_path: Path) -> None:
+    with pytest.raises(
+        RunError, match="has scores of one view, so there is nothing to take away; evaluate with --views"
+    ):
+        ablate(run_of(tmp_path / "a", 1, VIEWS[:1]))
+
+
+def test_questions_need_labels(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "s", {view: random_scores(0, LABELS) for view in VIEWS})
+    scored = open_scored(store.path, "test")
+    for ask in (row_lines, ablate, lambda one: compare(one, one)):
+        with pytest.raises(RunError, match="have no labels"):
+            ask(scored)
+
+
+# Runs as one ensemble
+
+
+def test_fused_runs_are_uniform_over_rows(first: Scored, tmp_path: Path) -> None:
+    small = run_of(tmp_path / "b", 2, VIEWS[:2])
+    found = fuse([first, small])
+    assert found.weights == pytest.approx(uniform([*first.rows, *small.rows]))
+    assert [member.name for member in found.members] == [str(first.path), str(small.path)]
+    ((_, probs),) = fused([found.weights])
+    rows = [[probs_of(run.first, view) for view in views] for run in (first, small) for views in (VIEWS[:2], VIEWS[2:])
+            if set(views) <= set(run.first.views)]  # fmt: skip
+    expected = np.mean([np.mean(row, axis=0) for row in rows], axis=0)
+    np.testing.assert_allclose(probs[0], expected, rtol=2e-6)
+
+
+def test_fused_runs_take_weights(first: Scored, second: Scored) -> None:
+    found = fuse([first, second], [3.0, 1.0])
+    ((_, probs),) = fused([found.weights])
+    means = [np.mean([probs_of(run.first, view) for view in VIEWS], axis=0) for run in (first, second)]
+    np.testing.assert_allclose(probs[0], 0.75 * means[0] + 0.25 * means[1], rtol=2e-6)
+
+
+def test_ensemble_is_fused_as_it_weighs_its_rows(ensemble: Scored, tmp_path: Path) -> None:
+    run = run_of(tmp_path / "c", 3)
+    found = fuse([ensemble, run])
+    assert [member.name for member in found.members] == [str(ensemble.path), str(run.path)]
+    assert found.rows == (*ensemble.rows, *run.rows)
+    of_ensemble = {result: 0.6 * weight for result, weight in ensemble.weights.items()}
+    of_run = {result: 0.4 * weight for result, weight in run.weights.items()}
+    assert found.weights == pytest.approx({**of_ensemble, **of_run}), "3 rows and 2"
+    assert as_member(ensemble).weights == ensemble.weights

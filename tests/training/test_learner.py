@@ -1,0 +1,265 @@
+"""One step and its state: against sums by hand, and restored to the bit."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fewsight.losses import SmoothedCrossEntropy, Targets
+from fewsight.models.classifier import build_model
+from fewsight.recipes import Stage
+from fewsight.training.learner import Learner, moving_average, parts_of
+
+CPU = torch.device("cpu")
+
+
+class TinyModel(nn.Module):
+    """Like a Classifier, without batch statistics: one weight matrix, one norm, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.LayerNorm(5), nn.ReLU())
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.backbone(images)
+        return self.head(features), features
+
+
+class OwningLoss(SmoothedCrossEntropy):
+    """A loss with a weight of its own, and something to log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, logits: Tensor, features: Tensor, targets: Targets) -> tuple[Tensor, dict[str, float]]:
+        loss, _ = super().forward(logits * self.scale, features, targets)
+        return loss, {"mean_logit": float(logits.detach().mean())}
+
+
+def stage(**values: Any) -> Stage:
+    return Stage.model_validate({"epochs": 1, "batch_size": 8, **values})
+
+
+def tiny(precision: str = "float32", loss: nn.Module | None = None, **values: Any) -> Learner:
+    torch.manual_seed(0)
+    return Learner(TinyModel(), loss or OwningLoss(), stage(**values), 4, CPU, precision)  # type: ignore[arg-type]
+
+
+def convolutional(precision: str = "float32", **values: Any) -> Learner:
+    torch.manual_seed(0)
+    model = build_model("resnest14", 3, stem="small", width=0.125).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Learner(model, SmoothedCrossEntropy(), stage(**values), 4, CPU, precision)
+
+
+def batch(number: int, *, px: int = 2, count: int = 8) -> tuple[Tensor, Targets]:
+    generator = torch.Generator().manual_seed(number)
+    images = torch.randn(count, 3, px, px, generator=generator).to(memory_format=torch.channels_last)
+    labels = torch.randint(3, (2, count), generator=generator)
+    return images, Targets(labels[0], labels[1], 0.7)
+
+
+def weights(learner: Learner) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in learner.named.items()}
+
+
+def gradients(learner: Learner, number: int) -> dict[str, Tensor]:
+    """Of the whole batch, without the learner."""
+    images, targets = batch(number)
+    loss, _ = learner.loss(*learner.model(images), targets)
+    return dict(zip(learner.named, torch.autograd.grad(loss, list(learner.named.values())), strict=True))
+
+
+@given(st.integers(2, 500), st.integers(1, 40))
+def test_parts_cover_the_batch_and_none_is_alone(num_images: int, most: int) -> None:
+    parts = parts_of(num_images, most)
+    sizes = [part.stop - part.start for part in parts]
+    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(num_images))
+    assert min(sizes) >= 2
+    assert max(sizes) - min(sizes) <= 1
+    assert len(parts) == min(most, num_images // 2)
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 4, 100])
+def test_parts_give_the_gradient_of_the_whole_batch(accumulate: int) -> None:
+    whole, parts = tiny(), tiny(accumulate=accumulate)
+    results = [learner.step(*batch(1), rate=0.5) for learner in (whole, parts)]
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-6)
+    assert results[1][1] == pytest.approx(results[0][1], rel=1e-5), "what the loss logs is a mean over the batch"
+    for name, weight in weights(whole).items():
+        torch.testing.assert_close(weights(parts)[name], weight, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_two_steps_by_hand(nesterov: bool, momentum: float) -> None:
+    if nesterov and not momentum:
+        pytest.skip("torch refuses Nesterov without momentum")
+    decay = 0.1
+    learner = tiny(optim={"momentum": momentum, "nesterov": nesterov, "weight_decay": decay})
+    velocity: dict[str, Tensor] = {}
+    for number, rate in enumerate((0.5, 0.25)):
+        before, grads = weights(learner), gradients(learner, number)
+        learner.step(*batch(number), rate=rate)
+        for name, weight in before.items():
+            decayed = grads[name] + (decay * weight if weight.ndim > 1 else 0)  # biases and norms are left alone
+            velocity[name] = momentum * velocity[name] + decayed if number else decayed
+            change = decayed + momentum * velocity[name] if nesterov else velocity[name]
+            torch.testing.assert_close(weights(learner)[name], weight - rate * change, rtol=1e-5, atol=1e-6)
+
+
+def test_weight_decay_spares_biases_and_norms_unless_asked_for() -> None:
+    def decayed(decay_norm_bias: bool) -> dict[str, bool]:
+        options = {"weight_decay": 0.1, "decay_norm_bias": decay_norm_bias}
+        learner = tiny(optim=options)
+        names = {id(weight): name for name, weight in learner.named.items()}
+        return {names[id(one)]: group["weight_decay"] == 0.1
+                for group in learner.optimizer.param_groups for one in group["params"]}  # fmt: skip
+
+    assert {name for name, is_decayed in decayed(False).items() if is_decayed} == {
+        "model.backbone.1.weight",
+        "model.head.weight",
+    }
+    assert all(decayed(True).values())
+    assert len(decayed(True)) == len(decayed(False)) == 7, "every weight is trained, the loss's own too"
+
+
+def test_moving_average_halves_its_memory_every_half_life() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    average = moving_average(model, half_life=3)
+    for _ in range(200):  # past the start, where it is a plain average
+        average.update_parameters(model)
+    nn.init.ones_(model.weight)
+    for _ in range(3):
+        average.update_parameters(model)
+    assert average.module.weight.item() == pytest.approx(0.5)
+    for _ in range(3):
+        average.update_parameters(model)
+    assert average.module.weight.item() == pytest.approx(0.75)
+
+
+def test_moving_average_starts_with_a_short_memory() -> None:
+    model = nn.BatchNorm1d(1)
+    average = moving_average(model, half_life=1000)
+    expected = 0.0
+    for step in range(5):
+        value = float(step + 1)
+        nn.init.constant_(model.weight, value)
+        nn.init.constant_(model.running_mean, value)  # type: ignore[arg-type]
+        model.num_batches_tracked.fill_(step)  # type: ignore[operator, union-attr]
+        average.update_parameters(model)
+        share = 1.0 if step == 0 else 1 - (1 + step) / (10 + step)
+        expected += share * (value - expected)
+    assert average.module.weight.item() == pytest.approx(expected)
+    assert average.module.running_mean.item() == pytest.approx(expected), "norm statistics are averaged too"
+    assert average.module.num_batches_tracked.item() == 4, "counts are copied"
+
+
+def test_averaged_model_is_what_finish_leaves() -> None:
+    learner = convolutional(ema_half_life_epochs=0.5)
+    for number in range(3):
+        learner.step(*batch(number, px=8), rate=0.1)
+    average = {name: value.clone() for name, value in learner.averaged().state_dict().items()}
+    assert not torch.equal(average["head.weight"], learner.model.head.weight)
+    learner.finish()
+    assert all(torch.equal(value, average[name]) for name, value in learner.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("precision", "values"),
+    [
+        ("float32", {}),
+        ("float32", {"ema_half_life_epochs": 0.5, "accumulate": 2}),
+        ("float32", {"optim": {"momentum": 0.0}}),
+        ("bf16", {"optim": {"nesterov": True}}),
+        ("fp16", {}),
+    ],
+)
+@pytest.mark.parametrize("num_steps", [0, 1, 3])
+def test_state_restores_every_bit(precision: str, values: dict[str, Any], num_steps: int) -> None:
+    learner = convolutional(precision, **values)
+    for number in range(num_steps):
+        learner.step(*batch(number, px=8), rate=0.1)
+    tensors, plain = learner.state()
+    restored = convolutional(precision, **values)
+    restored.step(*batch(9, px=8), rate=1.0)  # whatever was there before is gone
+    if num_steps == 0:
+        restored = convolutional(precision, **values)  # momentum that there was not is never restored
+    restored.load(tensors, plain)
+    for number in range(3, 6):
+        one, other = (each.step(*batch(number, px=8), rate=0.1) for each in (learner, restored))
+        assert one == other
+    after, again = learner.state(), restored.state()
+    assert after[1] == again[1]
+    assert list(after[0]) == list(again[0])
+    assert all(torch.equal(after[0][name], again[0][name]) for name in after[0])
+
+
+def test_state_is_a_copy_that_later_steps_leave_alone() -> None:
+    learner = convolutional(ema_half_life_epochs=0.5)
+    learner.step(*batch(0, px=8), rate=0.1)
+    tensors, _ = learner.state()
+    before = {name: value.clone() for name, value in tensors.items()}
+    learner.step(*batch(1, px=8), rate=0.1)
+    assert all(torch.equal(value, before[name]) for name, value in tensors.items())
+    assert all(value.is_contiguous() for value in tensors.values())
+
+
+def test_restored_tensors_have_the_layout_of_the_uninterrupted() -> None:
+    learner, restored = convolutional(), convolutional()
+    learner.step(*batch(0, px=8), rate=0.1)
+    restored.load(*learner.state())
+    for name, weight in learner.named.items():
+        other = restored.named[name]
+        momentum = [one.optimizer.state[one.named[name]]["momentum_buffer"] for one in (learner, restored)]
+        assert weight.stride() == other.stride(), name
+        assert momentum[0].stride() == momentum[1].stride(), name
+
+
+def test_state_names_what_is_there() -> None:
+    learner = tiny()
+    names = set(learner.state()[0])
+    assert not any(name.startswith(("momentum.", "average.")) for name in names), "no step yet, no average"
+    assert "loss.scale" in names
+    learner.step(*batch(0), rate=0.1)
+    assert {name for name in learner.state()[0] if name.startswith("momentum.")} == {
+        f"momentum.{name}" for name in learner.named
+    }
+    averaging = tiny(ema_half_life_epochs=1.0)
+    assert "average.n_averaged" in averaging.state()[0]
+
+
+def test_scaler_is_in_the_state_only_in_fp16() -> None:
+    assert tiny().state()[1] == tiny("bf16").state()[1] == {"scaler": {}}
+    half = tiny("fp16")
+    half.step(*batch(0), rate=0.1)
+    assert half.state()[1]["scaler"]["scale"] == 65536.0
+
+
+def test_fp16_overflow_in_the_first_step_changes_nothing_but_the_scale() -> None:
+    learner = tiny("fp16")
+    learner.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 2.0**127})
+    before = weights(learner)
+    loss, _ = learner.step(*batch(0), rate=0.1)
+    assert math.isfinite(loss)
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(learner).items())
+    assert not any(name.startswith("momentum.") for name in learner.state()[0]), "nothing uninitialised is kept"
+    assert learner.scaler.get_scale() == 2.0**126
+
+
+def test_what_a_loss_logs_becomes_floats_and_nan_is_left_out() -> None:
+    class Talking(nn.Module):
+        def forward(self, logits: Tensor, features: Tensor, targets: Targets) -> tuple[Tensor, dict[str, Any]]:
+            return logits.sum(), {"tensor": torch.tensor(2.0), "float": 3.0, "nothing": torch.tensor(math.nan)}
+
+    learner = tiny()
+    learner.loss = Talking()
+    _, logged = learner.step(*batch(0), rate=0.1)
+    assert logged == {"tensor": 2.0, "float": 3.0}
+    assert all(type(value) is float for value in logged.values())

@@ -1,0 +1,579 @@
+"""fit(): from the smallest data up, stopped and killed at any moment, and resumed to the same bits."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from fewsight import losses, runs
+from fewsight.cli.show import show_run
+from fewsight.errors import DataError, Interrupted, RecipeError, RunError
+from fewsight.machine import signals
+from fewsight.models import classifier
+from fewsight.models.classifier import Classifier, build_model
+from fewsight.recipes import parse_recipe, recipe_toml
+from fewsight.runs import Run
+from fewsight.terminal import make_console
+from fewsight.training import loop, state
+from fewsight.training.loop import fit
+from fewsight.training.session import resume
+from trainings import (
+    SETTINGS,
+    STAGE,
+    VALUES,
+    Death,
+    DieAfter,
+    Quiet,
+    assert_finished_alike,
+    begin,
+    command,
+    finished,
+    killed,
+    log_lines,
+    outcome,
+    wait_for_log,
+)
+
+
+class SignalAfter(Quiet):
+    """Sends the process a signal in a step, counted from where the run goes on."""
+
+    def __init__(self, number: int = signal.SIGINT, steps: int = 1) -> None:
+        self.number, self.steps = number, steps
+
+    def step(self, line: Mapping[str, Any], done_steps: int) -> None:
+        if done_steps == self.done_steps + self.steps:
+            signal.raise_signal(self.number)
+
+
+def again(path: Path) -> Run:
+    """What `fewsight train --resume` does."""
+    return resume(path, console=make_console(StringIO()))
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Uninterrupted runs by setting, made where they are first asked for."""
+    return {}
+
+
+def uninterrupted(whole: dict[str, Path], images: Path, name: str, factory: pytest.TempPathFactory) -> Path:
+    if name not in whole:
+        whole[name] = factory.mktemp("whole") / "run"
+        fit(*begin(images, whole[name], SETTINGS[name]), Quiet())
+    return whole[name]
+
+
+@pytest.mark.parametrize("counts", [(2, 2), (2, 3), (3, 2, 2)])
+def test_fit_runs_from_two_classes_of_two_images(tmp_path: Path, counts: tuple[int, ...]) -> None:
+    for number, count in enumerate(counts):
+        (tmp_path / "images" / f"class{number}").mkdir(parents=True)
+        for image in range(count):
+            Image.new("RGB", (20, 20), (80 * number, 30 * image, 9)).save(
+                tmp_path / f"images/class{number}/{image}.png"
+            )
+    run = fit(*begin(tmp_path / "images", tmp_path / "run"), Quiet())
+    assert run.finished
+    assert runs.read_weights(run)
+    assert [line["kind"] for line in log_lines(run.path)].count("epoch") == 2
+
+
+def test_fit_learns(class_images: Path, tmp_path: Path) -> None:
+    run, images = begin(class_images, tmp_path / "run", {"augment": {"train_px": 16, "policy": "none"}},
+                        "stages.0.epochs=12", "augment.cutmix_prob=0.0", "eval.every_epochs=0")  # fmt: skip
+    fit(run, images, Quiet())
+    losses = [line["train_loss"] for line in log_lines(run.path) if line["kind"] == "epoch"]
+    assert losses[-1] < 0.8 * losses[0]
+    assert json.loads((run.path / "metrics.json").read_text())["val"]["top1"]["count"] >= 4
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_run_stopped_after_every_step_equals_the_uninterrupted(
+    class_images: Path, tmp_path: Path, name: str, whole: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    expected = uninterrupted(whole, class_images, name, tmp_path_factory)
+    run, images = begin(class_images, tmp_path / "run", SETTINGS[name])
+    stops = 0
+    while True:
+        number = (signal.SIGINT, signal.SIGTERM)[stops % 2]
+        reporter = SignalAfter(number)
+        try:
+            run = fit(runs.read_run(run.path), images, reporter)
+        except Interrupted as error:
+            stopped = error
+            stops += 1
+        else:
+            break
+        assert stopped.signal_number == number
+        assert f"fewsight train --resume {run.path}" in str(stopped)
+    assert stops == reporter.total_steps >= 8, "every step was stopped after once"
+    assert_finished_alike(run.path, expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["average, best, accumulated", "two stages, averages, weights", "ce, then all losses on classes"]
+)
+@pytest.mark.parametrize("state_minutes", [5.0, 1e-9])
+def test_run_that_died_in_any_step_equals_the_uninterrupted(
+    class_images: Path,
+    tmp_path: Path,
+    name: str,
+    state_minutes: float,
+    whole: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Steps after the last state are run again; what they logged is not logged twice."""
+    expected = uninterrupted(whole, class_images, name, tmp_path_factory)
+    run, images = begin(class_images, tmp_path / "run", SETTINGS[name], f"run.state_minutes={state_minutes}")
+    for step in (2, 3, 5, 7):
+        with pytest.raises(Death):
+            fit(runs.read_run(run.path), images, DieAfter(step))
+        with (run.path / "log.jsonl").open("a") as log:
+            log.write('{"kind": "st')
+    again(run.path)
+    assert_finished_alike(run.path, expected)
+
+
+def test_run_that_died_at_any_write_equals_the_uninterrupted(
+    class_images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Before each file appears under its name: best weights, run.json, tensors, state.json, metrics."""
+    name = "average, best, accumulated"
+    expected = uninterrupted(whole, class_images, name, tmp_path_factory)
+    run, images = begin(class_images, tmp_path / "run", SETTINGS[name], "run.state_minutes=1e-9")
+    original = Path.replace
+    died: set[tuple[str, bytes]] = set()
+
+    def replace(part: Path, target: Path) -> Path:
+        content = part.read_bytes().partition(b'"finished":')[0]
+        if target.name == "state.json":  # its length of the log depends on how an epoch's seconds are written
+            content = json.dumps(json.loads(content)["values"]["position"]).encode()
+        key = target.name, content
+        if key not in died:  # the same bytes appear when they come again
+            died.add(key)
+            shutil.copy(part, part.with_name(f".{target.name}.dead.part"))
+            raise Death
+        return original(part, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    for _ in range(60):
+        try:
+            fit(runs.read_run(run.path), images, Quiet())
+        except Death:
+            continue
+        break
+    monkeypatch.undo()
+    written = [name for name, _ in died]
+    assert written.count("state.json") == 8
+    assert {"weights.safetensors", "run.json", "metrics.json"} < set(written)
+    assert_finished_alike(run.path, expected)
+
+
+def test_log_carries_what_the_losses_say(
+    class_images: Path, whole: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    lines = log_lines(uninterrupted(whole, class_images, "ce, then all losses on classes", tmp_path_factory))
+    steps = [line for line in lines if line["kind"] == "step" and line["stage"] == 1]
+    assert not any("terms" in line for line in lines if line["stage"] == 0)
+    assert len(steps) == 6, "13 images in batches of 2 classes x 2"
+    mixed = [line["terms"] for line in steps if "triplet" not in line["terms"]]
+    unmixed = [line["terms"] for line in steps if "triplet" in line["terms"]]
+    assert mixed, "a batch of each kind"
+    assert unmixed, "a batch of each kind"
+    for line in steps:
+        terms = line["terms"]
+        assert line["loss"] == pytest.approx(terms["ce"] + terms["arcface"] + terms.get("triplet", 0.0), rel=1e-5)
+    means = [line["terms"] for line in lines if line["kind"] == "epoch" and line["stage"] == 1]
+    for number, mean in enumerate(means):
+        of_epoch = [line["terms"] for line in steps[3 * number : 3 * number + 3]]
+        for name in ("arcface", "hardest_positive", "hardest_negative", "target_angle_deg"):
+            values = [terms[name] for terms in of_epoch if name in terms]
+            assert name not in mean if not values else mean[name] == pytest.approx(sum(values) / len(values))
+
+
+class Listening(Quiet):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_stages_start_anew_with_their_own_loss_and_rate(class_images: Path, tmp_path: Path) -> None:
+    values = {"stages": [STAGE, {**STAGE, "loss": "ce+triplet", "lr_scale": 0.1, "cutmix_prob": 0.0}]}
+    reporter = Listening()
+    run = fit(*begin(class_images, tmp_path / "run", values), reporter)
+    first, second = (stage for stage in run.recipe.stages)
+    assert (first.batches, first.cutmix_prob, second.batches, second.cutmix_prob) == ("shuffled", 0.5, "pk", 0.0)
+    assert "stage 1 of 2: ce, 2 epochs of 4 batches (4 images), peak rate 0.0312" in reporter.said[0]
+    assert (
+        "stage 2 of 2: ce+triplet, 2 epochs of 3 batches (2x2 images by class), peak rate 0.00313" in reporter.said[1]
+    )
+    steps = [line for line in log_lines(run.path) if line["kind"] == "step"]
+    rates = [[line["lr"] for line in steps if line["stage"] == stage] for stage in (0, 1)]
+    assert rates[1][0] == 0, "it warms up again"
+    assert max(rates[1]) == pytest.approx(0.1 * max(rates[0]))
+    assert all("triplet" in line["terms"] for line in steps if line["stage"] == 1), "no batch of it is mixed"
+
+
+class Sunken(nn.Module):
+    """Stands for a loss that has collapsed from its second epoch on."""
+
+    batches, trains_head, unmixed_only = "shuffled", True, False
+
+    def forward(
+        self, logits: torch.Tensor, features: torch.Tensor, targets: Any
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        return logits.square().mean(), {"depth": 3.0}
+
+    def collapse(self, means: Mapping[str, float], first: Mapping[str, float], progress: float) -> str | None:
+        assert means == first == {"depth": 3.0}
+        return "it lies on the ground; raise it" if progress >= 0.5 else None
+
+
+def test_collapse_is_named_once_and_noted(class_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(losses.LOSSES, "sunken", lambda *_: Sunken())
+    reporter = Listening()
+    run = fit(*begin(class_images, tmp_path / "run", {}, "stages.0.loss=sunken", "stages.0.epochs=4"), reporter)
+    warnings = [text for text in reporter.said if "warning" in text]
+    assert warnings == ["warning: epoch 2: it lies on the ground; raise it"]
+    named = [line.get("collapse") for line in log_lines(run.path) if line["kind"] == "epoch"]
+    assert named == [None, *["it lies on the ground; raise it"] * 3]
+    assert run.finished
+    said = StringIO()
+    show_run(run, make_console(said))
+    assert "the loss had collapsed when training ended" in said.getvalue()
+
+
+def test_collapse_stops_the_run_where_the_recipe_says_so(
+    class_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(losses.LOSSES, "sunken", lambda *_: Sunken())
+    overrides = ("stages.0.loss=sunken", "stages.0.epochs=4", "run.on_collapse=stop")
+    run, images = begin(class_images, tmp_path / "run", {}, *overrides)
+    with pytest.raises(RunError, match=r'stopped after epoch 2, because the loss has collapsed .*on_collapse = "stop"'):
+        fit(run, images, Quiet())
+    assert not runs.read_run(run.path).finished
+    assert runs.has_state(run.path)
+
+
+def test_triplet_collapse_is_found_in_a_real_run(class_images: Path, tmp_path: Path) -> None:
+    """At a rate that is far too high from scratch, the features shrink into one point."""
+    reporter = Listening()
+    values = {"stages": [{**STAGE, "epochs": 24, "batch_size": 6, "loss": "ce+triplet", "cutmix_prob": 0.0}]}
+    run = fit(*begin(class_images, tmp_path / "run", values, "stages.0.optim.base_lr=20.0"), reporter)
+    warnings = [text for text in reporter.said if "collaps" in text]
+    assert "the triplet loss" in warnings[0]
+    assert "lr_scale = 0.1" in warnings[0]
+    named = [line for line in log_lines(run.path) if "collapse" in line]
+    assert named[-1]["epoch"] == 24
+    assert named[-1]["terms"]["triplet"] == pytest.approx(0.3, rel=0.2), "it rests at the margin"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_no_bit_of_a_run(
+    class_images: Path,
+    tmp_path: Path,
+    workers: int,
+    whole: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    expected = uninterrupted(whole, class_images, "plain", tmp_path_factory)
+    fit(*begin(class_images, tmp_path / "run", {}, f"run.workers={workers}"), Quiet())
+    assert_finished_alike(tmp_path / "run", expected)
+
+
+def test_exact_operations_change_no_bit_on_a_cpu(
+    class_images: Path, tmp_path: Path, whole: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    name = "ce, then all losses on classes"
+    expected = uninterrupted(whole, class_images, name, tmp_path_factory)
+    run, images = begin(class_images, tmp_path / "run", SETTINGS[name], "run.deterministic=true")
+    assert_finished_alike(fit(run, images, Quiet()).path, expected)
+
+
+def test_seeds_give_other_bits(
+    class_images: Path, tmp_path: Path, whole: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    expected = uninterrupted(whole, class_images, "plain", tmp_path_factory)
+    fit(*begin(class_images, tmp_path / "run", {}, "run.seed=1"), Quiet())
+    assert outcome(tmp_path / "run")[0] != outcome(expected)[0]
+
+
+def test_dropout_draws_the_same_after_a_resume(
+    class_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's own generator, which models of timm use, is a function of the step too."""
+
+    def with_dropout(*args: Any, **kwargs: Any) -> Classifier:
+        model = build_model(*args, **kwargs)
+        model.backbone.register_forward_hook(lambda module, _, out: nn.functional.dropout(out, 0.3, module.training))
+        return model
+
+    monkeypatch.setattr(classifier, "build_model", with_dropout)
+    fit(*begin(class_images, tmp_path / "whole"), Quiet())
+    run, images = begin(class_images, tmp_path / "run")
+    for steps in (3, 2):
+        with pytest.raises(Interrupted):
+            fit(runs.read_run(run.path), images, SignalAfter(steps=steps))
+    torch.rand(7)  # whoever else draws
+    again(run.path)
+    assert_finished_alike(run.path, tmp_path / "whole")
+
+
+def test_moved_run_with_strange_files_resumes_to_the_same_bits(
+    class_images: Path, tmp_path: Path, whole: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    expected = uninterrupted(whole, class_images, "plain", tmp_path_factory)
+    run, images = begin(class_images, tmp_path / "run")
+    with pytest.raises(Interrupted):
+        fit(run, images, SignalAfter(steps=6))
+    moved = Path(shutil.move(run.path, tmp_path / "moved run"))
+    for name in ("0123.safetensors", ".state.json.00aa.part", ".run.json.00aa.part"):
+        (moved / "state" / name).write_bytes(b"stale")
+        (moved / name).write_bytes(b"stale")
+    again(moved)
+    (moved / "0123.safetensors").unlink()
+    assert_finished_alike(moved, expected)
+
+
+def test_metrics_describe_the_weights_that_were_kept(class_images: Path, tmp_path: Path) -> None:
+    """With select = "best" the last epoch's figures are not the kept ones'."""
+    settings = SETTINGS["average, best, accumulated"]
+    run, images = begin(class_images, tmp_path / "run", settings, "stages.0.epochs=6", "stages.0.optim.base_lr=8.0")
+    run = fit(run, images, Quiet())
+    epochs = [line for line in log_lines(run.path) if line["kind"] == "epoch"]
+    best = max(epochs, key=lambda line: line["val_top1"])  # the first of equals
+    val = json.loads((run.path / "metrics.json").read_text())["val"]
+    assert best["epoch"] < 6, "a run whose last epoch is its best shows nothing"
+    assert runs.read_run(run.path).info["best_epoch"] == best["epoch"]
+    assert (val["top1"]["value"], val["nll"]) == (best["val_top1"], best["val_nll"])
+    assert val["nll"] != epochs[-1]["val_nll"]
+
+
+def test_best_without_val_is_refused(class_images: Path, tmp_path: Path) -> None:
+    shutil.rmtree(class_images / "val")
+    with pytest.raises(RecipeError, match="needs a val split"):
+        begin(class_images, tmp_path / "run", {}, "run.select=best")
+    assert not (tmp_path / "run").exists()
+
+
+def test_loss_that_is_not_finite_stops_with_the_step(class_images: Path, tmp_path: Path) -> None:
+    run, images = begin(class_images, tmp_path / "run", {}, "stages.0.optim.base_lr=1e30", "stages.0.epochs=3")
+    with pytest.raises(RunError, match=r"loss is nan at epoch \d, step \d \(rate .*\)\. .*base_lr"):
+        fit(run, images, Quiet())
+    assert not runs.read_run(run.path).finished
+    assert not (run.path / "weights.safetensors").exists()
+
+
+def test_scores_that_are_not_finite_stop_the_run(
+    class_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, images = begin(class_images, tmp_path / "run", {}, "stages.0.epochs=1")
+    monkeypatch.setattr(loop, "weights_out", lambda model: pytest.fail("such weights are not kept"))
+    lost = torch.full((1,), torch.nan)
+    monkeypatch.setattr(
+        "fewsight.scores.scoring._forward", lambda model, images, _: (lost.expand(len(images), 3), lost)
+    )
+    with pytest.raises(RunError, match=r"scores on val are not finite\. .*base_lr"):
+        fit(run, images, Quiet())
+
+
+def test_val_image_that_fails_later_stops_with_its_name(class_images: Path, tmp_path: Path) -> None:
+    run, images = begin(class_images, tmp_path / "run")
+    (class_images / "val" / "bee" / "1.png").unlink()
+    with pytest.raises(DataError, match=r"val/bee/1\.png.*could be read before training began"):
+        fit(run, images, Quiet())
+
+
+@pytest.fixture
+def stopped(class_images: Path, tmp_path: Path) -> Path:
+    """A run that was stopped inside its second epoch."""
+    run, images = begin(class_images, tmp_path / "run")
+    with pytest.raises(Interrupted):
+        fit(run, images, SignalAfter(steps=6))
+    return run.path
+
+
+def files_of(path: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("base_lr = 2.0", "base_lr = 1.0", r"stages\.0\.optim\.base_lr: 2\.0 -> 1\.0"),
+        ("threads = 1", "threads = 2", r"run\.threads: 1 -> 2"),
+        ("holdout = 0.2", "holdout = 0.3", r"data\.holdout: 0\.2 -> 0\.3"),
+    ],
+)
+def test_edited_recipe_is_refused_with_the_difference(stopped: Path, old: str, new: str, told: str) -> None:
+    recipe = stopped / "recipe.toml"
+    assert old in recipe.read_text()
+    recipe.write_text(recipe.read_text().replace(old, new))
+    before = files_of(stopped)
+    with pytest.raises(RunError, match=told):
+        again(stopped)
+    assert files_of(stopped) == before
+
+
+@pytest.mark.parametrize("kind", ["gone", "new", "changed"])
+def test_changed_data_is_refused_with_the_difference(stopped: Path, class_images: Path, kind: str) -> None:
+    image = class_images / "train" / "bee" / ("new.png" if kind == "new" else "1.png")
+    if kind == "gone":
+        image.unlink()
+    else:
+        Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(image)
+    before = files_of(stopped)
+    with pytest.raises(
+        RunError, match=rf"not the data that the run began with: 1 {kind} \(first: train/bee/{image.name}\)"
+    ):
+        again(stopped)
+    assert files_of(stopped) == before
+
+
+def test_missing_data_is_refused(stopped: Path, class_images: Path) -> None:
+    class_images.rename(class_images.with_name("elsewhere"))
+    with pytest.raises(RunError, match="is not there; bring it back"):
+        again(stopped)
+
+
+def test_other_thread_count_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    with pytest.raises(RunError, match=r"trained with 1 compute threads, but torch computes with 7"):
+        again(stopped)
+
+
+def test_state_is_due_by_time_and_after_epochs_unless_saving_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+    keeper = state.StateKeeper(minutes=5.0)
+    assert keeper.is_due(epoch_ended=True)
+    assert not keeper.is_due(epoch_ended=False)
+    keeper.cost = 2.0
+    now += 99
+    assert not keeper.is_due(epoch_ended=True)
+    now += 1
+    assert keeper.is_due(epoch_ended=True)
+    assert not keeper.is_due(epoch_ended=False)
+    now += 201
+    assert keeper.is_due(epoch_ended=False)
+
+
+def test_finished_run_says_so_and_changes_nothing(class_images: Path, tmp_path: Path) -> None:
+    fit(*begin(class_images, tmp_path / "run", {}, "stages.0.epochs=1"), Quiet())
+    before, said = files_of(tmp_path / "run"), StringIO()
+    assert resume(tmp_path / "run", console=make_console(said)).finished
+    assert "is finished; there is nothing to continue" in said.getvalue()
+    assert files_of(tmp_path / "run") == before
+
+
+def test_signals_are_as_before_after_a_run(stopped: Path) -> None:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert stopped.exists()
+
+
+def test_second_ctrl_c_ends_at_once() -> None:
+    with signals.signals_that_stop() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal_number == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_killed_command_resumes_to_the_same_bits(class_images: Path, tmp_path: Path) -> None:
+    overrides = ("stages.0.epochs=10", "run.state_minutes=0.001")
+    fit(*begin(class_images, tmp_path / "whole", {}, *overrides), Quiet())
+    (tmp_path / "recipe.toml").write_text(recipe_toml(parse_recipe(VALUES, overrides)))
+    arguments = (class_images, "--out", tmp_path / "run", "--recipe", tmp_path / "recipe.toml")
+    saved = tmp_path / "run" / "state" / "state.json"
+    assert killed(command(*arguments), saved, random.uniform(0, 0.3)), "the run was too short"
+    assert "continuing after step" in finished(command("--resume", tmp_path / "run"))
+    assert_finished_alike(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="this system has no process groups")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_the_whole_group_saves_the_state(class_images: Path, tmp_path: Path, number: int) -> None:
+    """Ctrl-C and service managers reach the loading processes too."""
+    settings = SETTINGS["worker, sampling, growing"]
+    fit(*begin(class_images, tmp_path / "whole", settings, "stages.0.epochs=20"), Quiet())
+    begin(class_images, tmp_path / "run", settings, "stages.0.epochs=20")
+    process = command("--resume", tmp_path / "run")
+    wait_for_log(process, tmp_path / "run" / "log.jsonl")
+    os.killpg(process.pid, number)
+    said, _ = process.communicate()
+    assert process.returncode == 128 + number, said
+    assert f"the state is saved. Continue with: fewsight train --resume {tmp_path / 'run'}" in said.replace("\n", " ")
+    assert "continuing after step" in finished(command("--resume", tmp_path / "run"))
+    assert_finished_alike(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.fixture
+def photographs(fewsight_data: Path, tmp_path: Path) -> Path:
+    """A manifest that gives 14 full-size photographs two classes."""
+    images = sorted((fewsight_data / "imagenet-256").glob("*.JPEG"))[:14]
+    rows = [f"{image},{'left' if number % 2 else 'right'},{'train' if number < 12 else 'val'}"
+            for number, image in enumerate(images)]  # fmt: skip
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    return tmp_path / "list.csv"
+
+
+FULL_SIZE = {
+    "augment": {"train_px": 224},
+    "stages": [{"epochs": 1, "batch_size": 4}],
+    "eval": {"test_px": [224]},
+    "run": {"device": "cpu", "threads": 1, "workers": 0, "precision": "float32", "state_minutes": 1e-9},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("backbone", ["tresnet_xl", "seresnext101"])
+def test_full_size_backbone_takes_real_steps(photographs: Path, tmp_path: Path, backbone: str) -> None:
+    run = fit(*begin(photographs, tmp_path / "run", {**FULL_SIZE, "model": {"backbone": backbone}}), Quiet())
+    losses = [line["loss"] for line in log_lines(run.path) if line["kind"] == "step"]
+    assert len(losses) == 3
+    assert len(set(losses)) == 3
+    assert sum(weight.numel() for weight in runs.read_weights(run).values()) > 45e6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_full_size_resnest_killed_inside_its_epoch_resumes_to_the_same_bits(photographs: Path, tmp_path: Path) -> None:
+    settings = {**FULL_SIZE, "model": {"backbone": "resnest101"}}
+    run = fit(*begin(photographs, tmp_path / "whole", settings), Quiet())
+    assert len([line for line in log_lines(run.path) if line["kind"] == "step"]) == 3
+    begin(photographs, tmp_path / "run", settings)
+    process = command("--resume", tmp_path / "run")
+    state = tmp_path / "run" / "state" / "state.json"
+    while process.poll() is None and not state.exists():
+        time.sleep(0.02)
+    time.sleep(random.uniform(0, 2))
+    process.kill()
+    said, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, said
+    assert json.loads(state.read_text())["values"]["position"]["step"] in (1, 2)
+    assert "continuing after step" in finished(command("--resume", tmp_path / "run"))
+    assert_finished_alike(tmp_path / "run", tmp_path / "whole")

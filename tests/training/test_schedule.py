@@ -1,0 +1,61 @@
+"""Warm-up, cosine and growing images by hand."""
+
+import math
+
+import pytest
+
+from fewsight.errors import RecipeError
+from fewsight.recipes import Optim, Stage, load_recipe, parse_recipe, shipped_recipes
+from fewsight.training.schedule import mean_cost, peak_rate, px_at, rate_at
+
+
+def test_rate_follows_the_report() -> None:
+    rates = [rate_at(step, peak=0.4, warmup_steps=4, total_steps=12) for step in range(12)]
+    assert rates[:5] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    assert rates[8] == pytest.approx(0.2)  # half way down
+    assert rates[11] == pytest.approx(0.2 * (1 + math.cos(math.pi * 7 / 8)))
+    assert rate_at(12, peak=0.4, warmup_steps=4, total_steps=12) == pytest.approx(0)
+
+
+def test_rate_without_warmup_starts_at_the_peak() -> None:
+    assert rate_at(0, peak=0.3, warmup_steps=0, total_steps=5) == pytest.approx(0.3)
+
+
+def test_rate_of_a_run_that_is_all_warmup_rises() -> None:
+    rates = [rate_at(step, peak=1.0, warmup_steps=5, total_steps=5) for step in range(5)]
+    assert rates == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+
+
+def test_peak_scales_with_the_batch() -> None:
+    assert peak_rate(Stage(epochs=1, batch_size=128), 128) == pytest.approx(0.05)
+    assert peak_rate(Stage(epochs=1, batch_size=64, optim=Optim(base_lr=0.2)), 64) == pytest.approx(0.05)
+
+
+def test_images_grow_within_each_stage_that_asks() -> None:
+    stages = [
+        {"epochs": 8, "batch_size": 4, "first_px": 32, "grow_share": 0.5},
+        {"epochs": 2, "batch_size": 4},
+        {"epochs": 4, "batch_size": 4, "first_px": 52, "grow_share": 1.0},
+    ]
+    recipe = parse_recipe({"model": {"backbone": "resnest14"}, "augment": {"train_px": 64}, "stages": stages})
+    sides = [px_at(recipe, epoch) for epoch in range(14)]
+    assert sides == [32, 40, 48, 56, 64, 64, 64, 64, 64, 64, 52, 52, 60, 64]
+
+
+def test_shipped_recipes_train_at_one_size() -> None:
+    for name in shipped_recipes():
+        recipe = load_recipe(name)
+        assert {px_at(recipe, epoch) for epoch in (0, 1, 249, 449)} == {recipe.augment.train_px}
+
+
+def test_images_that_would_shrink_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"stages\.0\.first_px .* at most augment\.train_px \(224\), got 256"):
+        load_recipe("resnest101_ce", ["stages.0.first_px=256"])
+
+
+def test_mean_cost_is_that_of_the_pixels() -> None:
+    stages = [{"epochs": 400, "batch_size": 4, "first_px": 64, "grow_share": 0.5}, {"epochs": 2, "batch_size": 4}]
+    recipe = parse_recipe({"model": {"backbone": "resnest14"}, "augment": {"train_px": 256}, "stages": stages})
+    costs = [(px_at(recipe, epoch) / 256) ** 2 for epoch in range(400)]
+    assert mean_cost(recipe, recipe.stages[0]) == pytest.approx(sum(costs) / 400, abs=0.02)
+    assert mean_cost(recipe, recipe.stages[1]) == 1

@@ -1,0 +1,132 @@
+"""What the commands do, as functions: checks before work, previews, evaluation on another machine."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from conftest import TINY
+from fewsight import runs
+from fewsight.data import load_image
+from fewsight.data.prepare import prepare
+from fewsight.errors import DataError, Interrupted, RecipeError, RunError
+from fewsight.inference.evaluate import evaluate
+from fewsight.inference.score_run import testing_recipe as recipe_for_testing
+from fewsight.recipes import Data, load_recipe, shipped_recipes
+from fewsight.terminal import make_console
+from fewsight.training import session
+from fewsight.training.resolve import check_parts, resolve
+from fewsight.training.session import train
+
+
+def quiet() -> tuple[Console, io.StringIO]:
+    file = io.StringIO()
+    return make_console(file), file
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.backbone=resnst14", "'resnest14'"),
+        ("stages.0.loss=cee", "did you mean 'ce'"),
+        ("model.backbone=timm:resnet18", "has its own stem and width"),
+    ],
+)
+def test_unknown_part_is_refused_before_the_data_is_read(override: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        train(tmp_path / "nowhere", tmp_path / "run", recipe="digits", overrides=[override])
+
+
+def test_recompute_of_a_timm_model_is_refused_before_the_data_is_read(tmp_path: Path) -> None:
+    sets = ["model.backbone=timm:resnet18", "model.stem=large", "model.width=1.0", "run.recompute=true"]
+    with pytest.raises(RecipeError, match=r"run\.recompute is for fewsight's own backbones"):
+        train(tmp_path / "nowhere", tmp_path / "run", recipe="digits", overrides=sets)
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_shipped_recipe_has_known_parts(name: str) -> None:
+    check_parts(load_recipe(name))
+
+
+@pytest.mark.parametrize("hours", [0.0, -1.0, float("nan"), float("inf")])
+def test_hours_must_be_a_time(hours: float, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"--hours .*: expected a number above 0"):
+        train(tmp_path, tmp_path / "run", hours=hours)
+
+
+def test_place_is_checked_before_the_data(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunError, match="file is a file, not a folder"):
+        train(tmp_path / "nowhere", tmp_path / "file" / "run", recipe="digits")
+
+
+def test_interrupted_seeds_say_how_to_train_the_rest(
+    digit_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise Interrupted("interrupted", 2)
+
+    monkeypatch.setattr(session, "_fit", stopped)
+    place = tmp_path / "runs"
+    with pytest.raises(Interrupted, match=r"--recipe .*seed0/recipe\.toml --set run\.seed=1 --out .*seed1$"):
+        train(digit_images, place, recipe="digits", overrides=TINY, seeds=[0, 1], console=quiet()[0])
+
+
+def test_seeds_may_join_others_but_not_enter_a_run(tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"already there \(a run\)"):
+        train(digit_images, tiny_run, recipe="digits", seeds=[5])
+    console, _ = quiet()
+    overrides = [*TINY, "stages.0.epochs=1"]
+    for seed in (0, 1):
+        (run,) = train(digit_images, tmp_path, recipe="digits", overrides=overrides, seeds=[seed], console=console)
+        assert run.path == tmp_path / f"seed{seed}"
+
+
+def test_resolve_leaves_nothing_open(digit_images: Path) -> None:
+    recipe = resolve(load_recipe("resnest101_ce"), prepare(digit_images, Data()))
+    assert recipe.model.stem == "large"
+    assert recipe.eval.test_px == [224, 320, 380, 448]
+    assert recipe.data.mean != "data"
+    assert "auto" not in {recipe.run.device, recipe.run.precision, recipe.run.threads, recipe.run.workers}
+
+
+def test_preview_shows_each_batch(digit_images: Path, tmp_path: Path) -> None:
+    console, file = quiet()
+    overrides = [*TINY, "stages.0.batch_size=7"]
+    assert train(digit_images, tmp_path / "run", recipe="digits", overrides=overrides, preview=4, console=console) == []
+    assert "4 batches of 6 images" in file.getvalue()
+    with Image.open(tmp_path / "run" / "preview.png") as sheet:
+        assert sheet.width > 6 * 96
+        assert sheet.height > 4 * 96
+
+
+def test_evaluation_takes_a_folder_without_splits_whole(tiny_run: Path, digit_images: Path) -> None:
+    console, _ = quiet()
+    found = evaluate(tiny_run, digit_images / "test", console=console)
+    assert (found.split, found.figures.num_images, found.num_trained_on) == ("all", 15, 0)
+    named = evaluate(tiny_run, digit_images, console=console)
+    assert named.figures.top1 == found.figures.top1
+
+
+def test_evaluation_needs_one_readable_image(tiny_run: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_text("no image")
+    with pytest.raises(DataError, match=r"none of the 2 images can be read; the first: .*a\.png"):
+        evaluate(tiny_run, tmp_path, console=quiet()[0])
+
+
+def test_run_of_another_device_is_tested_in_this_ones_precision(tiny_run: Path) -> None:
+    run = runs.read_run(tiny_run)
+    on_gpu = run.recipe.run.model_copy(update={"device": "cuda:3", "precision": "fp16", "workers": 16})
+    moved = runs.Run(run.path, run.recipe.model_copy(update={"run": on_gpu}), run.classes, run.data, run.info)
+    settings = recipe_for_testing(moved).run
+    assert (settings.device, settings.precision) != ("cuda:3", "fp16")
+    assert recipe_for_testing(run).run.precision == "float32", "the same kind of device keeps the trained one"
+
+
+def test_fixture_images_are_real_digits(digit_images: Path) -> None:
+    image = load_image(next((digit_images / "train" / "nought").iterdir()))
+    assert image.size == (8, 8)
