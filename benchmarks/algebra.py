@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.machine import busy_processes, commit, device_name, keep, measured_command
 from fewsight.data import digest_of_list
 from fewsight.scores import store as score_store
-from fewsight.scores.store import About, Image
+from fewsight.scores.store import ScoredImage, StoreInfo
 
 NUM_RUNS, NUM_CLASSES = 7, 1000
 SIZES = (224, 320, 380, 448)
@@ -29,7 +29,7 @@ def write_stores(folder: Path, num_images: int) -> None:
     for run in range(NUM_RUNS):
         path = folder / f"run{run}"
         named = [(f"{number}.JPEG", 100, classes[label]) for number, label in enumerate(labels)]
-        about = About(classes, num_images, digest_of_list(named), f"w{run}", 0, 0.875, True, "float32")
+        about = StoreInfo(classes, num_images, digest_of_list(named), f"w{run}", 0, 0.875, True, "float32")
         store = score_store.begin(path / "scores" / "test", about, views)
         for first in range(0, num_images, 1000):
             part = labels[first : first + 1000]
@@ -39,7 +39,9 @@ def write_stores(folder: Path, num_images: int) -> None:
             )
             logits[:, np.arange(len(part)), part] += 4.2
             logits -= np.log(np.exp(logits).sum(2, keepdims=True))
-            lines = [Image(*named[number], None, f"{number:016x}", False) for number in range(first, first + len(part))]
+            lines = [
+                ScoredImage(*named[number], None, f"{number:016x}", False) for number in range(first, first + len(part))
+            ]
             score_store.append(store, first, logits, lines)
         score_store.finish(store)
 

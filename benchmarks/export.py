@@ -31,7 +31,7 @@ from fewsight.augment import center_view
 from fewsight.augment.normalise import Normalise
 from fewsight.data import digest_of_list, load_image
 from fewsight.data.training_set import RunData
-from fewsight.inference.ensemble import open_asked
+from fewsight.inference.ensemble import open_runs
 from fewsight.models.classifier import Classifier, build_model, resolve_stem, weights_out
 from fewsight.recipes import load_recipe
 from fewsight.runs import Run
@@ -128,7 +128,7 @@ def measure(path: Path, folder: Path, threads: int, num_images: int) -> dict[str
         name: export_run(path, folder / f"{name}.onnx", int8=name == "int8", num_images=num_images)
         for name in ("float", "int8")
     }
-    asked = open_asked(path, None)
+    asked = open_runs(path, None)
     cuts, sides = cuts_and_sides(asked)
     graph = build_graph(asked, cuts, sides, exported["float"].temperature or 1.0)
     computed = ways(folder / "float.onnx", folder / "int8.onnx", graph, threads)

@@ -102,7 +102,7 @@ def set_way(model: nn.Module, way: str) -> None:
     activated_norm.invertible = (lambda norm, dtype: False) if way == "plain" else INVERTIBLE
     backbone = model.backbone
     assert isinstance(backbone, Backbone)
-    backbone.keep_less(way == "recompute")
+    backbone.enable_recomputation(way == "recompute")
 
 
 def logits_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:

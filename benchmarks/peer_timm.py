@@ -24,9 +24,9 @@ from timm.utils import ModelEmaV3  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
 from fewsight.machine.device import resolve_run  # noqa: E402
-from fewsight.recipes import Run  # noqa: E402
+from fewsight.recipes import RunSettings  # noqa: E402
 
-BF16 = resolve_run(Run(device="cpu")).precision == "bf16"
+BF16 = resolve_run(RunSettings(device="cpu")).precision == "bf16"
 
 
 def epochs_that_fit(args: argparse.Namespace, classes: int, feed: DataLoader[Any]) -> int:

@@ -33,7 +33,7 @@ from PIL import Image
 from fewsight.apps.vipriors.subset import read_lists
 from fewsight.data import decode_bytes, read_dataset, scan_image
 from fewsight.errors import DataError, FewsightError
-from fewsight.inference.ensemble import make_ensemble, open_asked
+from fewsight.inference.ensemble import make_ensemble, open_runs
 from fewsight.inference.score_run import run_scores
 from fewsight.recipes import load_recipe, shipped_recipes
 from fewsight.runs import read_state, read_weights
@@ -256,7 +256,7 @@ def read_recipe(folder: Path) -> None:
 
 
 def read_run_folder(folder: Path) -> None:
-    asked = open_asked(folder / "run", None)
+    asked = open_runs(folder / "run", None)
     read_state(folder / "run")
     calibration_for(folder / "run", asked.view_names)
     for found in run_scores(asked.first, [folder / "image.png"], asked.views["run"]):
@@ -270,7 +270,7 @@ def read_scores(folder: Path) -> None:
 
 
 def read_ensemble(folder: Path) -> None:
-    asked = open_asked(folder / "ensemble", None)
+    asked = open_runs(folder / "ensemble", None)
     calibration_for(folder / "ensemble", asked.view_names)
     for run in asked.runs.values():
         read_weights(run)

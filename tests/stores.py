@@ -8,7 +8,7 @@ import numpy as np
 from fewsight.data import digest_of_list
 from fewsight.scores import store as score_store
 from fewsight.scores.fusion import Result, Scored, scored_of
-from fewsight.scores.store import About, Image, Store
+from fewsight.scores.store import ScoredImage, Store, StoreInfo
 
 CLASSES = ("ant", "bee", "cat", "dog")
 
@@ -48,12 +48,12 @@ def write_store(
     if labels is not None:
         names = [label if isinstance(label, str) else classes[label] for label in labels]
     named = [(f"{path.name}/{number}.png", 100 + number, names[number]) for number in range(count)]
-    about = About(classes, count, digest_of_list(named), "w", 0, 0.875, True, "float32", dtype)
+    about = StoreInfo(classes, count, digest_of_list(named), "w", 0, 0.875, True, "float32", dtype)
     store = score_store.begin(path, about, list(views))
     results = np.stack([views[view] for view in store.views]).astype(np.float32)
     results[:, list(unreadable)] = np.nan
     images = [
-        Image(
+        ScoredImage(
             *named[number],
             "broken" if number in unreadable else None,
             digests[number] if digests else f"{number:016x}",

@@ -22,7 +22,7 @@ from fewsight.data import load_image
 from fewsight.data.prepare import prepare
 from fewsight.errors import DataError
 from fewsight.inference.evaluate import evaluate
-from fewsight.machine.processes import Ranks
+from fewsight.machine.processes import ProcessGroup
 from fewsight.scores.store import read_store
 from fewsight.training.feed import AugmentedImages, batches
 from fewsight.training.loop import fit
@@ -195,10 +195,10 @@ def test_shares_of_a_batch_are_those_of_its_images(count: int, colours: Path, tm
     plan = ShuffledBatches(images.labels, 12, 0, sampling=False)
     stage = run.recipe.stages[0]
     for rank in range(count):
-        ranks = Ranks(rank, count)
+        group = ProcessGroup(rank, count)
 
-        def rows(epoch: int, step: int, total: int, ranks: Ranks = ranks) -> np.ndarray:
-            return rows_of(run.recipe, stage, epoch, step, total, ranks)
+        def rows(epoch: int, step: int, total: int, group: ProcessGroup = group) -> np.ndarray:
+            return rows_of(run.recipe, stage, epoch, step, total, group)
 
         for epoch, step, batch, indices in batches(
             source, plan, first_epoch=0, first_step=0, num_epochs=1, workers=0, rows=rows

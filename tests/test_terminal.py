@@ -8,7 +8,7 @@ from rich.console import Console
 
 from fewsight.cli.show import show_figures
 from fewsight.scores.metrics import evaluate_scores
-from fewsight.terminal import counting, duration, make_console, printable, shortened
+from fewsight.terminal import duration, make_console, printable, progress_counter, shortened
 from fewsight.training.reporters import TrainingReporter
 
 STEP = {"loss": 1.25, "lr": 0.05, "epoch": 1}
@@ -142,14 +142,14 @@ def test_terminal_shows_tested_epochs_only() -> None:
 
 def test_counting_is_silent_in_a_file() -> None:
     file = io.StringIO()
-    with counting(make_console(file), "checking") as progress:
+    with progress_counter(make_console(file), "checking") as progress:
         progress(1, 2)
     assert file.getvalue() == ""
 
 
 def test_counting_counts_in_a_terminal() -> None:
     console, file = terminal()
-    with counting(console, "checking") as progress:
+    with progress_counter(console, "checking") as progress:
         progress(1000, 2000)
     assert "1,000 of 2,000" in file.getvalue()
 

@@ -41,7 +41,7 @@ def duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def counting(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+def progress_counter(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
     """Yield `update(done, total)`, which shows a count while it grows; nothing is left on the screen."""
     if not console.is_interactive:
         yield lambda done, total: None
@@ -51,7 +51,7 @@ def counting(console: Console, what: str) -> Iterator[Callable[[int, int], None]
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
-def show_first(console: Console, kind: str, told: Sequence[str], *, most: int = NAMED, rest: str = "") -> None:
+def print_first(console: Console, kind: str, told: Sequence[str], *, most: int = NAMED, rest: str = "") -> None:
     """Things of a kind, a line each, the first of many; `rest` says where the others stand."""
     for one in told[:most]:
         console.print(f"{kind}: {printable(one)}")
@@ -59,7 +59,7 @@ def show_first(console: Console, kind: str, told: Sequence[str], *, most: int = 
         console.print(f"{kind}: {len(told) - most:,} more{rest}")
 
 
-def trained_on(number: int, total: int, who: str = "it") -> str:
+def trained_on_note(number: int, total: int, who: str = "it") -> str:
     """The heading of figures on images that a run was trained on."""
     return f"images {who} was trained on: {number:,} of {total:,}; the figures flatter"
 

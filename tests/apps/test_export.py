@@ -32,11 +32,11 @@ from fewsight.apps.export.write import export_run
 from fewsight.augment import center_view, random_box
 from fewsight.data import digest_of_list
 from fewsight.errors import DataError, FewsightError, RunError
-from fewsight.inference.ensemble import combine, open_asked
+from fewsight.inference.ensemble import combine, open_runs
 from fewsight.inference.prediction_files import expand
 from fewsight.machine import files
 from fewsight.runs import read_run
-from fewsight.scores.calibration import Calibration, Threshold, keep
+from fewsight.scores.calibration import Calibration, Threshold, write_calibrations
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "export.md"
 NAMES = ["a\nb", 'quo"te', "<b>x</b>", "=cmd", "\u202egnp", "n" * 300, "ämne", "\udcff", "日本"]
@@ -108,15 +108,17 @@ def other_run(digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def both(tiny_run: Path, other_run: Path, tmp_path: Path) -> Path:
     """An ensemble of two unlike runs, with unlike weights and a temperature."""
     combine([("a", [(tiny_run, ())]), ("b", [(other_run, ())])], tmp_path / "both", weights="1,3")
-    views = open_asked(tmp_path / "both", None).view_names
+    views = open_runs(tmp_path / "both", None).view_names
     threshold = Threshold(0.4, 0.9, 9, 8)
-    keep(tmp_path / "both", [Calibration(0.6, tuple(sorted(views)), "val", 10, (1.0, 1.0), (0.0, 0.0), threshold)])
+    write_calibrations(
+        tmp_path / "both", [Calibration(0.6, tuple(sorted(views)), "val", 10, (1.0, 1.0), (0.0, 0.0), threshold)]
+    )
     return tmp_path / "both"
 
 
 def eager(path: Path, views: str | None, found: list[Path], *, crop: bool) -> np.ndarray:
     """What the module that is traced gives."""
-    asked = open_asked(path, views)
+    asked = open_runs(path, views)
     cuts, sides = cuts_and_sides(asked)
     graph = build_graph(asked, cuts, sides, 0.6 if asked.specs else 1.0)
     module = CroppingGraph(graph, list(cuts.values())) if crop else graph
@@ -139,14 +141,14 @@ def test_graph_of_an_ensemble_is_predict(both: Path, digit_images: Path, views: 
     found = sorted((digit_images / "test").glob("*/*.png"))[:6]
     if views == "center":
         shutil.copy(both / "calibration.json", both / "kept.json")
-        names = tuple(sorted(open_asked(both, views).view_names))
-        keep(both, [Calibration(0.6, names, "val", 10, (1.0, 1.0), (0.0, 0.0))])
+        names = tuple(sorted(open_runs(both, views).view_names))
+        write_calibrations(both, [Calibration(0.6, names, "val", 10, (1.0, 1.0), (0.0, 0.0))])
     expected = fewsight.load(both, views).predict(found).probs
     assert np.abs(eager(both, views, found, crop=crop) - expected).max() < 1e-6
 
 
 def test_inputs_of_unlike_cuts_have_names_of_their_own(both: Path) -> None:
-    cuts, sides = cuts_and_sides(open_asked(both, None))
+    cuts, sides = cuts_and_sides(open_runs(both, None))
     assert list(cuts) == [
         "center_32", "random_32", "center_24", "random_24", "center_32_2", "random_32_2",
     ]  # fmt: skip
@@ -295,7 +297,7 @@ def test_loss_of_int8_is_measured_on_pairs() -> None:
 
 
 def test_images_are_those_of_the_run(tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:
-    asked = open_asked(tiny_run, None)
+    asked = open_runs(tiny_run, None)
     val, train = own_images(asked, "val", None, 100), own_images(asked, "train", None, 5)
     assert (len(val.files), val.num_trained_on, len(train.files), train.num_trained_on) == (12, 0, 5, 5)
     assert [asked.classes[label] for label in val.labels] == [file.parent.name for file in val.files]
@@ -313,7 +315,7 @@ def test_a_run_without_val_is_tried_on_images_it_was_trained_on(tiny_run: Path, 
     for line in lines:
         line["split"] = "train"
     (copy / "images.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = own_images(open_asked(copy, None), "val", None, 100)
+    found = own_images(open_runs(copy, None), "val", None, 100)
     assert found.source.startswith("train of ")
     assert found.num_trained_on == len(found.files) == 30
 
@@ -326,7 +328,7 @@ def test_a_label_that_is_no_class_is_refused(tiny_run: Path, tmp_path: Path) -> 
     data["digest"] = digest_of_list((line["path"], line["size"], line["label"]) for line in lines)
     (copy / "data.json").write_text(json.dumps(data))
     with pytest.raises(RunError, match="labels that are none of the run's classes"):
-        own_images(open_asked(copy, None), "val", None, 100)
+        own_images(open_runs(copy, None), "val", None, 100)
 
 
 def test_images_that_cannot_be_read_are_left_out(digit_images: Path, tmp_path: Path) -> None:

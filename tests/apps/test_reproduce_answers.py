@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fewsight.apps.reproduce.answers import Effect, Reproduction, answer
-from fewsight.apps.reproduce.answers import Tested as Done
+from fewsight.apps.reproduce.answers import TestedRun as Done
 from fewsight.apps.reproduce.plan import job_name
 from fewsight.apps.reproduce.published import FUSED, MODELS, SIZES, TRAININGS, Training
 from fewsight.apps.reproduce.show import show_reproduction, write_reproduction

@@ -19,13 +19,13 @@ from conftest import TINY, Command
 from fewsight.apps import listing
 from fewsight.apps.listing import list_runs
 from fewsight.errors import RunError
-from fewsight.inference.ensemble import make_ensemble, open_asked, read_member, score_asked, score_folders
+from fewsight.inference.ensemble import make_ensemble, open_runs, read_member, score_folders, score_runs
 from fewsight.inference.evaluate import evaluate
-from fewsight.inference.score_run import Labelled, Stored
+from fewsight.inference.score_run import LabelledFile, ScoringResult
 from fewsight.machine.files import LOCK
 from fewsight.scores import scoring
-from fewsight.scores.calibration import Calibration, keep, kept, tempered
-from fewsight.scores.fusion import greedy_weights, open_scored, read_specs, right
+from fewsight.scores.calibration import Calibration, read_calibrations, tempered, write_calibrations
+from fewsight.scores.fusion import correct_top1, greedy_weights, open_scored, read_specs
 from fewsight.terminal import make_console
 from fewsight.training.session import train
 
@@ -208,15 +208,15 @@ def test_runs_of_an_ensemble_share_what_they_load(
     images = []
     for number in range(2 * scoring.BATCH + 5):
         os.link(files[number % len(files)], tmp_path / f"{number}.png")
-        images.append(Labelled(tmp_path / f"{number}.png", f"{number}.png"))
+        images.append(LabelledFile(tmp_path / f"{number}.png", f"{number}.png"))
     decoded: list[str] = []
     decode = scoring.decode_bytes
     monkeypatch.setattr(scoring, "decode_bytes", lambda data, name: decoded.append(name) or decode(data, name))
 
-    def scored(path: Path, place: str) -> dict[str, Stored]:
+    def scored(path: Path, place: str) -> dict[str, ScoringResult]:
         decoded.clear()
-        asked = open_asked(path, "report")
-        return score_asked(asked, images, score_folders(asked, tmp_path / place, ""))
+        asked = open_runs(path, "report")
+        return score_runs(asked, images, score_folders(asked, tmp_path / place, ""))
 
     together = scored(tmp_path / "e", "together")
     assert sorted(decoded) == sorted(str(image.file) for image in images)
@@ -292,7 +292,7 @@ def test_members_need_not_stay_as_they_were(runs: tuple[Path, Path], digit_image
     make_ensemble([str(run) for run in runs], tmp_path / "e")
     before = files_of(tmp_path / "e"), files_of(runs[0])
     evaluate(runs[0], digit_images, views="report", console=quiet())
-    keep(runs[0], [])
+    write_calibrations(runs[0], [])
     assert files_of(tmp_path / "e") == before[0]
     evaluate(tmp_path / "e", digit_images, split="val", console=quiet())
     assert before[1].items() <= files_of(runs[0]).items()
@@ -622,7 +622,7 @@ def test_ensemble_is_listed_with_its_runs_and_what_it_has_right_on_val(
 ) -> None:
     (one,) = list_runs(evaluated / "e")
     assert (one.kind, one.status, one.model, one.training) == ("ensemble", "finished", "ensemble of 2 runs", "a, b")
-    found = right([open_scored(evaluated / "e", "val").weights])
+    found = correct_top1([open_scored(evaluated / "e", "val").weights])
     assert one.val is not None
     assert (one.val.value, one.val.total) == (found.mean(), found.size)
     monkeypatch.setattr(listing, "MOST_SCORE_BYTES", 1)
@@ -683,7 +683,7 @@ def test_kept_temperature_changes_how_sure_a_prediction_is(
     before = predicted(ensemble)
     answer = command("scores", "calibrate", ensemble)
     assert answer.code == 0
-    found = kept(ensemble)
+    found = read_calibrations(ensemble)
     assert [one.views for one in found] == [
         ("center-32", "center-40"), ("center-32", "center-40", "random-32", "random-40")]  # fmt: skip
     assert f"{ensemble}, 4 views: temperature {found[1].temperature:.3f} on 12 images of " in answer.out
@@ -704,7 +704,7 @@ def test_kept_temperature_belongs_to_its_views(
 ) -> None:
     run = runs[0]
     views = {name: predicted(run, "--views", name) for name in ("center", "report")}
-    keep(run, [Calibration(3.0, ("center-32",), "val", 12, (1.0, 1.0), (0.1, 0.1))])
+    write_calibrations(run, [Calibration(3.0, ("center-32",), "val", 12, (1.0, 1.0), (0.1, 0.1))])
     after = {name: predicted(run, "--views", name) for name in views}
     assert np.array_equal(after["report"], views["report"])
     expected = np.exp(tempered(np.log(views["center"]), 3.0))
@@ -733,8 +733,10 @@ def test_temperature_is_carried_over_to_the_same_recipe(refused: Refused, comman
     (again / "calibration.json").unlink()
     change(again / "recipe.toml", "merge_val = false", "merge_val = true")
     assert command("scores", "calibrate", "again", "--from", "b").code == 0
-    assert kept(again) == kept(evaluated / "b") != []
-    assert all(one.threshold and "b/scores/val" in one.fitted_on for one in kept(again)), "thresholds, and from where"
+    assert read_calibrations(again) == read_calibrations(evaluated / "b") != []
+    assert all(one.threshold and "b/scores/val" in one.fitted_on for one in read_calibrations(again)), (
+        "thresholds, and from where"
+    )
     line = refused("scores", "calibrate", "a", "--from", "b")
     assert "a is not the recipe of b, so nothing can be carried over: eval.test_px: [32] -> [32, 40]" in line
     assert "expected an ensemble of the same rows and weights as e" in refused(

@@ -19,7 +19,7 @@ from fewsight.data import ImageError, decode, load_image
 from fewsight.errors import RunError
 from fewsight.inference import score_run
 from fewsight.inference.evaluate import evaluate
-from fewsight.inference.score_run import Labelled, Stored, load_model, score_into
+from fewsight.inference.score_run import LabelledFile, ScoringResult, load_model, score_into
 from fewsight.recipes import Recipe, load_recipe
 from fewsight.runs import Run, read_run
 from fewsight.scores.scoring import score_images, views_of
@@ -163,13 +163,13 @@ def test_input_that_never_ends_is_an_error(kind: str, tmp_path: Path, monkeypatc
         load_image(file)
 
 
-def scored_into(folder: Path, run: Run, images: Sequence[Labelled], views: Sequence[View]) -> Stored:
+def scored_into(folder: Path, run: Run, images: Sequence[LabelledFile], views: Sequence[View]) -> ScoringResult:
     scoring = score_into(folder, run, images, views)
     while True:
         try:
             next(scoring)
         except StopIteration as end:
-            stored: Stored = end.value
+            stored: ScoringResult = end.value
             return stored
 
 
@@ -178,7 +178,7 @@ def test_image_that_could_not_be_read_is_scored_when_it_can(
 ) -> None:
     """A share that was away for a moment."""
     run, files = read_run(tiny_run), sorted(digit_images.glob("test/*/*.png"))
-    images = [Labelled(file, file.name) for file in files]
+    images = [LabelledFile(file, file.name) for file in files]
     views = views_of(run.recipe)
     whole = scored_into(tmp_path / "whole", run, images, views).store
     lost = files[4]

@@ -15,10 +15,10 @@ from fewsight.losses import (
     Targets,
     WeightedSum,
     balanced_weights,
+    batch_kind,
     build_loss,
     check_loss,
     collapse_of,
-    wanted_batches,
 )
 from fewsight.recipes import Losses, Stage
 from fewsight.recipes.schema import Triplet
@@ -244,7 +244,7 @@ def test_loss_that_cannot_train_is_refused(name: str, weights: dict[str, float],
     ],
 )
 def test_batches_are_what_the_stage_says_else_what_the_loss_wants(name: str, says: str, wanted: str) -> None:
-    assert wanted_batches(stage(name, batches=says)) == wanted
+    assert batch_kind(stage(name, batches=says)) == wanted
 
 
 @pytest.mark.parametrize("batches", ["auto", "shuffled", "pk"])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fewsight.losses import build_loss
-from fewsight.machine.processes import ALONE, Ranks, joined, synchronise_norms
+from fewsight.machine.processes import SINGLE_PROCESS, ProcessGroup, joined, synchronise_norms
 from fewsight.models.classifier import build_model
 from fewsight.recipes import Recipe, parse_recipe
 from fewsight.training.learner import Learner
@@ -22,7 +22,7 @@ def recipe(loss: str, cutmix_prob: float) -> Recipe:
     return parse_recipe({"model": {"backbone": "resnest14"}, "augment": augment, "stages": [stage]})
 
 
-def step(ranks: Ranks, loss: str, mixed: str, cutmix_prob: float) -> tuple[dict[str, torch.Tensor], float]:
+def step(group: ProcessGroup, loss: str, mixed: str, cutmix_prob: float) -> tuple[dict[str, torch.Tensor], float]:
     """Weights after a step in float64 and what it logged; its loss."""
     torch.manual_seed(0)
     images = torch.rand(40, 3, PX, PX, dtype=torch.float64)
@@ -36,12 +36,12 @@ def step(ranks: Ranks, loss: str, mixed: str, cutmix_prob: float) -> tuple[dict[
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
     model.double()
-    if ranks.count > 1:
+    if group.count > 1:
         synchronise_norms(model)
     built = build_loss(loss, losses, num_classes=NUM_CLASSES, num_features=model.head.in_features).double()
-    learner = Learner(model, built, stage, 10, torch.device("cpu"), "float32", ranks)
-    rows = rows_of(planned, stage, 0, 3, BATCH, ranks)
-    inputs, targets = mix(images[indices[rows]], labels, indices, planned, stage, 0, 3, ranks)
+    learner = Learner(model, built, stage, 10, torch.device("cpu"), "float32", group)
+    rows = rows_of(planned, stage, 0, 3, BATCH, group)
+    inputs, targets = mix(images[indices[rows]], labels, indices, planned, stage, 0, 3, group)
     value, logged = learner.step(inputs, targets, 0.1)
     tensors = {name: tensor.double() for name, tensor in model.state_dict().items()}
     tensors |= {f"loss.{name}": tensor for name, tensor in built.state_dict().items()}
@@ -50,8 +50,8 @@ def step(ranks: Ranks, loss: str, mixed: str, cutmix_prob: float) -> tuple[dict[
 
 def main() -> None:
     torch.set_num_threads(1)
-    with joined() as ranks:
-        assert ranks.count == int(sys.argv[1])
+    with joined() as group:
+        assert group.count == int(sys.argv[1])
         cases = [
             ("ce", "skip", 0.0),
             ("ce", "skip", 1.0),
@@ -60,12 +60,12 @@ def main() -> None:
             ("ce+arcface", "skip", 1.0),
         ]
         for case in cases:
-            (alone, alone_value), (shared, shared_value) = step(ALONE, *case), step(ranks, *case)
+            (alone, alone_value), (shared, shared_value) = step(SINGLE_PROCESS, *case), step(group, *case)
             assert alone.keys() == shared.keys(), (alone.keys(), shared.keys())
             worst = max(float((alone[name] - shared[name]).abs().max()) for name in alone)
             assert worst < 1e-9, (case, worst)
             assert abs(alone_value - shared_value) < 1e-6, (case, alone_value, shared_value)  # kept in float32
-            if ranks.first:
+            if group.first:
                 print(case, worst)
 
 

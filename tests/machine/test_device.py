@@ -14,13 +14,13 @@ from fewsight.errors import RecipeError
 from fewsight.machine import cores, device
 from fewsight.machine.cores import num_cores
 from fewsight.machine.device import compute_threads, resolve_device, resolve_run, same_bits
-from fewsight.recipes import Run
+from fewsight.recipes import RunSettings
 
 AUTO = st.just("auto")
 
 
-def asked(**values: Any) -> Run:
-    return Run.model_validate({"device": "cpu", "precision": "float32", **values})
+def asked(**values: Any) -> RunSettings:
+    return RunSettings.model_validate({"device": "cpu", "precision": "float32", **values})
 
 
 @given(st.integers(1, 96), AUTO | st.integers(1, 100), AUTO | st.integers(0, 100), st.sampled_from(["cpu", "cuda"]))
@@ -31,7 +31,7 @@ def test_threads_and_workers_never_exceed_the_cores(cores: int, threads: Any, wo
         check_division(cores, threads, workers, asked(device=kind, threads=threads, workers=workers))
 
 
-def check_division(cores: int, threads: Any, workers: Any, run: Run) -> None:
+def check_division(cores: int, threads: Any, workers: Any, run: RunSettings) -> None:
     given_threads, given_workers = 1 if threads == "auto" else threads, 0 if workers == "auto" else workers
     if given_threads + given_workers > cores:
         with pytest.raises(RecipeError, match=rf"but this process has {cores}; lower one of them"):

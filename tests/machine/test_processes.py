@@ -13,7 +13,7 @@ from torch import nn
 
 from fewsight import runs
 from fewsight.errors import RunError
-from fewsight.machine.processes import Ranks, SyncNorm, synchronise_norms
+from fewsight.machine.processes import ProcessGroup, SyncNorm, synchronise_norms
 from trainings import output, torchrun
 
 HERE = Path(__file__).parent
@@ -22,7 +22,7 @@ TINY = ["--set", "model.width=0.125", "--set", "run.precision=float32", "--set",
 
 @pytest.mark.parametrize(("total", "count"), [(10, 1), (10, 2), (11, 2), (11, 3), (1, 3)])
 def test_shares_cover_every_row_once_and_differ_by_one(total: int, count: int) -> None:
-    shares = [Ranks(rank, count).rows(total) for rank in range(count)]
+    shares = [ProcessGroup(rank, count).rows(total) for rank in range(count)]
     assert [row for share in shares for row in range(total)[share]] == list(range(total))
     sizes = [share.stop - share.start for share in shares]
     assert max(sizes) - min(sizes) <= 1

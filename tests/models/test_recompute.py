@@ -170,7 +170,7 @@ def trained_a_little(name: str) -> Backbone:
 def test_recomputed_gradients_are_the_kept_ones(name: str) -> None:
     kept = trained_a_little(name).double()
     remaking = copy.deepcopy(kept)
-    remaking.keep_less()
+    remaking.enable_recomputation()
     x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     for _ in range(2):
         for one, other in zip(gradients(remaking, x, mixed=False), gradients(kept, x, mixed=False), strict=True):
@@ -183,7 +183,7 @@ def test_recomputed_gradients_are_the_kept_ones(name: str) -> None:
 def test_recomputation_in_mixed_precision_is_within_its_rounding(name: str) -> None:
     kept = trained_a_little(name)
     remaking = copy.deepcopy(kept)
-    remaking.keep_less()
+    remaking.enable_recomputation()
     exact = copy.deepcopy(kept).double()
     x = torch.randn(4, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     truth = torch.cat([one.flatten() for one in gradients(exact, x.double(), mixed=False)])
@@ -201,7 +201,7 @@ def test_recomputation_keeps_less(name: str, most: float) -> None:
     backbone(x)
     sizes = []
     for recompute in (False, True):
-        backbone.keep_less(recompute)
+        backbone.enable_recomputation(recompute)
         with torch.profiler.profile(profile_memory=True) as profile:
             features = backbone(x)
         sizes.append(sum(event.self_cpu_memory_usage for event in profile.key_averages()))
@@ -223,6 +223,6 @@ def test_part_of_a_remade_tensor_is_that_part() -> None:
 
 def test_nothing_is_remade_where_no_gradient_is_asked_for() -> None:
     backbone = trained_a_little("tresnet_s")
-    backbone.keep_less()
+    backbone.enable_recomputation()
     with torch.no_grad():
         assert not backbone(torch.randn(2, 3, 16, 16)).requires_grad

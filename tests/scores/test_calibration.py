@@ -20,9 +20,9 @@ from fewsight.scores.calibration import (
     calibration_for,
     choose_threshold,
     fit_temperature,
-    keep,
-    kept,
+    read_calibrations,
     tempered,
+    write_calibrations,
 )
 from fewsight.scores.fusion import Scored, Spec, log_probs, open_scored, scored_of, write_specs
 from fewsight.terminal import make_console
@@ -267,7 +267,7 @@ def test_run_is_calibrated_for_each_centre_alone_and_all_views(tmp_path: Path) -
     write_run(tmp_path / "run", {**views, "center-8-noflip": views["center-8"]}, labels)
     found = calibrate(tmp_path / "run", "test", None)
     assert [one.views for one in found] == [("center-12",), ("center-8",), ("center-12", "center-8", "random-8")]
-    assert kept(tmp_path / "run") == found
+    assert read_calibrations(tmp_path / "run") == found
     for one in found:
         assert one == fit_temperature(open_scored(tmp_path / "run", "test", one.views))
     assert len({one.temperature for one in found}) == 3
@@ -308,21 +308,21 @@ def test_ensemble_is_calibrated_for_its_centres_together(tmp_path: Path) -> None
 
 
 def test_temperatures_are_kept_and_replaced_by_views(tmp_path: Path) -> None:
-    assert kept(tmp_path) == []
+    assert read_calibrations(tmp_path) == []
     both = replace(ONE, views=("center-8", "random-8"), temperature=2.0)
-    keep(tmp_path, [ONE, both])
-    assert kept(tmp_path) == [ONE, both]
+    write_calibrations(tmp_path, [ONE, both])
+    assert read_calibrations(tmp_path) == [ONE, both]
     again = replace(ONE, temperature=0.9, fitted_on="elsewhere")
-    keep(tmp_path, [again])
-    assert kept(tmp_path) == [again, both]
-    keep(tmp_path, [])
-    assert kept(tmp_path) == [again, both]
+    write_calibrations(tmp_path, [again])
+    assert read_calibrations(tmp_path) == [again, both]
+    write_calibrations(tmp_path, [])
+    assert read_calibrations(tmp_path) == [again, both]
 
 
 def test_temperature_belongs_to_a_set_of_views(tmp_path: Path) -> None:
     assert calibration_for(tmp_path, ["center-8"]) is None
     both = replace(ONE, views=("center-8", "random-8"), temperature=2.0)
-    keep(tmp_path, [ONE, both])
+    write_calibrations(tmp_path, [ONE, both])
     assert calibration_for(tmp_path, ["center-8"]) == ONE
     assert calibration_for(tmp_path, ["random-8", "center-8"]) == both, "in any order"
     assert calibration_for(tmp_path, ["random-8"]) is None
@@ -351,7 +351,11 @@ def test_temperature_belongs_to_a_set_of_views(tmp_path: Path) -> None:
 def test_damaged_calibration_is_refused(value: object, tmp_path: Path) -> None:
     text = json.dumps(value)
     (tmp_path / "calibration.json").write_text(text)
-    for ask in (lambda: kept(tmp_path), lambda: calibration_for(tmp_path, ["center-8"]), lambda: keep(tmp_path, [ONE])):
+    for ask in (
+        lambda: read_calibrations(tmp_path),
+        lambda: calibration_for(tmp_path, ["center-8"]),
+        lambda: write_calibrations(tmp_path, [ONE]),
+    ):
         with pytest.raises(RunError, match=r"calibration\.json is not what `fewsight scores calibrate` wrote"):
             ask()
     assert (tmp_path / "calibration.json").read_text() == text, "left as it is"
@@ -362,7 +366,7 @@ def test_temperature_out_of_range_is_refused(temperature: float, tmp_path: Path)
     text = json.dumps({"calibrations": [asdict(ONE), {**asdict(ONE), "temperature": temperature}]})
     (tmp_path / "calibration.json").write_text(text)
     with pytest.raises(RunError, match=r"calibration\.json: a temperature is not between 0\.05 and 20\.0; remove the"):
-        kept(tmp_path)
+        read_calibrations(tmp_path)
 
 
 @pytest.mark.parametrize("prob", [-0.1, 1.1, float("nan")])
@@ -371,13 +375,13 @@ def test_threshold_that_is_no_probability_is_refused(prob: float, tmp_path: Path
     text = json.dumps({"calibrations": [{**asdict(ONE), "threshold": threshold}]})
     (tmp_path / "calibration.json").write_text(text)
     with pytest.raises(RunError, match=r"calibration\.json: a threshold is no probability; remove the file"):
-        kept(tmp_path)
+        read_calibrations(tmp_path)
 
 
 def test_calibration_of_an_older_fewsight_has_no_threshold(tmp_path: Path) -> None:
     old = {key: value for key, value in asdict(ONE).items() if key != "threshold"}
     (tmp_path / "calibration.json").write_text(json.dumps({"calibrations": [old]}))
-    assert kept(tmp_path) == [ONE]
+    assert read_calibrations(tmp_path) == [ONE]
 
 
 def test_file_that_is_no_json_is_refused(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from fewsight.scores import fusion
 from fewsight.scores.fusion import (
     Member,
     Result,
-    Row,
     Scored,
+    SizedRun,
     Spec,
     check_same_images,
     check_unseen,
+    correct_top1,
     ensemble_of,
     fused,
     greedy_weights,
@@ -30,9 +31,8 @@ from fewsight.scores.fusion import (
     open_scored,
     read_specs,
     read_weights,
-    right,
-    rows_of,
     scored_of,
+    sized_runs,
     true_probs,
     uniform,
     write_specs,
@@ -76,23 +76,23 @@ def test_result_reads_what_a_view_is_called(view: View, pair: tuple[Store, Store
 
 
 def test_row_is_a_size_smallest_first(pair: tuple[Store, Store]) -> None:
-    small, large = rows_of("run", pair[0])
+    small, large = sized_runs("run", pair[0])
     assert (small.run, small.px, large.px) == ("run", 8, 12), "by number: as text 12 comes first"
     assert [result.view for result in small.results] == ["center-8", "random-8"]
     assert [result.view for result in large.results] == ["center-12", "random-12"]
 
 
 def test_view_without_its_twin_counts_only_where_it_is_named(pair: tuple[Store, Store]) -> None:
-    (row,) = rows_of("run", pair[0], ["center-8-noflip"])
+    (row,) = sized_runs("run", pair[0], ["center-8-noflip"])
     assert [result.view for result in row.results] == ["center-8-noflip"]
-    (both,) = rows_of("run", pair[0], ["random-8", "center-8-noflip", "center-99"])
+    (both,) = sized_runs("run", pair[0], ["random-8", "center-8-noflip", "center-99"])
     assert [result.view for result in both.results] == ["center-8-noflip", "random-8"]
-    assert rows_of("run", pair[0], ["center-99"]) == ()
+    assert sized_runs("run", pair[0], ["center-99"]) == ()
 
 
 def test_uniform_weighs_rows_alike_and_crops_in_them(tmp_path: Path) -> None:
     first, second = store_of(tmp_path / "a", 1, ("center-8", "random-8", "center-12")), store_of(tmp_path / "b", 2)
-    weights = uniform([*rows_of("a", first), *rows_of("b", second)])
+    weights = uniform([*sized_runs("a", first), *sized_runs("b", second)])
     expected = {
         **{("a", "center-8"): 1 / 8, ("a", "random-8"): 1 / 8, ("a", "center-12"): 1 / 4},
         **{("b", view): 1 / 8 for view in ("center-8", "random-8", "center-12", "random-12")},
@@ -103,13 +103,13 @@ def test_uniform_weighs_rows_alike_and_crops_in_them(tmp_path: Path) -> None:
 def test_run_weighs_its_views_alike(pair: tuple[Store, Store], tmp_path: Path) -> None:
     scored = scored_of(tmp_path, "run", pair[0])
     assert by_view(scored.weights) == pytest.approx({("a", view): 1 / 4 for view in VIEWS if "noflip" not in view})
-    assert ([member.name for member in scored.members], scored.rows) == (["run"], rows_of("run", pair[0]))
+    assert ([member.name for member in scored.members], scored.rows) == (["run"], sized_runs("run", pair[0]))
     with pytest.raises(RunError, match=r"has no view center-99, center-98; it has center-12, center-8, center-8-nofl"):
         scored_of(tmp_path, "run", pair[0], ["center-99", "center-98"])
 
 
 def test_member_shares_its_weight_among_rows(pair: tuple[Store, Store]) -> None:
-    small, large = rows_of("a", pair[0])
+    small, large = sized_runs("a", pair[0])
     member = member_of("m", [(small, 3.0), (large, 1.0)])
     expected = {"center-8": 3 / 8, "random-8": 3 / 8, "center-12": 1 / 8, "random-12": 1 / 8}
     assert by_view(member.weights) == pytest.approx({("a", view): share for view, share in expected.items()})
@@ -117,8 +117,8 @@ def test_member_shares_its_weight_among_rows(pair: tuple[Store, Store]) -> None:
 
 
 def test_members_are_weighed_and_those_of_weight_0_left_out(pair: tuple[Store, Store]) -> None:
-    a8, a12 = rows_of("a", pair[0])
-    (b8, _) = rows_of("b", pair[1])
+    a8, a12 = sized_runs("a", pair[0])
+    (b8, _) = sized_runs("b", pair[1])
     first, second, third = (
         member_of("a", [(a8, 1.0), (a12, 1.0)]),
         member_of("b", [(b8, 1.0)]),
@@ -132,10 +132,12 @@ def test_members_are_weighed_and_those_of_weight_0_left_out(pair: tuple[Store, S
 
 
 def test_only_weighs_a_part_as_it_was(pair: tuple[Store, Store]) -> None:
-    (row, other) = rows_of("a", pair[0])
+    (row, other) = sized_runs("a", pair[0])
     weights = {row.results[0]: 0.1, row.results[1]: 0.3, other.results[0]: 0.6}
     assert only(weights, row.results) == pytest.approx({row.results[0]: 0.25, row.results[1]: 0.75})
-    assert only(weights, [*other.results, *rows_of("b", pair[1])[0].results]) == pytest.approx({other.results[0]: 1.0})
+    assert only(weights, [*other.results, *sized_runs("b", pair[1])[0].results]) == pytest.approx(
+        {other.results[0]: 1.0}
+    )
     assert only(weights, other.results[1:]) == {}
 
 
@@ -148,7 +150,7 @@ def test_fusion_equals_the_plain_loop(
 ) -> None:
     if chunk_bytes is not None:
         monkeypatch.setattr(fusion, "CHUNK_BYTES", chunk_bytes)
-    rows = [*rows_of("a", pair[0]), *rows_of("b", pair[1])]
+    rows = [*sized_runs("a", pair[0]), *sized_runs("b", pair[1])]
     plain = Result(pair[1], "center-8-noflip")
     weighings = [uniform(rows), uniform(rows[:1]), {plain: 0.25, rows[3].results[1]: 0.75}, {plain: 1.0}]
     parts = list(fused(weighings))
@@ -163,7 +165,7 @@ def test_fusion_equals_the_plain_loop(
 
     kept = expected[:, READABLE]
     hits = kept.argmax(2) == LABELS[READABLE]
-    assert np.array_equal(right(weighings), hits)
+    assert np.array_equal(correct_top1(weighings), hits)
     assert len({tuple(row) for row in hits}) > 1, "the questions differ"
     np.testing.assert_allclose(true_probs(weighings), kept[:, np.arange(21), LABELS[READABLE]], rtol=2e-6)
     assert true_probs(weighings).dtype == np.float64
@@ -183,7 +185,7 @@ def test_labels_are_positions_in_the_classes(pair: tuple[Store, Store]) -> None:
 def test_figures_need_labels_and_readable_images(tmp_path: Path) -> None:
     scores = {"center-8": random_scores(0, LABELS)}
     unlabelled = write_store(tmp_path / "a", scores)
-    for ask in (right, true_probs):
+    for ask in (correct_top1, true_probs):
         with pytest.raises(RunError, match="a: its images have no labels, so there is no accuracy"):
             ask([{Result(unlabelled, "center-8"): 1.0}])
     with pytest.raises(RunError, match="none of its 23 images could be read"):
@@ -223,9 +225,9 @@ def test_scores_of_other_images_are_not_set_side_by_side(harm: str, pair: tuple[
     with pytest.raises(RunError, match=said):
         check_same_images([*pair, other])
     with pytest.raises(RunError, match=said):
-        right([{Result(pair[0], "center-8"): 0.5, Result(other, "center-8"): 0.5}])
+        correct_top1([{Result(pair[0], "center-8"): 0.5, Result(other, "center-8"): 0.5}])
     with pytest.raises(RunError, match=said):
-        right([{Result(pair[0], "center-8"): 1.0}, {Result(other, "center-8"): 1.0}])
+        correct_top1([{Result(pair[0], "center-8"): 1.0}, {Result(other, "center-8"): 1.0}])
 
 
 def test_same_images_under_other_names_may_stand_side_by_side(pair: tuple[Store, Store]) -> None:
@@ -239,7 +241,7 @@ def test_nothing_is_chosen_on_images_that_a_member_was_trained_on(pair: tuple[St
     unseen = [scored_of(tmp_path / one.path.name, one.path.name, one) for one in pair]
     for one in unseen:
         check_unseen(one, "weights")
-    rows = [*unseen[0].rows, *rows_of("seen", seen)]
+    rows = [*unseen[0].rows, *sized_runs("seen", seen)]
     both = Scored(tmp_path / "both", (*unseen[0].members, member_of("seen", [(rows[-1], 1.0)])), uniform(rows))
     assert np.flatnonzero(both.trained_on).tolist() == [1, 2, 22]
     with pytest.raises(
@@ -329,8 +331,8 @@ def test_greedy_weights_are_taken_with_replacement_and_end_at_the_best_step(tmp_
     assert (2 * 0.60 + 0.35 > 1.5, 2 * 0.45 + 0.62 > 1.5, 0.60 + 0.35 > 1) == (True, True, False)
     found, counts = greedy_weights(members), greedy_plainly(scores, labels, fusion.STEPS)
     assert found == tuple(counts / counts.sum())
-    assert right([of_members(members, found)]).all()
-    assert not right([of_members(members, [1, 1])]).all()
+    assert correct_top1([of_members(members, found)]).all()
+    assert not correct_top1([of_members(members, [1, 1])]).all()
     assert found[0] > found[1] > 0
 
 
@@ -377,7 +379,9 @@ def test_member_that_never_helps_gets_0(tmp_path: Path) -> None:
     assert found[0] > 0
     assert found[2] > 0
     members = members_of(tmp_path / "again", scores, labels)
-    assert right([of_members(members, found)]).sum() >= right([one.weights for one in members]).sum(1).max()
+    assert (
+        correct_top1([of_members(members, found)]).sum() >= correct_top1([one.weights for one in members]).sum(1).max()
+    )
 
 
 def test_label_without_probability_is_no_warning(tmp_path: Path) -> None:
@@ -543,5 +547,5 @@ def test_fusion_of_float16_and_float32_scores_is_that_of_the_stored_values(tmp_p
 
 
 def test_rows_are_values(pair: tuple[Store, Store]) -> None:
-    assert rows_of("a", pair[0])[0] == Row("a", 8, (Result(pair[0], "center-8"), Result(pair[0], "random-8")))
+    assert sized_runs("a", pair[0])[0] == SizedRun("a", 8, (Result(pair[0], "center-8"), Result(pair[0], "random-8")))
     assert Result(pair[0], "center-8") != Result(pair[1], "center-8")

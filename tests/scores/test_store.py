@@ -11,15 +11,15 @@ import pytest
 from fewsight.data import digest_of_list
 from fewsight.errors import RunError
 from fewsight.scores import store as score_store
-from fewsight.scores.store import About, Image
+from fewsight.scores.store import ScoredImage, StoreInfo
 
 VIEWS = ("center-8", "random-8")
 IMAGES = [(f"{number}.png", 100 + number, "ant") for number in range(7)]
-ABOUT = About(("ant", "bee", "cat"), 7, digest_of_list(IMAGES), "w1", 0, 0.875, True, "float32")
+ABOUT = StoreInfo(("ant", "bee", "cat"), 7, digest_of_list(IMAGES), "w1", 0, 0.875, True, "float32")
 
 
-def image(number: int, digest: str | None = None) -> Image:
-    return Image(*IMAGES[number], "broken" if number == 2 else None, digest or f"{number:016x}", number == 0)
+def image(number: int, digest: str | None = None) -> ScoredImage:
+    return ScoredImage(*IMAGES[number], "broken" if number == 2 else None, digest or f"{number:016x}", number == 0)
 
 
 def log_probs(num_views: int, first: int, count: int) -> np.ndarray:
@@ -31,7 +31,7 @@ def log_probs(num_views: int, first: int, count: int) -> np.ndarray:
     return found
 
 
-def write(path: Path, views: tuple[str, ...] = VIEWS, upto: int = 7, step: int = 3) -> score_store.Writing:
+def write(path: Path, views: tuple[str, ...] = VIEWS, upto: int = 7, step: int = 3) -> score_store.StoreWriter:
     store = score_store.begin(path, ABOUT, views)
     for first in range(store.done, upto, step):
         count = min(step, upto - first)

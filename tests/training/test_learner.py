@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewsight.losses import SmoothedCrossEntropy, Targets
 from fewsight.models.classifier import build_model
 from fewsight.recipes import Stage
-from fewsight.training.learner import Learner, moving_average, parts_of
+from fewsight.training.learner import Learner, moving_average, split_batch
 
 CPU = torch.device("cpu")
 
@@ -77,7 +77,7 @@ def gradients(learner: Learner, number: int) -> dict[str, Tensor]:
 
 @given(st.integers(2, 500), st.integers(1, 40))
 def test_parts_cover_the_batch_and_none_is_alone(num_images: int, most: int) -> None:
-    parts = parts_of(num_images, most)
+    parts = split_batch(num_images, most)
     sizes = [part.stop - part.start for part in parts]
     assert [row for part in parts for row in range(part.start, part.stop)] == list(range(num_images))
     assert min(sizes) >= 2

@@ -466,7 +466,7 @@ def test_other_thread_count_is_refused(stopped: Path, monkeypatch: pytest.Monkey
 def test_state_is_due_by_time_and_after_epochs_unless_saving_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(loop.time, "monotonic", lambda: now)
-    keeper = state.StateKeeper(minutes=5.0)
+    keeper = state.StateSaver(minutes=5.0)
     assert keeper.is_due(epoch_ended=True)
     assert not keeper.is_due(epoch_ended=False)
     keeper.cost = 2.0

@@ -11,7 +11,7 @@ from rich.console import Console
 from fewsight.data.prepare import Prepared, prepare
 from fewsight.errors import RecipeError
 from fewsight.machine.device import resolve_run
-from fewsight.recipes import Data, Recipe, Run
+from fewsight.recipes import Data, Recipe, RunSettings
 from fewsight.training import planner
 from fewsight.training.plans import batch_plan
 from fewsight.training.schedule import px_at
@@ -32,7 +32,7 @@ def prepared(tmp_path: Path) -> Prepared:
 
 
 def plan(prepared: Prepared, hours: float, *overrides: str) -> tuple[Recipe, list[str]]:
-    settings = resolve_run(Run(device="cpu", precision="float32"))
+    settings = resolve_run(RunSettings(device="cpu", precision="float32"))
     return planner.plan_recipe(prepared, settings, hours, overrides, QUIET, began=planner.time.monotonic())
 
 
@@ -164,7 +164,9 @@ def test_probe_ends_with_a_step_that_takes_too_long(prepared: Prepared, monkeypa
     monkeypatch.setattr(planner.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(planner, "build_learner", lambda *_: learner)
     monkeypatch.setattr(planner, "_bytes_kept", lambda *_: 0)
-    (recipe, *_) = planner._candidates(planner.ladder(32), 40, resolve_run(Run(device="cpu", precision="float32")), ())
+    (recipe, *_) = planner._candidates(
+        planner.ladder(32), 40, resolve_run(RunSettings(device="cpu", precision="float32")), ()
+    )
     assert planner.probe(recipe, prepared, 6.5).step_seconds == 30.0
     assert learner.steps == 1
 
@@ -182,7 +184,7 @@ def test_short_memory_cuts_the_batch(prepared: Prepared, monkeypatch: pytest.Mon
 
 
 def test_probe_takes_real_steps(prepared: Prepared) -> None:
-    settings = resolve_run(Run(device="cpu", precision="float32"))
+    settings = resolve_run(RunSettings(device="cpu", precision="float32"))
     values = planner.starting_values()
     values |= {"model": {"backbone": "resnest14", "stem": "large", "width": 0.125}, "augment": {"train_px": 32}}
     values["run"] = settings.model_dump()

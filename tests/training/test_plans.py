@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fewsight.training.plans import ClassBatches, ShuffledBatches, class_shares
+from fewsight.training.plans import ClassBatches, ShuffledBatches, class_counts
 
 COUNTS = st.integers(2, 400)
 SIZES = st.integers(2, 130)
@@ -138,4 +138,4 @@ def test_class_batches_reach_every_image_over_epochs() -> None:
 
 
 def test_class_shares_count_absent_classes() -> None:
-    assert class_shares([0, 2, 2], 4) == [1, 0, 2, 0]
+    assert class_counts([0, 2, 2], 4) == [1, 0, 2, 0]

@@ -6,29 +6,29 @@ import pytest
 
 from fewsight.errors import RecipeError
 from fewsight.recipes import Optim, Stage, load_recipe, parse_recipe, shipped_recipes
-from fewsight.training.schedule import mean_cost, peak_rate, px_at, rate_at
+from fewsight.training.schedule import lr_at, mean_cost, peak_lr, px_at
 
 
 def test_rate_follows_the_report() -> None:
-    rates = [rate_at(step, peak=0.4, warmup_steps=4, total_steps=12) for step in range(12)]
+    rates = [lr_at(step, peak=0.4, warmup_steps=4, total_steps=12) for step in range(12)]
     assert rates[:5] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     assert rates[8] == pytest.approx(0.2)  # half way down
     assert rates[11] == pytest.approx(0.2 * (1 + math.cos(math.pi * 7 / 8)))
-    assert rate_at(12, peak=0.4, warmup_steps=4, total_steps=12) == pytest.approx(0)
+    assert lr_at(12, peak=0.4, warmup_steps=4, total_steps=12) == pytest.approx(0)
 
 
 def test_rate_without_warmup_starts_at_the_peak() -> None:
-    assert rate_at(0, peak=0.3, warmup_steps=0, total_steps=5) == pytest.approx(0.3)
+    assert lr_at(0, peak=0.3, warmup_steps=0, total_steps=5) == pytest.approx(0.3)
 
 
 def test_rate_of_a_run_that_is_all_warmup_rises() -> None:
-    rates = [rate_at(step, peak=1.0, warmup_steps=5, total_steps=5) for step in range(5)]
+    rates = [lr_at(step, peak=1.0, warmup_steps=5, total_steps=5) for step in range(5)]
     assert rates == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
 
 
 def test_peak_scales_with_the_batch() -> None:
-    assert peak_rate(Stage(epochs=1, batch_size=128), 128) == pytest.approx(0.05)
-    assert peak_rate(Stage(epochs=1, batch_size=64, optim=Optim(base_lr=0.2)), 64) == pytest.approx(0.05)
+    assert peak_lr(Stage(epochs=1, batch_size=128), 128) == pytest.approx(0.05)
+    assert peak_lr(Stage(epochs=1, batch_size=64, optim=Optim(base_lr=0.2)), 64) == pytest.approx(0.05)
 
 
 def test_images_grow_within_each_stage_that_asks() -> None:

@@ -14,7 +14,7 @@ from fewsight.errors import FewsightError, RunError
 from fewsight.inference.ensemble import is_ensemble
 from fewsight.machine import files
 from fewsight.runs import Run
-from fewsight.scores.fusion import open_scored, right
+from fewsight.scores.fusion import correct_top1, open_scored
 from fewsight.scores.metrics import Share, wilson
 from fewsight.wording import counted
 
@@ -25,7 +25,7 @@ SEED = re.compile(r"seed\d+")  # what `train --seeds` calls its runs
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedRun:
     """One run: what it is and what it came to."""
 
     path: Path
@@ -37,7 +37,7 @@ class Listed:
     val: Share | None
 
 
-def list_runs(folder: Path) -> list[Listed]:
+def list_runs(folder: Path) -> list[ListedRun]:
     """The runs and ensembles below a folder, by path; the members of an ensemble belong to it.
 
     Raises:
@@ -51,7 +51,7 @@ def list_runs(folder: Path) -> list[Listed]:
     return found
 
 
-def seed_groups(found: Sequence[Listed]) -> dict[Path, tuple[float, float, int]]:
+def seed_groups(found: Sequence[ListedRun]) -> dict[Path, tuple[float, float, int]]:
     """Mean and standard deviation of top-1 on val, and the runs, for each folder of `train --seeds`."""
     shares: dict[Path, list[float]] = {}
     for one in found:
@@ -74,19 +74,19 @@ def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
                 yield from _run_folders(path, depth - 1)
 
 
-def _listed(path: Path) -> Listed:
+def _listed(path: Path) -> ListedRun:
     try:
         if is_ensemble(path):
             info = files.read_json(path / "run.json")
             members = info.get("members", {}) if isinstance(info, dict) else {}
             model, names = f"ensemble of {counted(len(members), 'run')}", ", ".join(members)
-            return Listed(path, "ensemble", "finished", model, names, _started(info), _val_of(path))
+            return ListedRun(path, "ensemble", "finished", model, names, _started(info), _val_of(path))
         return _run(runs.read_run(path))
     except FewsightError as error:
-        return Listed(path, str(error).removeprefix(f"{path}"), "cannot be read", "", "", "", None)
+        return ListedRun(path, str(error).removeprefix(f"{path}"), "cannot be read", "", "", "", None)
 
 
-def _run(run: Run) -> Listed:
+def _run(run: Run) -> ListedRun:
     model = run.recipe.model
     width = "" if model.width == 1 else f" at {model.width:g} width"
     stages = ", then ".join(f"{counted(stage.epochs, 'epoch')} of {stage.loss}" for stage in run.recipe.stages)
@@ -94,7 +94,7 @@ def _run(run: Run) -> Listed:
     if (run.path / "metrics.json").is_file():
         metrics = files.read_json(run.path / "metrics.json")
         val = _share(metrics.get("val") if isinstance(metrics, dict) else None)
-    return Listed(
+    return ListedRun(
         run.path,
         "run",
         "finished" if run.finished else _unfinished(run),
@@ -139,7 +139,7 @@ def _val_of(path: Path) -> Share | None:
         size = sum(result.store.about.count * result.store.about.row_bytes for result in scored.weights)
         if size > MOST_SCORE_BYTES or scored.trained_on.any():
             return None
-        (found,) = right([scored.weights])
+        (found,) = correct_top1([scored.weights])
     except RunError:
         return None
     return wilson(int(found.sum()), len(found))

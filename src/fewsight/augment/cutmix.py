@@ -42,7 +42,7 @@ def draw_cutmix(
 
     Args:
         rng: the batch's own stream, `batch_stream(seed, epoch, step)`.
-        batch_size: of the global batch, before it is cut into ranks.
+        batch_size: of the global batch, before it is cut into group.
         height: of the images, in pixels.
         width: of the images, in pixels.
         prob: probability that the batch is mixed.

@@ -62,7 +62,7 @@ def scores_compare(runs: tuple[Path, ...], /, *, split: str | None = None, views
     from fewsight.scores.calibration import view_names
     from fewsight.scores.fusion import open_each, read_views
     from fewsight.scores.queries import averaged, compare
-    from fewsight.terminal import make_console, printable, trained_on
+    from fewsight.terminal import make_console, printable, trained_on_note
 
     if len(runs) < 2:
         raise FewsightError(
@@ -72,7 +72,7 @@ def scores_compare(runs: tuple[Path, ...], /, *, split: str | None = None, views
     first, *others = open_each(runs, _asked_split(runs, split, console), read_views(views))
     for other in others:
         if number := int((first.trained_on | other.trained_on).sum()):
-            console.print(trained_on(number, len(other.trained_on), "one of the two"))
+            console.print(trained_on_note(number, len(other.trained_on), "one of the two"))
         if view_names(first) != view_names(other):
             counts = [len(one.weights) for one in (first, other)]
             console.print(f"note: they have other views ({counts[0]} and {counts[1]}); --views compares the same ones")
@@ -93,7 +93,7 @@ def scores_ablate(runs: tuple[Path, ...], /, *, split: str | None = None) -> int
     from fewsight.scores.fusion import open_each
     from fewsight.scores.queries import ablate
     from fewsight.scores.queries import fuse as fuse_runs
-    from fewsight.terminal import make_console, trained_on
+    from fewsight.terminal import make_console, trained_on_note
 
     console = make_console()
     opened = open_each(runs, _asked_split(runs, split, console))
@@ -102,7 +102,7 @@ def scores_ablate(runs: tuple[Path, ...], /, *, split: str | None = None) -> int
     title = f"{len(runs)} runs, uniform over {counted(len(scored.rows), 'row')}"
     title = str(runs[0]) if len(runs) == 1 else title
     if number := int(scored.trained_on.sum()):
-        console.print(trained_on(number, len(scored.trained_on)))
+        console.print(trained_on_note(number, len(scored.trained_on)))
     show_lines(console, title, [found.whole])
     for group, parts in found.groups:
         show_lines(console, f"{group}, against all together", parts)

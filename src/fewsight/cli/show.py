@@ -11,11 +11,11 @@ from rich.table import Table
 
 from fewsight.machine import files
 from fewsight.scores.metrics import Share
-from fewsight.terminal import MIN_NAME_CELLS, printable, shortened, trained_on
+from fewsight.terminal import MIN_NAME_CELLS, printable, shortened, trained_on_note
 from fewsight.wording import counted
 
 if TYPE_CHECKING:
-    from fewsight.apps.listing import Listed
+    from fewsight.apps.listing import ListedRun
     from fewsight.runs import Run
     from fewsight.scores.calibration import Calibration
     from fewsight.scores.fusion import Spec
@@ -78,7 +78,7 @@ def show_lines(console: Console, title: str, lines: Sequence["Line"], num_traine
     """Top-1 with its interval, a line each, and the paired difference where there is one."""
     console.print(printable(title), style="bold")
     if num_trained_on:
-        console.print(f"  {trained_on(num_trained_on, lines[0].top1.total)}")
+        console.print(f"  {trained_on_note(num_trained_on, lines[0].top1.total)}")
     cells = max(cell_len(printable(line.name)) for line in lines)
     for line in lines:
         name = printable(line.name) + " " * (cells - cell_len(printable(line.name)))
@@ -120,7 +120,7 @@ def show_calibrations(console: Console, path: Any, found: Sequence["Calibration"
 
 
 def show_runs(
-    console: Console, folder: Any, found: Sequence["Listed"], seeds: Mapping[Any, tuple[float, float, int]]
+    console: Console, folder: Any, found: Sequence["ListedRun"], seeds: Mapping[Any, tuple[float, float, int]]
 ) -> None:
     """Runs, one a line, and the mean of those that differ in their seeds."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

@@ -37,7 +37,7 @@ def evaluate(
     from fewsight.cli.show import show_figures
     from fewsight.inference.evaluate import evaluate as evaluate_run
     from fewsight.machine import files
-    from fewsight.terminal import make_console, printable, show_first, trained_on
+    from fewsight.terminal import make_console, print_first, printable, trained_on_note
 
     if json_ is not None:
         files.check_target(json_, "--json")
@@ -51,9 +51,9 @@ def evaluate(
             "--split all tests them too"
         )
     if found.num_trained_on:
-        console.print(trained_on(found.num_trained_on, found.figures.num_images))
+        console.print(trained_on_note(found.num_trained_on, found.figures.num_images))
     show_figures(console, found.figures, f"{run} on {data} ({found.split}, {seen})")
-    show_first(console, "unreadable", found.unreadable)
+    print_first(console, "unreadable", found.unreadable)
     for line in found.kept:
         console.print(printable(line))
     if json_ is not None:
@@ -171,11 +171,11 @@ def report(
     from fewsight.apps.report import write_report
     from fewsight.machine import files
     from fewsight.scores.fusion import read_views
-    from fewsight.terminal import counting, make_console
+    from fewsight.terminal import make_console, progress_counter
 
     files.check_target(out, "--out")
     there = out.exists()
-    with counting(make_console(), "checking the data") as progress:
+    with progress_counter(make_console(), "checking the data") as progress:
         pictures = write_report(
             runs, out, split=split, views=read_views(views), data=data, check=not no_check, progress=progress
         )

@@ -39,13 +39,13 @@ def check(
     from fewsight.apps.check import check as check_data
     from fewsight.apps.check import checked_json, show_checked, write_page
     from fewsight.machine import files
-    from fewsight.terminal import counting, make_console
+    from fewsight.terminal import make_console, progress_counter
 
     for option, target in (("--json", json_), ("--html", html)):
         if target is not None:
             files.check_target(target, option)
     console = make_console()
-    with counting(console, "checking") as progress:
+    with progress_counter(console, "checking") as progress:
         checked = check_data(data, holdout=holdout, progress=progress)
     show_checked(console, checked)
     if json_ is not None:

@@ -23,15 +23,15 @@ def vipriors_build(*, imagenet: Path, lists: Path, out: Path, link: Literal["har
         link: hard (no space, the same disk), symlink or copy (hard).
     """
     from fewsight.apps.vipriors.subset import build
-    from fewsight.terminal import counting, make_console, printable, show_first
+    from fewsight.terminal import make_console, print_first, printable, progress_counter
 
     console = make_console()
-    with counting(console, "building") as progress:
+    with progress_counter(console, "building") as progress:
         built = build(imagenet, lists, out, link=link, progress=progress)
     counts = ", ".join(f"{number:,} {split}" for split, number in built.counts.items())
     console.print(f"{printable(str(built.folder))}: {counts}; {built.made:,} made now, {built.there:,} were there")
     for name, told in (("missing in the tree", built.missing), ("in no list", built.strange)):
-        show_first(console, name, told)
+        print_first(console, name, told)
     if built.missing:
         console.print(
             f"all that is missing: {printable(str(built.folder / 'missing.txt'))}; run this again when it is there"

@@ -18,12 +18,12 @@ import fewsight
 from fewsight import runs
 from fewsight.augment import View
 from fewsight.errors import RecipeError, RunError
-from fewsight.inference.score_run import Labelled, Stored, score_into, testing_recipe
+from fewsight.inference.score_run import LabelledFile, ScoringResult, score_into, testing_recipe
 from fewsight.machine import files
 from fewsight.machine.device import compute_threads
 from fewsight.recipes import recipe_differences
 from fewsight.runs import Run
-from fewsight.scores.calibration import Calibration, keep, kept
+from fewsight.scores.calibration import Calibration, read_calibrations, write_calibrations
 from fewsight.scores.fusion import (
     ENSEMBLE,
     Scored,
@@ -52,7 +52,7 @@ MERGED = (
 
 
 @dataclass(frozen=True)
-class Asked:
+class RunsAndViews:
     """A run or an ensemble, and how each of its runs is to look at images."""
 
     path: Path
@@ -86,7 +86,7 @@ class Asked:
         found: np.ndarray = np.array(rows) / np.array(alike)
         return found
 
-    def scored(self, stored: Mapping[str, Stored]) -> Scored:
+    def scored(self, stored: Mapping[str, ScoringResult]) -> Scored:
         """What the runs' stores hold of these views, and how it is weighed."""
         stores = {name: one.store for name, one in stored.items()}
         if not self.specs:
@@ -100,7 +100,7 @@ def is_ensemble(path: Path) -> bool:
     return (path / ENSEMBLE).is_file()
 
 
-def open_asked(path: Path, views: str | None) -> Asked:
+def open_runs(path: Path, views: str | None) -> RunsAndViews:
     """A run with the views that are asked for (center unless said), or an ensemble with those of its rows.
 
     Raises:
@@ -110,7 +110,7 @@ def open_asked(path: Path, views: str | None) -> Asked:
     if not is_ensemble(path):
         run = runs.read_run(path)
         runs.require_weights(run)
-        return Asked(path, {path.name: run}, {path.name: views_of(run.recipe, views or "center")}, ())
+        return RunsAndViews(path, {path.name: run}, {path.name: views_of(run.recipe, views or "center")}, ())
     if views not in (None, "center", "report"):
         raise RecipeError(f"--views {views}: an ensemble looks at the sizes of its rows; give center or report")
     specs = read_specs(path)
@@ -127,10 +127,10 @@ def open_asked(path: Path, views: str | None) -> Asked:
         )
         for name, run in members.items()
     }
-    return Asked(path, members, looked, specs)
+    return RunsAndViews(path, members, looked, specs)
 
 
-def score_folders(asked: Asked, place: Path | None, split: str) -> Callable[[str, Run], Path]:
+def score_folders(asked: RunsAndViews, place: Path | None, split: str) -> Callable[[str, Run], Path]:
     """Where each run's scores are kept: in the runs, or in `place`, which then is a folder of scores.
 
     Raises:
@@ -149,14 +149,14 @@ def score_folders(asked: Asked, place: Path | None, split: str) -> Callable[[str
     return lambda name, run: place / name
 
 
-def score_asked(
-    asked: Asked,
-    images: Sequence[Labelled],
+def score_runs(
+    asked: RunsAndViews,
+    images: Sequence[LabelledFile],
     folder_of: Callable[[str, Run], Path],
     progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     dtype: str = "float32",
-) -> dict[str, Stored]:
+) -> dict[str, ScoringResult]:
     """Score images with each run into its own store; runs take turns, batch by batch, and share what they load.
 
     Args:
@@ -165,7 +165,7 @@ def score_asked(
     Raises:
         RunError: a folder holds other scores or cannot be written.
     """
-    loads, stored = SharedLoads(), dict[str, Stored]()
+    loads, stored = SharedLoads(), dict[str, ScoringResult]()
     done = dict.fromkeys(asked.runs, 0)
     threads = testing_recipe(asked.first).run.threads
     assert threads != "auto", "a resolved recipe has its threads"
@@ -452,7 +452,7 @@ def _copy(source: Path, target: Path) -> None:
     try:
         shutil.copyfile(source, target)
     except OSError as error:
-        files.refuse(target, error)
+        files.raise_write_error(target, error)
 
 
 def carry_calibration(source: Path, target: Path) -> list[Calibration]:
@@ -461,13 +461,13 @@ def carry_calibration(source: Path, target: Path) -> list[Calibration]:
     Raises:
         RunError: the recipes differ, or it has none.
     """
-    theirs, ours = (open_asked(path, None) for path in (source, target))
+    theirs, ours = (open_runs(path, None) for path in (source, target))
     if theirs.specs != ours.specs:
         raise RunError(f"--from {source}: expected an ensemble of the same rows and weights as {target}")
     for name, run in theirs.runs.items():
         check_same_recipe(run, ours.runs[name] if ours.specs else ours.first)
-    found = kept(source)
+    found = read_calibrations(source)
     if not found:
         raise RunError(f"{source} keeps no temperature; fit one with: fewsight scores calibrate {source}")
-    keep(target, found)
+    write_calibrations(target, found)
     return found

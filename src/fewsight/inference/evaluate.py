@@ -11,14 +11,14 @@ from rich.console import Console
 
 from fewsight.data import WHOLE, EvaluationSet, evaluation_samples, scan
 from fewsight.errors import DataError, RunError
-from fewsight.inference.ensemble import Asked, open_asked, score_asked, score_folders
-from fewsight.inference.score_run import Labelled, Stored
+from fewsight.inference.ensemble import RunsAndViews, open_runs, score_folders, score_runs
+from fewsight.inference.score_run import LabelledFile, ScoringResult
 from fewsight.machine.cores import num_cores
 from fewsight.runs import Run, held_out, trained_on
 from fewsight.scores.fusion import Scored
 from fewsight.scores.fusion import log_probs as fused_log_probs
 from fewsight.scores.metrics import Figures, evaluate_scores
-from fewsight.terminal import counting, make_console
+from fewsight.terminal import make_console, progress_counter
 from fewsight.wording import counted
 
 UNSEEN = "unseen"  # the split of what is left of data without splits
@@ -65,13 +65,13 @@ def evaluate(
     """
     path, data, scores = Path(path), Path(data), None if scores is None else Path(scores)
     console = console or make_console()
-    asked = open_asked(path, views)
+    asked = open_runs(path, views)
     found, num_left_out = _chosen(asked, data, split, console)
-    images = [Labelled(found.root / sample.path, sample.path, sample.label) for sample in found.samples]
-    with counting(console, "evaluating") as progress, contextlib.ExitStack() as stack:
+    images = [LabelledFile(found.root / sample.path, sample.path, sample.label) for sample in found.samples]
+    with progress_counter(console, "evaluating") as progress, contextlib.ExitStack() as stack:
 
-        def keep_in(place: Path | None) -> dict[str, Stored]:
-            return score_asked(asked, images, score_folders(asked, place, found.split), progress, dtype=dtype)
+        def keep_in(place: Path | None) -> dict[str, ScoringResult]:
+            return score_runs(asked, images, score_folders(asked, place, found.split), progress, dtype=dtype)
 
         folder = path / ("runs/*/" * bool(asked.specs) + f"scores/{found.split}") if scores is None else scores
         try:
@@ -85,7 +85,7 @@ def evaluate(
         return replace(_evaluation(asked, data, found, asked.scored(stored), told), num_left_out=num_left_out)
 
 
-def _chosen(asked: Asked, data: Path, split: str | None, console: Console) -> tuple[EvaluationSet, int]:
+def _chosen(asked: RunsAndViews, data: Path, split: str | None, console: Console) -> tuple[EvaluationSet, int]:
     """The samples to test, and how many were left out because they were trained on."""
     settings, source = asked.first.recipe.data, asked.first.data.source
     found = evaluation_samples(
@@ -93,7 +93,7 @@ def _chosen(asked: Asked, data: Path, split: str | None, console: Console) -> tu
     )
     if split is not None or found.split != WHOLE:
         return found, 0
-    with counting(console, "looking for images it was trained on") as progress:
+    with progress_counter(console, "looking for images it was trained on") as progress:
         scanned = scan(found.root, found.samples, workers=num_cores(), progress=progress)
     return unseen(found, [one.pixels for one in scanned], tuple(asked.runs.values()))
 
@@ -122,7 +122,7 @@ def unseen(found: EvaluationSet, pixels: Sequence[str], known: Sequence[Run]) ->
     return EvaluationSet(found.root, name, samples, labels), num_left_out
 
 
-def _rounding(stored: Mapping[str, Stored], dtype: str) -> tuple[str, ...]:
+def _rounding(stored: Mapping[str, ScoringResult], dtype: str) -> tuple[str, ...]:
     written, changed = (sum(getattr(one, name) for one in stored.values()) for name in ("written", "changed"))
     if dtype == "float32" or not written:
         return ()
@@ -132,7 +132,9 @@ def _rounding(stored: Mapping[str, Stored], dtype: str) -> tuple[str, ...]:
     )
 
 
-def _evaluation(asked: Asked, data: Path, found: EvaluationSet, scored: Scored, kept: tuple[str, ...]) -> Evaluation:
+def _evaluation(
+    asked: RunsAndViews, data: Path, found: EvaluationSet, scored: Scored, kept: tuple[str, ...]
+) -> Evaluation:
     """The figures of stored scores."""
     images, readable = scored.first.images, scored.first.readable
     unreadable = tuple(image.error for image in images if image.error is not None)

@@ -12,7 +12,7 @@ from PIL.Image import Image
 from fewsight.augment.normalise import Normalise
 from fewsight.data import decode_bytes
 from fewsight.errors import DataError, RunError
-from fewsight.inference.ensemble import open_asked
+from fewsight.inference.ensemble import open_runs
 from fewsight.inference.score_run import exact_recipe, load_model, testing_recipe
 from fewsight.machine.device import compute_threads, keep_freed_memory
 from fewsight.models.classifier import Classifier
@@ -63,7 +63,7 @@ Cuts = Mapping[str, Sequence[np.ndarray]]  # run -> uint8 [px, px, 3] each, what
 
 
 @dataclass(frozen=True)
-class Looked:
+class ViewPredictions:
     """What a model, its views and its members make of some images."""
 
     predictions: Predictions
@@ -96,7 +96,7 @@ class Model:
 
     def __init__(self, path: str | Path, views: str | None = None, *, exact: bool = False) -> None:
         self.path, self.exact = Path(path), exact
-        self._asked = open_asked(self.path, views)
+        self._asked = open_runs(self.path, views)
         self.calibration = calibration_for(self.path, self._asked.view_names)
         self._loaded: dict[str, tuple[Classifier, Normalise, Recipe]] = {}
 
@@ -178,7 +178,7 @@ class Model:
             for run in self._asked.runs
         }
 
-    def look(self, images: Sequence[Cuts]) -> Looked:
+    def predict_views(self, images: Sequence[Cuts]) -> ViewPredictions:
         """What views, members and the whole make of images: the probabilities that `predict` gives."""
         probs = np.zeros((len(images), len(self.classes)), np.float64)
         views: dict[tuple[str, str], np.ndarray] = {}
@@ -195,7 +195,7 @@ class Model:
                 members[member] += np.einsum("v,vnk->nk", self._asked.view_weights(run, member), results)
         predictions = Predictions(self.classes, self._calibrated(probs), (None,) * len(images), self.threshold)
         shares = {member: rows / rows.sum(1, keepdims=True) for member, rows in members.items()}
-        return Looked(predictions, views, shares)
+        return ViewPredictions(predictions, views, shares)
 
     def activations(self, image: Cuts, place: int) -> list[Activation]:
         """Where each run looked for the class at position `place`, in its first centre view, else its first.

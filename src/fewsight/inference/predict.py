@@ -12,13 +12,13 @@ from rich.console import Console
 
 from fewsight.errors import DataError
 from fewsight.inference import prediction_files
-from fewsight.inference.ensemble import Asked, open_asked, score_asked, score_folders
-from fewsight.inference.score_run import Labelled, run_scores
+from fewsight.inference.ensemble import RunsAndViews, open_runs, score_folders, score_runs
+from fewsight.inference.score_run import LabelledFile, run_scores
 from fewsight.machine import files
 from fewsight.scores.calibration import FILE as CALIBRATION
-from fewsight.scores.calibration import calibration_for, kept, tempered
+from fewsight.scores.calibration import calibration_for, read_calibrations, tempered
 from fewsight.scores.fusion import fused
-from fewsight.terminal import counting, show_first
+from fewsight.terminal import print_first, progress_counter
 from fewsight.wording import counted
 
 
@@ -61,7 +61,7 @@ def predict_files(
     beside = prediction_files.features_file(target) if features and target is not None else None
     if beside is not None:
         files.check_target(beside, "--features")
-    asked = open_asked(path, views)
+    asked = open_runs(path, views)
     if features and asked.specs:
         raise DataError("--features: the members of an ensemble have features of their own; ask one of its runs")
     ignored: Counter[str] = Counter()
@@ -76,7 +76,7 @@ def predict_files(
     threshold = None if calibration is None or calibration.threshold is None else calibration.threshold.prob
     if temperature is not None and target is not None:
         console.print(f"probabilities at the temperature {temperature:.2f} that {path / CALIBRATION} keeps")
-    if temperature is None and kept(path) and target is not None:
+    if temperature is None and read_calibrations(path) and target is not None:
         console.print(f"note: {path / CALIBRATION} keeps no temperature for these views, so none is applied")
     risky = [name for name in asked.classes if name.startswith(prediction_files.FORMULA)]
     if risky and target is not None and target.suffix.lower() == ".csv":
@@ -86,7 +86,7 @@ def predict_files(
     with (
         prediction_files.writing(target, top_k, thresholded=threshold is not None) as write,
         prediction_files.writing_features(beside, len(names)) as write_features,
-        counting(console, "predicting") as progress,
+        progress_counter(console, "predicting") as progress,
     ):
         shown = progress if target is not None or not sys.stdout.isatty() else lambda done, total: None
         stream = scores is None and not asked.specs
@@ -102,7 +102,7 @@ def predict_files(
             done += len(batch)
             failed += [f"{row['path']}: {row['error']}" for row in found_rows if row["error"] is not None]
     if target is not None:
-        show_first(console, "unreadable", failed)
+        print_first(console, "unreadable", failed)
     if threshold is not None and target is not None and done > len(failed):
         console.print(
             f"{num_other:,} of {done - len(failed):,} are none of these classes: the most probable one has less than "
@@ -115,7 +115,7 @@ Found = Iterator[tuple[np.ndarray, Sequence[str | None], np.ndarray | None]]  # 
 Progress = Callable[[int, int], None]
 
 
-def _streamed(asked: Asked, names: Sequence[str], features: bool, progress: Progress) -> Found:
+def _streamed(asked: RunsAndViews, names: Sequence[str], features: bool, progress: Progress) -> Found:
     """A run's rows as they are scored."""
     views = asked.views[asked.path.name]
     for scores in run_scores(asked.first, [Path(name) for name in names], views, features=features):
@@ -123,12 +123,12 @@ def _streamed(asked: Asked, names: Sequence[str], features: bool, progress: Prog
         progress(scores.start + len(scores.errors), len(names))
 
 
-def _stored(asked: Asked, names: Sequence[str], folder: Path | None, dtype: str, progress: Progress) -> Found:
+def _stored(asked: RunsAndViews, names: Sequence[str], folder: Path | None, dtype: str, progress: Progress) -> Found:
     """The rows of scores that are kept in `folder`, or while this lasts: an ensemble's runs come one by one."""
-    images = [Labelled(Path(name), name) for name in names]
+    images = [LabelledFile(Path(name), name) for name in names]
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if folder is None else folder
-        stored = score_asked(asked, images, score_folders(asked, place, ""), progress, dtype=dtype)
+        stored = score_runs(asked, images, score_folders(asked, place, ""), progress, dtype=dtype)
         scored = asked.scored(stored)
         errors = [image.error for image in scored.first.images]
         for part, probs in fused([scored.weights]):

@@ -15,10 +15,10 @@ from fewsight.machine.files import locked
 from fewsight.models import Backbone
 from fewsight.models.classifier import Classifier, build_model, build_without_memory, check_weights, load_weights
 from fewsight.recipes import Recipe
-from fewsight.recipes import Run as RunSettings
+from fewsight.recipes import RunSettings as RunSettings
 from fewsight.runs import WEIGHTS, Run, read_weights, require_weights, trained_on
 from fewsight.scores.scoring import BATCH, Scores, SharedLoads, score_images
-from fewsight.scores.store import About, Image, Store, append, begin, finish
+from fewsight.scores.store import ScoredImage, Store, StoreInfo, append, begin, finish
 
 
 def load_model(run: Run, device: torch.device) -> Classifier:
@@ -78,7 +78,7 @@ def run_scores(
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledFile:
     """A file to score: where it lies, how the store names it, its label if it has one."""
 
     file: Path
@@ -87,7 +87,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Stored:
+class ScoringResult:
     """A store that scores were written to, and what its rounding changed of those written now."""
 
     store: Store
@@ -98,12 +98,12 @@ class Stored:
 def score_into(
     folder: Path,
     run: Run,
-    images: Sequence[Labelled],
+    images: Sequence[LabelledFile],
     views: Sequence[View],
     *,
     dtype: str = "float32",
     loads: "SharedLoads | None" = None,
-) -> Generator[int, None, Stored]:
+) -> Generator[int, None, ScoringResult]:
     """Score images into a store, or what is missing of it; one that was cut short goes on where it stopped.
 
     Args:
@@ -119,7 +119,7 @@ def score_into(
     require_weights(run)
     recipe, trained = testing_recipe(run), trained_on(run)
     listed = [(one.name, _file_size(one.file), one.label) for one in images]
-    about = About(
+    about = StoreInfo(
         classes=run.classes,
         count=len(images),
         images_digest=digest_of_list(listed),
@@ -139,14 +139,14 @@ def score_into(
         for scores in run_scores(run, rest, missing, pixels=True, loads=loads) if rest else ():
             first = store.done + scores.start
             lines = [
-                Image(*named, error, digest, (one.file, pixels) in trained)
+                ScoredImage(*named, error, digest, (one.file, pixels) in trained)
                 for one, named, error, digest, pixels in zip(
                     images[first:], listed[first:], scores.errors, scores.digests, scores.pixels, strict=False
                 )
             ]
             changed += append(store, first, scores.results, lines)
             yield first + len(lines)
-        return Stored(finish(store), len(rest) * len(missing), changed)
+        return ScoringResult(finish(store), len(rest) * len(missing), changed)
 
 
 def _file_size(path: Path) -> int:

@@ -78,7 +78,7 @@ def own_weights(loss: nn.Module) -> list[str]:
     return [f"{name} {list(weight.shape)}" for name, weight in loss.named_parameters()]
 
 
-def wanted_batches(stage: Stage) -> str:
+def batch_kind(stage: Stage) -> str:
     """`shuffled` or `pk`: what the stage says, else what its loss wants."""
     if stage.batches != "auto":
         return stage.batches
@@ -105,7 +105,7 @@ def check_loss(stage: Stage, cutmix_prob: float) -> None:
             f"loss {stage.loss!r} learns from unmixed batches only, but cutmix_prob = {cutmix_prob:g} mixes every one; "
             "lower it for this stage (stages.N.cutmix_prob)"
         )
-    if wanted_batches(stage) == "pk" and stage.batch_size < 4:
+    if batch_kind(stage) == "pk" and stage.batch_size < 4:
         raise RecipeError(
             f"batch_size = {stage.batch_size}: batches of P classes x K images need at least 2 x 2 = 4 images"
         )

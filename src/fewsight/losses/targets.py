@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewsight.machine.processes import ALONE, Ranks
+from fewsight.machine.processes import SINGLE_PROCESS, ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -14,20 +14,20 @@ class Targets:
 
     `lam` is 1.0 where images are unmixed. `images` [B] says which training image a row shows, so that two copies
     of one image are known as such; None: each row shows another. Where several processes share a batch, these are one's
-    rows of `total`, and `ranks` reaches the others; a loss's value is the mean over its own rows.
+    rows of `total`, and `group` reaches the others; a loss's value is the mean over its own rows.
     """
 
     labels: Tensor
     other_labels: Tensor
     lam: float = 1.0
     images: Tensor | None = None
-    ranks: Ranks = ALONE
+    group: ProcessGroup = SINGLE_PROCESS
     total: int | None = None  # images of the whole batch; None: those here
 
     def part(self, rows: slice) -> "Targets":
         """The same for some rows of the batch."""
         images = None if self.images is None else self.images[rows]
-        return Targets(self.labels[rows], self.other_labels[rows], self.lam, images, self.ranks, self.total)
+        return Targets(self.labels[rows], self.other_labels[rows], self.lam, images, self.group, self.total)
 
 
 def at_least_float32(values: Tensor) -> Tensor:

@@ -62,10 +62,10 @@ class BatchHardTriplet(nn.Module):
         norm = features.detach().norm(dim=1).mean()
         if self.normalise:
             features = functional.normalize(features, dim=1, eps=LEAST_DISTANCE)
-        ranks, total = targets.ranks, len(features) if targets.total is None else targets.total
-        own, everyone = ranks.rows(total), ranks.gathered(features, total)
+        group, total = targets.group, len(features) if targets.total is None else targets.total
+        own, everyone = group.rows(total), group.gather(features, total)
         squared = squared_distances(everyone.detach())[own]
-        images = None if targets.images is None else ranks.gathered(targets.images, total)
+        images = None if targets.images is None else group.gather(targets.images, total)
         same_image = torch.eye(total, dtype=torch.bool, device=features.device)[own]
         if images is not None:
             same_image = images[own, None] == images
@@ -79,7 +79,7 @@ class BatchHardTriplet(nn.Module):
         self, everyone: Tensor, own: slice, squared: Tensor, labels: Tensor, same_image: Tensor, targets: Targets
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Anchors are the rows `own` of `everyone`, pairs are sought among all of them."""
-        features, all_labels = everyone[own], targets.ranks.gathered(labels, len(everyone))
+        features, all_labels = everyone[own], targets.group.gather(labels, len(everyone))
         same_class = labels[:, None] == all_labels
         farthest, positives = squared.masked_fill(~same_class | same_image, -torch.inf).max(1)
         nearest, negatives = squared.masked_fill(same_class | same_image, torch.inf).min(1)
@@ -91,9 +91,9 @@ class BatchHardTriplet(nn.Module):
         ]
         gap = hardest[0] - hardest[1]
         each = functional.softplus(gap) if self.margin == "soft" else functional.relu(gap + self.margin)
-        number = targets.ranks.sum_(counts.sum())
+        number = targets.group.sum_(counts.sum())
         share = counts.to(features.dtype) / number.clamp(min=1)  # [B], of the mean over the anchors that count
-        if targets.ranks.count > 1:  # the value is a mean over own rows, as of every loss
+        if targets.group.count > 1:  # the value is a mean over own rows, as of every loss
             share = share * (len(everyone) / len(features))
         with torch.no_grad():
             shown = share / (number > 0)  # NaN where none counts: nothing to log

@@ -13,12 +13,12 @@ from torch import nn
 
 from fewsight.errors import RecipeError
 from fewsight.machine.cores import num_cores, wanted_threads
-from fewsight.recipes import Run
+from fewsight.recipes import RunSettings
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def resolve_run(run: Run) -> Run:
+def resolve_run(run: RunSettings) -> RunSettings:
     """Fill in device, precision, threads and workers.
 
     Compute threads plus loading workers never exceed the cores. On a CPU with up to three cores loading runs

@@ -82,7 +82,7 @@ def replacing(path: Path) -> Iterator[Path]:
         part.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        refuse(path, error)
+        raise_write_error(path, error)
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -110,7 +110,7 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
         yield
         return
     except OSError as error:
-        refuse(folder, error)
+        raise_write_error(folder, error)
     try:
         yield
     finally:
@@ -190,10 +190,10 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        refuse(path, error)
+        raise_write_error(path, error)
 
 
-def refuse(path: Path, error: OSError) -> NoReturn:
+def raise_write_error(path: Path, error: OSError) -> NoReturn:
     """Turn an operating system's error on writing `path` into one line that says what to do."""
     reason = error.strerror or str(error)
     raise RunError(

@@ -15,12 +15,12 @@ from torch import Tensor, distributed, nn
 
 from fewsight.errors import RunError
 
-LEAST_SHARE = 2  # images of a batch that a process takes: a lone one has no batch statistics
+MIN_IMAGES_PER_PROCESS = 2  # images of a batch that a process takes: a lone one has no batch statistics
 TIMEOUT = timedelta(minutes=30)  # of a process that lives but does not answer; a dead one is noticed at once
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """This process among those of a training."""
 
     rank: int = 0
@@ -41,7 +41,7 @@ class Ranks:
             distributed.all_reduce(values)
         return values
 
-    def gathered(self, rows: Tensor, total: int) -> Tensor:
+    def gather(self, rows: Tensor, total: int) -> Tensor:
         """[n, ...] of each process -> [total, ...] of all, in order; the gradient comes back to each one's rows."""
         if self.count == 1:
             return rows
@@ -57,7 +57,7 @@ class Ranks:
         if self.count > 1:
             distributed.broadcast(values, 0)
 
-    def told(self, text: str = "") -> str:
+    def broadcast_text(self, text: str = "") -> str:
         """The first process's text, at every process."""
         if self.count == 1:
             return text
@@ -69,18 +69,18 @@ class Ranks:
         return bytes(data.tolist()).decode("utf-8", "surrogateescape")[1:]
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = ProcessGroup()
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Ranks]:
+def joined() -> Iterator[ProcessGroup]:
     """Join the processes that torchrun has started; without it, alone.
 
     Raises:
         RunError: another process has ended.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
@@ -88,7 +88,7 @@ def joined() -> Iterator[Ranks]:
     with naming_lost_ranks():
         distributed.init_process_group(backend, timeout=TIMEOUT)
         try:
-            yield Ranks(distributed.get_rank(), distributed.get_world_size())
+            yield ProcessGroup(distributed.get_rank(), distributed.get_world_size())
         finally:
             distributed.destroy_process_group()
 
@@ -116,8 +116,8 @@ class _Gather(torch.autograd.Function):
     """Rows of all processes; backward sums what each process's loss says of the rows."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, ranks: Ranks, total: int) -> Tensor:
-        ctx.own = ranks.rows(total)
+    def forward(ctx: Any, rows: Tensor, group: ProcessGroup, total: int) -> Tensor:
+        ctx.own = group.rows(total)
         whole = rows.new_zeros(total, *rows.shape[1:])
         whole[ctx.own] = rows
         distributed.all_reduce(whole)

@@ -143,5 +143,5 @@ def initial_model(recipe: Recipe, num_classes: int) -> Classifier:
     torch.manual_seed(recipe.run.seed)
     model = build_model(recipe.model.backbone, num_classes, stem=recipe.model.stem, width=recipe.model.width)
     if isinstance(model.backbone, Backbone):
-        model.backbone.keep_less(recipe.run.recompute)
+        model.backbone.enable_recomputation(recipe.run.recompute)
     return model

@@ -219,7 +219,7 @@ class Backbone(nn.Module):
         self.recompute = False
         init_weights(self)
 
-    def keep_less(self, recompute: bool = True) -> None:
+    def enable_recomputation(self, recompute: bool = True) -> None:
         """Whether what is cheap is made again in the backward pass instead of kept."""
         self.recompute = recompute
         for module in self.stages:

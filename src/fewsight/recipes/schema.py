@@ -35,7 +35,7 @@ class Data(Section):
     std: Literal["data"] | Channels = "data"
 
 
-class Model(Section):
+class ModelSettings(Section):
     """The backbone, its stem and width."""
 
     backbone: str
@@ -130,7 +130,7 @@ class Eval(Section):
     every_epochs: Annotated[int, Field(ge=0)] = 1  # 0: after the last epoch only
 
 
-class Run(Section):
+class RunSettings(Section):
     """Seed, device and safety."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -151,11 +151,11 @@ class Recipe(Section):
     """A whole training, from images to weights."""
 
     data: Data = Data()
-    model: Model
+    model: ModelSettings
     augment: Augment
     stages: Annotated[list[Stage], Field(min_length=1, max_length=100)]
     eval: Eval = Eval()
-    run: Run = Run()
+    run: RunSettings = RunSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":

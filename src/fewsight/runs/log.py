@@ -21,7 +21,7 @@ def cut_log(path: Path, num_bytes: int) -> None:
     try:
         os.truncate(log, num_bytes)
     except OSError as error:
-        files.refuse(log, error)
+        files.raise_write_error(log, error)
 
 
 def append_log(path: Path, line: Mapping[str, Any]) -> None:
@@ -31,7 +31,7 @@ def append_log(path: Path, line: Mapping[str, Any]) -> None:
         with log.open("ab") as handle:
             handle.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
     except OSError as error:
-        files.refuse(log, error)
+        files.raise_write_error(log, error)
 
 
 def sync_log(path: Path) -> int:
@@ -42,4 +42,4 @@ def sync_log(path: Path) -> int:
             os.fsync(handle.fileno())
             return handle.tell()
     except OSError as error:
-        files.refuse(log, error)
+        files.raise_write_error(log, error)

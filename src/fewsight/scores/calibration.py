@@ -88,7 +88,7 @@ def calibrate(path: Path, split: str, views: str | None, coverage: float | None 
         alone = [(view,) for view in centers] if len(scored.members) == 1 else [tuple(centers)]
         chosen = list(dict.fromkeys([*alone, view_names(scored)]))
     found = [fit_temperature(open_scored(path, split, names), coverage) for names in chosen if names]
-    keep(path, found)
+    write_calibrations(path, found)
     return found
 
 
@@ -202,13 +202,13 @@ def view_names(scored: Scored) -> tuple[str, ...]:
     return tuple(sorted({result.view for result in scored.weights}))
 
 
-def keep(path: Path, calibrations: Sequence[Calibration]) -> None:
+def write_calibrations(path: Path, calibrations: Sequence[Calibration]) -> None:
     """Add to a run's calibration.json; one of the same views is replaced."""
-    there = {one.views: one for one in [*kept(path), *calibrations]}
+    there = {one.views: one for one in [*read_calibrations(path), *calibrations]}
     files.write_json(path / FILE, {"calibrations": [asdict(one) for one in there.values()]})
 
 
-def kept(path: Path) -> list[Calibration]:
+def read_calibrations(path: Path) -> list[Calibration]:
     """What calibration.json holds; nothing where there is none.
 
     Raises:
@@ -231,7 +231,7 @@ def kept(path: Path) -> list[Calibration]:
 
 def calibration_for(path: Path, views: Sequence[str]) -> Calibration | None:
     """What a run keeps for the mean of these views."""
-    return next((one for one in kept(path) if one.views == tuple(sorted(views))), None)
+    return next((one for one in read_calibrations(path) if one.views == tuple(sorted(views))), None)
 
 
 def _value(key: str, value: Any) -> Any:

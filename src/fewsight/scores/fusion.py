@@ -58,7 +58,7 @@ Weights = Mapping[Result, float]  # of a fusion; they sum to 1
 
 
 @dataclass(frozen=True)
-class Row:
+class SizedRun:
     """One row of the report's tables: a run at one test size, the mean over its crops."""
 
     run: str
@@ -71,7 +71,7 @@ class Member:
     """Some rows under one name; the report's ResNeSt101 + CE has rows of two runs."""
 
     name: str
-    rows: tuple[Row, ...]
+    rows: tuple[SizedRun, ...]
     weights: Weights  # of its results among themselves
 
 
@@ -84,7 +84,7 @@ class Scored:
     weights: Weights
 
     @property
-    def rows(self) -> tuple[Row, ...]:
+    def rows(self) -> tuple[SizedRun, ...]:
         """The rows of all members."""
         return tuple(row for member in self.members for row in member.rows)
 
@@ -167,18 +167,18 @@ def open_each(paths: Sequence[Path], split: str, views: Sequence[str] = ()) -> l
 
 def scored_of(path: Path, name: str, store: Store, views: Sequence[str] = ()) -> Scored:
     """One run's scores: a row for each test size, all views weighed alike."""
-    rows = rows_of(name, store, views)
+    rows = sized_runs(name, store, views)
     if not rows:
         raise RunError(f"{store.path} has no view {', '.join(views)}; it has {', '.join(store.views)}")
     weights = _each_alike([result for row in rows for result in row.results])
     return Scored(path, (Member(name, rows, weights),), weights)
 
 
-def rows_of(name: str, store: Store, views: Sequence[str] = ()) -> tuple[Row, ...]:
+def sized_runs(name: str, store: Store, views: Sequence[str] = ()) -> tuple[SizedRun, ...]:
     """A row for each test size, smallest first; views without their flipped twin only where they are named."""
     results = [Result(store, view) for view in store.views if (view in views if views else not view.endswith(PLAIN))]
     sizes = sorted({result.px for result in results})
-    return tuple(Row(name, px, tuple(one for one in results if one.px == px)) for px in sizes)
+    return tuple(SizedRun(name, px, tuple(one for one in results if one.px == px)) for px in sizes)
 
 
 def ensemble_of(path: Path, specs: Sequence[Spec], stores: Mapping[str, Store], views: Sequence[str] = ()) -> Scored:
@@ -187,10 +187,10 @@ def ensemble_of(path: Path, specs: Sequence[Spec], stores: Mapping[str, Store], 
     Raises:
         RunError: the stores are of other images or classes, or lack a row.
     """
-    members: dict[str, list[Row]] = {}
+    members: dict[str, list[SizedRun]] = {}
     weighed = []
     for spec in specs:
-        row = next((row for row in rows_of(spec.run, stores[spec.run], views) if row.px == spec.px), None)
+        row = next((row for row in sized_runs(spec.run, stores[spec.run], views) if row.px == spec.px), None)
         if row is None and not views:
             has = ", ".join(stores[spec.run].views)
             raise RunError(
@@ -210,12 +210,12 @@ def ensemble_of(path: Path, specs: Sequence[Spec], stores: Mapping[str, Store], 
     return Scored(path, tuple(parts), fused)
 
 
-def member_of(name: str, rows: Sequence[tuple[Row, float]]) -> Member:
+def member_of(name: str, rows: Sequence[tuple[SizedRun, float]]) -> Member:
     """Some rows, each with its share, as a member."""
     return Member(name, tuple(row for row, _ in rows), _weighed(rows))
 
 
-def _weighed(rows: Sequence[tuple[Row, float]]) -> Weights:
+def _weighed(rows: Sequence[tuple[SizedRun, float]]) -> Weights:
     """Rows by their weights, in each row each result alike."""
     total, weights = sum(weight for _, weight in rows), dict[Result, float]()
     for row, weight in rows:
@@ -246,7 +246,7 @@ def check_same_images(stores: Sequence[Store]) -> None:
             )
 
 
-def uniform(rows: Sequence[Row]) -> Weights:
+def uniform(rows: Sequence[SizedRun]) -> Weights:
     """Each row alike, in it each result alike: what the report fuses."""
     return _weighed([(row, 1.0) for row in rows])
 
@@ -327,7 +327,7 @@ def labels_of(store: Store) -> np.ndarray:
         raise RunError(f"{store.path}: an image has the label {error}, which is none of its classes") from error
 
 
-def right(weighings: Sequence[Weights]) -> np.ndarray:
+def correct_top1(weighings: Sequence[Weights]) -> np.ndarray:
     """Which images each fusion has right: bool [Q, readable images], in one pass over the files.
 
     Raises:

@@ -13,13 +13,13 @@ from fewsight.scores.fusion import (
     Weights,
     check_same_images,
     check_unseen,
+    correct_top1,
     greedy_weights,
     of_members,
     only,
     open_scored,
     read_views,
     read_weights,
-    right,
     uniform,
 )
 from fewsight.scores.metrics import Paired, Share, paired, wilson
@@ -62,7 +62,7 @@ def averaged(scored: Scored) -> str:
 
 def lines(asked: Sequence[tuple[str, Weights]], base: Weights | None = None) -> list[Line]:
     """A line for each fusion, in one pass over the files; paired with `base` where it is given."""
-    found = right([*(weights for _, weights in asked), *([base] if base else [])])
+    found = correct_top1([*(weights for _, weights in asked), *([base] if base else [])])
     return [
         Line(name, len(weights), _share(one), paired(found[-1], one) if base else None)
         for (name, weights), one in zip(asked, found, strict=False)
@@ -76,7 +76,7 @@ def compare(first: Scored, second: Scored) -> Paired:
         RunError: they hold other images or classes, or could not read the same ones.
     """
     check_same_images([first.first, second.first])
-    before, after = right([first.weights, second.weights])
+    before, after = correct_top1([first.weights, second.weights])
     return paired(before, after)
 
 
@@ -101,7 +101,7 @@ def ablate(scored: Scored) -> Ablation:
             f"{scored.path} has scores of one view, so there is nothing to take away; evaluate with --views report"
         )
     flat = [(group, name, weights) for group, parts in asked.items() for name, weights in parts.items()]
-    found = right([whole, *(weights for _, _, weights in flat)])
+    found = correct_top1([whole, *(weights for _, _, weights in flat)])
     grouped: dict[str, list[Line]] = {group: [] for group in asked}
     for (group, name, weights), one in zip(flat, found[1:], strict=True):
         grouped[group].append(Line(name, len(weights), _share(one), paired(found[0], one)))

@@ -105,7 +105,7 @@ def score_images(
         )
 
 
-Seen = tuple[Tensor, Tensor]  # log-probabilities [n, K] and features [n, D]
+ViewOutput = tuple[Tensor, Tensor]  # log-probabilities [n, K] and features [n, D]
 
 
 def cuts_of(views: Sequence[View]) -> list[View]:
@@ -127,7 +127,7 @@ def cut_all(image: PILImage, digest: str, cuts: Sequence[View], recipe: Recipe) 
 def score_cuts(
     model: nn.Module, normalise: Normalise, images: Sequence[Sequence[np.ndarray]], recipe: Recipe,
     views: Sequence[View],
-) -> list[Seen]:  # fmt: skip
+) -> list[ViewOutput]:  # fmt: skip
     """What the model sees in each view, in the order of `views`.
 
     Args:
@@ -143,11 +143,11 @@ def score_cuts(
 
 def _sides(
     model: nn.Module, normalise: Normalise, cuts: Sequence[np.ndarray], recipe: Recipe, flip: bool
-) -> tuple[Seen, Seen | None]:
+) -> tuple[ViewOutput, ViewOutput | None]:
     """What the model sees in the same cut of some images, and in its flipped twin; in parts that memory holds."""
     px = cuts[0].shape[0]
     part = max(1, PART_PIXELS // px**2)
-    plain, flipped = list[Seen](), list[Seen]()
+    plain, flipped = list[ViewOutput](), list[ViewOutput]()
     for first in range(0, len(cuts), part):
         images = normalise.of_bytes(_planes(cuts[first : first + part]))
         plain.append(_forward(model, images, recipe.run.precision))
@@ -176,11 +176,11 @@ def activation_map(model: Classifier, normalise: Normalise, cut: np.ndarray, rec
     return found
 
 
-def _joined(parts: Sequence[Seen]) -> Seen:
+def _joined(parts: Sequence[ViewOutput]) -> ViewOutput:
     return torch.cat([log_probs for log_probs, _ in parts]), torch.cat([features for _, features in parts])
 
 
-def _seen(sides: tuple[Seen, Seen | None], flip: bool) -> Seen:
+def _seen(sides: tuple[ViewOutput, ViewOutput | None], flip: bool) -> ViewOutput:
     """A view: one side, or the mean of both."""
     (log_probs, features), twin = sides
     if twin is None or not flip:

@@ -26,8 +26,8 @@ SUFFIXES = {"float32": ".f32", "float16": ".f16"}
 
 
 @dataclass(frozen=True)
-class About:
-    """What a store holds the scores of; two with the same `About` differ in nothing but their views."""
+class StoreInfo:
+    """What a store holds the scores of; two with the same `StoreInfo` differ in nothing but their views."""
 
     classes: Annotated[tuple[str, ...], Field(min_length=1)]
     count: Annotated[int, Field(ge=0, lt=2**40)]  # images
@@ -51,7 +51,7 @@ class About:
 
 
 @dataclass(frozen=True)
-class Image:
+class ScoredImage:
     """One line of images.jsonl."""
 
     path: str
@@ -62,7 +62,7 @@ class Image:
     trained_on: bool
 
 
-_IMAGE = TypeAdapter(Image)
+_IMAGE = TypeAdapter(ScoredImage)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +70,9 @@ class Store:
     """A whole store, opened for reading."""
 
     path: Path
-    about: About
+    about: StoreInfo
     views: tuple[str, ...]
-    images: tuple[Image, ...]
+    images: tuple[ScoredImage, ...]
 
     @property
     def readable(self) -> np.ndarray:
@@ -110,11 +110,11 @@ class Store:
 
 
 @dataclass(frozen=True)
-class Writing:
+class StoreWriter:
     """A store that is being written."""
 
     path: Path
-    about: About
+    about: StoreInfo
     views: tuple[str, ...]  # that are written now; others may be there already
     done: int  # images that all of them had when it was opened
     digests: tuple[str, ...]  # of the files of images.jsonl as it was opened
@@ -122,12 +122,12 @@ class Writing:
 
 def begin(
     path: Path,
-    about: About,
+    about: StoreInfo,
     views: Sequence[str],
     mended: Callable[[int], bool] = lambda place: False,
     *,
     batch: int = 1,
-) -> Writing:
+) -> StoreWriter:
     """Make a store, or open one that there is of the same images and weights and go on where it stopped.
 
     Args:
@@ -156,7 +156,7 @@ def begin(
         _cut(path / "images.jsonl", sum(map(len, lines)))
     for view in there if not whole else missing:
         _cut(path / f"{view}{about.suffix}", done * row_bytes)
-    return Writing(path, about, missing, done, tuple(image.digest for image in _images(path, lines)))
+    return StoreWriter(path, about, missing, done, tuple(image.digest for image in _images(path, lines)))
 
 
 def _forget(path: Path, mended: Callable[[int], bool]) -> None:
@@ -167,7 +167,7 @@ def _forget(path: Path, mended: Callable[[int], bool]) -> None:
         _cut(path / "images.jsonl", sum(map(len, lines[:first])))
 
 
-def append(store: Writing, first: int, results: np.ndarray, images: Sequence[Image]) -> int:
+def append(store: StoreWriter, first: int, results: np.ndarray, images: Sequence[ScoredImage]) -> int:
     """Add the scores of the next images.
 
     Args:
@@ -192,11 +192,11 @@ def append(store: Writing, first: int, results: np.ndarray, images: Sequence[Ima
             with (store.path / "images.jsonl").open("ab") as handle:
                 handle.write("".join(files.json_text(asdict(image)) + "\n" for image in images).encode())
     except OSError as error:
-        files.refuse(store.path, error)
+        files.raise_write_error(store.path, error)
     return int((kept.argmax(2) != results.argmax(2)).sum())
 
 
-def finish(store: Writing) -> Store:
+def finish(store: StoreWriter) -> Store:
     """Flush a store to the disk and open it."""
     for name in ("images.jsonl", *(f"{view}{store.about.suffix}" for view in store.views)):
         with (store.path / name).open("rb") as handle:
@@ -248,7 +248,7 @@ def _read(path: Path) -> Store:
     return Store(path, about, views, images)
 
 
-def _images(path: Path, lines: Sequence[bytes]) -> tuple[Image, ...]:
+def _images(path: Path, lines: Sequence[bytes]) -> tuple[ScoredImage, ...]:
     try:
         return tuple(_IMAGE.validate_json(line, strict=True) for line in lines)
     except ValidationError as error:
@@ -256,17 +256,17 @@ def _images(path: Path, lines: Sequence[bytes]) -> tuple[Image, ...]:
         raise RunError(f"{path / 'images.jsonl'} is damaged: {told}; remove {path} and score again") from error
 
 
-def _read_about(path: Path) -> About:
+def _read_about(path: Path) -> StoreInfo:
     values = files.read_json(path / "store.json")
     version = values.get("format") if isinstance(values, dict) else None
     if version is None:
         raise RunError(f"{path / 'store.json'} is not what fewsight wrote")
     if not isinstance(version, int) or version > FORMAT:
         raise RunError(f"{path}: store format {version!r}, but this fewsight reads up to {FORMAT}; upgrade fewsight")
-    return files.read_json_as(path / "store.json", About, "fewsight")
+    return files.read_json_as(path / "store.json", StoreInfo, "fewsight")
 
 
-def _check_same(path: Path, about: About, there: About) -> None:
+def _check_same(path: Path, about: StoreInfo, there: StoreInfo) -> None:
     differences = [name for name, value in asdict(about).items() if value != asdict(there)[name]]
     if "images_digest" in differences:
         differences = [name for name in differences if name != "count"]
@@ -298,4 +298,4 @@ def _cut(file: Path, num_bytes: int) -> None:
                 shutil.copyfile(file, part)
         os.truncate(file, num_bytes)
     except OSError as error:
-        files.refuse(file, error)
+        files.raise_write_error(file, error)

@@ -11,10 +11,10 @@ from torch.optim.swa_utils import AveragedModel
 from fewsight.data.training_set import TrainingSet
 from fewsight.losses import Targets, balanced_weights, build_loss
 from fewsight.machine.device import autocast
-from fewsight.machine.processes import ALONE, Ranks
+from fewsight.machine.processes import SINGLE_PROCESS, ProcessGroup
 from fewsight.models.classifier import Classifier
 from fewsight.recipes import Recipe, Stage
-from fewsight.training.plans import ShuffledBatches, batch_plan, class_shares
+from fewsight.training.plans import ShuffledBatches, batch_plan, class_counts
 
 
 class Learner:
@@ -25,7 +25,7 @@ class Learner:
         loss: `(logits, features, targets) -> (scalar, what to log)`; its own weights are trained too.
         num_steps: steps an epoch, for the average's half-life.
         precision: float32, bf16 or fp16 (with a scaled loss).
-        ranks: the processes that share each batch.
+        group: the processes that share each batch.
     """
 
     def __init__(
@@ -36,9 +36,9 @@ class Learner:
         num_steps: int,
         device: torch.device,
         precision: str,
-        ranks: Ranks = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        self.ranks = ranks
+        self.group = group
         self.model, self.loss, self.stage = model, loss, stage
         self.device, self.precision = device, precision
         self.named = {f"model.{name}": weight for name, weight in model.named_parameters()}
@@ -55,12 +55,12 @@ class Learner:
         """
         self.model.train()
         self.loss.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for param_group in self.optimizer.param_groups:
+            param_group["lr"] = rate
         total = torch.zeros((), device=self.device)
         logged: dict[str, Any] = {}
         whole = len(images) if targets.total is None else targets.total
-        for part in parts_of(len(images), min(self.stage.accumulate, whole // self.ranks.count // 2)):
+        for part in split_batch(len(images), min(self.stage.accumulate, whole // self.group.count // 2)):
             with autocast(self.device, self.precision):
                 logits, features = self.model(images[part])
             loss, extra = self.loss(logits, features, targets.part(part))
@@ -69,10 +69,10 @@ class Learner:
             total += loss.detach() * share
             for name, value in extra.items():
                 logged[name] = logged.get(name, 0.0) + share * value
-        if self.ranks.count > 1:
+        if self.group.count > 1:
             self._sum_gradients()
             values = [torch.as_tensor(value, device=self.device).double() for value in (total, *logged.values())]
-            total, *values = self.ranks.sum_(torch.stack(values)).unbind()
+            total, *values = self.group.sum_(torch.stack(values)).unbind()
             logged = dict(zip(logged, values, strict=True))
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -93,7 +93,7 @@ class Learner:
                 weight.grad for weight in self.named.values() if weight.dtype == kind and weight.grad is not None
             ]
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            self.ranks.sum_(flat)
+            self.group.sum_(flat)
             for gradient, summed in zip(gradients, torch.split(flat, [one.numel() for one in gradients]), strict=True):
                 gradient.copy_(summed.view(gradient.shape))
 
@@ -132,7 +132,7 @@ class Learner:
             self.scaler.load_state_dict(values["scaler"])
 
 
-def parts_of(num_images: int, most: int) -> list[slice]:
+def split_batch(num_images: int, most: int) -> list[slice]:
     """Cut a batch into `most` parts that differ in size by at most one; fewer, where one would have a lone image."""
     parts = max(1, min(most, num_images // 2))
     edges = [num_images * number // parts for number in range(parts + 1)]
@@ -193,7 +193,7 @@ def build_learner(
     data: TrainingSet,
     num_classes: int,
     device: torch.device,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Learner:
     """The model with the stage's loss, fresh optimiser and moving average.
 
@@ -201,7 +201,7 @@ def build_learner(
     """
     plan = batch_plan(recipe, stage, data)
     weighs = recipe.data.balance == "weights" and isinstance(plan, ShuffledBatches)
-    weights = balanced_weights(class_shares(data.labels, num_classes)) if weighs else None
+    weights = balanced_weights(class_counts(data.labels, num_classes)) if weighs else None
     torch.manual_seed(recipe.run.seed + 1)  # a loss that owns weights draws them here
     loss = build_loss(
         stage.loss,
@@ -210,4 +210,4 @@ def build_learner(
         num_features=model.head.in_features,
         class_weights=weights,
     )
-    return Learner(model, loss.to(device), stage, plan.num_steps, device, recipe.run.precision, ranks)
+    return Learner(model, loss.to(device), stage, plan.num_steps, device, recipe.run.precision, group)

@@ -21,8 +21,8 @@ from fewsight.data.prepare import Prepared
 from fewsight.errors import RecipeError
 from fewsight.machine.device import compute_threads, keep_freed_memory
 from fewsight.models.classifier import initial_model, with_stem
-from fewsight.recipes import Recipe, Run, parse_recipe
-from fewsight.terminal import counting, duration
+from fewsight.recipes import Recipe, RunSettings, parse_recipe
+from fewsight.terminal import duration, progress_counter
 from fewsight.training.feed import AugmentedImages, batches
 from fewsight.training.learner import build_learner
 from fewsight.training.mix import mix
@@ -46,7 +46,7 @@ EPOCHS_FOR_A_POLICY = 150  # fewer leave a model that has not yet learnt the pla
 
 
 @dataclass(frozen=True)
-class Rung:
+class Candidate:
     """A model and the size of the images that it is trained on."""
 
     backbone: str
@@ -65,22 +65,22 @@ class Pace:
     image_bytes: int  # kept for the backward pass, one image
 
 
-def ladder(native_px: int) -> list[Rung]:
+def ladder(native_px: int) -> list[Candidate]:
     """Rungs from cheap to dear, for images whose shorter side is about `native_px`."""
     if native_px < 48:
         px = max(16, 4 * round(native_px / 4))
         rungs = [("resnest14", "medium", 0.5), ("resnest14", "small", 0.5), ("resnest14", "small", 1.0)]
         rungs += [("resnest26", "small", 1.0), ("resnest50", "small", 1.0)]
-        return [Rung(*rung, px) for rung in rungs]
+        return [Candidate(*rung, px) for rung in rungs]
     if native_px < 112:
         px = min(96, 16 * round(native_px / 16))
         rungs = [("resnest14", "large", 1.0), ("resnest26", "large", 1.0), ("resnest50", "large", 1.0)]
         rungs += [("resnest26", "medium", 1.0), ("resnest50", "medium", 1.0), ("resnest101", "medium", 1.0)]
-        return [Rung(*rung, px) for rung in rungs]
+        return [Candidate(*rung, px) for rung in rungs]
     steps = [("resnest14", 0.5, 64), ("resnest14", 1.0, 64), ("resnest14", 1.0, 96), ("resnest14", 1.0, 128)]
     steps += [("resnest26", 1.0, 128), ("resnest26", 1.0, 160), ("resnest50", 1.0, 160), ("resnest50", 1.0, 192)]
     steps += [("resnest50", 1.0, 224), ("resnest101", 1.0, 224)]
-    return [Rung(name, "large", width, px) for name, width, px in steps if px <= max(128, native_px)]
+    return [Candidate(name, "large", width, px) for name, width, px in steps if px <= max(128, native_px)]
 
 
 def wanted_epochs(num_images: int) -> int:
@@ -132,7 +132,7 @@ class Clock:
 
 def plan_recipe(
     prepared: Prepared,
-    settings: Run,
+    settings: RunSettings,
     hours: float,
     overrides: Sequence[str],
     console: Console,
@@ -195,7 +195,7 @@ def _climb(
         f"measuring training steps of up to {counted(len(candidates), 'model')}, for about {duration(limit)} at most"
     )
     chosen: tuple[Recipe, Pace] | None = None
-    with counting(console, "measuring") as progress:
+    with progress_counter(console, "measuring") as progress:
         for number, recipe in enumerate(candidates):
             progress(number, len(candidates))
             pace = probe(recipe, prepared, min(LONG_PROBE_SECONDS, limit - (time.monotonic() - began)))
@@ -304,13 +304,15 @@ def epoch_seconds(pace: Pace, recipe: Recipe, prepared: Prepared) -> float:
     return step * plan.num_steps * mean_cost(recipe, recipe.stages[0])
 
 
-def _candidates(rungs: list[Rung], num_images: int, settings: Run, overrides: Sequence[str]) -> list[Recipe]:
+def _candidates(
+    rungs: list[Candidate], num_images: int, settings: RunSettings, overrides: Sequence[str]
+) -> list[Recipe]:
     """A recipe for each rung, one where the user fixed what the ladder varies."""
     recipes = [_candidate(rung, num_images, settings, overrides) for rung in rungs]
     return [recipe for number, recipe in enumerate(recipes) if recipe not in recipes[:number]]
 
 
-def _candidate(rung: Rung, num_images: int, settings: Run, overrides: Sequence[str]) -> Recipe:
+def _candidate(rung: Candidate, num_images: int, settings: RunSettings, overrides: Sequence[str]) -> Recipe:
     """A rung's recipe; its images grow from half their size where that was measured to pay, if the user lets them."""
     values = _with_rung(rung, num_images, settings)
     recipe = parse_recipe(values, overrides, "auto")
@@ -334,7 +336,7 @@ def _described(recipe: Recipe) -> str:
     return f"{model.backbone}{width}, {model.stem} stem, {recipe.augment.train_px} px"
 
 
-def _with_rung(rung: Rung, num_images: int, settings: Run) -> dict[str, Any]:
+def _with_rung(rung: Candidate, num_images: int, settings: RunSettings) -> dict[str, Any]:
     values = starting_values()
     values["model"] = {"backbone": rung.backbone, "stem": rung.stem, "width": rung.width}
     values["augment"]["train_px"] = rung.train_px

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from fewsight.data.training_set import TrainingSet
-from fewsight.losses import wanted_batches
+from fewsight.losses import batch_kind
 from fewsight.machine.rng import order_stream
 from fewsight.recipes import Recipe, Stage
 
@@ -136,14 +136,14 @@ class _Queue:
         return taken
 
 
-def class_shares(labels: Sequence[int], num_classes: int) -> list[int]:
+def class_counts(labels: Sequence[int], num_classes: int) -> list[int]:
     """Images of each class."""
     return [int(count) for count in np.bincount(np.asarray(labels), minlength=num_classes)]
 
 
 def batch_plan(recipe: Recipe, stage: Stage, data: TrainingSet) -> Plan:
     """Which image stands in which batch of a stage."""
-    if wanted_batches(stage) == "pk":
+    if batch_kind(stage) == "pk":
         return ClassBatches(data.labels, stage.batch_size, recipe.run.seed, stage.images_per_class)
     sampling = recipe.data.balance == "sampling"
     return ShuffledBatches(data.labels, stage.batch_size, recipe.run.seed, sampling)

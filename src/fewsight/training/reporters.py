@@ -126,16 +126,16 @@ class TrainingReporter:
         self.terms |= line.get("terms", {})
         text = f"epoch {line['epoch']} · loss {self.loss:.3f} · rate {line['lr']:.2g}"
         if self.bar:
-            text += fitting(self.terms, self.console.width - len(text) - BAR_CELLS)
+            text += format_terms(self.terms, self.console.width - len(text) - BAR_CELLS)
             self.bar.update(self.task, completed=done_steps, description=text, left=self.left())
         elif time.monotonic() - self.spoke > PLAIN_SECONDS:
-            text += fitting(self.terms)
+            text += format_terms(self.terms)
             self._say(_joined(f"{text} · step {done_steps:,} of {self.total:,}", self.left()))
 
     def epoch(self, line: Mapping[str, Any]) -> None:
         """Say what an epoch gave; in a terminal only where it was tested or its loss has more to say."""
         text = f"epoch {line['epoch']:>{len(str(line['epochs']))}} of {line['epochs']}"
-        text += f" · train loss {line['train_loss']:.3f}" + fitting(line.get("terms", {}))
+        text += f" · train loss {line['train_loss']:.3f}" + format_terms(line.get("terms", {}))
         if "val_top1" in line:
             text += f" · val top-1 {100 * line['val_top1']:.1f} %"
         if self.bar is None or "val_top1" in line or "terms" in line:
@@ -167,7 +167,7 @@ def _joined(*parts: str) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def fitting(terms: Mapping[str, float], cells: int = PLAIN_WIDTH) -> str:
+def format_terms(terms: Mapping[str, float], cells: int = PLAIN_WIDTH) -> str:
     """As many of a loss's terms as fit: ` · hardest positive 4.21 · active share 0.83`."""
     text = ""
     for name, value in terms.items():
@@ -178,4 +178,4 @@ def fitting(terms: Mapping[str, float], cells: int = PLAIN_WIDTH) -> str:
     return text
 
 
-MakeReporter = Callable[[Run, TrainingSet], Reporter]  # called when a run begins or goes on
+ReporterFactory = Callable[[Run, TrainingSet], Reporter]  # called when a run begins or goes on

@@ -2,7 +2,7 @@
 
 from fewsight.data.prepare import Prepared
 from fewsight.errors import RecipeError
-from fewsight.losses import check_loss, wanted_batches
+from fewsight.losses import batch_kind, check_loss
 from fewsight.machine.device import resolve_run
 from fewsight.models import TIMM_PREFIX
 from fewsight.models.classifier import build_without_memory, resolve_stem, with_stem
@@ -40,7 +40,7 @@ def resolve(recipe: Recipe, prepared: Prepared) -> Recipe:
     if recipe.eval.test_px == "auto":
         values["eval"]["test_px"] = [4 * round(ratio * recipe.augment.train_px / 4) for ratio in TEST_RATIOS]
     for stage, resolved in zip(recipe.stages, values["stages"], strict=True):
-        resolved |= {"batches": wanted_batches(stage), "cutmix_prob": cutmix_prob(recipe, stage)}
+        resolved |= {"batches": batch_kind(stage), "cutmix_prob": cutmix_prob(recipe, stage)}
     values["data"] |= {"mean": prepared.facts.mean, "std": prepared.facts.std}
     values["run"] = resolve_run(recipe.run).model_dump()
     return Recipe.model_validate(values)

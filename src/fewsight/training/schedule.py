@@ -7,7 +7,7 @@ from fewsight.recipes import Recipe, Stage
 PX_STEP = 8  # by which images grow: all strides divide it, and a training meets few sizes
 
 
-def peak_rate(stage: Stage, batch_size: int) -> float:
+def peak_lr(stage: Stage, batch_size: int) -> float:
     """The rate after warm-up: lr_scale * base_lr * batch_size / 256 (Goyal et al., arXiv 1706.02677).
 
     Args:
@@ -16,7 +16,7 @@ def peak_rate(stage: Stage, batch_size: int) -> float:
     return stage.lr_scale * stage.optim.base_lr * batch_size / 256
 
 
-def rate_at(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> float:
+def lr_at(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> float:
     """The rate of `step` (from 0): linear from 0 over the warm-up, then a cosine to 0 over the rest.
 
     Step `warmup_steps` has the peak rate; a step `total_steps` would have 0. Where the warm-up is as long as

@@ -17,14 +17,14 @@ from fewsight.data.training_set import TrainingSet
 from fewsight.errors import Interrupted, RecipeError, RunError
 from fewsight.machine import files
 from fewsight.machine.device import resolve_device, resolve_run
-from fewsight.machine.processes import Ranks, joined
+from fewsight.machine.processes import ProcessGroup, joined
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
 from fewsight.runs import Run
-from fewsight.terminal import counting, make_console, show_first
+from fewsight.terminal import make_console, print_first, progress_counter
 from fewsight.training.loop import fit
 from fewsight.training.planner import plan_recipe, starting_values
 from fewsight.training.preview import preview_sheet
-from fewsight.training.reporters import MakeReporter, Reporters, TrainingReporter
+from fewsight.training.reporters import ReporterFactory, Reporters, TrainingReporter
 from fewsight.training.resolve import check_parts, resolve
 from fewsight.training.start import check_fits, model_values, read_start, weights_from
 from fewsight.wording import counted
@@ -43,7 +43,7 @@ def train(
     init_from: str | Path | None = None,
     preview: int = 0,
     console: Console | None = None,
-    reporters: Sequence[MakeReporter] = (),
+    reporters: Sequence[ReporterFactory] = (),
 ) -> list[Run]:
     """Train on a folder or manifest; the run folder `out` then holds the model.
 
@@ -70,25 +70,25 @@ def train(
         Interrupted: Ctrl-C or SIGTERM during training; the state is saved.
     """
     data, out, init_from = Path(data), Path(out), None if init_from is None else Path(init_from)
-    with joined() as ranks:
-        if not ranks.first:
-            return _follow(ranks)
+    with joined() as group:
+        if not group.first:
+            return _follow(group)
         console = console or make_console()
-        finished = _train(ranks, data, out, recipe, hours, overrides, seeds, init_from, preview, console, reporters)
-        ranks.told("")  # there is no more to train
+        finished = _train(group, data, out, recipe, hours, overrides, seeds, init_from, preview, console, reporters)
+        group.broadcast_text("")  # there is no more to train
         return finished
 
 
-def _follow(ranks: Ranks) -> list[Run]:
+def _follow(group: ProcessGroup) -> list[Run]:
     """Train what the first process names, until it names nothing."""
     finished = []
-    while folder := ranks.told():
-        finished.append(_continue(runs.read_run(Path(folder)), Console(quiet=True), ranks))
+    while folder := group.broadcast_text():
+        finished.append(_continue(runs.read_run(Path(folder)), Console(quiet=True), group))
     return finished
 
 
 def _train(
-    ranks: Ranks,
+    group: ProcessGroup,
     data: Path,
     out: Path,
     recipe: str | Path,
@@ -98,7 +98,7 @@ def _train(
     init_from: Path | None,
     preview: int,
     console: Console,
-    reporters: Sequence[MakeReporter],
+    reporters: Sequence[ReporterFactory],
 ) -> list[Run]:
     """`train`, as the first process does it."""
     began = time.monotonic()
@@ -117,7 +117,7 @@ def _train(
         check_fits(source, first)
     settings = resolve_run(first.run)
     check_parts(first)
-    with counting(console, "checking images") as progress:
+    with progress_counter(console, "checking images") as progress:
         prepared = prepare(data, first.data, progress=progress)
     _say_data(console, prepared)
     notes = ""
@@ -138,8 +138,8 @@ def _train(
         run = runs.create_run(folder, seeded, prepared.classes, prepared.facts, prepared.listed, notes, origin)
         console.print(f"training {folder}" + ("" if seed is None else f" (seed {seed})"))
         try:
-            ranks.told(str(folder.resolve()))
-            finished.append(_fit(run, prepared.images, console, weights, ranks, reporters))
+            group.broadcast_text(str(folder.resolve()))
+            finished.append(_fit(run, prepared.images, console, weights, group, reporters))
         except Interrupted as error:
             waiting = [one for one in seeds if one != seed and not (out / f"seed{one}").exists()]
             if not waiting:
@@ -153,7 +153,7 @@ def _train(
     return finished
 
 
-def resume(path: str | Path, *, console: Console | None = None, reporters: Sequence[MakeReporter] = ()) -> Run:
+def resume(path: str | Path, *, console: Console | None = None, reporters: Sequence[ReporterFactory] = ()) -> Run:
     """Continue a run from its last saved state; the finished run equals the uninterrupted one bit for bit.
 
     Args:
@@ -162,14 +162,14 @@ def resume(path: str | Path, *, console: Console | None = None, reporters: Seque
     Raises:
         RunError: not a run, or its recipe or data is no longer what it began with; the differences are named.
     """
-    with joined() as ranks:
+    with joined() as group:
         run = runs.read_run(Path(path))
-        if not ranks.first:
-            return _continue(run, Console(quiet=True), ranks)
-        return _continue(run, console or make_console(), ranks, reporters)
+        if not group.first:
+            return _continue(run, Console(quiet=True), group)
+        return _continue(run, console or make_console(), group, reporters)
 
 
-def _continue(run: Run, console: Console, ranks: Ranks, reporters: Sequence[MakeReporter] = ()) -> Run:
+def _continue(run: Run, console: Console, group: ProcessGroup, reporters: Sequence[ReporterFactory] = ()) -> Run:
     """Train a run that was begun, from its last state or its start."""
     path = run.path
     if run.finished:
@@ -187,14 +187,14 @@ def _continue(run: Run, console: Console, ranks: Ranks, reporters: Sequence[Make
     source = Path(run.data.source)
     if not source.exists():
         raise RunError(f"{path}: its data {source} is not there; bring it back to that place, then resume")
-    with counting(console, "checking images") as progress:
+    with progress_counter(console, "checking images") as progress:
         prepared = prepare(source, run.recipe.data, progress=progress)
     runs.read_images(run)  # the list of what it is trained on is whole
     if prepared.facts.digest != run.data.digest:
         raise RunError(f"{path}: {source} is not the data that the run began with: {_data_differences(run, prepared)}")
     origin = None if runs.has_state(path) else run.info.get("start")
     weights = _starting_weights(origin, run.recipe, run.classes, console)
-    return _fit(run, prepared.images, console, weights, ranks, reporters)
+    return _fit(run, prepared.images, console, weights, group, reporters)
 
 
 def write_preview(recipe: Recipe, prepared: Prepared, count: int, out: Path, console: Console) -> Path:
@@ -214,16 +214,16 @@ def _fit(
     images: TrainingSet,
     console: Console,
     weights: Mapping[str, Tensor] | None,
-    ranks: Ranks,
-    reporters: Sequence[MakeReporter],
+    group: ProcessGroup,
+    reporters: Sequence[ReporterFactory],
 ) -> Run:
     reporter = Reporters([TrainingReporter(console), *(make(run, images) for make in reporters)])
-    if ranks.count > 1:
+    if group.count > 1:
         norms = "of all images (sync_norm)" if run.recipe.run.sync_norm else "of each process's own images"
-        console.print(f"{ranks.count} processes share each batch; batch norms take their statistics {norms}")
+        console.print(f"{group.count} processes share each batch; batch norms take their statistics {norms}")
     try:
-        with files.locked(run.path, "training") if ranks.first else contextlib.nullcontext():
-            return fit(run, images, reporter, weights, ranks)
+        with files.locked(run.path, "training") if group.first else contextlib.nullcontext():
+            return fit(run, images, reporter, weights, group)
     except torch.OutOfMemoryError as error:
         parts = (
             f"with the batch in more parts, for example --set stages.0.accumulate={2 * run.recipe.stages[0].accumulate}"
@@ -296,7 +296,7 @@ def _say_data(console: Console, prepared: Prepared) -> None:
         ignored = ", ".join(f"{number:,} {reason}" for reason, number in prepared.facts.ignored.items())
         console.print(f"ignored: {ignored}")
     left_out = [one["error"] for one in prepared.facts.left_out]
-    show_first(console, "left out", left_out, rest=", named in the run's data.json")
+    print_first(console, "left out", left_out, rest=", named in the run's data.json")
     leaks = prepared.facts.leaks
     if leaks["equal"] and leaks["policy"] == "allow":
         console.print(
@@ -304,7 +304,7 @@ def _say_data(console: Console, prepared: Prepared) -> None:
         )
     near = [f"{one} and {other}" for one, other in leaks["near"]]
     rest = ", in data.json (fewsight check tells what they may mean)"
-    show_first(console, "nearly equal, in two splits", near, most=NEAR_IN_MESSAGE, rest=rest)
+    print_first(console, "nearly equal, in two splits", near, most=NEAR_IN_MESSAGE, rest=rest)
 
 
 def _data_differences(run: Run, prepared: Prepared) -> str:

@@ -26,7 +26,7 @@ class Position:
     collapsed: bool = False  # the loss said so of the last epoch
 
 
-class StateKeeper:
+class StateSaver:
     """Saves the state from which a run continues with the same bits, and decides when.
 
     It is due every `minutes` and after each epoch; short epochs of a large model wait until saving has cost no

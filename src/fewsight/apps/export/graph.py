@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fewsight.apps.export.crops import CenterBox, resample
 from fewsight.augment.normalise import Normalise
 from fewsight.errors import RecipeError
-from fewsight.inference.ensemble import Asked
+from fewsight.inference.ensemble import RunsAndViews
 from fewsight.inference.score_run import load_model
 
 
@@ -33,7 +33,7 @@ class Side:
     weight: float  # of its probabilities in the whole
 
 
-def cuts_and_sides(asked: Asked) -> tuple[dict[str, Cut], dict[str, tuple[Side, ...]]]:
+def cuts_and_sides(asked: RunsAndViews) -> tuple[dict[str, Cut], dict[str, tuple[Side, ...]]]:
     """The cuts by their names as inputs (`center_64`), and what each run's model sees of them."""
     cuts: dict[Cut, int] = {}
     sides: dict[str, tuple[Side, ...]] = {}
@@ -145,7 +145,7 @@ class CroppingGraph(nn.Module):
 
 
 def build_graph(
-    asked: Asked, cuts: Mapping[str, Cut], sides: Mapping[str, Sequence[Side]], temperature: float
+    asked: RunsAndViews, cuts: Mapping[str, Cut], sides: Mapping[str, Sequence[Side]], temperature: float
 ) -> Graph:
     """The graph of a run or an ensemble, on the CPU in float32, with its weights.
 

@@ -13,7 +13,7 @@ from fewsight.data import decode_bytes, read_bytes
 from fewsight.data.samples import sample_positions
 from fewsight.errors import DataError, RunError
 from fewsight.inference import prediction_files
-from fewsight.inference.ensemble import Asked
+from fewsight.inference.ensemble import RunsAndViews
 from fewsight.runs import read_images, trained_on
 from fewsight.scores.scoring import file_digest
 from fewsight.wording import counted
@@ -31,7 +31,7 @@ class Images:
     num_trained_on: int = 0  # by any of the runs
 
 
-def own_images(asked: Asked, split: str, data: Path | None, most: int) -> Images:
+def own_images(asked: RunsAndViews, split: str, data: Path | None, most: int) -> Images:
     """Images of the data that the run, or the first of an ensemble's, was made from.
 
     Args:

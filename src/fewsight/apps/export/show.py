@@ -3,7 +3,7 @@
 from rich.console import Console
 
 from fewsight.apps.export.write import Exported
-from fewsight.terminal import printable, trained_on
+from fewsight.terminal import printable, trained_on_note
 from fewsight.wording import counted
 
 
@@ -24,7 +24,7 @@ def show_exported(console: Console, exported: Exported) -> None:
         if loss.float32 is not None and loss.int8 is not None:
             console.print(f"  top-1 {loss.float32} in float32, {loss.int8} in int8: {loss.gain}")
         if loss.num_trained_on:
-            console.print(f"  {trained_on(loss.num_trained_on, parity.num_images)}")
+            console.print(f"  {trained_on_note(loss.num_trained_on, parity.num_images)}")
     if exported.temperature is not None:
         console.print(f"temperature {exported.temperature:.2f}, in the graph")
     size, views = exported.num_bytes / 2**20, ", ".join(exported.views)

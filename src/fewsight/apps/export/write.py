@@ -12,7 +12,7 @@ from fewsight.apps.export.int8 import NUM_CALIBRATION, Loss, loss_of, quantise
 from fewsight.apps.export.onnx_model import describe, open_session, to_onnx
 from fewsight.apps.export.parity import Parity, check_parity, exported_probs, predicted
 from fewsight.errors import RunError
-from fewsight.inference.ensemble import Asked, open_asked
+from fewsight.inference.ensemble import RunsAndViews, open_runs
 from fewsight.inference.score_run import exact_recipe, testing_recipe
 from fewsight.machine import files
 from fewsight.recipes import recipe_toml
@@ -68,7 +68,7 @@ def export_run(
     if num_images < 1:
         raise RunError(f"--num-images {num_images}: expected at least 1")
     _check_out(out)
-    asked = open_asked(path, views)
+    asked = open_runs(path, views)
     tried = given_images(images, num_images) if images else own_images(asked, "val", _path(data), num_images)
     tried = readable(tried)
     calibration = readable(own_images(asked, "train", _path(data), NUM_CALIBRATION)) if int8 else None
@@ -115,7 +115,7 @@ def _check_out(out: Path) -> None:
 
 
 def _about(
-    asked: Asked,
+    asked: RunsAndViews,
     cuts: Mapping[str, Cut],
     temperature: float | None,
     threshold: Threshold | None,
@@ -146,7 +146,7 @@ def _about(
     return {name: files.json_text(value) for name, value in values.items()}
 
 
-def _run_facts(asked: Asked, name: str) -> dict[str, Any]:
+def _run_facts(asked: RunsAndViews, name: str) -> dict[str, Any]:
     """Where a model comes from, and what the graph does to its images."""
     run = asked.runs[name]
     info = {key: run.info.get(key) for key in ("weights_digest", "seed", "started", "fewsight", "torch", "commit")}

@@ -16,7 +16,15 @@ from fewsight.inference.ensemble import is_ensemble
 from fewsight.machine import files
 from fewsight.recipes import Recipe
 from fewsight.runs import Run
-from fewsight.scores.calibration import Bin, Calibration, calibration_for, kept, reliability, tempered_peaks, view_names
+from fewsight.scores.calibration import (
+    Bin,
+    Calibration,
+    calibration_for,
+    read_calibrations,
+    reliability,
+    tempered_peaks,
+    view_names,
+)
 from fewsight.scores.fusion import Scored, labels_of, log_probs, open_scored, read_specs, split_of
 from fewsight.scores.metrics import Figures, Paired, Share, evaluate_scores, paired, wilson
 from fewsight.scores.queries import Ablation, Line, ablate, averaged, row_lines
@@ -27,7 +35,7 @@ AGREED = 0.9  # share of the images from a probability on that bear the class it
 
 
 @dataclass(frozen=True)
-class Seen:
+class Prediction:
     """One image, and what the run makes of it."""
 
     path: str  # as the store names it
@@ -47,7 +55,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunFacts:
     """A run or an ensemble on one split."""
 
     path: Path
@@ -64,9 +72,9 @@ class Facts:
     above: Share | None  # accuracy of the images that the kept threshold lets pass; None without one
     rows: tuple[Line, ...]  # by test size, and all together
     ablation: Ablation | None  # None for one view alone
-    sure_mistakes: tuple[Seen, ...]
-    unsure: tuple[Seen, ...]
-    suspects: tuple[Seen, ...]  # whose labels are perhaps wrong, the first of them
+    sure_mistakes: tuple[Prediction, ...]
+    unsure: tuple[Prediction, ...]
+    suspects: tuple[Prediction, ...]  # whose labels are perhaps wrong, the first of them
     num_suspects: int
     sure_prob: float | None  # of the most probable class, from which on the run is sure; None where it nowhere is
     curves: tuple[Curve, ...]
@@ -81,7 +89,7 @@ class Facts:
         return self.scored.first.about.classes
 
 
-def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> Facts:
+def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> RunFacts:
     """Everything that the page shows of a run or an ensemble.
 
     Args:
@@ -100,9 +108,9 @@ def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> F
     run = None if is_ensemble(path) or not (path / "run.json").is_file() else runs.read_run(path)
     images = [image for image in scored.first.images if image.error is None]
 
-    def seen(places: np.ndarray, taken: np.ndarray) -> tuple[Seen, ...]:
+    def seen(places: np.ndarray, taken: np.ndarray) -> tuple[Prediction, ...]:
         return tuple(
-            Seen(
+            Prediction(
                 images[place].path,
                 images[place].digest,
                 classes[labels[place]],
@@ -120,7 +128,7 @@ def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> F
     first = run or _first_run(path)
     suspected, claimed = suspects(scores, labels)
     info = files.read_json(path / "run.json") if (path / "run.json").is_file() else {}
-    return Facts(
+    return RunFacts(
         path=path,
         scored=scored,
         views=averaged(scored),
@@ -130,7 +138,7 @@ def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> F
         num_trained_on=int(scored.trained_on.sum()),
         reliability=reliability(scores, labels),
         calibration=calibration,
-        calibrated_views=tuple(", ".join(one.views) for one in kept(path)),
+        calibrated_views=tuple(", ".join(one.views) for one in read_calibrations(path)),
         tempered=() if calibration is None else reliability(scores, labels, calibration.temperature),
         above=_above(calibration, scores, predicted == labels),
         rows=tuple(row_lines(scored)),
@@ -148,7 +156,7 @@ def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> F
     )
 
 
-def against(first: Facts, other: Facts) -> Paired | None:
+def against(first: RunFacts, other: RunFacts) -> Paired | None:
     """Another run against the first, image by image; None where they were tested on other images."""
     ours, theirs = ([image.digest for image in one.scored.first.images] for one in (first, other))
     if ours != theirs or first.classes != other.classes or len(first.right) != len(other.right):

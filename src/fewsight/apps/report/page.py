@@ -18,7 +18,7 @@ import fewsight
 from fewsight.apps.check import Checked
 from fewsight.apps.check import check as check_data
 from fewsight.apps.pictures import address, thumbnail
-from fewsight.apps.report.gather import AGREED, Curve, Facts, Seen, against, gather, report_tables
+from fewsight.apps.report.gather import AGREED, Curve, Prediction, RunFacts, against, gather, report_tables
 from fewsight.data import ImageError, decode_bytes, read_bytes
 from fewsight.errors import DataError, RunError
 from fewsight.machine import files
@@ -134,7 +134,7 @@ def _is_ours(target: Path) -> bool:
         return MARK in handle.read(MARK_WITHIN)
 
 
-def _data_place(facts: Facts, data: Path | None) -> Path | None:
+def _data_place(facts: RunFacts, data: Path | None) -> Path | None:
     """The data as they lie now: the folder, or the manifest that the run's was."""
     source = None if facts.source is None else Path(facts.source)
     if data is None:
@@ -145,7 +145,7 @@ def _data_place(facts: Facts, data: Path | None) -> Path | None:
     return manifest if manifest is not None and manifest.is_file() else data
 
 
-def _checked(facts: Facts, place: Path | None, progress: Callable[[int, int], None]) -> tuple[Checked | None, str]:
+def _checked(facts: RunFacts, place: Path | None, progress: Callable[[int, int], None]) -> tuple[Checked | None, str]:
     """What is wrong with the data as it lies there now, or why nothing is said of it."""
     if facts.recipe is None or place is None:
         return None, ""
@@ -168,7 +168,7 @@ class Gallery:
     images: list[dict[str, Any]]  # `_shown` of each
 
 
-def _galleries(facts: Facts, root: Path | None) -> list[Gallery]:
+def _galleries(facts: RunFacts, root: Path | None) -> list[Gallery]:
     """Images that are worth a look; suspected labels say too that there are none."""
     asked = [
         ("The most confident mistakes", "Not the label's class, the most probable first.", "", facts.sure_mistakes),
@@ -182,7 +182,7 @@ def _galleries(facts: Facts, root: Path | None) -> list[Gallery]:
     ]
 
 
-def _suspicion(facts: Facts) -> str:
+def _suspicion(facts: RunFacts) -> str:
     """Which labels are suspected, and how many."""
     if facts.sure_prob is None:
         return f"None: at no probability does the run agree with {100 * AGREED:g} % of the labels."
@@ -198,7 +198,7 @@ def _suspicion(facts: Facts) -> str:
     return f"{which} That is so for {facts.num_suspects:,} {total}{first}. Look at each before you change its label."
 
 
-def _unreliable(facts: Facts) -> str:
+def _unreliable(facts: RunFacts) -> str:
     """That a weak run cannot say much of labels."""
     top1 = facts.figures.top1.value
     if top1 >= RELIABLE_TOP1 or not facts.suspects:
@@ -223,7 +223,7 @@ def _pictures(galleries: Sequence[Gallery], place: Path | None) -> Pictures:
     return Pictures(place, len(found), list(found.values()).count(False))
 
 
-def _shown(one: Seen, root: Path | None) -> dict[str, Any]:
+def _shown(one: Prediction, root: Path | None) -> dict[str, Any]:
     return {"seen": one, "src": "" if root is None else _thumbnail(root / one.path, one.digest)}
 
 
@@ -239,7 +239,7 @@ def _thumbnail(path: Path, digest: str) -> str:
     return thumbnail(image, THUMBNAIL_PX)
 
 
-def _matrix(facts: Facts) -> dict[str, Any]:
+def _matrix(facts: RunFacts) -> dict[str, Any]:
     """A confusion matrix too large for a table: a picture, and what a pointer on it is told."""
     order = _beside_each_other(facts.confusion)
     counts = facts.confusion[np.ix_(order, order)]
@@ -273,7 +273,7 @@ def _picture(confusion: np.ndarray) -> str:
     return address(image.resize((scale * len(confusion),) * 2, Image.Resampling.NEAREST), "PNG", optimize=True)
 
 
-def _cells(facts: Facts) -> list[tuple[str, list[tuple[int, float]]]]:
+def _cells(facts: RunFacts) -> list[tuple[str, list[tuple[int, float]]]]:
     """For each true class: (images, their share of the class) for each class that they were taken for."""
     rows = []
     for name, counts in zip(facts.classes, facts.confusion, strict=True):

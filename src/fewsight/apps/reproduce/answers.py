@@ -8,13 +8,13 @@ import numpy as np
 from fewsight.apps.reproduce.plan import row_px
 from fewsight.apps.reproduce.published import FUSED, MODELS, SIZES, TRAININGS
 from fewsight.recipes import Recipe
-from fewsight.scores.fusion import Row, Weights, check_same_images, only, right, rows_of, uniform
+from fewsight.scores.fusion import SizedRun, Weights, check_same_images, correct_top1, only, sized_runs, uniform
 from fewsight.scores.metrics import Share, mean_interval, wilson
 from fewsight.scores.store import Store
 
 
 @dataclass(frozen=True)
-class Tested:
+class TestedRun:
     """A finished training and its scores."""
 
     name: str
@@ -79,7 +79,7 @@ class Reproduction:
     effects: tuple[Effect, ...]
 
 
-def answer(tested: Mapping[str, Tested], scale: str) -> Reproduction:
+def answer(tested: Mapping[str, TestedRun], scale: str) -> Reproduction:
     """Tables and effects of what is there.
 
     Args:
@@ -90,7 +90,7 @@ def answer(tested: Mapping[str, Tested], scale: str) -> Reproduction:
     """
     check_same_images([one.store for one in tested.values()])
     asked = _Asked(tested)
-    hits = dict(zip(asked.weights, right(list(asked.weights.values())), strict=True))
+    hits = dict(zip(asked.weights, correct_top1(list(asked.weights.values())), strict=True))
     shares = {name: wilson(int(hit.sum()), len(hit)) for name, hit in hits.items()}
     rows = tuple(
         TableRow(
@@ -133,10 +133,10 @@ Key = tuple[str | int, ...]
 class _Asked:
     """Every fusion that the tables and effects need, by a key."""
 
-    def __init__(self, tested: Mapping[str, Tested]) -> None:
-        found = {recipe: rows_of(one.name, one.store) for recipe, one in tested.items()}
-        self.rows: dict[Key, Row] = {}
-        self.models: dict[Key, list[Row]] = {}
+    def __init__(self, tested: Mapping[str, TestedRun]) -> None:
+        found = {recipe: sized_runs(one.name, one.store) for recipe, one in tested.items()}
+        self.rows: dict[Key, SizedRun] = {}
+        self.models: dict[Key, list[SizedRun]] = {}
         self.weights: dict[Key, Weights] = {}
         for model in MODELS:
             for place, recipe in enumerate(model.recipes):
@@ -153,7 +153,7 @@ class _Asked:
             if training.recipe in tested:
                 self._add_run(training.recipe, found[training.recipe])
 
-    def _add_run(self, recipe: str, rows: Sequence[Row]) -> None:
+    def _add_run(self, recipe: str, rows: Sequence[SizedRun]) -> None:
         whole = uniform(rows)
         results = list(whole)
         self.weights["run", recipe] = whole

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from fewsight import runs
-from fewsight.apps.reproduce.answers import Tested, answer
+from fewsight.apps.reproduce.answers import TestedRun, answer
 from fewsight.apps.reproduce.jobs import Outcome, Task, last_line, run_tasks
 from fewsight.apps.reproduce.plan import Job, makespan, plan_full, plan_small, row_px, small_px
 from fewsight.apps.reproduce.published import MODELS, TRAININGS
@@ -27,7 +27,7 @@ from fewsight.machine.device import resolve_device
 from fewsight.recipes import Data, load_recipe, recipe_toml
 from fewsight.scores.fusion import PLAIN as NO_FLIP
 from fewsight.scores.store import Store, read_store
-from fewsight.terminal import counting, duration, printable
+from fewsight.terminal import duration, printable, progress_counter
 from fewsight.wording import counted
 
 PLAN = "plan.json"
@@ -83,7 +83,7 @@ def reproduce(
     device = "auto" if not devices else devices[0].split(":")[0]
     on_cpu = resolve_device(device).type == "cpu"
     threads = max(1, num_cores() // len(slots)) if on_cpu else None  # beside each other they share the cores
-    with counting(console, "checking images") as progress:
+    with progress_counter(console, "checking images") as progress:
         prepared = prepare(data, Data(merge_val=merge_val), progress=progress)
     planned = _plan(out, wanted, prepared, hours, len(slots), num_test, merge_val, threads, device, console)
     _show_plan(console, wanted, planned, prepared, len(slots), num_test, merge_val)
@@ -176,7 +176,7 @@ def _plan(
     """The plan that `out` was begun with, or a new one; the recipes of a begun one are taken as they stand there."""
     if (out / PLAN).is_file():
         return _read_plan(out)
-    with counting(console, "timing the trainings"):
+    with progress_counter(console, "timing the trainings"):
         if wanted.scale == "full":
             console.print("timing a step of each training at full size, which takes minutes without a GPU")
             return plan_full(prepared, num_test, merge_val=merge_val, threads=threads or "auto", device=device)
@@ -314,14 +314,14 @@ def _say_failures(console: Console, outcome: Outcome) -> None:
         console.print(f"not begun: {name}, which starts from {start}")
 
 
-def _tested(out: Path, planned: Sequence[Job]) -> dict[str, Tested]:
+def _tested(out: Path, planned: Sequence[Job]) -> dict[str, TestedRun]:
     """What is trained and tested, by the report's recipe."""
     found = {}
     for job in planned:
         run = out / "runs" / job.name
         if (store := _scores(run, job)) is not None:
             collapsed = bool(files.read_json(run / "run.json").get("collapsed"))
-            found[job.training.recipe] = Tested(job.name, job.recipe, store, collapsed)
+            found[job.training.recipe] = TestedRun(job.name, job.recipe, store, collapsed)
     return found
 
 

@@ -12,7 +12,7 @@ from fewsight.apps.reproduce.published import TRAININGS, Training
 from fewsight.data.prepare import Prepared
 from fewsight.errors import RecipeError
 from fewsight.models.classifier import build_without_memory
-from fewsight.recipes import Model, Recipe, load_recipe
+from fewsight.recipes import ModelSettings, Recipe, load_recipe
 from fewsight.training.planner import Pace, epoch_seconds, probe
 from fewsight.training.resolve import TEST_RATIOS, resolve
 
@@ -198,6 +198,6 @@ def _jobs(
 
 
 @functools.cache  # the plans that are tried differ in their epochs alone
-def _weight_bytes(model: Model, num_classes: int) -> int:
+def _weight_bytes(model: ModelSettings, num_classes: int) -> int:
     built = build_without_memory(model.backbone, num_classes, stem=model.stem, width=model.width)
     return sum(weight.numel() * 4 for weight in built.parameters())

@@ -13,7 +13,7 @@ from fewsight.apps.reproduce.answers import Effect, Reproduction, TableRow
 from fewsight.apps.reproduce.published import FUSED
 from fewsight.machine import files
 from fewsight.scores.metrics import Share
-from fewsight.terminal import trained_on
+from fewsight.terminal import trained_on_note
 
 TITLES = {1: "Table 1. ResNeSt", 2: "Table 2. TResNet and SE-ResNeXt"}
 HEADINGS = ("models", "loss", "train size", "test size", "report's test size", "report", "ours")
@@ -23,7 +23,7 @@ EFFECT_HEADINGS = ("question", "what for what", "gain in points [95 %]", "report
 def show_reproduction(console: Console, found: Reproduction) -> None:
     """Both tables, the means, the fusion and the effects."""
     if found.num_trained_on:
-        console.print(trained_on(found.num_trained_on, found.num_images))
+        console.print(trained_on_note(found.num_trained_on, found.num_images))
     for number, title in TITLES.items():
         rows = [row for row in found.rows if row.table == number]
         _print(console, f"{title}, top-1 on {found.fusion.total:,} images", HEADINGS, _row_cells(rows))
@@ -119,7 +119,7 @@ def _print(console: Console, title: str, headings: Sequence[str], cells: Sequenc
 def _markdown(found: Reproduction) -> str:
     lines = [f"# The report's tables, {found.scale} scale", ""]
     if found.num_trained_on:
-        lines += [trained_on(found.num_trained_on, found.num_images), ""]
+        lines += [trained_on_note(found.num_trained_on, found.num_images), ""]
     lines += [f"Top-1 on {found.fusion.total:,} images, with Wilson 95 % intervals.", ""]
     for number, title in TITLES.items():
         rows = _row_cells([row for row in found.rows if row.table == number])

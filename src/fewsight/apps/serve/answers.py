@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from fewsight.apps.pictures import address
 from fewsight.apps.serve.batching import Answer
 from fewsight.data import ImageError, LargeImageError, UnknownKindError
-from fewsight.inference.model import Activation, Looked, Model
+from fewsight.inference.model import Activation, Model, ViewPredictions
 from fewsight.inference.prediction_files import valid_text
 
 PICTURE_QUALITY = 85
@@ -81,7 +81,7 @@ class Health(BaseModel):
     status: str
 
 
-class About(BaseModel):
+class ModelInfo(BaseModel):
     """What the service serves."""
 
     name: str = Field(description="of the run's folder")
@@ -140,7 +140,7 @@ def _details(answer: Answer, model: Model) -> Details:
     return Details(views=views, members=members, activations=[_looks(one, alone) for one in answer.activations])
 
 
-def _says(looked: Looked, probs: np.ndarray, member: str | None, view: str | None) -> Says:
+def _says(looked: ViewPredictions, probs: np.ndarray, member: str | None, view: str | None) -> Says:
     place = int(probs.argmax())
     label = valid_text(looked.predictions.classes[place])
     return Says(

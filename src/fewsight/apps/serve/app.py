@@ -258,11 +258,11 @@ def build_app(model: Model, limits: Limits | None = None, token: str | None = No
         return Response(text, status, media_type="application/json")
 
     @app.get("/api/model", responses={401: PROBLEMS[401], 403: PROBLEMS[403]})
-    async def about() -> answers.About:
+    async def about() -> answers.ModelInfo:
         """The classes, the views, and what the service takes."""
         calibration = model.calibration
         threshold = None if calibration is None else calibration.threshold
-        return answers.About(
+        return answers.ModelInfo(
             name=valid_text(model.path.resolve().name),
             fewsight=fewsight.__version__,
             classes=[valid_text(name) for name in model.classes],

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from fewsight.inference.model import Activation, Cuts, Looked, Model
+from fewsight.inference.model import Activation, Cuts, Model, ViewPredictions
 
 GATHER_S = 0.005  # that a batch waits for each of the images that are on their way
 GATHER_MOST_S = 0.03  # for all of them
@@ -18,7 +18,7 @@ PACE = 0.2  # weight of the newest batch in the seconds that an image takes
 class Answer:
     """What the model made of one image: row `row` of a batch."""
 
-    looked: Looked
+    looked: ViewPredictions
     row: int
     activations: Sequence[Activation]  # where they were asked for
 
@@ -121,7 +121,7 @@ class Batcher:
 
     def _score(self, batch: list[_Job]) -> None:
         try:
-            looked = self.model.look([job.image for job in batch])
+            looked = self.model.predict_views([job.image for job in batch])
             answers = [Answer(looked, row, self._explained(job, looked, row)) for row, job in enumerate(batch)]
         except Exception as error:  # one image must not take the others with it
             if len(batch) == 1:
@@ -133,7 +133,7 @@ class Batcher:
         for job, answer in zip(batch, answers, strict=True):
             job.future.set_result(answer)
 
-    def _explained(self, job: _Job, looked: Looked, row: int) -> Sequence[Activation]:
+    def _explained(self, job: _Job, looked: ViewPredictions, row: int) -> Sequence[Activation]:
         if not job.explain:
             return ()
         return self.model.activations(job.image, int(looked.predictions.probs[row].argmax()))

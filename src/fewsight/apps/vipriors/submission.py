@@ -9,11 +9,11 @@ import numpy as np
 from rich.console import Console
 
 from fewsight.errors import DataError
-from fewsight.inference.ensemble import open_asked, score_asked, score_folders
-from fewsight.inference.score_run import Labelled
+from fewsight.inference.ensemble import open_runs, score_folders, score_runs
+from fewsight.inference.score_run import LabelledFile
 from fewsight.machine import files
 from fewsight.scores.fusion import Scored, fused
-from fewsight.terminal import counting
+from fewsight.terminal import progress_counter
 from fewsight.wording import counted
 
 PER_CLASS = 50  # images of each class in the test set
@@ -49,15 +49,15 @@ def submit(
         DataError: images are missing, are not named as in the challenge, or cannot be read.
     """
     files.check_target(out, "--out")
-    asked = open_asked(path, views or "report")
+    asked = open_runs(path, views or "report")
     if num_images is not None and num_images < 1:
         raise DataError(f"--images {num_images}: expected at least 1")
     _check_classes(data, asked.classes)
     folder, count = _test_images(data), PER_CLASS * len(asked.classes) if num_images is None else num_images
     _check_names(folder, count)
-    images = [Labelled(folder / f"img_{number}.JPEG", f"img_{number}.JPEG") for number in range(count)]
-    with counting(console, "predicting") as progress:
-        stored = score_asked(asked, images, score_folders(asked, scores, "submission"), progress)
+    images = [LabelledFile(folder / f"img_{number}.JPEG", f"img_{number}.JPEG") for number in range(count)]
+    with progress_counter(console, "predicting") as progress:
+        stored = score_runs(asked, images, score_folders(asked, scores, "submission"), progress)
     scored = asked.scored(stored)
     errors = [image.error for image in scored.first.images if image.error is not None]
     if errors:
