@@ -132,13 +132,13 @@ def measure(path: Path, folder: Path, threads: int, num_images: int) -> dict[str
     cuts, sides = cuts_and_sides(asked)
     graph = build_graph(asked, cuts, sides, exported["float"].temperature or 1.0)
     computed = ways(folder / "float.onnx", folder / "int8.onnx", graph, threads)
-    files = _val_files(asked.first)[:num_images]
+    files = _val_files(asked.first_run)[:num_images]
     probs = {name: _all(compute, files, cuts) for name, compute in computed.items()}
     batches = {size: list(inputs_of(files[: max(4, size)], cuts, crop=False, batch_size=size)) for size in (1, 16)}
     loss = exported["int8"].loss
     assert loss is not None, "int8 has its loss"
     return {
-        "backbone": asked.first.recipe.model.backbone,
+        "backbone": asked.first_run.recipe.model.backbone,
         "num_images": len(files),
         "megabytes": {name: one.num_bytes / 1e6 for name, one in exported.items()},
         "parity": vars(exported["float"].parity),

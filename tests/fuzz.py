@@ -39,7 +39,7 @@ from fewsight.recipes import load_recipe, shipped_recipes
 from fewsight.runs import read_state, read_weights
 from fewsight.scores.calibration import calibration_for
 from fewsight.scores.fusion import open_scored
-from fewsight.scores.queries import ablate, row_lines
+from fewsight.scores.queries import ablate, lines_by_size
 from fewsight.terminal import make_console
 from fewsight.training.resolve import check_parts
 from fewsight.training.session import train
@@ -259,13 +259,13 @@ def read_run_folder(folder: Path) -> None:
     asked = open_runs(folder / "run", None)
     read_state(folder / "run")
     calibration_for(folder / "run", asked.view_names)
-    for found in run_scores(asked.first, [folder / "image.png"], asked.views["run"]):
+    for found in run_scores(asked.first_run, [folder / "image.png"], asked.views["run"]):
         assert found.log_probs.shape == (1, len(asked.classes))
 
 
 def read_scores(folder: Path) -> None:
     scored = open_scored(folder / "a", "test")
-    row_lines(scored)
+    lines_by_size(scored)
     ablate(scored)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from fewsight.data import digest_of_list
 from fewsight.scores import store as score_store
-from fewsight.scores.fusion import Result, Scored, scored_of
+from fewsight.scores.fusion import Result, Scored, scored_run
 from fewsight.scores.store import ScoredImage, Store, StoreInfo
 
 CLASSES = ("ant", "bee", "cat", "dog")
@@ -69,7 +69,7 @@ def write_store(
 def write_run(path: Path, views: Mapping[str, np.ndarray], labels: Iterable[int] | None, **options: object) -> Scored:
     """The scores of a run, `path/scores/test`, opened."""
     store = write_store(path / "scores" / "test", views, labels, **options)  # type: ignore[arg-type]
-    return scored_of(path, path.name, store)
+    return scored_run(path, path.name, store)
 
 
 def probs_of(store: Store, view: str) -> np.ndarray:

@@ -120,7 +120,7 @@ def eager(path: Path, views: str | None, found: list[Path], *, crop: bool) -> np
     """What the module that is traced gives."""
     asked = open_runs(path, views)
     cuts, sides = cuts_and_sides(asked)
-    graph = build_graph(asked, cuts, sides, 0.6 if asked.specs else 1.0)
+    graph = build_graph(asked, cuts, sides, 0.6 if asked.entries else 1.0)
     module = CroppingGraph(graph, list(cuts.values())) if crop else graph
     batches = inputs_of(found, cuts, crop=crop, batch_size=4)
     with torch.inference_mode():
@@ -349,7 +349,7 @@ def test_mistakes_are_refused_before_the_work(
     assert "expected a name that ends with .onnx" in refused("export", tiny_run, "--out", "weights.safetensors")
     assert "is a run folder, which holds nothing else" in refused("export", tiny_run, "--out", tiny_run / "m.onnx")
     assert "expected at least 1" in refused("export", tiny_run, "--out", "m.onnx", "--num-images", 0)
-    assert "expected center, report, or names" in refused("export", tiny_run, "--out", "m.onnx", "--views", "top")
+    assert "expected center, paper, or names" in refused("export", tiny_run, "--out", "m.onnx", "--views", "top")
     assert "can be read" in refused("export", tiny_run, "--out", "m.onnx", "--images", "nothing-here")
     assert "is not there; say where" in refused("export", tiny_run, "--out", "m.onnx", "--data", "gone")
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)

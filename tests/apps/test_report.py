@@ -18,7 +18,7 @@ from fewsight.apps.report.gather import sure_from, suspects
 from fewsight.errors import RunError
 from fewsight.inference.evaluate import evaluate
 from fewsight.machine import files
-from fewsight.scores.calibration import error_of, reliability
+from fewsight.scores.calibration import calibration_error, reliability_bins
 from stores import CLASSES, log_softmax, random_labels, random_scores, write_run
 
 VIEWS = ("center-8", "random-8")
@@ -114,10 +114,10 @@ def test_reliability_is_exact_for_a_calibrated_run() -> None:
     sure = np.array([0.6] * 10 + [0.9] * 10)
     scores = np.log(np.stack([sure, 1 - sure], 1)).astype(np.float32)
     labels = np.array([0] * 6 + [1] * 4 + [0] * 9 + [1])
-    low, high = reliability(scores, labels)
+    low, high = reliability_bins(scores, labels)
     assert (low.count, high.count) == (10, 10)
     assert (low.right, high.right) == (0.6, 0.9)
-    assert error_of([low, high]) == pytest.approx(0, abs=1e-6)
+    assert calibration_error([low, high]) == pytest.approx(0, abs=1e-6)
 
 
 def test_page_of_a_real_run_asks_for_nothing_and_shows_its_images(

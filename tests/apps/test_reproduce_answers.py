@@ -18,7 +18,7 @@ from fewsight.apps.reproduce.published import FUSED, MODELS, SIZES, TRAININGS, T
 from fewsight.apps.reproduce.show import show_reproduction, write_reproduction
 from fewsight.errors import RunError
 from fewsight.recipes import load_recipe
-from fewsight.scores.metrics import Share, wilson
+from fewsight.scores.metrics import Proportion, wilson
 from fewsight.scores.store import Store
 from fewsight.terminal import make_console
 from stores import CLASSES, log_softmax, probs_of, random_labels, write_store
@@ -380,7 +380,7 @@ def four(value: float) -> str:
     return f"{value:.4f}"
 
 
-def shares(top1: Share | None) -> list[str]:
+def shares(top1: Proportion | None) -> list[str]:
     return ["", "", "", ""] if top1 is None else [*map(four, (top1.value, top1.low, top1.high)), str(top1.total)]
 
 

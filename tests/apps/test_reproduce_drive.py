@@ -22,7 +22,7 @@ from conftest import Answer, Command
 from fewsight.apps.reproduce import drive, plan, reproduce
 from fewsight.apps.reproduce.jobs import Outcome, Task
 from fewsight.recipes import load_recipe
-from fewsight.scores.fusion import read_specs
+from fewsight.scores.fusion import read_entries
 from fewsight.terminal import make_console
 from fewsight.training.planner import Pace
 from stores import random_labels, random_scores, write_store
@@ -477,7 +477,7 @@ def test_reproduction_end_to_end(digit_images: Path, tmp_path: Path, monkeypatch
     assert len(rows) == 28
     assert all(0 <= float(row["top1"]) <= 1 and row["images"] == "15" for row in [*rows, fusion])
     assert fusion["loss"] == "28 rows"
-    specs = read_specs(out / "ensemble")
+    specs = read_entries(out / "ensemble")
     assert (len(specs), len({spec.member for spec in specs}), len({spec.run for spec in specs})) == (28, 7, 8)
     assert {round(spec.weight, 12) for spec in specs} == {round(1 / 28, 12)}
     predicted = in_a_process("predict", out / "ensemble", digit_images / "test", "--out", tmp_path / "p.csv")

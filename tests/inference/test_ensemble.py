@@ -19,13 +19,13 @@ from conftest import TINY, Command
 from fewsight.apps import listing
 from fewsight.apps.listing import list_runs
 from fewsight.errors import RunError
-from fewsight.inference.ensemble import make_ensemble, open_runs, read_member, score_folders, score_runs
+from fewsight.inference.ensemble import make_ensemble, open_runs, parse_member, score_folders, score_runs
 from fewsight.inference.evaluate import evaluate
 from fewsight.inference.score_run import LabelledFile, ScoringResult
 from fewsight.machine.files import LOCK
 from fewsight.scores import scoring
-from fewsight.scores.calibration import Calibration, read_calibrations, tempered, write_calibrations
-from fewsight.scores.fusion import correct_top1, greedy_weights, open_scored, read_specs
+from fewsight.scores.calibration import Calibration, apply_temperature, read_calibrations, write_calibrations
+from fewsight.scores.fusion import correct_top1, greedy_weights, open_scored, read_entries
 from fewsight.terminal import make_console
 from fewsight.training.session import train
 
@@ -123,7 +123,7 @@ def files_of(folder: Path) -> dict[Path, bytes]:
 
 
 def rows_of(path: Path) -> list[tuple[str, str, int, float]]:
-    return [(spec.member, spec.run, spec.px, pytest.approx(spec.weight)) for spec in read_specs(path)]
+    return [(entry.member, entry.run, entry.px, pytest.approx(entry.weight)) for entry in read_entries(path)]
 
 
 # Members as they are written
@@ -153,7 +153,7 @@ def test_member_is_read(
     Path("lr=0.1:32+b").mkdir()  # a folder that is there is taken as it is
     Path("there").mkdir()
     Path("here").symlink_to("there")
-    assert read_member(text) == (name, [(Path(path), sizes) for path, sizes in parts])
+    assert parse_member(text) == (name, [(Path(path), sizes) for path, sizes in parts])
 
 
 NAMES = st.text("abz019_-.é ", min_size=1, max_size=8).filter(lambda name: not set(name) <= set("."))
@@ -164,8 +164,8 @@ PARTS = st.lists(st.tuples(NAMES, st.lists(st.integers(8, 4096), max_size=3)), m
 def test_member_that_is_written_is_read_back(name: str, parts: list[tuple[str, list[int]]]) -> None:
     text = "+".join(f"/nowhere/{run}" + (":" + ",".join(map(str, sizes)) if sizes else "") for run, sizes in parts)
     expected = [(Path("/nowhere") / run, tuple(sizes)) for run, sizes in parts]
-    assert read_member(f"{name}={text}") == (name, expected)
-    assert read_member(text) == (expected[0][0].name, expected)
+    assert parse_member(f"{name}={text}") == (name, expected)
+    assert parse_member(text) == (expected[0][0].name, expected)
 
 
 # What an ensemble gives
@@ -339,10 +339,10 @@ def test_each_run_has_its_own_folder(
     names: tuple[str, str], folders: list[str], runs: tuple[Path, Path], tmp_path: Path
 ) -> None:
     make_ensemble([f"{name}={run}" for name, run in zip(names, runs, strict=True)], tmp_path / "e")
-    specs = read_specs(tmp_path / "e")
-    assert [spec.member for spec in specs] == list(names)
-    assert [spec.run for spec in specs] == folders
-    there = [(tmp_path / "e" / "runs" / spec.run / "weights.safetensors").read_bytes() for spec in specs]
+    entries = read_entries(tmp_path / "e")
+    assert [entry.member for entry in entries] == list(names)
+    assert [entry.run for entry in entries] == folders
+    there = [(tmp_path / "e" / "runs" / entry.run / "weights.safetensors").read_bytes() for entry in entries]
     assert there == [(run / "weights.safetensors").read_bytes() for run in runs]
     assert sorted(path.name for path in (tmp_path / "e").iterdir()) == [
         "classes.json", "ensemble.json", "run.json", "runs"]  # fmt: skip
@@ -353,9 +353,9 @@ def test_folders_of_one_name_are_numbered(trained: list[Path], tmp_path: Path) -
     parts = [taken(run, tmp_path / place / "run") for run, place in zip(trained, "12", strict=True)]
     third = taken(trained[0], tmp_path / "3" / "run-2")
     text = "m=" + "+".join(map(str, [third, *parts]))
-    specs = make_ensemble([text], tmp_path / "e")
-    assert len({spec.run for spec in specs}) == 3
-    there = [(tmp_path / "e" / "runs" / spec.run / "weights.safetensors").read_bytes() for spec in specs]
+    entries = make_ensemble([text], tmp_path / "e")
+    assert len({entry.run for entry in entries}) == 3
+    there = [(tmp_path / "e" / "runs" / entry.run / "weights.safetensors").read_bytes() for entry in entries]
     assert there == [(run / "weights.safetensors").read_bytes() for run in (third, *parts)]
 
 
@@ -423,7 +423,7 @@ def test_greedy_weights_are_chosen_on_kept_scores(command: Command, evaluated: P
     )
     assert answer.code == 0, answer
     scored = {name: open_scored(evaluated / name, "test") for name in "ab"}
-    rows = [scored["a"].rows[1], scored["b"].rows[0], scored["a"].rows[0]]
+    rows = [scored["a"].sized_runs[1], scored["b"].sized_runs[0], scored["a"].sized_runs[0]]
     members = [open_scored(evaluated / row.run, "test", [one.view for one in row.results]).members[0] for row in rows]
     weights = greedy_weights(members)
     expected = [one for one in zip(("a", "x", "y"), ("a", "x", "a"), (40, 32, 32), weights, strict=True) if one[3]]
@@ -707,7 +707,7 @@ def test_kept_temperature_belongs_to_its_views(
     write_calibrations(run, [Calibration(3.0, ("center-32",), "val", 12, (1.0, 1.0), (0.1, 0.1))])
     after = {name: predicted(run, "--views", name) for name in views}
     assert np.array_equal(after["report"], views["report"])
-    expected = np.exp(tempered(np.log(views["center"]), 3.0))
+    expected = np.exp(apply_temperature(np.log(views["center"]), 3.0))
     np.testing.assert_allclose(after["center"], expected, atol=1e-5)
     assert np.array_equal(after["center"].argmax(1), views["center"].argmax(1))
     assert "temperature 3.00" in command("predict", run, digit_images / "test", "--out", run / "x.csv").err

@@ -16,15 +16,15 @@ from fewsight.errors import RecipeError, RunError
 from fewsight.scores import calibration
 from fewsight.scores.calibration import (
     Calibration,
+    apply_temperature,
     calibrate,
     calibration_for,
     choose_threshold,
     fit_temperature,
     read_calibrations,
-    tempered,
     write_calibrations,
 )
-from fewsight.scores.fusion import Scored, Spec, log_probs, open_scored, scored_of, write_specs
+from fewsight.scores.fusion import EnsembleEntry, Scored, fused_log_probs, open_scored, scored_run, write_entries
 from fewsight.terminal import make_console
 from stores import CLASSES, log_softmax, random_labels, random_scores, write_run, write_store
 
@@ -118,7 +118,7 @@ def test_likelihood_never_gets_worse(lead: float, tmp_path: Path) -> None:
 def test_calibrated_scores_need_no_temperature(tmp_path: Path) -> None:
     scores, labels = drawn(200, 2.0)
     found = fit_temperature(run_of(tmp_path / "a", scores, labels))
-    again = fit_temperature(run_of(tmp_path / "b", tempered(scores, found.temperature), labels))
+    again = fit_temperature(run_of(tmp_path / "b", apply_temperature(scores, found.temperature), labels))
     assert again.temperature == pytest.approx(1, rel=1e-3)
     assert again.nll[0] == pytest.approx(found.nll[1], rel=1e-6)
     assert again.nll[1] <= again.nll[0] + 1e-7, "as far as float32 goes"
@@ -137,7 +137,7 @@ def test_label_without_probability_does_not_decide(tmp_path: Path) -> None:
 @pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 3.0, 20.0])
 def test_temperature_keeps_the_order_and_sums_to_1(temperature: float) -> None:
     scores = random_scores(0, random_labels(0, 200), 3.0)
-    found = tempered(scores, temperature)
+    found = apply_temperature(scores, temperature)
     assert found.dtype == np.float32
     assert np.array_equal(np.argsort(found, axis=1, kind="stable"), np.argsort(scores, axis=1, kind="stable"))
     np.testing.assert_allclose(np.exp(found.astype(np.float64)).sum(1), 1, rtol=1e-6)
@@ -151,12 +151,12 @@ def test_temperature_keeps_the_order_and_sums_to_1(temperature: float) -> None:
 
 def test_temperature_1_changes_nothing() -> None:
     scores = random_scores(0, random_labels(0, 200), 3.0)
-    np.testing.assert_allclose(tempered(scores, 1.0), scores, atol=1e-6)
+    np.testing.assert_allclose(apply_temperature(scores, 1.0), scores, atol=1e-6)
 
 
 def test_rows_without_an_image_stay_so() -> None:
     scores = np.array([[np.nan] * 4, [0.0, -np.inf, -np.inf, -np.inf]], np.float32)
-    found = tempered(scores, 2.0)
+    found = apply_temperature(scores, 2.0)
     assert np.isnan(found[0]).all()
     assert found[1].tolist() == [0.0, -np.inf, -np.inf, -np.inf]
 
@@ -173,7 +173,7 @@ def test_no_temperature_from_images_that_were_trained_on(number: int, tmp_path: 
 def test_no_temperature_without_labels(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s", {"center-8": drawn(20)[0]})
     with pytest.raises(RunError, match="have no labels"):
-        fit_temperature(scored_of(tmp_path, "s", store))
+        fit_temperature(scored_run(tmp_path, "s", store))
 
 
 # The threshold
@@ -292,7 +292,7 @@ def test_one_view_is_calibrated_once(tmp_path: Path) -> None:
 
 def test_ensemble_is_calibrated_for_its_centres_together(tmp_path: Path) -> None:
     labels = random_labels(0, 50)
-    write_specs(tmp_path, [Spec("m", "a", 8, 0.5), Spec("n", "b", 12, 0.5)])
+    write_entries(tmp_path, [EnsembleEntry("m", "a", 8, 0.5), EnsembleEntry("n", "b", 12, 0.5)])
     for seed, (name, px) in enumerate([("a", 8), ("b", 12)]):
         views = {f"{crop}-{px}": random_scores(2 * seed + (crop == "random"), labels) for crop in ("center", "random")}
         write_store(tmp_path / "runs" / name / "scores" / "test", views, labels)
@@ -300,7 +300,8 @@ def test_ensemble_is_calibrated_for_its_centres_together(tmp_path: Path) -> None
     all_views = ("center-12", "center-8", "random-12", "random-8")
     assert [one.views for one in found] == [("center-12", "center-8"), all_views]
     assert found[0].nll[0] == pytest.approx(
-        nll_plainly(log_probs(open_scored(tmp_path, "test", ["center-8", "center-12"]).weights), labels, 1), rel=1e-5
+        nll_plainly(fused_log_probs(open_scored(tmp_path, "test", ["center-8", "center-12"]).weights), labels, 1),
+        rel=1e-5,
     )
 
 

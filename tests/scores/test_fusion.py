@@ -12,30 +12,30 @@ from fewsight.augment.views import View
 from fewsight.errors import RunError
 from fewsight.scores import fusion
 from fewsight.scores.fusion import (
+    EnsembleEntry,
     Member,
     Result,
     Scored,
     SizedRun,
-    Spec,
+    check_not_trained_on,
     check_same_images,
-    check_unseen,
     correct_top1,
-    ensemble_of,
-    fused,
+    fuse_members,
+    fused_log_probs,
+    fused_probs,
     greedy_weights,
-    labels_of,
-    log_probs,
-    member_of,
-    of_members,
-    only,
+    label_indices,
+    make_member,
     open_scored,
-    read_specs,
+    read_entries,
     read_weights,
-    scored_of,
+    restrict,
+    scored_ensemble,
+    scored_run,
     sized_runs,
-    true_probs,
+    true_class_probs,
     uniform,
-    write_specs,
+    write_entries,
 )
 from fewsight.scores.store import Store
 from stores import mean_plainly, probs_of, random_labels, random_scores, write_run, write_store
@@ -72,7 +72,7 @@ def by_view(weights: fusion.Weights) -> dict[tuple[str, str], float]:
 def test_result_reads_what_a_view_is_called(view: View, pair: tuple[Store, Store]) -> None:
     result = Result(pair[0], view.name)
     assert (result.crop, result.px, result.flips) == (view.crop, view.px, view.flip)
-    assert Result(pair[0], view.cut).without_twin.view == View(view.crop, view.px, view.scale, False).name
+    assert Result(pair[0], view.cut).unmirrored.view == View(view.crop, view.px, view.scale, False).name
 
 
 def test_row_is_a_size_smallest_first(pair: tuple[Store, Store]) -> None:
@@ -101,44 +101,44 @@ def test_uniform_weighs_rows_alike_and_crops_in_them(tmp_path: Path) -> None:
 
 
 def test_run_weighs_its_views_alike(pair: tuple[Store, Store], tmp_path: Path) -> None:
-    scored = scored_of(tmp_path, "run", pair[0])
+    scored = scored_run(tmp_path, "run", pair[0])
     assert by_view(scored.weights) == pytest.approx({("a", view): 1 / 4 for view in VIEWS if "noflip" not in view})
-    assert ([member.name for member in scored.members], scored.rows) == (["run"], sized_runs("run", pair[0]))
+    assert ([member.name for member in scored.members], scored.sized_runs) == (["run"], sized_runs("run", pair[0]))
     with pytest.raises(RunError, match=r"has no view center-99, center-98; it has center-12, center-8, center-8-nofl"):
-        scored_of(tmp_path, "run", pair[0], ["center-99", "center-98"])
+        scored_run(tmp_path, "run", pair[0], ["center-99", "center-98"])
 
 
 def test_member_shares_its_weight_among_rows(pair: tuple[Store, Store]) -> None:
     small, large = sized_runs("a", pair[0])
-    member = member_of("m", [(small, 3.0), (large, 1.0)])
+    member = make_member("m", [(small, 3.0), (large, 1.0)])
     expected = {"center-8": 3 / 8, "random-8": 3 / 8, "center-12": 1 / 8, "random-12": 1 / 8}
     assert by_view(member.weights) == pytest.approx({("a", view): share for view, share in expected.items()})
-    assert (member.name, member.rows) == ("m", (small, large))
+    assert (member.name, member.sized_runs) == ("m", (small, large))
 
 
 def test_members_are_weighed_and_those_of_weight_0_left_out(pair: tuple[Store, Store]) -> None:
     a8, a12 = sized_runs("a", pair[0])
     (b8, _) = sized_runs("b", pair[1])
     first, second, third = (
-        member_of("a", [(a8, 1.0), (a12, 1.0)]),
-        member_of("b", [(b8, 1.0)]),
-        member_of("c", [(a8, 1.0)]),
+        make_member("a", [(a8, 1.0), (a12, 1.0)]),
+        make_member("b", [(b8, 1.0)]),
+        make_member("c", [(a8, 1.0)]),
     )
-    mixed = of_members([first, second, third], [2, 0, 6])
+    mixed = fuse_members([first, second, third], [2, 0, 6])
     expected = {"center-12": 1 / 16, "random-12": 1 / 16, "center-8": 7 / 16, "random-8": 7 / 16}
     assert by_view(mixed) == pytest.approx({("a", view): share for view, share in expected.items()})
-    assert set(of_members([first, second], [1, 3])) == {*first.weights, *second.weights}
-    assert sum(of_members([first, second], [1, 3])[result] for result in b8.results) == pytest.approx(3 / 4)
+    assert set(fuse_members([first, second], [1, 3])) == {*first.weights, *second.weights}
+    assert sum(fuse_members([first, second], [1, 3])[result] for result in b8.results) == pytest.approx(3 / 4)
 
 
 def test_only_weighs_a_part_as_it_was(pair: tuple[Store, Store]) -> None:
     (row, other) = sized_runs("a", pair[0])
     weights = {row.results[0]: 0.1, row.results[1]: 0.3, other.results[0]: 0.6}
-    assert only(weights, row.results) == pytest.approx({row.results[0]: 0.25, row.results[1]: 0.75})
-    assert only(weights, [*other.results, *sized_runs("b", pair[1])[0].results]) == pytest.approx(
+    assert restrict(weights, row.results) == pytest.approx({row.results[0]: 0.25, row.results[1]: 0.75})
+    assert restrict(weights, [*other.results, *sized_runs("b", pair[1])[0].results]) == pytest.approx(
         {other.results[0]: 1.0}
     )
-    assert only(weights, other.results[1:]) == {}
+    assert restrict(weights, other.results[1:]) == {}
 
 
 # Sums over the files
@@ -153,7 +153,7 @@ def test_fusion_equals_the_plain_loop(
     rows = [*sized_runs("a", pair[0]), *sized_runs("b", pair[1])]
     plain = Result(pair[1], "center-8-noflip")
     weighings = [uniform(rows), uniform(rows[:1]), {plain: 0.25, rows[3].results[1]: 0.75}, {plain: 1.0}]
-    parts = list(fused(weighings))
+    parts = list(fused_probs(weighings))
     places = [number for part, _ in parts for number in range(part.start, part.stop)]
     assert places == list(range(23)), "each image once, in order"
     assert len(parts) == {None: 1, 1: 23, 420: 12}[chunk_bytes], "9 results, 4 questions, 4 classes: 208 bytes an image"
@@ -167,32 +167,32 @@ def test_fusion_equals_the_plain_loop(
     hits = kept.argmax(2) == LABELS[READABLE]
     assert np.array_equal(correct_top1(weighings), hits)
     assert len({tuple(row) for row in hits}) > 1, "the questions differ"
-    np.testing.assert_allclose(true_probs(weighings), kept[:, np.arange(21), LABELS[READABLE]], rtol=2e-6)
-    assert true_probs(weighings).dtype == np.float64
-    np.testing.assert_allclose(log_probs(weighings[0]), np.log(expected[0]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(true_class_probs(weighings), kept[:, np.arange(21), LABELS[READABLE]], rtol=2e-6)
+    assert true_class_probs(weighings).dtype == np.float64
+    np.testing.assert_allclose(fused_log_probs(weighings[0]), np.log(expected[0]), rtol=1e-5, atol=1e-6)
 
 
 def test_probability_0_is_no_warning(tmp_path: Path) -> None:
     sure = np.log(np.array([[1.0, 1e-300, 1e-300, 1e-300]]))
     store = write_store(tmp_path / "s", {"center-8": sure}, [0])
-    assert log_probs({Result(store, "center-8"): 1.0}).tolist() == [[0.0, -np.inf, -np.inf, -np.inf]]
+    assert fused_log_probs({Result(store, "center-8"): 1.0}).tolist() == [[0.0, -np.inf, -np.inf, -np.inf]]
 
 
 def test_labels_are_positions_in_the_classes(pair: tuple[Store, Store]) -> None:
-    assert np.array_equal(labels_of(pair[0]), LABELS)
+    assert np.array_equal(label_indices(pair[0]), LABELS)
 
 
 def test_figures_need_labels_and_readable_images(tmp_path: Path) -> None:
     scores = {"center-8": random_scores(0, LABELS)}
     unlabelled = write_store(tmp_path / "a", scores)
-    for ask in (correct_top1, true_probs):
+    for ask in (correct_top1, true_class_probs):
         with pytest.raises(RunError, match="a: its images have no labels, so there is no accuracy"):
             ask([{Result(unlabelled, "center-8"): 1.0}])
     with pytest.raises(RunError, match="none of its 23 images could be read"):
-        labels_of(write_store(tmp_path / "b", scores, LABELS, unreadable=range(23)))
+        label_indices(write_store(tmp_path / "b", scores, LABELS, unreadable=range(23)))
     strange = write_store(tmp_path / "c", scores, [*LABELS[1:], "cow"])
     with pytest.raises(RunError, match="an image has the label 'cow', which is none of its classes"):
-        labels_of(fusion.read_store(strange.path))
+        label_indices(fusion.read_store(strange.path))
 
 
 # What cannot stand side by side
@@ -238,16 +238,16 @@ def test_same_images_under_other_names_may_stand_side_by_side(pair: tuple[Store,
 
 def test_nothing_is_chosen_on_images_that_a_member_was_trained_on(pair: tuple[Store, Store], tmp_path: Path) -> None:
     seen = store_of(tmp_path / "seen", 3, trained_on=(1, 2, 22))
-    unseen = [scored_of(tmp_path / one.path.name, one.path.name, one) for one in pair]
+    unseen = [scored_run(tmp_path / one.path.name, one.path.name, one) for one in pair]
     for one in unseen:
-        check_unseen(one, "weights")
-    rows = [*unseen[0].rows, *sized_runs("seen", seen)]
-    both = Scored(tmp_path / "both", (*unseen[0].members, member_of("seen", [(rows[-1], 1.0)])), uniform(rows))
+        check_not_trained_on(one, "weights")
+    rows = [*unseen[0].sized_runs, *sized_runs("seen", seen)]
+    both = Scored(tmp_path / "both", (*unseen[0].members, make_member("seen", [(rows[-1], 1.0)])), uniform(rows))
     assert np.flatnonzero(both.trained_on).tolist() == [1, 2, 22]
     with pytest.raises(
         RunError, match=r"both: 3 of these 23 images were trained on, so a temperature cannot be chosen"
     ):
-        check_unseen(both, "a temperature")
+        check_not_trained_on(both, "a temperature")
 
 
 # Weights chosen greedily
@@ -257,7 +257,7 @@ def members_of(path: Path, scores: Sequence[np.ndarray], labels: np.ndarray, **o
     found = []
     for number, one in enumerate(scores):
         store = write_store(path / f"m{number}", {"center-8": one}, labels, **options)
-        found.append(scored_of(store.path, store.path.name, store).members[0])
+        found.append(scored_run(store.path, store.path.name, store).members[0])
     return found
 
 
@@ -331,8 +331,8 @@ def test_greedy_weights_are_taken_with_replacement_and_end_at_the_best_step(tmp_
     assert (2 * 0.60 + 0.35 > 1.5, 2 * 0.45 + 0.62 > 1.5, 0.60 + 0.35 > 1) == (True, True, False)
     found, counts = greedy_weights(members), greedy_plainly(scores, labels, fusion.STEPS)
     assert found == tuple(counts / counts.sum())
-    assert correct_top1([of_members(members, found)]).all()
-    assert not correct_top1([of_members(members, [1, 1])]).all()
+    assert correct_top1([fuse_members(members, found)]).all()
+    assert not correct_top1([fuse_members(members, [1, 1])]).all()
     assert found[0] > found[1] > 0
 
 
@@ -380,7 +380,8 @@ def test_member_that_never_helps_gets_0(tmp_path: Path) -> None:
     assert found[2] > 0
     members = members_of(tmp_path / "again", scores, labels)
     assert (
-        correct_top1([of_members(members, found)]).sum() >= correct_top1([one.weights for one in members]).sum(1).max()
+        correct_top1([fuse_members(members, found)]).sum()
+        >= correct_top1([one.weights for one in members]).sum(1).max()
     )
 
 
@@ -392,7 +393,7 @@ def test_label_without_probability_is_no_warning(tmp_path: Path) -> None:
 def test_greedy_weights_need_labels(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s", {"center-8": random_scores(0, LABELS)})
     with pytest.raises(RunError, match="have no labels"):
-        greedy_weights(scored_of(tmp_path, "s", store).members)
+        greedy_weights(scored_run(tmp_path, "s", store).members)
 
 
 # --weights
@@ -418,12 +419,12 @@ def test_wrong_weights_are_refused(text: str) -> None:
 # ensemble.json
 
 
-SPECS = (Spec("m", "a", 8, 0.5), Spec("m", "b", 12, 1 / 3), Spec("n", "b", 8, 1 / 6))
+ENTRIES = (EnsembleEntry("m", "a", 8, 0.5), EnsembleEntry("m", "b", 12, 1 / 3), EnsembleEntry("n", "b", 8, 1 / 6))
 
 
 def test_rows_of_an_ensemble_come_back(tmp_path: Path) -> None:
-    write_specs(tmp_path, SPECS)
-    assert read_specs(tmp_path) == SPECS
+    write_entries(tmp_path, ENTRIES)
+    assert read_entries(tmp_path) == ENTRIES
 
 
 ROW = {"member": "m", "run": "a", "px": 8, "weight": 1.0}
@@ -454,7 +455,7 @@ ROW = {"member": "m", "run": "a", "px": 8, "weight": 1.0}
 def test_strange_row_of_an_ensemble_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "ensemble.json").write_text(json.dumps({"rows": [ROW, {**ROW, **change}]}))
     with pytest.raises(RunError, match=r"ensemble\.json is not what `fewsight ensemble` wrote"):
-        read_specs(tmp_path)
+        read_entries(tmp_path)
 
 
 @pytest.mark.parametrize("missing", list(ROW))
@@ -462,7 +463,7 @@ def test_row_that_lacks_something_is_refused(missing: str, tmp_path: Path) -> No
     row = {name: value for name, value in ROW.items() if name != missing}
     (tmp_path / "ensemble.json").write_text(json.dumps({"rows": [row]}))
     with pytest.raises(RunError, match=rf"is not what `fewsight ensemble` wrote: KeyError\('{missing}'\)"):
-        read_specs(tmp_path)
+        read_entries(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -481,7 +482,7 @@ def test_row_that_lacks_something_is_refused(missing: str, tmp_path: Path) -> No
 def test_damaged_ensemble_is_refused(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "ensemble.json").write_text(text)
     with pytest.raises(RunError, match=said):
-        read_specs(tmp_path)
+        read_entries(tmp_path)
     with pytest.raises(RunError, match=said):
         open_scored(tmp_path, "test")
 
@@ -493,7 +494,7 @@ def test_scores_open_by_run_and_split_or_by_their_folder(tmp_path: Path) -> None
     write_run(tmp_path / "run", {"center-8": random_scores(0, LABELS)}, LABELS)
     for path in (tmp_path / "run", tmp_path / "run" / "scores" / "test"):
         scored = open_scored(path, "test")
-        assert (scored.path, scored.first.path) == (path, tmp_path / "run" / "scores" / "test")
+        assert (scored.path, scored.first_store.path) == (path, tmp_path / "run" / "scores" / "test")
     with pytest.raises(RunError, match=r"run has no scores of 'val'; it has scores of test \(--split\)"):
         open_scored(tmp_path / "run", "val")
     with pytest.raises(
@@ -504,24 +505,24 @@ def test_scores_open_by_run_and_split_or_by_their_folder(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("beside", [False, True])
 def test_scores_of_an_ensemble_lie_in_its_runs_or_beside(beside: bool, tmp_path: Path) -> None:
-    write_specs(tmp_path, SPECS)
+    write_entries(tmp_path, ENTRIES)
     with pytest.raises(RunError, match=r"a has no scores of 'test'; make them with: fewsight evaluate \S*[0-9] DATA"):
         open_scored(tmp_path, "test")
     for seed, name in enumerate("ab", start=1):
         store_of(tmp_path / name if beside else tmp_path / "runs" / name / "scores" / "test", seed)
     scored = open_scored(tmp_path, "test")
-    assert [(member.name, [(row.run, row.px) for row in member.rows]) for member in scored.members] == [
+    assert [(member.name, [(row.run, row.px) for row in member.sized_runs]) for member in scored.members] == [
         ("m", [("a", 8), ("b", 12)]),
         ("n", [("b", 8)]),
     ]
     of_spec = {("a", 8): 0.5, ("b", 12): 1 / 3, ("b", 8): 1 / 6}
-    for row in scored.rows:
+    for row in scored.sized_runs:
         assert [result.crop for result in row.results] == ["center", "random"]
         assert [scored.weights[result] for result in row.results] == pytest.approx([of_spec[row.run, row.px] / 2] * 2)
     assert len(scored.weights) == 6
     assert sorted(scored.members[0].weights.values()) == pytest.approx([0.2, 0.2, 0.3, 0.3]), "among themselves"
     centers = open_scored(tmp_path, "test", ["center-8"])
-    assert [(row.run, row.px) for row in centers.rows] == [("a", 8), ("b", 8)]
+    assert [(row.run, row.px) for row in centers.sized_runs] == [("a", 8), ("b", 8)]
     assert sorted(centers.weights.values()) == pytest.approx([0.25, 0.75])
     with pytest.raises(RunError, match="no member has a view center-99"):
         open_scored(tmp_path, "test", ["center-99"])
@@ -530,17 +531,17 @@ def test_scores_of_an_ensemble_lie_in_its_runs_or_beside(beside: bool, tmp_path:
 def test_ensemble_needs_every_row_of_the_same_images(pair: tuple[Store, Store], tmp_path: Path) -> None:
     stores = dict(zip("ab", pair, strict=True))
     with pytest.raises(RunError, match=r"b has no scores at 16 px; it has center-12.*: evaluate .*e again"):
-        ensemble_of(tmp_path / "e", [*SPECS, Spec("n", "b", 16, 0.1)], stores)
+        scored_ensemble(tmp_path / "e", [*ENTRIES, EnsembleEntry("n", "b", 16, 0.1)], stores)
     fewer = store_of(tmp_path / "fewer", 3, unreadable=())
     with pytest.raises(RunError, match="hold scores of other images"):
-        ensemble_of(tmp_path / "e", SPECS, {"a": pair[0], "b": fewer})
+        scored_ensemble(tmp_path / "e", ENTRIES, {"a": pair[0], "b": fewer})
 
 
 def test_fusion_of_float16_and_float32_scores_is_that_of_the_stored_values(tmp_path: Path) -> None:
     scores = random_scores(0, LABELS), random_scores(1, LABELS)
     half = write_store(tmp_path / "a", {"center-8": scores[0]}, LABELS, dtype="float16")
     whole = write_store(tmp_path / "b", {"center-8": scores[1]}, LABELS)
-    ((_, probs),) = fused([{Result(half, "center-8"): 0.5, Result(whole, "center-8"): 0.5}])
+    ((_, probs),) = fused_probs([{Result(half, "center-8"): 0.5, Result(whole, "center-8"): 0.5}])
     rounded = np.exp(scores[0].astype(np.float16).astype(np.float64))
     np.testing.assert_allclose(probs[0], (rounded + probs_of(whole, "center-8")) / 2, rtol=2e-6)
     assert abs(probs[0] - np.exp(np.stack(scores)).mean(0)).max() > 1e-5, "float16 is seen"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fewsight.errors import RunError
-from fewsight.scores.fusion import Scored, Spec, fused, open_scored, uniform, write_specs
+from fewsight.scores.fusion import EnsembleEntry, Scored, fused_probs, open_scored, uniform, write_entries
 from fewsight.scores.metrics import paired, wilson
-from fewsight.scores.queries import Line, ablate, as_member, averaged, compare, fuse, lines, row_lines
+from fewsight.scores.queries import Line, ablate, as_member, compare, describe_mean, fuse, lines, lines_by_size
 from stores import probs_of, random_labels, random_scores, write_run, write_store
 
 LABELS = random_labels(1, 60)
@@ -26,7 +26,7 @@ def run_of(path: Path, seed: int, views: Sequence[str] = VIEWS, lead: float = 1.
 
 def hits(*parts: tuple[Scored, str, float]) -> np.ndarray:
     """Which readable images a weighed mean of views has right."""
-    mean = sum(weight * probs_of(scored.first, view) for scored, view, weight in parts)
+    mean = sum(weight * probs_of(scored.first_store, view) for scored, view, weight in parts)
     found: np.ndarray = np.asarray(mean)[READABLE].argmax(1) == LABELS[READABLE]
     return found
 
@@ -57,13 +57,15 @@ def ensemble(first: Scored, second: Scored) -> Scored:
     (path / "runs").mkdir()
     for run in (first, second):
         run.path.rename(path / "runs" / run.path.name)
-    write_specs(path, [Spec("m", "a", 8, 0.2), Spec("m", "b", 8, 0.3), Spec("n", "a", 12, 0.5)])
+    write_entries(
+        path, [EnsembleEntry("m", "a", 8, 0.2), EnsembleEntry("m", "b", 8, 0.3), EnsembleEntry("n", "a", 12, 0.5)]
+    )
     return open_scored(path, "test")
 
 
 def weighed(ensemble: Scored, **weights: float) -> np.ndarray:
     """`a8=0.2`: run a at 8 px."""
-    stores = {row.run: open_scored(row.results[0].store.path, "test") for row in ensemble.rows}
+    stores = {row.run: open_scored(row.results[0].store.path, "test") for row in ensemble.sized_runs}
     return hits(
         *[
             (stores[name[0]], f"{crop}-{name[1:]}", weight)
@@ -75,31 +77,31 @@ def weighed(ensemble: Scored, **weights: float) -> np.ndarray:
 
 def test_what_is_averaged_is_said_in_words(tmp_path: Path, ensemble: Scored) -> None:
     one, plain = run_of(tmp_path / "one", 1, VIEWS[:1]), run_of(tmp_path / "plain", 1, ("center-8", "center-8-noflip"))
-    assert averaged(one) == "the view center-8 and its mirror image"
-    assert averaged(open_scored(plain.path, "test", ("center-8-noflip",))) == "the view center-8-noflip"
-    assert averaged(run_of(tmp_path / "all", 1)) == "the mean of 4 views, each with its mirror image"
-    assert averaged(ensemble) == "the weighed mean of 6 views of 2 members, each with its mirror image"
+    assert describe_mean(one) == "the view center-8 and its mirror image"
+    assert describe_mean(open_scored(plain.path, "test", ("center-8-noflip",))) == "the view center-8-noflip"
+    assert describe_mean(run_of(tmp_path / "all", 1)) == "the mean of 4 views, each with its mirror image"
+    assert describe_mean(ensemble) == "the weighed mean of 6 views of 2 members, each with its mirror image"
 
 
 # Rows
 
 
 def test_rows_are_the_sizes_then_all_views(first: Scored) -> None:
-    assert row_lines(first) == [
+    assert lines_by_size(first) == [
         line("8 px", 2, alike(first, VIEWS[:2])),
         line("12 px", 2, alike(first, VIEWS[2:])),
         line("all views", 4, alike(first, VIEWS)),
     ]
-    assert len({one.top1.count for one in row_lines(first)}) > 1
+    assert len({one.top1.count for one in lines_by_size(first)}) > 1
 
 
 def test_one_size_has_one_row(tmp_path: Path) -> None:
     scored = run_of(tmp_path / "a", 1, VIEWS[:2])
-    assert row_lines(scored) == [line("8 px", 2, alike(scored, VIEWS[:2]))]
+    assert lines_by_size(scored) == [line("8 px", 2, alike(scored, VIEWS[:2]))]
 
 
 def test_rows_of_an_ensemble_are_named_by_their_run(ensemble: Scored) -> None:
-    assert row_lines(ensemble) == [
+    assert lines_by_size(ensemble) == [
         line("a 8 px", 2, weighed(ensemble, a8=1)),
         line("b 8 px", 2, weighed(ensemble, b8=1)),
         line("a 12 px", 2, weighed(ensemble, a12=1)),
@@ -108,7 +110,7 @@ def test_rows_of_an_ensemble_are_named_by_their_run(ensemble: Scored) -> None:
 
 
 def test_lines_are_paired_with_a_base(first: Scored, second: Scored) -> None:
-    found = lines([("one", first.weights), ("row", uniform(first.rows[:1]))], second.weights)
+    found = lines([("one", first.weights), ("row", uniform(first.sized_runs[:1]))], second.weights)
     base = alike(second, VIEWS)
     assert found == [line("one", 4, alike(first, VIEWS), base), line("row", 2, alike(first, VIEWS[:2]), base)]
 
@@ -211,7 +213,7 @@ def test_one_view_has_nothing_to_take_away(tmp_path: Path) -> None:
 def test_questions_need_labels(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s", {view: random_scores(0, LABELS) for view in VIEWS})
     scored = open_scored(store.path, "test")
-    for ask in (row_lines, ablate, lambda one: compare(one, one)):
+    for ask in (lines_by_size, ablate, lambda one: compare(one, one)):
         with pytest.raises(RunError, match="have no labels"):
             ask(scored)
 
@@ -222,19 +224,19 @@ def test_questions_need_labels(tmp_path: Path) -> None:
 def test_fused_runs_are_uniform_over_rows(first: Scored, tmp_path: Path) -> None:
     small = run_of(tmp_path / "b", 2, VIEWS[:2])
     found = fuse([first, small])
-    assert found.weights == pytest.approx(uniform([*first.rows, *small.rows]))
+    assert found.weights == pytest.approx(uniform([*first.sized_runs, *small.sized_runs]))
     assert [member.name for member in found.members] == [str(first.path), str(small.path)]
-    ((_, probs),) = fused([found.weights])
-    rows = [[probs_of(run.first, view) for view in views] for run in (first, small) for views in (VIEWS[:2], VIEWS[2:])
-            if set(views) <= set(run.first.views)]  # fmt: skip
+    ((_, probs),) = fused_probs([found.weights])
+    rows = [[probs_of(run.first_store, view) for view in views] for run in (first, small) for views in (VIEWS[:2], VIEWS[2:])
+            if set(views) <= set(run.first_store.views)]  # fmt: skip
     expected = np.mean([np.mean(row, axis=0) for row in rows], axis=0)
     np.testing.assert_allclose(probs[0], expected, rtol=2e-6)
 
 
 def test_fused_runs_take_weights(first: Scored, second: Scored) -> None:
     found = fuse([first, second], [3.0, 1.0])
-    ((_, probs),) = fused([found.weights])
-    means = [np.mean([probs_of(run.first, view) for view in VIEWS], axis=0) for run in (first, second)]
+    ((_, probs),) = fused_probs([found.weights])
+    means = [np.mean([probs_of(run.first_store, view) for view in VIEWS], axis=0) for run in (first, second)]
     np.testing.assert_allclose(probs[0], 0.75 * means[0] + 0.25 * means[1], rtol=2e-6)
 
 
@@ -242,7 +244,7 @@ def test_ensemble_is_fused_as_it_weighs_its_rows(ensemble: Scored, tmp_path: Pat
     run = run_of(tmp_path / "c", 3)
     found = fuse([ensemble, run])
     assert [member.name for member in found.members] == [str(ensemble.path), str(run.path)]
-    assert found.rows == (*ensemble.rows, *run.rows)
+    assert found.sized_runs == (*ensemble.sized_runs, *run.sized_runs)
     of_ensemble = {result: 0.6 * weight for result, weight in ensemble.weights.items()}
     of_run = {result: 0.4 * weight for result, weight in run.weights.items()}
     assert found.weights == pytest.approx({**of_ensemble, **of_run}), "3 rows and 2"

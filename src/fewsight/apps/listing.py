@@ -15,7 +15,7 @@ from fewsight.inference.ensemble import is_ensemble
 from fewsight.machine import files
 from fewsight.runs import Run
 from fewsight.scores.fusion import correct_top1, open_scored
-from fewsight.scores.metrics import Share, wilson
+from fewsight.scores.metrics import Proportion, wilson
 from fewsight.wording import counted
 
 DEEPEST = 4  # folders below the one that is asked for
@@ -34,7 +34,7 @@ class ListedRun:
     model: str  # resnest14 at 0.5 width, 32 px; ensemble of 2 runs
     training: str  # the stages: 40 epochs of ce; of an ensemble, its runs
     started: str
-    val: Share | None
+    val: Proportion | None
 
 
 def list_runs(folder: Path) -> list[ListedRun]:
@@ -132,7 +132,7 @@ def _last_epoch(log: Path) -> int | None:
     return None
 
 
-def _val_of(path: Path) -> Share | None:
+def _val_of(path: Path) -> Proportion | None:
     """An ensemble's top-1 by the scores that are kept of val; None without them, or on images that were trained on."""
     try:
         scored = open_scored(path, "val")
@@ -145,9 +145,9 @@ def _val_of(path: Path) -> Share | None:
     return wilson(int(found.sum()), len(found))
 
 
-def _share(val: Any) -> Share | None:
+def _share(val: Any) -> Proportion | None:
     try:
-        return Share(**val["top1"])
+        return Proportion(**val["top1"])
     except (TypeError, KeyError):
         return None
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fewsight.machine import files
-from fewsight.scores.metrics import Share
+from fewsight.scores.metrics import Proportion
 from fewsight.terminal import MIN_NAME_CELLS, printable, shortened, trained_on_note
 from fewsight.wording import counted
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fewsight.apps.listing import ListedRun
     from fewsight.runs import Run
     from fewsight.scores.calibration import Calibration
-    from fewsight.scores.fusion import Spec
+    from fewsight.scores.fusion import EnsembleEntry
     from fewsight.scores.metrics import Figures
     from fewsight.scores.queries import Line
 
@@ -29,7 +29,7 @@ def show_run(run: "Run", console: Console) -> None:
     """Where the run lies, its figure on val, and whether its loss had collapsed."""
     val = files.read_json(run.path / "metrics.json")["val"]
     if val is not None:
-        top1 = Share(**val["top1"])
+        top1 = Proportion(**val["top1"])
         unread = f"{top1.total:,} of " if val["num_images"] != top1.total else ""
         console.print(f"val top-1 {top1} on {unread}{counted(val['num_images'], 'image')}")
         balanced, macro_f1 = 100 * val["balanced_accuracy"], 100 * val["macro_f1"]
@@ -87,7 +87,7 @@ def show_lines(console: Console, title: str, lines: Sequence["Line"], num_traine
         console.print(f"  {name}  {line.top1}  on {counted(line.top1.total, 'image')}, {results}{against}")
 
 
-def show_members(console: Console, specs: Sequence["Spec"]) -> None:
+def show_members(console: Console, specs: Sequence["EnsembleEntry"]) -> None:
     """An ensemble's members, their rows and weights."""
     names = list(dict.fromkeys(spec.member for spec in specs))
     cells = max(map(cell_len, map(printable, names)))

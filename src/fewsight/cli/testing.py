@@ -1,4 +1,4 @@
-"""Commands that ask a trained run: evaluate, predict, ensemble, report, runs, reproduce."""
+"""Commands on trained runs: evaluate, predict, ensemble, report, runs, reproduce."""
 
 import sys
 from pathlib import Path
@@ -21,17 +21,17 @@ def evaluate(
     scores_dtype: Literal["float32", "float16"] = "float32",
     json_: Annotated[Path | None, Parameter(name="--json")] = None,
 ) -> int:
-    """Test a run or an ensemble on labelled images: top-1 and top-5 with intervals, per class, the worst confusions.
+    """Test a run or an ensemble on labelled images: top-1 and top-5 with intervals, each class, the worst confusions.
 
     Args:
         run: the run folder, or an ensemble.
-        data: a dataset as for train; labels match by name.
-        split: which one (test, else val); all: every image. Of data without splits those that were trained on, known
-            by what they show, are left out unless this says all.
-        views: center (one view, a run's default), report (every test size, two crops; an ensemble's default), or names
-            such as center-224,random-320; center-224-noflip is the view without its flipped twin.
-        scores: the folder that keeps every view's scores (RUN/scores/SPLIT).
-        scores_dtype: of the scores that are kept; float16 takes half the disk, and what it changes is said (float32).
+        data: a dataset, as for train; classes are matched by name.
+        split: the split to test (test, else val), or all for every image. Of data without splits, images that the run
+            was trained on (recognised by their pixels) are left out unless this is all.
+        views: center (one view; a run's default), paper (every test size, two crops; an ensemble's default), or names
+            such as center-224,random-320; center-224-noflip leaves out the mirrored view.
+        scores: the folder in which every view's scores are stored (RUN/scores/SPLIT).
+        scores_dtype: data type of the stored scores; float16 needs half the disk, and its effect is printed (float32).
         json_: also write every figure to this file.
     """
     from fewsight.cli.show import show_figures
@@ -42,27 +42,28 @@ def evaluate(
     if json_ is not None:
         files.check_target(json_, "--json")
     console = make_console()
-    found = evaluate_run(run, data, split=split, views=views, scores=scores, dtype=scores_dtype, console=console)
-    seen = ", ".join(found.views) if len(found.views) <= 2 else counted(len(found.views), "view")
-    if found.num_left_out:
-        total = found.num_left_out + found.figures.num_images
+    evaluation = evaluate_run(run, data, split=split, views=views, scores=scores, dtype=scores_dtype, console=console)
+    num_views = len(evaluation.views)
+    view_text = ", ".join(evaluation.views) if num_views <= 2 else counted(num_views, "view")
+    if evaluation.num_left_out:
+        total = evaluation.num_left_out + evaluation.figures.num_images
         console.print(
-            f"left out: {found.num_left_out:,} of {counted(total, 'image')}, because it was trained on them; "
-            "--split all tests them too"
+            f"left out: {evaluation.num_left_out:,} of {counted(total, 'image')}, because they were in the training "
+            "set; --split all tests them too"
         )
-    if found.num_trained_on:
-        console.print(trained_on_note(found.num_trained_on, found.figures.num_images))
-    show_figures(console, found.figures, f"{run} on {data} ({found.split}, {seen})")
-    print_first(console, "unreadable", found.unreadable)
-    for line in found.kept:
+    if evaluation.num_trained_on:
+        console.print(trained_on_note(evaluation.num_trained_on, evaluation.figures.num_images))
+    show_figures(console, evaluation.figures, f"{run} on {data} ({evaluation.split}, {view_text})")
+    print_first(console, "unreadable", evaluation.unreadable)
+    for line in evaluation.kept:
         console.print(printable(line))
     if json_ is not None:
-        about: dict[str, Any] = {"run": str(run), "data": str(data), "split": found.split}
-        about |= {"views": found.views, "num_trained_on": found.num_trained_on}
-        about |= {"num_left_out": found.num_left_out}
-        files.write_json(json_, about | found.figures.as_json() | {"unreadable": found.unreadable})
+        about: dict[str, Any] = {"run": str(run), "data": str(data), "split": evaluation.split}
+        about |= {"views": evaluation.views, "num_trained_on": evaluation.num_trained_on}
+        about |= {"num_left_out": evaluation.num_left_out}
+        files.write_json(json_, about | evaluation.figures.as_json() | {"unreadable": evaluation.unreadable})
         console.print(f"wrote {json_}")
-    return 1 if found.unreadable else 0
+    return 1 if evaluation.unreadable else 0
 
 
 def predict(
@@ -77,24 +78,24 @@ def predict(
     scores: Path | None = None,
     scores_dtype: Literal["float32", "float16"] = "float32",
 ) -> int:
-    """Predict the classes of images: files, folders and glob patterns; a row for each, in order.
+    """Predict the classes of images, given as files, folders and glob patterns; one row per image, in order.
 
     Args:
         run: the run folder, or an ensemble.
-        images: files, folders (their images in code-point order) or quoted patterns.
-        out: a .csv, .jsonl or .parquet file; without it CSV goes to the screen.
-        top_k: classes a row (5).
-        views: center (one view, a run's default), report (every test size, two crops; an ensemble's default), or names
+        images: files, folders (their images sorted by code point) or quoted glob patterns.
+        out: the .csv, .jsonl or .parquet file to write; without it, CSV is printed.
+        top_k: the number of classes in each row (5).
+        views: center (one view; a run's default), paper (every test size, two crops; an ensemble's default), or names
             such as center-224,random-320.
-        features: also write the pooled features beside OUT, a row for each: new.csv, new.features.npy.
-        scores: also keep every view's scores in this folder; the same command goes on there where it stopped.
-        scores_dtype: of the scores that are kept (float32).
+        features: also write the pooled features beside OUT, one row per image: new.csv, new.features.npy.
+        scores: also store every view's scores in this folder; the same command then resumes where it was stopped.
+        scores_dtype: data type of the stored scores (float32).
     """
     from fewsight.inference.predict import predict_files
     from fewsight.inference.prediction_files import features_file
     from fewsight.terminal import make_console
 
-    there = out is not None and out.exists()
+    replaces = out is not None and out.exists()
     failed, total = predict_files(
         run,
         images,
@@ -107,10 +108,10 @@ def predict(
         dtype=scores_dtype,
     )
     if out is not None and features:
-        print(f"wrote {features_file(out)}: float32, a row for each of {out}")
+        print(f"wrote {features_file(out)}: float32, one row per row of {out}")
     if out is not None:
         failures = f", {failed:,} with an error" if failed else ""
-        print(f"{'replaced' if there else 'wrote'} {out}: {counted(total, 'row')}{failures}")
+        print(f"{'replaced' if replaces else 'wrote'} {out}: {counted(total, 'row')}{failures}")
     return 1 if failed else 0
 
 
@@ -123,28 +124,27 @@ def ensemble(
     split: str = "val",
     from_: Annotated[Path | None, Parameter(name="--from")] = None,
 ) -> int:
-    """Make one run of several: an ensemble whose members' probabilities are averaged; the same classes by name.
+    """Combine runs into an ensemble, which averages their probabilities; classes are matched by name.
 
     Args:
-        members: [NAME=]RUN[:SIZES][+RUN[:SIZES]...] each: a run with all its test sizes (the rows of the report's
-            tables), or the rows of some sizes, or of several runs under one name, such as
-            resnest101_ce=runs/ce:224,320,380+runs/ce448:448.
+        members: [NAME=]RUN[:SIZES][+RUN[:SIZES]...] each: a run at all its test sizes or at SIZES, or several such runs
+            under one name, for example resnest101_ce=runs/ce:224,320,380+runs/ce448:448.
         out: the ensemble's folder to write; it must not exist yet.
-        weights: uniform over the rows; a number for each member, with commas; or greedy: members added one at a time
-            with replacement, on kept scores (uniform).
-        split: whose scores greedy chooses on; never images that a member was trained on (val).
-        from_: take the weights of this ensemble of the same recipes, for example of runs on train alone.
+        weights: uniform (the same for every run at each test size); one number per member, separated by commas; or
+            greedy: members are added one at a time, with replacement, by their stored scores (uniform).
+        split: the split whose stored scores greedy uses; images that a member was trained on are refused (val).
+        from_: take the weights of this ensemble of the same recipes, for example of runs trained on train alone.
     """
     from fewsight.cli.show import show_members
     from fewsight.inference.ensemble import make_ensemble
     from fewsight.terminal import make_console
 
     if from_ is not None and weights != "uniform":
-        raise FewsightError("--from brings its own weights; leave out --weights")
+        raise FewsightError("--from takes the weights of that ensemble; leave out --weights")
     specs = make_ensemble(members, out, weights=weights, split=split, carried_from=from_)
     console = make_console()
     show_members(console, specs)
-    console.print(f"the ensemble lies in {out}")
+    console.print(f"the ensemble is in {out}")
     return 0
 
 
@@ -158,43 +158,44 @@ def report(
     data: Path | None = None,
     no_check: bool = False,
 ) -> int:
-    """Write one page on a run: figures, classes, confusions, calibration, mistakes as pictures; it opens offline.
+    """Write an HTML page on a run: figures, classes, confusions, calibration, thumbnails of mistakes; it works offline.
 
     Args:
-        runs: a run or an ensemble that was evaluated, or a folder of reproduce; others are compared with the first.
+        runs: a run or an ensemble that was evaluated, or a folder of reproduce; further runs are compared with the first.
         out: the HTML file to write, NAME.html; an older page of this command is replaced.
-        split: whose kept scores (test, else val, else the only ones).
-        views: only these, for example center-64 (all that there are).
-        data: the folder that the scores' images lie in (where the run's data lay when it began).
-        no_check: leave out what `fewsight check` finds in the data as it lies there now.
+        split: the split whose stored scores are used (test, else val, else the only one).
+        views: use only these views, for example center-64 (all that are stored).
+        data: the folder with the images (where they were when the run started).
+        no_check: leave out the findings of `fewsight check` in the data.
     """
     from fewsight.apps.report import write_report
     from fewsight.machine import files
-    from fewsight.scores.fusion import read_views
+    from fewsight.scores.fusion import parse_views
     from fewsight.terminal import make_console, progress_counter
 
     files.check_target(out, "--out")
-    there = out.exists()
+    replaces = out.exists()
     with progress_counter(make_console(), "checking the data") as progress:
         pictures = write_report(
-            runs, out, split=split, views=read_views(views), data=data, check=not no_check, progress=progress
+            runs, out, split=split, views=parse_views(views), data=data, check=not no_check, progress=progress
         )
     size = out.stat().st_size / 2**10
-    said = f"{size / 2**10:.1f} MiB" if size >= 2**10 else f"{size:.0f} KiB"
-    print(f"{'replaced' if there else 'wrote'} {out}: {said}")
+    size_text = f"{size / 2**10:.1f} MiB" if size >= 2**10 else f"{size:.0f} KiB"
+    print(f"{'replaced' if replaces else 'wrote'} {out}: {size_text}")
     if pictures.num_missing:
         print(f"pictures: {pictures}")
     return 0
 
 
 def runs(folder: Path = Path("runs"), /, *, json_: Annotated[Path | None, Parameter(name="--json")] = None) -> int:
-    """List the runs below a folder with their models, trainings and accuracies on val; seeds as mean ± sd.
+    """List the runs below a folder with model, training and accuracy on val; seeds as mean ± standard deviation.
 
-    A training that no process is at is shown as interrupted; an ensemble's accuracy comes from the kept scores of val.
+    An unfinished run that no process is training is shown as interrupted; an ensemble's accuracy comes from its stored
+    scores of val.
 
     Args:
-        folder: where to look (runs).
-        json_: also write what was found to this file.
+        folder: the folder to search (runs).
+        json_: also write the list to this file.
     """
     from dataclasses import asdict
 
@@ -205,10 +206,10 @@ def runs(folder: Path = Path("runs"), /, *, json_: Annotated[Path | None, Parame
 
     if json_ is not None:
         files.check_target(json_, "--json")
-    found = list_runs(folder)
-    show_runs(make_console(), folder, found, seed_groups(found))
+    listed = list_runs(folder)
+    show_runs(make_console(), folder, listed, seed_groups(listed))
     if json_ is not None:
-        files.write_json(json_, [asdict(one) | {"path": str(one.path)} for one in found])
+        files.write_json(json_, [asdict(run) | {"path": str(run.path)} for run in listed])
         print(f"wrote {json_}")
     return 0
 
@@ -225,19 +226,19 @@ def reproduce(
     devices: str | None = None,
     dry_run: bool = False,
 ) -> int:
-    """Run the report: eight trainings, tests in eight views, Tables 1 and 2 beside the report's figures, the fusion.
+    """Reproduce the paper: eight trainings, tests in eight views, Tables 1 and 2 beside its figures, the fusion.
 
-    The same command goes on where it was stopped, skips what is finished and tries again what failed.
+    The same command resumes where it was stopped: it skips what is finished and retries what failed.
 
     Args:
-        data: a dataset as for train; train + val are trained on, as in the report.
+        data: a dataset, as for train; the models are trained on train + val, as in the paper.
         out: the folder to write: recipes, runs, logs, tables.md, tables.csv, effects.csv, ensemble.
-        test: a labelled split, or a folder of labelled images (test). With val the models are trained on train alone.
-        scale: full is the report as written; small maps it to small images and small members of its families (full).
-        hours: at small scale, fewer epochs where they would not fit into this time (1).
-        jobs: trainings beside each other; else one for each device, at small scale on a CPU one for each core.
-        devices: with commas, for example cuda:0,cuda:1 (what the machine has).
-        dry_run: show the plan with its projected time, memory and disk, and stop.
+        test: a labelled split, or a folder of labelled images (test). With val, the models are trained on train alone.
+        scale: full follows the paper; small uses small images and the small models of its families (full).
+        hours: time budget at small scale; the number of epochs is reduced to fit it (1).
+        jobs: trainings to run at once (one per device; at small scale on a CPU, one per core).
+        devices: separated by commas, for example cuda:0,cuda:1 (all that the machine has).
+        dry_run: print the plan with its projected time, memory and disk, and stop.
     """
     from fewsight.apps.reproduce import reproduce as run_reproduction
     from fewsight.terminal import make_console

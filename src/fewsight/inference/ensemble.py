@@ -26,18 +26,18 @@ from fewsight.runs import Run
 from fewsight.scores.calibration import Calibration, read_calibrations, write_calibrations
 from fewsight.scores.fusion import (
     ENSEMBLE,
+    EnsembleEntry,
     Scored,
-    Spec,
+    check_not_trained_on,
     check_same_images,
-    check_unseen,
-    ensemble_of,
     greedy_weights,
-    member_of,
+    make_member,
     open_scored,
-    read_specs,
+    read_entries,
     read_weights,
-    scored_of,
-    write_specs,
+    scored_ensemble,
+    scored_run,
+    write_entries,
 )
 from fewsight.scores.scoring import SharedLoads, views_of
 from fewsight.scores.store import read_store
@@ -58,15 +58,15 @@ class RunsAndViews:
     path: Path
     runs: Mapping[str, Run]  # by their names in the ensemble; a run by itself has its folder's
     views: Mapping[str, tuple[View, ...]]
-    specs: tuple[Spec, ...]  # of an ensemble; none for a run
+    entries: tuple[EnsembleEntry, ...]  # of an ensemble; none for a run
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, the same for each run."""
-        return self.first.classes
+        return self.first_run.classes
 
     @property
-    def first(self) -> Run:
+    def first_run(self) -> Run:
         """One of the runs."""
         return next(iter(self.runs.values()))
 
@@ -78,21 +78,21 @@ class RunsAndViews:
     def view_weights(self, name: str, member: str | None = None) -> np.ndarray:
         """float64 [V]: what each of a run's views weighs in the whole, or in one member's part of it."""
         views = self.views[name]
-        specs = [spec for spec in self.specs if spec.run == name and member in (None, spec.member)]
-        if not self.specs:
+        entries = [entry for entry in self.entries if entry.run == name and member in (None, entry.member)]
+        if not self.entries:
             return np.full(len(views), 1 / len(views))
         alike = [sum(view.px == other.px for other in views) for view in views]
-        rows = [sum(spec.weight for spec in specs if spec.px == view.px) for view in views]
+        rows = [sum(entry.weight for entry in entries if entry.px == view.px) for view in views]
         found: np.ndarray = np.array(rows) / np.array(alike)
         return found
 
     def scored(self, stored: Mapping[str, ScoringResult]) -> Scored:
         """What the runs' stores hold of these views, and how it is weighed."""
         stores = {name: one.store for name, one in stored.items()}
-        if not self.specs:
+        if not self.entries:
             ((name, store),) = stores.items()
-            return scored_of(self.path, name, store, self.view_names)
-        return ensemble_of(self.path, self.specs, stores, self.view_names)
+            return scored_run(self.path, name, store, self.view_names)
+        return scored_ensemble(self.path, self.entries, stores, self.view_names)
 
 
 def is_ensemble(path: Path) -> bool:
@@ -113,12 +113,12 @@ def open_runs(path: Path, views: str | None) -> RunsAndViews:
         return RunsAndViews(path, {path.name: run}, {path.name: views_of(run.recipe, views or "center")}, ())
     if views not in (None, "center", "report"):
         raise RecipeError(f"--views {views}: an ensemble looks at the sizes of its rows; give center or report")
-    specs = read_specs(path)
-    members = {name: runs.read_run(path / "runs" / name) for name in dict.fromkeys(spec.run for spec in specs)}
+    entries = read_entries(path)
+    members = {name: runs.read_run(path / "runs" / name) for name in dict.fromkeys(entry.run for entry in entries)}
     for run in members.values():
         runs.require_weights(run)
         _check_classes(next(iter(members.values())), run)
-    sizes = {name: {spec.px for spec in specs if spec.run == name} for name in members}
+    sizes = {name: {entry.px for entry in entries if entry.run == name} for name in members}
     looked = {
         name: tuple(
             view
@@ -127,7 +127,7 @@ def open_runs(path: Path, views: str | None) -> RunsAndViews:
         )
         for name, run in members.items()
     }
-    return RunsAndViews(path, members, looked, specs)
+    return RunsAndViews(path, members, looked, entries)
 
 
 def score_folders(asked: RunsAndViews, place: Path | None, split: str) -> Callable[[str, Run], Path]:
@@ -138,14 +138,14 @@ def score_folders(asked: RunsAndViews, place: Path | None, split: str) -> Callab
     """
     if place is None:
         return lambda name, run: run.path / "scores" / split
-    if is_ensemble(place) and not (asked.specs and read_specs(place) == asked.specs):
+    if is_ensemble(place) and not (asked.entries and read_entries(place) == asked.entries):
         raise RunError(f"{place} holds scores of another ensemble; give --scores another folder, or remove this one")
-    if not asked.specs:
+    if not asked.entries:
         return lambda name, run: place
     if (place / "store.json").is_file():
         raise RunError(f"{place} holds scores of a run; give --scores another folder, or remove this one")
     files.make_folder(place)
-    write_specs(place, asked.specs)
+    write_entries(place, asked.entries)
     return lambda name, run: place / name
 
 
@@ -167,7 +167,7 @@ def score_runs(
     """
     loads, stored = SharedLoads(), dict[str, ScoringResult]()
     done = dict.fromkeys(asked.runs, 0)
-    threads = testing_recipe(asked.first).run.threads
+    threads = testing_recipe(asked.first_run).run.threads
     assert threads != "auto", "a resolved recipe has its threads"
     with compute_threads(threads), contextlib.ExitStack() as stack:
         going = {
@@ -190,9 +190,9 @@ Parts = Sequence[tuple[Path, Sequence[int]]]  # of a member: run folders, each w
 
 
 def make_ensemble(texts: Sequence[str], out: Path, *, weights: str = "uniform", split: str = "val",
-                  carried_from: Path | None = None) -> tuple[Spec, ...]:  # fmt: skip
-    """`combine` with members as the command line writes them, see `read_member`."""
-    members = [read_member(text) for text in texts]
+                  carried_from: Path | None = None) -> tuple[EnsembleEntry, ...]:  # fmt: skip
+    """`combine` with members as the command line writes them, see `parse_member`."""
+    members = [parse_member(text) for text in texts]
     return combine(members, out, weights=weights, split=split, carried_from=carried_from)
 
 
@@ -203,7 +203,7 @@ def combine(
     weights: str = "uniform",
     split: str = "val",
     carried_from: Path | None = None,
-) -> tuple[Spec, ...]:
+) -> tuple[EnsembleEntry, ...]:
     """Write an ensemble of runs.
 
     Args:
@@ -237,13 +237,13 @@ def combine(
         each = {name: one / whole[name] for (name, _), one in zip(members, given, strict=True)}
         shares = [row.share * each[row.member] for row in rows]
     names = dict(zip(paths, _names(paths, rows), strict=True))
-    specs = tuple(
-        Spec(row.member, names[row.path], row.px, share / sum(shares))
+    entries = tuple(
+        EnsembleEntry(row.member, names[row.path], row.px, share / sum(shares))
         for row, share in zip(rows, shares, strict=True)
         if share
     )
-    _write(out, read[paths[0]], {names[path]: run for path, run in read.items()}, specs)
-    return specs
+    _write(out, read[paths[0]], {names[path]: run for path, run in read.items()}, entries)
+    return entries
 
 
 @dataclass(frozen=True)
@@ -262,11 +262,11 @@ def _rows(member: str, path: Path, sizes: Sequence[int]) -> list[_Asked]:
         return [_Asked(member, path, px, 1.0) for px in sizes or _sizes(_whole_run(path))]
     if sizes:
         raise RunError(f"{path} is an ensemble, so its rows come whole; leave out :{','.join(map(str, sizes))}")
-    specs = read_specs(path)
-    return [_Asked(member, path / "runs" / spec.run, spec.px, spec.weight * len(specs)) for spec in specs]
+    entries = read_entries(path)
+    return [_Asked(member, path / "runs" / entry.run, entry.px, entry.weight * len(entries)) for entry in entries]
 
 
-def read_member(text: str) -> tuple[str, list[tuple[Path, tuple[int, ...]]]]:
+def parse_member(text: str) -> tuple[str, list[tuple[Path, tuple[int, ...]]]]:
     """A member as it is written: `[NAME=]RUN[:SIZES][+RUN[:SIZES]...]`.
 
     `runs/a` is all rows of a run; `runs/ce:224,320,380+runs/ce448:448` the rows of two runs at these test sizes.
@@ -345,10 +345,10 @@ def _check_rows(rows: Sequence[_Asked], read: Mapping[Path, Run]) -> None:
 def _chosen(members: Sequence[tuple[str, object]], rows: Sequence[_Asked], split: str) -> tuple[float, ...]:
     """Weights of members, greedily, on the scores that were kept of a split."""
     scored = {path: open_scored(path, split) for path in dict.fromkeys(row.path for row in rows)}
-    check_same_images([one.first for one in scored.values()])
+    check_same_images([one.first_store for one in scored.values()])
     for one in scored.values():
-        check_unseen(one, "weights")
-    found = {(path, row.px): row for path, one in scored.items() for row in one.rows}
+        check_not_trained_on(one, "weights")
+    found = {(path, row.px): row for path, one in scored.items() for row in one.sized_runs}
     lacking = next((row for row in rows if (row.path, row.px) not in found), None)
     if lacking is not None:
         raise RunError(
@@ -358,23 +358,23 @@ def _chosen(members: Sequence[tuple[str, object]], rows: Sequence[_Asked], split
     weighed = {
         name: [(found[row.path, row.px], row.share) for row in rows if row.member == name] for name, _ in members
     }
-    return greedy_weights([member_of(name, parts) for name, parts in weighed.items()])
+    return greedy_weights([make_member(name, parts) for name, parts in weighed.items()])
 
 
 def _carried(source: Path, rows: Sequence[_Asked], read: Mapping[Path, Run]) -> list[float]:
     """The weights of another ensemble's rows, for runs of the same recipes."""
     if not is_ensemble(source):
         raise RunError(f"--from {source}: expected an ensemble, whose weights are carried over")
-    specs = read_specs(source)
-    given = dict(zip(_places([(spec.member, spec.px) for spec in specs]), specs, strict=True))
+    entries = read_entries(source)
+    given = dict(zip(_places([(entry.member, entry.px) for entry in entries]), entries, strict=True))
     here = dict(zip(_places([(row.member, row.px) for row in rows]), rows, strict=True))
     unknown = next((f"{name} at {px} px" for name, px, nth in given if (name, px, nth) not in here), None)
     if unknown is not None:
         raise RunError(
             f"--from {source}: it has the row {unknown}, which is not here; give the members its names (NAME=RUN)"
         )
-    for place, spec in given.items():
-        check_same_recipe(runs.read_run(source / "runs" / spec.run), read[here[place].path])
+    for place, entry in given.items():
+        check_same_recipe(runs.read_run(source / "runs" / entry.run), read[here[place].path])
     return [given[place].weight if place in given else 0.0 for place in here]
 
 
@@ -396,15 +396,15 @@ def check_same_recipe(source: Run, run: Run) -> None:
         )
 
 
-def _write(out: Path, first: Run, members: Mapping[str, Run], specs: Sequence[Spec]) -> None:
-    used = {spec.run for spec in specs}
+def _write(out: Path, first: Run, members: Mapping[str, Run], entries: Sequence[EnsembleEntry]) -> None:
+    used = {entry.run for entry in entries}
     files.make_folder(out / "runs")
     try:
         for name, run in members.items():
             if name in used:
                 _take(run.path, out / "runs" / name)
         files.write_json(out / "classes.json", list(first.classes))
-        write_specs(out, specs)
+        write_entries(out, entries)
         info = {
             "format": runs.FORMAT,
             "kind": "ensemble",
@@ -462,10 +462,10 @@ def carry_calibration(source: Path, target: Path) -> list[Calibration]:
         RunError: the recipes differ, or it has none.
     """
     theirs, ours = (open_runs(path, None) for path in (source, target))
-    if theirs.specs != ours.specs:
+    if theirs.entries != ours.entries:
         raise RunError(f"--from {source}: expected an ensemble of the same rows and weights as {target}")
     for name, run in theirs.runs.items():
-        check_same_recipe(run, ours.runs[name] if ours.specs else ours.first)
+        check_same_recipe(run, ours.runs[name] if ours.entries else ours.first_run)
     found = read_calibrations(source)
     if not found:
         raise RunError(f"{source} keeps no temperature; fit one with: fewsight scores calibrate {source}")

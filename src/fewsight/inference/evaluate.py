@@ -15,8 +15,7 @@ from fewsight.inference.ensemble import RunsAndViews, open_runs, score_folders, 
 from fewsight.inference.score_run import LabelledFile, ScoringResult
 from fewsight.machine.cores import num_cores
 from fewsight.runs import Run, held_out, trained_on
-from fewsight.scores.fusion import Scored
-from fewsight.scores.fusion import log_probs as fused_log_probs
+from fewsight.scores.fusion import Scored, fused_log_probs
 from fewsight.scores.metrics import Figures, evaluate_scores
 from fewsight.terminal import make_console, progress_counter
 from fewsight.wording import counted
@@ -73,7 +72,7 @@ def evaluate(
         def keep_in(place: Path | None) -> dict[str, ScoringResult]:
             return score_runs(asked, images, score_folders(asked, place, found.split), progress, dtype=dtype)
 
-        folder = path / ("runs/*/" * bool(asked.specs) + f"scores/{found.split}") if scores is None else scores
+        folder = path / ("runs/*/" * bool(asked.entries) + f"scores/{found.split}") if scores is None else scores
         try:
             stored, kept = keep_in(scores), f"scores in {folder}"
         except RunError as error:
@@ -87,7 +86,7 @@ def evaluate(
 
 def _chosen(asked: RunsAndViews, data: Path, split: str | None, console: Console) -> tuple[EvaluationSet, int]:
     """The samples to test, and how many were left out because they were trained on."""
-    settings, source = asked.first.recipe.data, asked.first.data.source
+    settings, source = asked.first_run.recipe.data, asked.first_run.data.source
     found = evaluation_samples(
         data, asked.classes, split, holdout=settings.holdout, seed=settings.split_seed, trained_on=Path(source)
     )
@@ -136,7 +135,7 @@ def _evaluation(
     asked: RunsAndViews, data: Path, found: EvaluationSet, scored: Scored, kept: tuple[str, ...]
 ) -> Evaluation:
     """The figures of stored scores."""
-    images, readable = scored.first.images, scored.first.readable
+    images, readable = scored.first_store.images, scored.first_store.readable
     unreadable = tuple(image.error for image in images if image.error is not None)
     if len(unreadable) == len(images):
         raise DataError(

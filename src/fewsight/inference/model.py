@@ -17,7 +17,7 @@ from fewsight.inference.score_run import exact_recipe, load_model, testing_recip
 from fewsight.machine.device import compute_threads, keep_freed_memory
 from fewsight.models.classifier import Classifier
 from fewsight.recipes import Recipe
-from fewsight.scores.calibration import calibration_for, tempered
+from fewsight.scores.calibration import apply_temperature, calibration_for
 from fewsight.scores.scoring import activation_map, cut_all, cuts_of, file_digest, score_cuts, score_images
 
 
@@ -149,7 +149,7 @@ class Model:
         """float32 [n, K]: the probabilities at the temperature that the run keeps."""
         if self.calibration is not None:
             with np.errstate(divide="ignore", invalid="ignore"):
-                probs = np.exp(tempered(np.log(probs), self.calibration.temperature))
+                probs = np.exp(apply_temperature(np.log(probs), self.calibration.temperature))
         return probs.astype(np.float32)
 
     def load(self) -> None:
@@ -164,7 +164,7 @@ class Model:
     @property
     def members(self) -> tuple[str, ...]:
         """The names of an ensemble's members; none for a run."""
-        return tuple(dict.fromkeys(spec.member for spec in self._asked.specs))
+        return tuple(dict.fromkeys(entry.member for entry in self._asked.entries))
 
     def cut(self, data: bytes, name: str, *, max_pixels: int) -> Cuts:
         """What each run is to see of an image, from what its file holds; `load` comes first. Threads may share it.

@@ -16,8 +16,8 @@ from fewsight.inference.ensemble import RunsAndViews, open_runs, score_folders, 
 from fewsight.inference.score_run import LabelledFile, run_scores
 from fewsight.machine import files
 from fewsight.scores.calibration import FILE as CALIBRATION
-from fewsight.scores.calibration import calibration_for, read_calibrations, tempered
-from fewsight.scores.fusion import fused
+from fewsight.scores.calibration import apply_temperature, calibration_for, read_calibrations
+from fewsight.scores.fusion import fused_probs
 from fewsight.terminal import print_first, progress_counter
 from fewsight.wording import counted
 
@@ -62,7 +62,7 @@ def predict_files(
     if beside is not None:
         files.check_target(beside, "--features")
     asked = open_runs(path, views)
-    if features and asked.specs:
+    if features and asked.entries:
         raise DataError("--features: the members of an ensemble have features of their own; ask one of its runs")
     ignored: Counter[str] = Counter()
     names, top_k = prediction_files.expand(inputs, ignored), min(top_k, len(asked.classes))
@@ -89,11 +89,11 @@ def predict_files(
         progress_counter(console, "predicting") as progress,
     ):
         shown = progress if target is not None or not sys.stdout.isatty() else lambda done, total: None
-        stream = scores is None and not asked.specs
+        stream = scores is None and not asked.entries
         found = _streamed(asked, names, features, shown) if stream else _stored(asked, names, scores, dtype, shown)
         for log_probs, errors, pooled in found:
             batch = names[done : done + len(errors)]
-            log_probs = log_probs if temperature is None else tempered(log_probs, temperature)
+            log_probs = log_probs if temperature is None else apply_temperature(log_probs, temperature)
             found_rows = list(prediction_files.rows(batch, log_probs, errors, asked.classes, top_k, threshold))
             write(found_rows)
             num_other += sum(bool(row.get(prediction_files.NONE_OF_THESE)) for row in found_rows)
@@ -118,7 +118,7 @@ Progress = Callable[[int, int], None]
 def _streamed(asked: RunsAndViews, names: Sequence[str], features: bool, progress: Progress) -> Found:
     """A run's rows as they are scored."""
     views = asked.views[asked.path.name]
-    for scores in run_scores(asked.first, [Path(name) for name in names], views, features=features):
+    for scores in run_scores(asked.first_run, [Path(name) for name in names], views, features=features):
         yield scores.log_probs, scores.errors, scores.features
         progress(scores.start + len(scores.errors), len(names))
 
@@ -130,8 +130,8 @@ def _stored(asked: RunsAndViews, names: Sequence[str], folder: Path | None, dtyp
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if folder is None else folder
         stored = score_runs(asked, images, score_folders(asked, place, ""), progress, dtype=dtype)
         scored = asked.scored(stored)
-        errors = [image.error for image in scored.first.images]
-        for part, probs in fused([scored.weights]):
+        errors = [image.error for image in scored.first_store.images]
+        for part, probs in fused_probs([scored.weights]):
             with np.errstate(divide="ignore"):
                 log_probs = np.log(probs[0])
             yield log_probs, errors[part], None

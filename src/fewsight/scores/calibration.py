@@ -14,8 +14,15 @@ from scipy.optimize import minimize_scalar
 
 from fewsight.errors import RecipeError, RunError
 from fewsight.machine import files
-from fewsight.scores.fusion import Scored, check_unseen, labels_of, log_probs, open_scored, read_views
-from fewsight.scores.metrics import Share, wilson
+from fewsight.scores.fusion import (
+    Scored,
+    check_not_trained_on,
+    fused_log_probs,
+    label_indices,
+    open_scored,
+    parse_views,
+)
+from fewsight.scores.metrics import Proportion, wilson
 from fewsight.wording import counted
 
 FILE = "calibration.json"
@@ -35,7 +42,7 @@ class Threshold:
     right: int  # of those
 
     @property
-    def accuracy(self) -> Share:
+    def accuracy(self) -> Proportion:
         """Of those kept."""
         return wilson(self.right, self.kept)
 
@@ -81,7 +88,7 @@ def calibrate(path: Path, split: str, views: str | None, coverage: float | None 
     if coverage is not None and not 0 < coverage < 1:
         raise RecipeError(f"--coverage {coverage:g}: expected a share between 0 and 1, such as 0.95")
     if views is not None:
-        chosen = [read_views(views)]
+        chosen = [parse_views(views)]
     else:
         scored = open_scored(path, split)
         centers = [view for view in view_names(scored) if view.startswith("center-")]
@@ -100,10 +107,10 @@ def fit_temperature(scored: Scored, coverage: float | None = None) -> Calibratio
 
     Source: Guo et al., arXiv 1706.04599, on the mean probabilities instead of logits.
     """
-    check_unseen(scored, "a temperature")
-    store = scored.first
-    labels, readable = labels_of(store), store.readable
-    scores, labels = log_probs(scored.weights)[readable], labels[readable]
+    check_not_trained_on(scored, "a temperature")
+    store = scored.first_store
+    labels, readable = label_indices(store), store.readable
+    scores, labels = fused_log_probs(scored.weights)[readable], labels[readable]
     found = minimize_scalar(
         lambda logarithm: _nll(scores, labels, float(np.exp(logarithm))), bounds=np.log(RANGE), method="bounded"
     )
@@ -114,12 +121,13 @@ def fit_temperature(scored: Scored, coverage: float | None = None) -> Calibratio
         str(store.path),
         len(labels),
         (_nll(scores, labels, 1.0), _nll(scores, labels, temperature)),
-        (error_of(reliability(scores, labels)), error_of(reliability(scores, labels, temperature))),
+        (
+            calibration_error(reliability_bins(scores, labels)),
+            calibration_error(reliability_bins(scores, labels, temperature)),
+        ),
         None
         if coverage is None
-        else choose_threshold(
-            tempered_peaks(scores, temperature), scores.argmax(1) == labels, coverage, str(store.path)
-        ),
+        else choose_threshold(confidences(scores, temperature), scores.argmax(1) == labels, coverage, str(store.path)),
     )
 
 
@@ -153,15 +161,15 @@ def choose_threshold(peaks: np.ndarray, right: np.ndarray, coverage: float, sour
     return Threshold(threshold, coverage, int(kept.sum()), int(right[kept].sum()))
 
 
-def tempered_peaks(scores: np.ndarray, temperature: float) -> np.ndarray:
+def confidences(scores: np.ndarray, temperature: float) -> np.ndarray:
     """float64 [n]: the probability of each image's most probable class at a temperature."""
     peaks = np.empty(len(scores))
     for start in range(0, len(scores), PART):
-        peaks[start : start + PART] = np.exp(tempered(scores[start : start + PART], temperature).max(1))
+        peaks[start : start + PART] = np.exp(apply_temperature(scores[start : start + PART], temperature).max(1))
     return peaks
 
 
-def tempered(scores: np.ndarray, temperature: float) -> np.ndarray:
+def apply_temperature(scores: np.ndarray, temperature: float) -> np.ndarray:
     """Log-probabilities [n, K] at a temperature: the same classes in the same order, more or less sure."""
     scaled = scores.astype(np.float64) / temperature
     scaled -= scaled.max(1, keepdims=True)
@@ -174,27 +182,27 @@ class Bin:
     """Images whose most probable class has about the same probability."""
 
     count: int
-    sure: float  # their mean probability
-    right: float  # the share that is right
+    confidence: float  # mean probability of their most probable class
+    accuracy: float
 
 
-def reliability(scores: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> tuple[Bin, ...]:
+def reliability_bins(scores: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> tuple[Bin, ...]:
     """Images by the probability of their most probable class, in bins of equal width; those that hold an image.
 
     Args:
         scores: float32 [n, K], log-probabilities.
         labels: int [n].
     """
-    sure, hit = tempered_peaks(scores, temperature), scores.argmax(1) == labels
+    sure, hit = confidences(scores, temperature), scores.argmax(1) == labels
     places = np.minimum((sure * NUM_BINS).astype(int), NUM_BINS - 1)
     those = [places == number for number in range(NUM_BINS)]
     return tuple(Bin(int(one.sum()), float(sure[one].mean()), float(hit[one].mean())) for one in those if one.any())
 
 
-def error_of(bins: Sequence[Bin]) -> float:
+def calibration_error(bins: Sequence[Bin]) -> float:
     """The expected calibration error: how far probability and share right lie apart, the mean over the images."""
     total = sum(one.count for one in bins)
-    return sum(one.count * abs(one.right - one.sure) for one in bins) / total
+    return sum(one.count * abs(one.accuracy - one.confidence) for one in bins) / total
 
 
 def view_names(scored: Scored) -> tuple[str, ...]:

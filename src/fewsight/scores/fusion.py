@@ -20,7 +20,7 @@ from fewsight.scores.store import Store, read_store
 from fewsight.wording import counted
 
 ENSEMBLE = "ensemble.json"  # what makes a run folder, or a folder of scores, one of an ensemble
-PLAIN = "noflip"  # the ending of a view without its flipped twin
+NO_FLIP = "noflip"  # the ending of a view without its flipped twin
 LARGEST_GAP = 0.02  # between 1 and a sum of probabilities; float16 comes within 0.005
 CHUNK_BYTES = 48 * 2**20  # of probabilities that a pass holds at a time
 STEPS = 25  # of the greedy choice
@@ -46,12 +46,12 @@ class Result:
     @property
     def flips(self) -> bool:
         """Whether the flipped twin is averaged in."""
-        return not self.view.endswith(f"-{PLAIN}")
+        return not self.view.endswith(f"-{NO_FLIP}")
 
     @property
-    def without_twin(self) -> "Result":
+    def unmirrored(self) -> "Result":
         """The same view without its flipped twin, which the store may lack."""
-        return Result(self.store, f"{self.view}-{PLAIN}")
+        return Result(self.store, f"{self.view}-{NO_FLIP}")
 
 
 Weights = Mapping[Result, float]  # of a fusion; they sum to 1
@@ -71,7 +71,7 @@ class Member:
     """Some rows under one name; the report's ResNeSt101 + CE has rows of two runs."""
 
     name: str
-    rows: tuple[SizedRun, ...]
+    sized_runs: tuple[SizedRun, ...]
     weights: Weights  # of its results among themselves
 
 
@@ -84,24 +84,24 @@ class Scored:
     weights: Weights
 
     @property
-    def rows(self) -> tuple[SizedRun, ...]:
+    def sized_runs(self) -> tuple[SizedRun, ...]:
         """The rows of all members."""
-        return tuple(row for member in self.members for row in member.rows)
+        return tuple(row for member in self.members for row in member.sized_runs)
 
     @property
-    def first(self) -> Store:
+    def first_store(self) -> Store:
         """A store of these images."""
-        return self.rows[0].results[0].store
+        return self.sized_runs[0].results[0].store
 
     @property
     def trained_on(self) -> np.ndarray:
         """bool [images]: which of them a member was trained on."""
-        stores = {result.store for row in self.rows for result in row.results}
+        stores = {result.store for row in self.sized_runs for result in row.results}
         return np.any([[image.trained_on for image in store.images] for store in stores], axis=0)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
-class Spec:
+class EnsembleEntry:
     """A row of an ensemble as ensemble.json has it."""
 
     member: str
@@ -110,7 +110,7 @@ class Spec:
     weight: float
 
 
-def split_of(paths: Sequence[Path]) -> str:
+def default_split(paths: Sequence[Path]) -> str:
     """The split that is asked about where none is named: test, else val, else the only one that all have scores of.
 
     Raises:
@@ -145,11 +145,11 @@ def open_scored(path: Path, split: str, views: Sequence[str] = ()) -> Scored:
         RunError: there are none, they are not whole, or the members' are of other images or classes.
     """
     if (path / ENSEMBLE).is_file():
-        specs = read_specs(path)
-        folders = {spec.run: _member_scores(path, spec.run, split) for spec in specs}
+        entries = read_entries(path)
+        folders = {entry.run: _member_scores(path, entry.run, split) for entry in entries}
         stores = {run: read_store(folder) for run, folder in folders.items()}
-        return ensemble_of(path, specs, stores, views)
-    return scored_of(path, path.name, read_store(_scores_folder(path, split)), views)
+        return scored_ensemble(path, entries, stores, views)
+    return scored_run(path, path.name, read_store(_scores_folder(path, split)), views)
 
 
 def open_each(paths: Sequence[Path], split: str, views: Sequence[str] = ()) -> list[Scored]:
@@ -165,7 +165,7 @@ def open_each(paths: Sequence[Path], split: str, views: Sequence[str] = ()) -> l
     return [open_scored(path, split, views) for path in paths]
 
 
-def scored_of(path: Path, name: str, store: Store, views: Sequence[str] = ()) -> Scored:
+def scored_run(path: Path, name: str, store: Store, views: Sequence[str] = ()) -> Scored:
     """One run's scores: a row for each test size, all views weighed alike."""
     rows = sized_runs(name, store, views)
     if not rows:
@@ -176,12 +176,14 @@ def scored_of(path: Path, name: str, store: Store, views: Sequence[str] = ()) ->
 
 def sized_runs(name: str, store: Store, views: Sequence[str] = ()) -> tuple[SizedRun, ...]:
     """A row for each test size, smallest first; views without their flipped twin only where they are named."""
-    results = [Result(store, view) for view in store.views if (view in views if views else not view.endswith(PLAIN))]
+    results = [Result(store, view) for view in store.views if (view in views if views else not view.endswith(NO_FLIP))]
     sizes = sorted({result.px for result in results})
     return tuple(SizedRun(name, px, tuple(one for one in results if one.px == px)) for px in sizes)
 
 
-def ensemble_of(path: Path, specs: Sequence[Spec], stores: Mapping[str, Store], views: Sequence[str] = ()) -> Scored:
+def scored_ensemble(
+    path: Path, entries: Sequence[EnsembleEntry], stores: Mapping[str, Store], views: Sequence[str] = ()
+) -> Scored:
     """An ensemble's scores from the stores of its runs.
 
     Raises:
@@ -189,28 +191,28 @@ def ensemble_of(path: Path, specs: Sequence[Spec], stores: Mapping[str, Store], 
     """
     members: dict[str, list[SizedRun]] = {}
     weighed = []
-    for spec in specs:
-        row = next((row for row in sized_runs(spec.run, stores[spec.run], views) if row.px == spec.px), None)
+    for entry in entries:
+        row = next((row for row in sized_runs(entry.run, stores[entry.run], views) if row.px == entry.px), None)
         if row is None and not views:
-            has = ", ".join(stores[spec.run].views)
+            has = ", ".join(stores[entry.run].views)
             raise RunError(
-                f"{stores[spec.run].path} has no scores at {spec.px} px; it has {has}: evaluate {path} again"
+                f"{stores[entry.run].path} has no scores at {entry.px} px; it has {has}: evaluate {path} again"
             )
         if row is not None:
-            members.setdefault(spec.member, []).append(row)
-            weighed.append((row, spec.weight))
+            members.setdefault(entry.member, []).append(row)
+            weighed.append((row, entry.weight))
     if not weighed:
         raise RunError(f"{path}: no member has a view {', '.join(views)}")
     check_same_images(list(stores.values()))
     fused = _weighed(weighed)
     parts = [
-        Member(name, tuple(rows), only(fused, [result for row in rows for result in row.results]))
+        Member(name, tuple(rows), restrict(fused, [result for row in rows for result in row.results]))
         for name, rows in members.items()
     ]
     return Scored(path, tuple(parts), fused)
 
 
-def member_of(name: str, rows: Sequence[tuple[SizedRun, float]]) -> Member:
+def make_member(name: str, rows: Sequence[tuple[SizedRun, float]]) -> Member:
     """Some rows, each with its share, as a member."""
     return Member(name, tuple(row for row, _ in rows), _weighed(rows))
 
@@ -251,7 +253,7 @@ def uniform(rows: Sequence[SizedRun]) -> Weights:
     return _weighed([(row, 1.0) for row in rows])
 
 
-def of_members(members: Sequence[Member], weights: Sequence[float]) -> Weights:
+def fuse_members(members: Sequence[Member], weights: Sequence[float]) -> Weights:
     """The members by their weights; one of weight 0 is left out."""
     total, fused = sum(weights), dict[Result, float]()
     for member, weight in zip(members, weights, strict=True):
@@ -260,14 +262,14 @@ def of_members(members: Sequence[Member], weights: Sequence[float]) -> Weights:
     return fused
 
 
-def only(weights: Weights, results: Sequence[Result]) -> Weights:
+def restrict(weights: Weights, results: Sequence[Result]) -> Weights:
     """Of a fusion only these results, weighed among themselves as they were; empty where none is in it."""
     kept = {result: weights[result] for result in results if weights.get(result)}
     total = sum(kept.values())
     return {result: weight / total for result, weight in kept.items()}
 
 
-def fused(weighings: Sequence[Weights]) -> Iterator[tuple[slice, np.ndarray]]:
+def fused_probs(weighings: Sequence[Weights]) -> Iterator[tuple[slice, np.ndarray]]:
     """(rows, float32 [Q, rows, K]): the weighed means of probabilities, a part of the images at a time.
 
     NaN where an image could not be read.
@@ -304,13 +306,13 @@ def _check_sums(result: Result, start: int, probs: np.ndarray, readable: np.ndar
         )
 
 
-def log_probs(weights: Weights) -> np.ndarray:
+def fused_log_probs(weights: Weights) -> np.ndarray:
     """float32 [images, K]: natural logarithm of one fusion, whole in memory."""
     with np.errstate(divide="ignore"):
-        return np.concatenate([np.log(probs[0]) for _, probs in fused([weights])])
+        return np.concatenate([np.log(probs[0]) for _, probs in fused_probs([weights])])
 
 
-def labels_of(store: Store) -> np.ndarray:
+def label_indices(store: Store) -> np.ndarray:
     """Each image's position in the classes: int [images].
 
     Raises:
@@ -334,24 +336,24 @@ def correct_top1(weighings: Sequence[Weights]) -> np.ndarray:
         RunError: no labels, or none could be read.
     """
     store = next(iter(weighings[0])).store
-    labels = labels_of(store)
-    found = [probs.argmax(2) == labels[rows] for rows, probs in fused(weighings)]
+    labels = label_indices(store)
+    found = [probs.argmax(2) == labels[rows] for rows, probs in fused_probs(weighings)]
     return np.concatenate(found, axis=1)[:, store.readable]
 
 
-def true_probs(weighings: Sequence[Weights]) -> np.ndarray:
+def true_class_probs(weighings: Sequence[Weights]) -> np.ndarray:
     """What each fusion gives the true class: float64 [Q, readable images].
 
     Raises:
         RunError: as `right`.
     """
     store = next(iter(weighings[0])).store
-    labels = labels_of(store)
-    found = [probs[:, np.arange(probs.shape[1]), labels[rows]] for rows, probs in fused(weighings)]
+    labels = label_indices(store)
+    found = [probs[:, np.arange(probs.shape[1]), labels[rows]] for rows, probs in fused_probs(weighings)]
     return np.concatenate(found, axis=1)[:, store.readable].astype(np.float64)
 
 
-def check_unseen(scored: Scored, what: str) -> None:
+def check_not_trained_on(scored: Scored, what: str) -> None:
     """Refuse to choose anything on images that were trained on.
 
     Args:
@@ -379,7 +381,7 @@ def greedy_weights(members: Sequence[Member], steps: int = STEPS) -> tuple[float
     Source: Caruana et al., Ensemble selection from libraries of models, ICML 2004.
     """
     weighings = [member.weights for member in members]
-    true = true_probs(weighings)  # [M, n]
+    true = true_class_probs(weighings)  # [M, n]
     total, counts = np.zeros(true.shape[1]), np.zeros(len(members), int)
     best, chosen = (-1, -np.inf), counts
     with tempfile.TemporaryFile() as file:
@@ -407,8 +409,8 @@ class _Part:
 def _contested(weighings: Sequence[Weights], file: BinaryIO) -> list[_Part]:
     """Write the members' probabilities of the images on which their most probable classes differ."""
     store = next(iter(weighings[0])).store
-    labels, readable, parts = labels_of(store), store.readable, []
-    for rows, probs in fused(weighings):
+    labels, readable, parts = label_indices(store), store.readable, []
+    for rows, probs in fused_probs(weighings):
         taken = probs.argmax(2)
         differ = (taken != taken[0]).any(0) & readable[rows]
         parts.append(_Part(file.tell(), labels[rows][differ], probs.shape[2]))
@@ -426,7 +428,7 @@ def _hits(file: BinaryIO, part: _Part, mixes: np.ndarray) -> np.ndarray:
     return hits
 
 
-def read_views(text: str | None) -> tuple[str, ...]:
+def parse_views(text: str | None) -> tuple[str, ...]:
     """Names of views with commas between; none: all."""
     return tuple(name.strip() for name in text.split(",")) if text else ()
 
@@ -450,7 +452,7 @@ def read_weights(text: str, count: int) -> tuple[float, ...]:
     return tuple(one / sum(found) for one in found)
 
 
-def read_specs(path: Path) -> tuple[Spec, ...]:
+def read_entries(path: Path) -> tuple[EnsembleEntry, ...]:
     """The rows of an ensemble.
 
     Raises:
@@ -458,20 +460,21 @@ def read_specs(path: Path) -> tuple[Spec, ...]:
     """
     values = files.read_json(path / ENSEMBLE)
     try:
-        specs = tuple(
-            Spec(str(one["member"]), str(one["run"]), int(one["px"]), float(one["weight"])) for one in values["rows"]
+        entries = tuple(
+            EnsembleEntry(str(one["member"]), str(one["run"]), int(one["px"]), float(one["weight"]))
+            for one in values["rows"]
         )
     except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise RunError(f"{path / ENSEMBLE} is not what `fewsight ensemble` wrote: {error!r}") from error
-    strange = any(spec.run in ("", "..") or Path(spec.run).name != spec.run for spec in specs)
-    if not specs or strange or not all(0 < spec.weight <= 1 for spec in specs):
+    strange = any(entry.run in ("", "..") or Path(entry.run).name != entry.run for entry in entries)
+    if not entries or strange or not all(0 < entry.weight <= 1 for entry in entries):
         raise RunError(f"{path / ENSEMBLE} is not what `fewsight ensemble` wrote: no rows, or strange weights or names")
-    return specs
+    return entries
 
 
-def write_specs(path: Path, specs: Sequence[Spec]) -> None:
+def write_entries(path: Path, entries: Sequence[EnsembleEntry]) -> None:
     """Write ensemble.json."""
-    rows = [{"member": one.member, "run": one.run, "px": one.px, "weight": one.weight} for one in specs]
+    rows = [{"member": one.member, "run": one.run, "px": one.px, "weight": one.weight} for one in entries]
     files.write_json(path / ENSEMBLE, {"rows": rows})
 
 

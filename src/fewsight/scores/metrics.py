@@ -14,7 +14,7 @@ Z95 = 1.959963984540054  # two-sided 95 % of a normal distribution
 
 
 @dataclass(frozen=True)
-class Share:
+class Proportion:
     """A share of `total` images with its Wilson 95 % interval."""
 
     value: float
@@ -27,14 +27,14 @@ class Share:
         return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
-def wilson(count: int, total: int) -> Share:
+def wilson(count: int, total: int) -> Proportion:
     """`count` of `total` with the Wilson score interval at 95 % (Wilson 1927). Needs total >= 1."""
     share = count / total
     spread = Z95**2 / total
     middle = (share + spread / 2) / (1 + spread)
     half = Z95 * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
     low, high = max(0.0, middle - half), min(1.0, middle + half)
-    return Share(share, 0.0 if count == 0 else low, 1.0 if count == total else high, count, total)
+    return Proportion(share, 0.0 if count == 0 else low, 1.0 if count == total else high, count, total)
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ class ClassFigures:
 class Figures:
     """What an evaluation found on the images that could be read."""
 
-    top1: Share
-    top5: Share
+    top1: Proportion
+    top5: Proportion
     top_k: int  # min(5, classes)
     balanced_accuracy: float
     macro_f1: float

@@ -11,18 +11,18 @@ from fewsight.scores.fusion import (
     Result,
     Scored,
     Weights,
+    check_not_trained_on,
     check_same_images,
-    check_unseen,
     correct_top1,
+    fuse_members,
     greedy_weights,
-    of_members,
-    only,
     open_scored,
-    read_views,
+    parse_views,
     read_weights,
+    restrict,
     uniform,
 )
-from fewsight.scores.metrics import Paired, Share, paired, wilson
+from fewsight.scores.metrics import Paired, Proportion, paired, wilson
 from fewsight.wording import counted
 
 
@@ -32,24 +32,24 @@ class Line:
 
     name: str
     num_results: int
-    top1: Share
+    top1: Proportion
     against: Paired | None = None
 
 
-def row_lines(scored: Scored) -> list[Line]:
+def lines_by_size(scored: Scored) -> list[Line]:
     """One line for each row (a run at a test size, the mean over its crops), then all of them together.
 
     Raises:
         RunError: the images have no labels.
     """
-    several = len({row.run for row in scored.rows}) > 1
-    asked = [(f"{row.run} " * several + f"{row.px} px", uniform([row])) for row in scored.rows]
+    several = len({row.run for row in scored.sized_runs}) > 1
+    asked = [(f"{row.run} " * several + f"{row.px} px", uniform([row])) for row in scored.sized_runs]
     if len(asked) > 1:
         asked.append(("all views" if len(scored.members) == 1 else "fusion", scored.weights))
     return lines(asked)
 
 
-def averaged(scored: Scored) -> str:
+def describe_mean(scored: Scored) -> str:
     """What the probabilities are, in words: `the view center-32`, `the mean of 8 views, each with its mirror image`."""
     results = list(scored.weights)
     mirrored = all(one.flips and one.store.about.flip for one in results)
@@ -75,7 +75,7 @@ def compare(first: Scored, second: Scored) -> Paired:
     Raises:
         RunError: they hold other images or classes, or could not read the same ones.
     """
-    check_same_images([first.first, second.first])
+    check_same_images([first.first_store, second.first_store])
     before, after = correct_top1([first.weights, second.weights])
     return paired(before, after)
 
@@ -113,14 +113,14 @@ def _parts(scored: Scored) -> dict[str, dict[str, Weights]]:
     whole, results = scored.weights, list(scored.weights)
     sizes, crops = sorted({one.px for one in results}), sorted({one.crop for one in results})
     parts: dict[str, dict[str, Weights]] = {
-        "one scale": {f"{px} px alone": only(whole, [one for one in results if one.px == px]) for px in sizes},
+        "one scale": {f"{px} px alone": restrict(whole, [one for one in results if one.px == px]) for px in sizes},
         "one crop": {
-            f"{crop} crops alone": only(whole, [one for one in results if one.crop == crop]) for crop in crops
+            f"{crop} crops alone": restrict(whole, [one for one in results if one.crop == crop]) for crop in crops
         },
         "flips": _without_flips(scored),
-        "one member": {one.name: only(whole, _results([one])) for one in scored.members},
+        "one member": {one.name: restrict(whole, _results([one])) for one in scored.members},
         "without a member": {
-            f"without {one.name}": only(whole, _results([other for other in scored.members if other is not one]))
+            f"without {one.name}": restrict(whole, _results([other for other in scored.members if other is not one]))
             for one in scored.members
         },
     }
@@ -133,14 +133,14 @@ def _without_flips(scored: Scored) -> dict[str, Weights]:
     """The same fusion of views without their flipped twins, where all of them were scored so too."""
     twins = {}
     for result, weight in scored.weights.items():
-        if result.without_twin.view not in result.store.views:
+        if result.unmirrored.view not in result.store.views:
             return {}
-        twins[result.without_twin] = weight
+        twins[result.unmirrored] = weight
     return {"without flips": twins}
 
 
 def _results(members: Sequence[Member]) -> list[Result]:
-    return [result for member in members for row in member.rows for result in row.results]
+    return [result for member in members for row in member.sized_runs for result in row.results]
 
 
 def fuse(scored: Sequence[Scored], weights: Sequence[float] | None = None) -> Scored:
@@ -149,11 +149,11 @@ def fuse(scored: Sequence[Scored], weights: Sequence[float] | None = None) -> Sc
     Raises:
         RunError: they hold other images or classes.
     """
-    check_same_images([one.first for one in scored])
-    shares = weights or [len(one.rows) for one in scored]
+    check_same_images([one.first_store for one in scored])
+    shares = weights or [len(one.sized_runs) for one in scored]
     taken = [(as_member(one), share) for one, share in zip(scored, shares, strict=True) if share]
     members = tuple(member for member, _ in taken)
-    return Scored(scored[0].path, members, of_members(members, [share for _, share in taken]))
+    return Scored(scored[0].path, members, fuse_members(members, [share for _, share in taken]))
 
 
 def fusions(
@@ -172,25 +172,25 @@ def fusions(
     """
     several = counted(len(scored), "run")
     if rows_alike:
-        yield f"{several}, uniform over {counted(sum(len(one.rows) for one in scored), 'row')}", fuse(scored)
+        yield f"{several}, uniform over {counted(sum(len(one.sized_runs) for one in scored), 'row')}", fuse(scored)
     if weights is not None:
         yield f"{several}, weights {weights}", fuse(scored, read_weights(weights, len(scored)))
     if choose_on is not None:
-        seen = [open_scored(one.path, choose_on, read_views(views)) for one in scored]
-        check_same_images([one.first for one in seen])
+        seen = [open_scored(one.path, choose_on, parse_views(views)) for one in scored]
+        check_same_images([one.first_store for one in seen])
         for one in seen:
-            check_unseen(one, "weights")
+            check_not_trained_on(one, "weights")
         chosen = greedy_weights([as_member(one) for one in seen])
         told = ", ".join(f"{one:.2f}" for one in chosen)
-        same = [one.first.path for one in seen] == [one.first.path for one in scored]
+        same = [one.first_store.path for one in seen] == [one.first_store.path for one in scored]
         flatters = ", so the figure flatters" if same else ""
         yield f"{several}, weights {told} chosen on {choose_on}{flatters}", fuse(scored, chosen)
 
 
 def as_member(scored: Scored) -> Member:
     """A run, or an ensemble, as one member of another."""
-    return Member(str(scored.path), scored.rows, scored.weights)
+    return Member(str(scored.path), scored.sized_runs, scored.weights)
 
 
-def _share(found: np.ndarray) -> Share:
+def _share(found: np.ndarray) -> Proportion:
     return wilson(int(found.sum()), len(found))

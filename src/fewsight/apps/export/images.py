@@ -42,7 +42,7 @@ def own_images(asked: RunsAndViews, split: str, data: Path | None, most: int) ->
     Raises:
         RunError: the data is not there, or the run's list of images is damaged.
     """
-    run = asked.first
+    run = asked.first_run
     place = data or Path(run.data.source)
     if not place.exists():
         where = " is not there" if data else ", where the run's data lay, is not there"

@@ -14,7 +14,7 @@ from fewsight.apps.export.graph import Cut
 from fewsight.apps.export.images import Images, inputs_of
 from fewsight.apps.export.onnx_model import quiet
 from fewsight.errors import RunError
-from fewsight.scores.metrics import Paired, Share, paired, wilson
+from fewsight.scores.metrics import Paired, Proportion, paired, wilson
 
 NUM_CALIBRATION = 256  # images
 BATCH_SIZE = 16
@@ -28,10 +28,10 @@ class Loss:
 
     source: str
     num_trained_on: int  # of the images
-    agreement: Share  # the same most probable class as in float32
+    agreement: Proportion  # the same most probable class as in float32
     largest: float  # difference of a probability
-    float32: Share | None  # top-1; None without labels
-    int8: Share | None
+    float32: Proportion | None  # top-1; None without labels
+    int8: Proportion | None
     gain: Paired | None
     int8_ms: float  # an image, from the file to the probabilities
 
@@ -70,7 +70,7 @@ def loss_of(expected: np.ndarray, found: np.ndarray, images: Images, millisecond
     before, after = expected.argmax(1), found.argmax(1)
     agreement = wilson(int((before == after).sum()), len(before))
     largest = float(np.abs(found - expected).max())
-    top1: tuple[Share | None, Share | None] = (None, None)
+    top1: tuple[Proportion | None, Proportion | None] = (None, None)
     gain = None
     if images.labels:
         right = [one == np.array(images.labels) for one in (before, after)]

@@ -83,7 +83,7 @@ def export_run(
     say("tracing the model")
     model = to_onnx(module, cuts, crop=crop)
     del graph, module
-    threads = exact_recipe(asked.first).run.threads
+    threads = exact_recipe(asked.first_run).run.threads
     assert threads != "auto", "a resolved recipe has its threads"
     say(f"comparing with predict on {counted(len(tried.files), 'image')} of {tried.source}")
     expected, predict_ms = predicted(path, views, tried)

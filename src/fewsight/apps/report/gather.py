@@ -20,14 +20,14 @@ from fewsight.scores.calibration import (
     Bin,
     Calibration,
     calibration_for,
+    confidences,
     read_calibrations,
-    reliability,
-    tempered_peaks,
+    reliability_bins,
     view_names,
 )
-from fewsight.scores.fusion import Scored, labels_of, log_probs, open_scored, read_specs, split_of
-from fewsight.scores.metrics import Figures, Paired, Share, evaluate_scores, paired, wilson
-from fewsight.scores.queries import Ablation, Line, ablate, averaged, row_lines
+from fewsight.scores.fusion import Scored, default_split, fused_log_probs, label_indices, open_scored, read_entries
+from fewsight.scores.metrics import Figures, Paired, Proportion, evaluate_scores, paired, wilson
+from fewsight.scores.queries import Ablation, Line, ablate, describe_mean, lines_by_size
 
 GALLERY = 24  # images
 LEAST_SURE = 0.2  # share of the images that the least sure are at most
@@ -69,7 +69,7 @@ class RunFacts:
     calibration: Calibration | None  # that the run keeps for these views
     calibrated_views: tuple[str, ...]  # each that it keeps one for, in words
     tempered: tuple[Bin, ...]  # at that temperature; none without one
-    above: Share | None  # accuracy of the images that the kept threshold lets pass; None without one
+    above: Proportion | None  # accuracy of the images that the kept threshold lets pass; None without one
     rows: tuple[Line, ...]  # by test size, and all together
     ablation: Ablation | None  # None for one view alone
     sure_mistakes: tuple[Prediction, ...]
@@ -86,7 +86,7 @@ class RunFacts:
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, as the run numbers them."""
-        return self.scored.first.about.classes
+        return self.scored.first_store.about.classes
 
 
 def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> RunFacts:
@@ -99,14 +99,14 @@ def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> R
     Raises:
         RunError: not a run, or no such scores, or they have no labels.
     """
-    scored = open_scored(path, split or split_of([path]), views)
-    labels, readable = labels_of(scored.first), scored.first.readable
-    scores, labels = log_probs(scored.weights)[readable], labels[readable]
-    classes = scored.first.about.classes
+    scored = open_scored(path, split or default_split([path]), views)
+    labels, readable = label_indices(scored.first_store), scored.first_store.readable
+    scores, labels = fused_log_probs(scored.weights)[readable], labels[readable]
+    classes = scored.first_store.about.classes
     predicted = scores.argmax(1)
     calibration = calibration_for(path, view_names(scored))
     run = None if is_ensemble(path) or not (path / "run.json").is_file() else runs.read_run(path)
-    images = [image for image in scored.first.images if image.error is None]
+    images = [image for image in scored.first_store.images if image.error is None]
 
     def seen(places: np.ndarray, taken: np.ndarray) -> tuple[Prediction, ...]:
         return tuple(
@@ -131,17 +131,17 @@ def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> R
     return RunFacts(
         path=path,
         scored=scored,
-        views=averaged(scored),
+        views=describe_mean(scored),
         figures=evaluate_scores(scores, labels, classes, num_images=len(readable)),
         right=predicted == labels,
         confusion=np.bincount(labels * len(classes) + predicted, minlength=len(classes) ** 2).reshape(len(classes), -1),
         num_trained_on=int(scored.trained_on.sum()),
-        reliability=reliability(scores, labels),
+        reliability=reliability_bins(scores, labels),
         calibration=calibration,
         calibrated_views=tuple(", ".join(one.views) for one in read_calibrations(path)),
-        tempered=() if calibration is None else reliability(scores, labels, calibration.temperature),
+        tempered=() if calibration is None else reliability_bins(scores, labels, calibration.temperature),
         above=_above(calibration, scores, predicted == labels),
-        rows=tuple(row_lines(scored)),
+        rows=tuple(lines_by_size(scored)),
         ablation=_ablation(scored),
         sure_mistakes=seen(mistakes, predicted[mistakes]),
         unsure=seen(unsure, predicted[unsure]),
@@ -158,7 +158,7 @@ def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> R
 
 def against(first: RunFacts, other: RunFacts) -> Paired | None:
     """Another run against the first, image by image; None where they were tested on other images."""
-    ours, theirs = ([image.digest for image in one.scored.first.images] for one in (first, other))
+    ours, theirs = ([image.digest for image in one.scored.first_store.images] for one in (first, other))
     if ours != theirs or first.classes != other.classes or len(first.right) != len(other.right):
         return None
     return paired(first.right, other.right)
@@ -207,11 +207,11 @@ def _peaks(scores: np.ndarray) -> np.ndarray:
     return found
 
 
-def _above(calibration: Calibration | None, scores: np.ndarray, right: np.ndarray) -> Share | None:
+def _above(calibration: Calibration | None, scores: np.ndarray, right: np.ndarray) -> Proportion | None:
     """Of the images whose class is sure enough for the kept threshold."""
     if calibration is None or calibration.threshold is None:
         return None
-    kept = tempered_peaks(scores, calibration.temperature) >= calibration.threshold.prob
+    kept = confidences(scores, calibration.temperature) >= calibration.threshold.prob
     return wilson(int(right[kept].sum()), int(kept.sum())) if kept.any() else None
 
 
@@ -248,7 +248,7 @@ def _first_run(path: Path) -> Run | None:
     """The first run of an ensemble; None where there is none to read."""
     if not is_ensemble(path):
         return None
-    place = path / "runs" / read_specs(path)[0].run
+    place = path / "runs" / read_entries(path)[0].run
     return runs.read_run(place) if (place / "run.json").is_file() else None
 
 

@@ -24,7 +24,7 @@ from fewsight.errors import DataError, RunError
 from fewsight.machine import files
 from fewsight.recipes import Recipe, recipe_toml
 from fewsight.runs import Run
-from fewsight.scores.calibration import Bin, error_of, view_names
+from fewsight.scores.calibration import Bin, calibration_error, view_names
 from fewsight.terminal import printable
 
 MOST_CELLS = 30  # classes whose confusion matrix is a table; a picture beyond
@@ -111,8 +111,8 @@ def write_report(
         softened="" if first.recipe is None else _softened(first.recipe),
         reliability=_reliability(first.reliability),
         tempered=_reliability(first.tempered),
-        error=error_of(first.reliability),
-        tempered_error=error_of(first.tempered) if first.tempered else None,
+        error=calibration_error(first.reliability),
+        tempered_error=calibration_error(first.tempered) if first.tempered else None,
         cells=_cells(first) if len(first.classes) <= MOST_CELLS else None,
         matrix=_matrix(first) if len(first.classes) > MOST_CELLS else None,
         galleries=galleries,
@@ -315,10 +315,10 @@ def _reliability(those: Sequence[Bin]) -> list[dict[str, Any]]:
     most = max((one.count for one in those), default=1)
     return [
         {
-            "x": f"{240 * one.sure:.1f}",
-            "y": f"{240 * (1 - one.right):.1f}",
+            "x": f"{240 * one.confidence:.1f}",
+            "y": f"{240 * (1 - one.accuracy):.1f}",
             "r": f"{2 + 8 * (one.count / most) ** 0.5:.1f}",
-            "said": f"{one.count:,} images: {100 * one.sure:.0f} % sure, {100 * one.right:.0f} % right",
+            "said": f"{one.count:,} images: {100 * one.confidence:.0f} % sure, {100 * one.accuracy:.0f} % right",
         }
         for one in those
     ]

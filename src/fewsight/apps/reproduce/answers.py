@@ -8,8 +8,8 @@ import numpy as np
 from fewsight.apps.reproduce.plan import row_px
 from fewsight.apps.reproduce.published import FUSED, MODELS, SIZES, TRAININGS
 from fewsight.recipes import Recipe
-from fewsight.scores.fusion import SizedRun, Weights, check_same_images, correct_top1, only, sized_runs, uniform
-from fewsight.scores.metrics import Share, mean_interval, wilson
+from fewsight.scores.fusion import SizedRun, Weights, check_same_images, correct_top1, restrict, sized_runs, uniform
+from fewsight.scores.metrics import Proportion, mean_interval, wilson
 from fewsight.scores.store import Store
 
 
@@ -35,7 +35,7 @@ class TableRow:
     test_px: int | None
     report_px: int  # the test size in the report
     report_top1: float
-    top1: Share | None
+    top1: Proportion | None
     collapsed: bool
 
 
@@ -45,7 +45,7 @@ class Mean:
 
     family: str
     loss: str
-    top1: Share
+    top1: Proportion
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Reproduction:
     num_trained_on: int
     rows: tuple[TableRow, ...]
     means: tuple[Mean, ...]
-    fusion: Share
+    fusion: Proportion
     num_rows: int  # that were fused; the report's 28
     effects: tuple[Effect, ...]
 
@@ -159,20 +159,20 @@ class _Asked:
         self.weights["run", recipe] = whole
         self.weights["plain", recipe] = _without_twins(whole)
         for crop in ("center", "random"):
-            self.weights["crop", recipe, crop] = only(whole, [one for one in results if one.crop == crop])
+            self.weights["crop", recipe, crop] = restrict(whole, [one for one in results if one.crop == crop])
         for place, row in enumerate(rows):
             self.weights["size", recipe, place] = uniform([row])
 
 
 def _without_twins(weights: Weights) -> Weights:
-    return {result.without_twin: weight for result, weight in weights.items()}
+    return {result.unmirrored: weight for result, weight in weights.items()}
 
 
 Pair = tuple[Key, Key]  # with, without
 Question = tuple[str, str, list[Pair], float | None]
 
 
-def _questions(asked: _Asked, shares: Mapping[Key, Share]) -> list[Question]:
+def _questions(asked: _Asked, shares: Mapping[Key, Proportion]) -> list[Question]:
     """(what is asked, of what, the pairs whose mean difference answers it, the report's figure)."""
     there = [one for one in TRAININGS if ("run", one.recipe) in asked.weights]
     small = [one for one in there if not one.large]

@@ -25,7 +25,7 @@ from fewsight.machine import files
 from fewsight.machine.cores import num_cores
 from fewsight.machine.device import resolve_device
 from fewsight.recipes import Data, load_recipe, recipe_toml
-from fewsight.scores.fusion import PLAIN as NO_FLIP
+from fewsight.scores.fusion import NO_FLIP
 from fewsight.scores.store import Store, read_store
 from fewsight.terminal import duration, printable, progress_counter
 from fewsight.wording import counted

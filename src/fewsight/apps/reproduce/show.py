@@ -12,7 +12,7 @@ from rich.table import Table
 from fewsight.apps.reproduce.answers import Effect, Reproduction, TableRow
 from fewsight.apps.reproduce.published import FUSED
 from fewsight.machine import files
-from fewsight.scores.metrics import Share
+from fewsight.scores.metrics import Proportion
 from fewsight.terminal import trained_on_note
 
 TITLES = {1: "Table 1. ResNeSt", 2: "Table 2. TResNet and SE-ResNeXt"}
@@ -95,11 +95,11 @@ def _mean_lines(found: Reproduction) -> list[str]:
     return [f"{one.family}, {one.loss}: {one.top1}" for one in found.means]
 
 
-def _short(share: Share) -> str:
+def _short(share: Proportion) -> str:
     return f"{share.value:.4f} [{share.low:.3f}, {share.high:.3f}]"
 
 
-def _share_cells(share: Share | None) -> list[str]:
+def _share_cells(share: Proportion | None) -> list[str]:
     if share is None:
         return ["", "", "", ""]
     return [f"{share.value:.4f}", f"{share.low:.4f}", f"{share.high:.4f}", str(share.total)]

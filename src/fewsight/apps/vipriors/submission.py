@@ -12,7 +12,7 @@ from fewsight.errors import DataError
 from fewsight.inference.ensemble import open_runs, score_folders, score_runs
 from fewsight.inference.score_run import LabelledFile
 from fewsight.machine import files
-from fewsight.scores.fusion import Scored, fused
+from fewsight.scores.fusion import Scored, fused_probs
 from fewsight.terminal import progress_counter
 from fewsight.wording import counted
 
@@ -59,7 +59,7 @@ def submit(
     with progress_counter(console, "predicting") as progress:
         stored = score_runs(asked, images, score_folders(asked, scores, "submission"), progress)
     scored = asked.scored(stored)
-    errors = [image.error for image in scored.first.images if image.error is not None]
+    errors = [image.error for image in scored.first_store.images if image.error is not None]
     if errors:
         raise DataError(
             f"{folder}: {counted(len(errors), 'image')} cannot be read, so nothing was written; the first: {errors[0]}"
@@ -71,7 +71,7 @@ def submit(
 
 def _predicted(scored: Scored) -> Iterator[tuple[int, int]]:
     """(number of the image, place of its most probable class)."""
-    for rows, probs in fused([scored.weights]):
+    for rows, probs in fused_probs([scored.weights]):
         yield from zip(range(rows.start, rows.stop), np.argmax(probs[0], axis=1).tolist(), strict=True)
 
 
