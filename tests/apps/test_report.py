@@ -116,7 +116,7 @@ def test_reliability_is_exact_for_a_calibrated_run() -> None:
     labels = np.array([0] * 6 + [1] * 4 + [0] * 9 + [1])
     low, high = reliability_bins(scores, labels)
     assert (low.count, high.count) == (10, 10)
-    assert (low.right, high.right) == (0.6, 0.9)
+    assert (low.accuracy, high.accuracy) == (0.6, 0.9)
     assert calibration_error([low, high]) == pytest.approx(0, abs=1e-6)
 
 
