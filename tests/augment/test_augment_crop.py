@@ -13,7 +13,7 @@ from fewsight.augment.crop import SMALL_PX
 
 
 def cropped_by_pil(image: Image.Image, px: int, seed: int) -> np.ndarray:
-    """The same box cut out, then resized: at whole pixels at its left and top, with its fractions at the others."""
+    """The same box cut out, then resized: left and top are rounded to whole pixels, width and height are not."""
     left, top, right, bottom = box = draw_crop(np.random.default_rng(seed), *image.size)
     if min(image.size) < SMALL_PX:
         return np.asarray(image.resize((px, px), Image.Resampling.BILINEAR, box=box), int)
@@ -33,7 +33,7 @@ def drawn_boxes(width: int, height: int, count: int, **ranges: tuple[float, floa
 
 
 def test_draw_crop_is_uniform_in_area_log_aspect_and_position() -> None:
-    # up to half the area every aspect fits a square, so that no draw is dropped and the laws are exact
+    # up to half the area every aspect fits into a square, so no draw is rejected and the distributions are exact
     left, top, right, bottom = drawn_boxes(500, 500, 20_000, area=(0.08, 0.5)).T
     area = (right - left) * (bottom - top) / 500**2
     log_aspect = np.log((right - left) / (bottom - top))
@@ -44,17 +44,17 @@ def test_draw_crop_is_uniform_in_area_log_aspect_and_position() -> None:
     assert abs(np.corrcoef([area, log_aspect, left / (500 - (right - left))]) - np.eye(3)).max() < 0.03
 
 
-def test_draw_crop_at_the_reports_ranges_equals_rejection_by_definition() -> None:
-    """Dropped draws thin out large boxes: the same law as a plain vectorised rejection."""
+def test_draw_crop_at_the_papers_ranges_equals_rejection_by_definition() -> None:
+    """Rejected draws make large boxes rarer: the distribution is that of a plain vectorised rejection."""
     left, top, right, bottom = drawn_boxes(500, 375, 5_000).T
     area = (right - left) * (bottom - top) / (500 * 375)
     rng = np.random.default_rng(1)
-    share, aspect = (
+    proportion, aspect = (
         rng.uniform(0.08, 1, 20_000),
         np.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3), 20_000)),
     )
-    fits = (np.sqrt(share * 500 * 375 * aspect) <= 500) & (np.sqrt(share * 500 * 375 / aspect) <= 375)
-    assert kstest(area, share[fits]).pvalue > 1e-3
+    fits = (np.sqrt(proportion * 500 * 375 * aspect) <= 500) & (np.sqrt(proportion * 500 * 375 / aspect) <= 375)
+    assert kstest(area, proportion[fits]).pvalue > 1e-3
     assert area.min() >= 0.08 - 1e-9
 
 
@@ -78,17 +78,17 @@ def test_draw_crop_falls_back_to_the_central_box(width: int, height: int, box: t
 
 @pytest.mark.parametrize("size", [(64, 64), (500, 375), (48, 70), (1, 500), (8, 8), (1, 1)])
 def test_box_equals_pils_crop_and_resize(size: tuple[int, int]) -> None:
-    """A level apart at most, and seldom."""
+    """They differ by at most one level, in few values."""
     image = noise_image(*size)
     pixels = np.array(image)
-    apart = []
+    differences = []
     for seed in range(60):
         expected = cropped_by_pil(image, 48, seed)
         cropped = resize_boxes([pixels], [draw_crop(np.random.default_rng(seed), *size)], 48)[0]
         assert (cropped.shape, cropped.dtype) == ((3, 48, 48), np.uint8)
-        apart.append(abs(cropped.transpose(1, 2, 0) - expected))
-    assert np.max(apart) <= 1
-    assert np.mean(apart) < 0.06
+        differences.append(abs(cropped.transpose(1, 2, 0) - expected))
+    assert np.max(differences) <= 1
+    assert np.mean(differences) < 0.06
     assert np.array_equal(pixels, np.asarray(image))
 
 
@@ -108,7 +108,7 @@ def test_box_of_everything_equals_torchvisions_resize(px: int) -> None:
     assert abs(ours.astype(int) - oracle.numpy()).max() <= 1
 
 
-def test_flip_mirrors_those_it_is_told_to() -> None:
+def test_flip_mirrors_the_images_of_its_mask() -> None:
     images = np.stack([np.array(noise_image(5, 4, seed)).transpose(2, 0, 1) for seed in range(4)])
     before = images.copy()
     flip(images, np.array([True, False, True, False]))
@@ -120,8 +120,8 @@ def test_flip_mirrors_those_it_is_told_to() -> None:
 
 @pytest.mark.parametrize("side", [8, 32, 48, 64])
 def test_boxes_are_cut_where_they_were_drawn(side: int) -> None:
-    """The mean of what is seen lies in the middle: beginning at the pixel below would move it to the left and top."""
+    """The mean of the crops of a ramp is its middle: rounding corners down would move it to the left and the top."""
     ramp = np.tile(np.linspace(0, 255, side).astype(np.uint8)[None, :, None], (side, 1, 3))
     rng = np.random.default_rng(0)
-    seen = [resize_boxes([ramp], [draw_crop(rng, side, side, area=(0.1, 0.6))], 16).mean() for _ in range(3000)]
-    assert abs(np.mean(seen) - ramp.mean()) < 4 * np.std(seen) / 3000**0.5
+    means = [resize_boxes([ramp], [draw_crop(rng, side, side, area=(0.1, 0.6))], 16).mean() for _ in range(3000)]
+    assert abs(np.mean(means) - ramp.mean()) < 4 * np.std(means) / 3000**0.5

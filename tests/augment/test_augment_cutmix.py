@@ -12,7 +12,7 @@ from fewsight.machine.rng import batch_stream
 
 
 def numbered_images(batch_size: int, height: int, width: int) -> torch.Tensor:
-    """Every value tells its image, channel and position."""
+    """Every value identifies its image, channel and position."""
     return torch.arange(batch_size * 3 * height * width, dtype=torch.float32).view(batch_size, 3, height, width)
 
 
@@ -43,13 +43,13 @@ def test_draw_cutmix_mixes_a_batch_with_its_probability() -> None:
 
 
 def test_draw_cutmix_lam_has_the_exact_mean() -> None:
-    """λ is uniform: a side of k of 16 pixels has probability ((k + 1)² - k²) / 16²; so are the centres."""
-    shares = np.zeros(17)
+    """λ is uniform, so a side of k of 16 pixels has probability ((k + 1)² - k²) / 16²; the centres are uniform too."""
+    areas = np.zeros(17)
     for side in range(16):
         lows = np.arange(16) - side // 2
         visible = np.minimum(lows + side, 16) - np.maximum(lows, 0)
-        shares[side] = visible.mean() ** 2 / 256
-    expected = 1 - sum(((k + 1) ** 2 - k**2) / 256 * shares[k] for k in range(16))
+        areas[side] = visible.mean() ** 2 / 256
+    expected = 1 - sum(((k + 1) ** 2 - k**2) / 256 * areas[k] for k in range(16))
     rng = np.random.default_rng(0)
     mixes = [draw_cutmix(rng, 2, 16, 16, prob=1.0) for _ in range(10_000)]
     lams = np.array([mix.lam for mix in mixes if mix is not None])
@@ -57,8 +57,8 @@ def test_draw_cutmix_lam_has_the_exact_mean() -> None:
     assert abs(lams.mean() - expected) < 4 * lams.std() / 100
 
 
-def test_draw_cutmix_box_follows_beta_before_it_is_cut() -> None:
-    """With a large alpha λ stays near 1/2, so that an uncut box has sides near sqrt(1/2) of the image's."""
+def test_draw_cutmix_box_follows_beta_before_it_is_clipped() -> None:
+    """With a large alpha λ is near 1/2, so a box that is not clipped has sides near sqrt(1/2) of the image's."""
     rng = np.random.default_rng(0)
     sides = [draw_cutmix(rng, 2, 100, 50, prob=1.0, alpha=1e6).box[2:] for _ in range(300)]
     assert max(side[0] for side in sides) == 70

@@ -34,7 +34,9 @@ def augmented(keys: list[tuple[int, int]]) -> list[str]:
     """Digests of images, each a function of its (epoch, index), augmented as one batch."""
     images = (noise_image(index, 64 + index) for _, index in keys)
     streams = (image_stream(5, epoch, index) for epoch, index in keys)
-    return [hashlib.sha256(one.tobytes()).hexdigest() for one in augment_images(images, augment_settings(), streams)]
+    return [
+        hashlib.sha256(image.tobytes()).hexdigest() for image in augment_images(images, augment_settings(), streams)
+    ]
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
@@ -58,7 +60,7 @@ def test_augment_images_leaves_the_images_alone() -> None:
         settings = augment_settings(policy=policy, flip_prob=0.0, crop_area=(1, 1), train_px=64)
         batch = augment_images(images, settings, (image_stream(0, 0, index) for index in range(8)))
         torch.from_numpy(batch).zero_()
-    assert all(np.array_equal(one, other) for one, other in zip(images, before, strict=True))
+    assert all(np.array_equal(image, copy) for image, copy in zip(images, before, strict=True))
 
 
 def test_a_batch_gives_each_image_the_bits_that_it_has_alone_and_in_any_order() -> None:

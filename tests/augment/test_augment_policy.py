@@ -108,9 +108,9 @@ def test_trivialaugment_magnitudes_are_torchvisions() -> None:
         ours = f"{ours}_{name[-1].lower()}" if name[-1] in "XY" else ours
         assert signed == (ours in SIGNED)
         if magnitudes.ndim:
-            # float32 leaves 16 just below itself
+            # in float32 their 16 is just below 16
             oracle = (magnitudes + 1e-4).trunc() if ours.startswith("translate") else magnitudes
-            # solarize: the paper's scale begins at 256, torchvision's at 255
+            # for solarize the paper's scale starts at 256 and torchvision's at 255
             tolerance = 1 if ours == "solarize" else 1e-5
             assert TRIVIALAUGMENT_MAGNITUDES[ours] == pytest.approx(oracle.tolist(), abs=tolerance)
 
@@ -133,8 +133,8 @@ def test_enhancements_equal_their_definition_within_a_level(magnitude: float) ->
     for image in digit_images():
         pixels = np.asarray(image).astype(float)
         grey = pixels @ (0.299, 0.587, 0.114)
-        far = {"color": grey[..., None], "contrast": grey.mean(), "brightness": 0.0}
-        for operation, origin in far.items():
+        origins = {"color": grey[..., None], "contrast": grey.mean(), "brightness": 0.0}
+        for operation, origin in origins.items():
             expected = np.clip(origin + (1 + magnitude) * (pixels - origin), 0, 255)
             assert abs(applied(image, operation, magnitude) - expected).max() <= 2
 
@@ -266,7 +266,7 @@ def outcomes(num_policies: int, rotate_signed: bool) -> Iterator[tuple[tuple[Ste
             magnitude = AUTOAUGMENT_MAGNITUDES[operation][index]
             signed = operation in SIGNED - {"rotate"} or (operation == "rotate" and rotate_signed)
             signs = [(-1, 0.5), (1, 0.5)] if signed else [(1, 1.0)]
-            choices = [(((operation, sign * magnitude),), prob * share) for sign, share in signs]
+            choices = [(((operation, sign * magnitude),), prob * sign_prob) for sign, sign_prob in signs]
             alternatives.append([((), 1 - prob), *choices])
         for (first, first_prob), (second, second_prob) in product(*alternatives):
             yield first + second, first_prob * second_prob / num_policies
@@ -322,7 +322,7 @@ def test_autoaugment_refuses_a_number_of_policies_outside_the_list(num_policies:
 
 
 def by_pil(image: Image.Image, operation: str, magnitude: float, fill: int) -> Image.Image:
-    """One operation as PIL has it."""
+    """An operation as PIL computes it."""
     if operation in ENHANCERS:
         return ENHANCERS[operation](image).enhance(1 + magnitude)
     plain = {
@@ -346,7 +346,7 @@ def by_pil(image: Image.Image, operation: str, magnitude: float, fill: int) -> I
 
 
 def check_batch(images: list[Image.Image], steps: list[list[Step]], fill: int = 128) -> None:
-    """All at once, one by one and PIL agree bit for bit."""
+    """The whole batch, each image alone and PIL agree bit for bit."""
     batch = np.stack([planes(image) for image in images])
     together = batch.copy()
     apply_steps(together, steps, fill)
@@ -361,7 +361,7 @@ def check_batch(images: list[Image.Image], steps: list[list[Step]], fill: int = 
 
 @pytest.mark.parametrize("policy", ["autoaugment", "trivialaugment"])
 def test_batch_equals_pil_one_by_one(policy: str) -> None:
-    """Both policies, as they are drawn: two steps meet in most images."""
+    """Steps as both policies draw them: most images have two."""
     recipe = Augment(train_px=64)
     images = [image for image in digit_images() if image.height == 64] * 60
     rng = np.random.default_rng(5)

@@ -9,7 +9,7 @@ def noise_batch(count: int, px: int, seed: int = 0) -> np.ndarray:
 
 
 def contains(sheet: np.ndarray, tile: np.ndarray) -> bool:
-    """Whether `tile` stands in `sheet` pixel for pixel."""
+    """Whether `tile` is in `sheet`, pixel for pixel."""
     px = len(tile)
     rows, columns = np.nonzero((sheet[: -px + 1, : -px + 1] == tile[0, 0]).all(axis=2))
     return any(np.array_equal(sheet[r : r + px, c : c + px], tile) for r, c in zip(rows, columns, strict=True))
@@ -21,7 +21,7 @@ def test_contact_sheet_shows_every_image_exactly() -> None:
     sheet = np.asarray(contact_sheet(batches, captions))
     for batch in batches:
         assert all(contains(sheet, tile) for tile in batch)
-    # eight columns; the second batch begins a third row
+    # eight columns; the second batch starts a third row
     assert 8 * 128 < sheet.shape[1] < 8 * 140
     assert 3 * 128 < sheet.shape[0] < 3 * 160
 
@@ -32,7 +32,7 @@ def test_contact_sheet_enlarges_small_tiles_by_a_whole_factor() -> None:
     assert all(contains(sheet, tile.repeat(12, axis=0).repeat(12, axis=1)) for tile in batch)
 
 
-def test_contact_sheet_draws_captions_under_their_tiles_and_cuts_long_ones() -> None:
+def test_contact_sheet_draws_captions_under_their_tiles_and_truncates_long_ones() -> None:
     batch = np.full((2, 96, 96, 3), 255, np.uint8)
     empty = np.asarray(contact_sheet([batch], [["", ""]]))
     captioned = np.asarray(contact_sheet([batch], [["cat 0.62 + a very long name of a class", ""]]))
@@ -43,20 +43,20 @@ def test_contact_sheet_draws_captions_under_their_tiles_and_cuts_long_ones() -> 
     assert columns.max() < 4 + 96 + 4  # not under the second tile
 
 
-def test_contact_sheet_makes_room_for_lines_and_takes_any_script() -> None:
+def test_contact_sheet_makes_room_for_lines_and_accepts_any_script() -> None:
     batch = noise_batch(1, 96)
     one, two = (contact_sheet([batch], [[text]]) for text in ("猫", "cat 0.6\n犬 0.4"))
     assert two.height > one.height
 
 
-def test_contact_sheet_takes_batches_of_different_sizes() -> None:
+def test_contact_sheet_accepts_batches_of_different_sizes() -> None:
     small, large = noise_batch(2, 96), noise_batch(1, 224)
     sheet = np.asarray(contact_sheet([small, large], [["", ""], [""]]))
     assert contains(sheet, small[1])
     assert contains(sheet, large[0])
 
 
-def test_contact_sheet_refuses_what_it_cannot_show() -> None:
+def test_contact_sheet_refuses_wrong_arrays_and_captions() -> None:
     with pytest.raises(ValueError, match=r"uint8 \[B, px, px, 3\], got float64 \[1, 8, 8, 3\]"):
         contact_sheet([np.zeros((1, 8, 8, 3))], [[""]])
     with pytest.raises(ValueError, match=r"got uint8 \[1, 3, 8, 8\]"):

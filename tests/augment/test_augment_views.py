@@ -19,7 +19,7 @@ def noise_image(width: int, height: int) -> Image.Image:
 
 
 def two_steps(image: Image.Image, px: int, ratio: float = 0.875) -> np.ndarray:
-    """The usual way: resize the short side, then cut out the centre."""
+    """Resize the short side, then cut out the centre."""
     short = round(px / ratio)
     width, height = (short * side // min(image.size) for side in image.size)
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -28,7 +28,7 @@ def two_steps(image: Image.Image, px: int, ratio: float = 0.875) -> np.ndarray:
 
 
 def assert_equal_within_a_level(view: np.ndarray, expected: np.ndarray, beyond: float = 1e-4) -> None:
-    """Two levels only where both passes' roundings fall on ties, in a share of values below `beyond`."""
+    """Two levels only where both passes' roundings fall on ties, in a proportion of values below `beyond`."""
     difference = abs(view.astype(int) - expected)
     assert difference.max() <= 2
     assert (difference > 1).mean() < beyond
@@ -48,7 +48,7 @@ def test_center_view_follows_its_ratio(ratio: float) -> None:
 
 
 @pytest.mark.parametrize(("px", "resized"), [(224, 256), (320, 366), (380, 434), (448, 512)])
-def test_center_view_resizes_to_the_reports_sizes(px: int, resized: int) -> None:
+def test_center_view_resizes_to_the_papers_sizes(px: int, resized: int) -> None:
     """An image whose short side already has that size is only cut."""
     image = noise_image(resized + 40, resized)
     left, top = 20 + (resized - px) // 2, (resized - px) // 2
@@ -95,28 +95,32 @@ def test_center_view_leaves_the_image_alone_and_can_become_a_tensor() -> None:
     assert image.tobytes() == before
 
 
-def test_report_has_eight_views() -> None:
-    views = named_views("report", [224, 320, 380, 448])
+@pytest.mark.parametrize("name", ["paper", "report"])
+def test_paper_has_eight_views(name: str) -> None:
+    views = named_views(name, [224, 320, 380, 448])
     assert [view.name for view in views] == [
         f"{crop}-{px}" for px in (224, 320, 380, 448) for crop in ("center", "random")
     ]
     assert [view.scale for view in views] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_named_views_are_those_of_their_names() -> None:
     assert [view.name for view in named_views("center", [64, 92])] == ["center-64"]
     assert [view.name for view in named_views("random-92, center-70", [64, 92])] == ["random-92", "center-70"]
 
 
 @pytest.mark.parametrize(
-    ("names", "said"),
+    ("names", "message"),
     [
-        ("reprot", "expected center, report, or names: center-64, random-64"),
-        ("random-70", "belongs to one of the run's test sizes: center-64, random-64, center-92, random-92"),
-        ("center-4", "expected center, report"),
-        ("center-64,center-64", "stands there twice"),
-        ("", "expected center, report"),
+        ("reprot", "expected center, paper, or names: center-64, random-64"),
+        ("random-70", "must have one of the run's test sizes: center-64, random-64, center-92, random-92"),
+        ("center-4", "expected center, paper"),
+        ("center-64,center-64", "is given twice"),
+        ("", "expected center, paper"),
     ],
 )
-def test_wrong_view_is_refused(names: str, said: str) -> None:
-    with pytest.raises(RecipeError, match=re.escape(said)):
+def test_wrong_view_is_refused(names: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
         named_views(names, [64, 92])
 
 
@@ -129,7 +133,7 @@ def test_random_box_is_a_function_of_file_scale_and_seed(width: int, height: int
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
     larger = random_box(3 * width, 3 * height, digest, scale, 0)
-    assert larger == pytest.approx([3 * side for side in box]), "the same box in fractions of the image"
+    assert larger == pytest.approx([3 * side for side in box]), "the same box in fractions of the sides"
 
 
 def test_random_boxes_show_80_to_100_percent_and_differ() -> None:
@@ -139,26 +143,26 @@ def test_random_boxes_show_80_to_100_percent_and_differ() -> None:
         for scale in range(4)
         for seed in (0, 1)
     ]
-    shares = [(right - left) * (bottom - top) / 7200 for left, top, right, bottom in boxes]
-    assert 0.8 <= min(shares) < 0.81
-    assert 0.97 < max(shares) <= 1.0
-    assert len(set(boxes)) > 390, "file, scale and seed each draw another"
+    areas = [(right - left) * (bottom - top) / 7200 for left, top, right, bottom in boxes]
+    assert 0.8 <= min(areas) < 0.81
+    assert 0.97 < max(areas) <= 1.0
+    assert len(set(boxes)) > 390, "each file, scale and seed draws another box"
 
 
 def test_random_view_is_cut_from_the_original() -> None:
     image = noise_image(90, 70)
     (view,) = named_views("random-92", [64, 92])
-    seen = cut_view(image, view, "00000000000000ab", view_seed=3)
+    cut = cut_view(image, view, "00000000000000ab", view_seed=3)
     box = random_box(90, 70, "00000000000000ab", 1, 3)
-    assert np.array_equal(seen, np.asarray(image.resize((92, 92), Image.Resampling.BILINEAR, box=box)))
+    assert np.array_equal(cut, np.asarray(image.resize((92, 92), Image.Resampling.BILINEAR, box=box)))
 
 
 def test_random_views_equal_torchvision_on_real_photographs(fewsight_data: Path) -> None:
-    """Against crop, then resize, on whole pixels; at the box's edge ours may see its neighbours, a cut image none."""
+    """Cropped, then resized, at whole pixels. At the edge of the box ours may read the pixels beside it."""
     functional = pytest.importorskip("torchvision.transforms.v2.functional")
     for path in sorted((fewsight_data / "imagenet-256").glob("*.JPEG"))[::50]:
         image = Image.open(path).convert("RGB")
-        for view in named_views("report", [224, 320, 380, 448])[1::2]:
+        for view in named_views("paper", [224, 320, 380, 448])[1::2]:
             box = random_box(*image.size, "0123456789abcdef", view.scale, 0)
             left, top, right, bottom = (round(side) for side in box)
             ours = np.asarray(

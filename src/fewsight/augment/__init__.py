@@ -1,7 +1,8 @@
-"""What happens to an image between decoding and the model, in the report's order.
+"""Augmentation of training images, in the paper's order, and test-time views.
 
-Everything that happens to one image draws from its own stream (`fewsight.machine.rng.image_stream`), CutMix from the
-batch's (`fewsight.machine.rng.batch_stream`), so the number of workers and the order of work change nothing.
+The random numbers of an image come from its own stream (`fewsight.machine.rng.image_stream`) and those of CutMix from
+the batch's (`fewsight.machine.rng.batch_stream`), so the results depend neither on the number of workers nor on the
+order of work.
 """
 
 from collections.abc import Iterable
@@ -39,7 +40,7 @@ __all__ = [
 
 
 class AugmentSettings(PolicySettings, Protocol):
-    """What `augment_images` reads from a recipe's `[augment]`."""
+    """The settings in a recipe's `[augment]` that `augment_images` reads."""
 
     @property
     def train_px(self) -> int: ...
@@ -56,14 +57,14 @@ class AugmentSettings(PolicySettings, Protocol):
 def augment_images(
     images: Iterable[np.ndarray], augment: AugmentSettings, streams: Iterable[np.random.Generator]
 ) -> np.ndarray:
-    """Random resized crop, flip, policy: steps 1 to 3 of the report, section III.A.
+    """Random resized crop, flip, policy: steps 1 to 3 in section III.A of the paper.
 
-    What happens to an image does not depend on the others.
+    The result for an image does not depend on the other images.
 
     Args:
         images: uint8 [H, W, 3] each, any sizes; they are not changed.
         augment: the recipe's `[augment]`; `policy` is a key of `POLICIES`.
-        streams: each image's own, `image_stream(seed, epoch, index)`.
+        streams: the random stream of each image, `image_stream(seed, epoch, index)`.
 
     Returns:
         uint8 [n, 3, train_px, train_px], not normalised.
@@ -72,7 +73,7 @@ def augment_images(
         KeyError: `policy` is not in `POLICIES`.
     """
     sources, generators, policy = list(images), list(streams), POLICIES[augment.policy]
-    # all draws of a kind, then all work of a kind: code that runs again and again is faster than code in turns
+    # one step for the whole batch, then the next: calling the same code repeatedly is faster than alternating
     boxes = [
         draw_crop(rng, image.shape[1], image.shape[0], area=augment.crop_area, aspect=augment.crop_aspect)
         for image, rng in zip(sources, generators, strict=True)

@@ -1,4 +1,4 @@
-"""Random resized crop and horizontal flip: steps 1 and 2 of the report's augmentation."""
+"""Random resized crop and horizontal flip: steps 1 and 2 of the paper's augmentation."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 CROP_TRIES = 10
-SMALL_PX = 48  # a side below which whole pixels would be too coarse for a box to begin at
+SMALL_PX = 48  # with a shorter side, rounding a box's corner to whole pixels would be too coarse
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
@@ -21,21 +21,21 @@ def draw_crop(
 ) -> Box:
     """Draw a crop box: area uniform, aspect log-uniform, position uniform.
 
-    Up to ten draws of (area, aspect); one whose box does not fit is dropped. After ten, the largest central
-    box whose aspect is allowed. The box keeps its fractions of a pixel (the usual code rounds it): in an
-    image of 64 or of 8 pixels the rounding would distort both distributions and leave few distinct boxes.
+    Area and aspect are drawn up to ten times, until the box fits into the image; after that the box is the largest
+    central one within the range of aspects. Its corners are not rounded to whole pixels, as they are in torchvision:
+    in an image of 64 or 8 pixels, rounding would distort both distributions and leave few distinct boxes.
 
     Args:
-        rng: the image's own stream.
-        width: of the image, in pixels.
-        height: of the image, in pixels.
-        area: range of the box's share of the image.
+        rng: the image's random stream.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
+        area: range of the area of the box, as a proportion of the image's.
         aspect: range of width / height of the box.
 
     Returns:
         (left, top, right, bottom) in pixels, within the image.
 
-    Source: Szegedy et al., arXiv 1409.4842, section 6; the report, section III.A, step 1.
+    Source: Szegedy et al., arXiv 1409.4842, section 6; the paper, section III.A, step 1.
     """
     log_low, log_high = math.log(aspect[0]), math.log(aspect[1])
     for _ in range(CROP_TRIES):
@@ -45,7 +45,7 @@ def draw_crop(
         if box_width <= width and box_height <= height:
             left = rng.random() * (width - box_width)
             top = rng.random() * (height - box_height)
-            # min: left + box_width may pass the edge by one rounding error, which PIL refuses
+            # left + box_width may exceed the width by a rounding error, and PIL refuses such a box
             return left, top, min(left + box_width, width), min(top + box_height, height)
     box_width = min(width, height * aspect[1])
     box_height = min(height, width / aspect[0])
@@ -58,40 +58,42 @@ def resize_boxes(images: Sequence[np.ndarray], boxes: Sequence[Box], px: int) ->
 
     Args:
         images: uint8 [H, W, 3] each, any sizes from 1x1 up; they are not changed.
-        boxes: (left, top, right, bottom) in pixels, as drawn. The sides keep their fractions; in an image that is not
-            below `SMALL_PX` a box begins at the nearest whole pixel.
+        boxes: (left, top, right, bottom) in pixels, as drawn. In an image whose shorter side is at least `SMALL_PX`,
+            left and top are rounded to whole pixels; width and height never are.
         px: side of the results in pixels.
 
     Returns:
         uint8 [n, 3, px, px].
     """
-    import torch  # here: the views of an image need none
+    import torch  # imported here: test-time views do not need it
 
-    # one kind of work after the other: code that runs again and again is faster than code in turns
+    # one step for the whole batch, then the next: calling the same code repeatedly is faster than alternating
     cuts = [_cut(pixels, box, px) for pixels, box in zip(images, boxes, strict=True)]
-    places = [place for place, (_, _, by_torch) in enumerate(cuts) if by_torch]
-    # the batch's axis first: with the step that it then has, torch knows channels-last order, and copies nothing
-    tensors = [torch.from_numpy(cuts[place][0])[None].permute(0, 3, 1, 2) for place in places]
-    sides = [cuts[place][1][2:] for place in places]
-    # torch's kernel for bytes: on x86 four times as fast as Pillow's, from which it differs by a level at most
+    indices = [index for index, (_, _, by_torch) in enumerate(cuts) if by_torch]
+    # a batch axis added before the permutation has strides that torch recognises as channels-last, so it copies nothing
+    tensors = [torch.from_numpy(cuts[index][0])[None].permute(0, 3, 1, 2) for index in indices]
+    sides = [cuts[index][1][2:] for index in indices]
+    # torch's uint8 kernel is four times as fast as Pillow's on x86; their results differ by one level at most
     resize = torch.ops.aten._upsample_bilinear2d_aa.default
     resized = [
         resize(tensor, [px, px], False, px / height, px / width)
         for tensor, (width, height) in zip(tensors, sides, strict=True)
     ]
     result = np.empty((len(cuts), 3, px, px), np.uint8)
-    for place, one in zip(places, resized, strict=True):
-        result[place] = one.numpy()[0]
-    for place, (pixels, box, by_torch) in enumerate(cuts):
+    for index, tensor in zip(indices, resized, strict=True):
+        result[index] = tensor.numpy()[0]
+    for index, (pixels, box, by_torch) in enumerate(cuts):
         if not by_torch:
             image = Image.fromarray(np.ascontiguousarray(pixels))
-            result[place] = np.asarray(image.resize((px, px), Image.Resampling.BILINEAR, box=box)).transpose(2, 0, 1)
+            result[index] = np.asarray(image.resize((px, px), Image.Resampling.BILINEAR, box=box)).transpose(2, 0, 1)
     return result
 
 
 def _cut(pixels: np.ndarray, box: Box, px: int) -> tuple[np.ndarray, Box, bool]:
-    """Whole pixels around a box, the box in them, and whether torch can resize it: it takes no offset with fractions,
-    and leaves a side alone that has `px` whole pixels."""
+    """The whole pixels around a box, the box relative to them, and whether torch can resize it.
+
+    torch's kernel takes no fractional offset, and would not resample a side that has exactly `px` pixels.
+    """
     if min(pixels.shape[:2]) < SMALL_PX:
         return pixels, box, False
     left, top, right, bottom = box
@@ -101,9 +103,14 @@ def _cut(pixels: np.ndarray, box: Box, px: int) -> tuple[np.ndarray, Box, bool]:
     return cut, (0.0, 0.0, width, height), px not in cut.shape[:2]
 
 
-def flip(images: np.ndarray, those: np.ndarray) -> None:
-    """Mirror those of the images [n, 3, H, W] left and right, in place; `those` are n truth values."""
+def flip(images: np.ndarray, mask: np.ndarray) -> None:
+    """Mirror images left to right, in place.
+
+    Args:
+        images: uint8 [n, 3, H, W].
+        mask: bool [n], which of them to mirror.
+    """
     import torch
 
-    mirrored = torch.from_numpy(images[those]).flip(3)  # NumPy would go through them byte by byte
-    images[those] = mirrored.numpy()
+    mirrored = torch.from_numpy(images[mask]).flip(3)  # NumPy would copy byte by byte
+    images[mask] = mirrored.numpy()

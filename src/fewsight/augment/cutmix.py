@@ -1,4 +1,4 @@
-"""CutMix: step 5 of the report's augmentation, drawn once per batch and applied after normalisation."""
+"""CutMix: step 5 of the paper's augmentation, drawn once per batch and applied after normalisation."""
 
 import math
 from dataclasses import dataclass
@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:  # the views of an image need no torch
+if TYPE_CHECKING:  # test-time views do not need torch
     from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Mix:
-    """One CutMix draw for a whole batch.
+    """A CutMix draw for a whole batch.
 
     Attributes:
         permutation: int64 [B]; image i receives the box from image permutation[i].
         box: (top, left, height, width) in pixels, within the image; it may be empty.
-        lam: share of each image that stays its own, 1 - height * width / (H * W).
+        lam: λ, the proportion of each image that is kept: 1 - height * width / (H * W).
     """
 
     permutation: np.ndarray
@@ -36,20 +36,19 @@ def draw_cutmix(
 ) -> Mix | None:
     """Draw, with probability `prob`, one box and one pairing for the whole batch.
 
-    λ ~ Beta(alpha, alpha); the box has sides sqrt(1 - λ) of the image's (whole pixels, rounded down), its
-    centre is uniform over the pixels, and what lies outside the image is cut off. λ is then recomputed from
-    what is left of the box.
+    λ ~ Beta(alpha, alpha); the box has sides sqrt(1 - λ) of the image's (whole pixels, rounded down), its centre is
+    uniform over the pixels, and it is clipped to the image. λ is then recomputed from the clipped box.
 
     Args:
-        rng: the batch's own stream, `batch_stream(seed, epoch, step)`.
-        batch_size: of the global batch, before it is cut into group.
-        height: of the images, in pixels.
-        width: of the images, in pixels.
+        rng: the batch's random stream, `batch_stream(seed, epoch, step)`.
+        batch_size: size of the global batch, before it is split among processes.
+        height: height of the images in pixels.
+        width: width of the images in pixels.
         prob: probability that the batch is mixed.
         alpha: both parameters of the Beta distribution, above 0.
 
     Returns:
-        A `Mix`, or None for a batch that stays as it is.
+        A `Mix`, or None for a batch that is left as it is.
 
     Source: Yun et al., arXiv 1905.04899, algorithm A1.
     """
@@ -71,15 +70,15 @@ def paste(images: "Tensor", others: "Tensor", partners: np.ndarray, box: tuple[i
 
     Args:
         images: [B, C, H, W], any dtype and memory format, on any device; not changed.
-        others: [N, C, H, W], where the partners stand; `images` themselves, or more.
-        partners: int64 [B].
+        others: [N, C, H, W], the images that `partners` indexes: `images` themselves, or the global batch.
+        partners: int64 [B], for each image the index of its partner in `others`.
         box: (top, left, height, width) in pixels.
 
     Returns:
         [B, C, H, W] in the memory format of `images`.
 
     Raises:
-        ValueError: there is not a partner for each image.
+        ValueError: `partners` does not have one index for each image.
     """
     if len(partners) != len(images):
         raise ValueError(f"CutMix drawn for {len(partners)} images, got a batch of {len(images)}")

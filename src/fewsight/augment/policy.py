@@ -1,6 +1,6 @@
-"""Policies: what AutoAugment's ImageNet policy and TrivialAugment draw for an image.
+"""Augmentation policies: which operations AutoAugment's ImageNet policy and TrivialAugment draw for an image.
 
-The AutoAugment policy was searched with ImageNet labels (Tiny ImageNet is ImageNet too); TrivialAugment and
+The AutoAugment policy was searched with ImageNet labels, and Tiny ImageNet is a subset of ImageNet; TrivialAugment and
 "none" need no search.
 """
 
@@ -14,8 +14,8 @@ from fewsight.augment.operations import Step
 Entry = tuple[str, float, int]  # operation, probability, index of its magnitude
 
 # Source: Cubuk et al., arXiv 1805.09501, table 9, in the order of DeepVoltaire/AutoAugment `ImageNetPolicy`.
-# 25 entries, 20 of them distinct; the 25th repeats the 3rd, and that repository's text, which the report
-# quotes, still counts 24.
+# There are 25 entries, 20 of them distinct; the 25th repeats the 3rd, and that repository's text, which the paper
+# quotes, counts 24.
 SUB_POLICIES: tuple[tuple[Entry, Entry], ...] = (
     (("posterize", 0.4, 8), ("rotate", 0.6, 9)),
     (("solarize", 0.6, 5), ("autocontrast", 0.6, 5)),
@@ -45,7 +45,7 @@ SUB_POLICIES: tuple[tuple[Entry, Entry], ...] = (
 )
 
 # Range of each operation's magnitude over the ten indices: shear as a slope, rotate in degrees, the four
-# enhancements as a distance from factor 1, posterize in bits kept, solarize as a threshold.
+# enhancements as a difference from factor 1, posterize in bits kept, solarize as a threshold.
 AUTOAUGMENT_RANGES: dict[str, tuple[float, float]] = {
     "shear_x": (0.0, 0.3),
     "shear_y": (0.0, 0.3),
@@ -62,7 +62,7 @@ AUTOAUGMENT_RANGES: dict[str, tuple[float, float]] = {
 }
 
 # Source: Müller and Hutter, arXiv 2103.10158, the "wide" space: 14 operations, 31 strengths, translation in
-# pixels. The enhancements are written as 1 ± m like AutoAugment's.
+# pixels. The enhancements have factor 1 ± magnitude, as in AutoAugment.
 TRIVIALAUGMENT_RANGES: dict[str, tuple[float, float]] = {
     "identity": (0.0, 0.0),
     "shear_x": (0.0, 0.99),
@@ -96,7 +96,7 @@ SIGNED = frozenset(
 
 
 def _magnitudes(ranges: dict[str, tuple[float, float]], num_levels: int) -> dict[str, tuple[float, ...]]:
-    """Evenly spaced magnitudes of every operation; whole bits for posterize, whole pixels for translation."""
+    """Evenly spaced magnitudes for every operation; whole bits for posterize, whole pixels for translation."""
     table = {name: np.linspace(low, high, num_levels) for name, (low, high) in ranges.items()}
     table["posterize"] = np.round(table["posterize"])
     for name in table.keys() & {"translate_x", "translate_y"}:
@@ -109,17 +109,20 @@ TRIVIALAUGMENT_MAGNITUDES = _magnitudes(TRIVIALAUGMENT_RANGES, 31)
 
 
 def draw_autoaugment(rng: np.random.Generator, *, num_policies: int = 24, rotate_signed: bool = True) -> list[Step]:
-    """One of the first `num_policies` sub-policies, drawn uniformly: zero, one or two (operation, signed magnitude).
+    """Draw one of the first `num_policies` sub-policies uniformly, then which of its two operations to apply.
 
     Args:
-        rng: the image's own stream; always five uniforms are taken from it.
+        rng: the image's random stream, from which five uniforms are always taken.
         num_policies: 1 to 25.
-        rotate_signed: False turns counterclockwise only, as the public code did in mid-2020.
+        rotate_signed: False rotates counterclockwise only, as the public code did in mid-2020.
+
+    Returns:
+        Zero, one or two (operation, signed magnitude).
 
     Raises:
         ValueError: `num_policies` is outside 1..25.
 
-    Source: Cubuk et al., arXiv 1805.09501; the report, section III.A, step 3.
+    Source: Cubuk et al., arXiv 1805.09501; the paper, section III.A, step 3.
     """
     if not 1 <= num_policies <= len(SUB_POLICIES):
         raise ValueError(f"num_policies is {num_policies}; it must be 1 to {len(SUB_POLICIES)}")
@@ -135,10 +138,13 @@ def draw_autoaugment(rng: np.random.Generator, *, num_policies: int = 24, rotate
 
 
 def draw_trivialaugment(rng: np.random.Generator) -> Step:
-    """One operation of the wide space at one strength, both drawn uniformly; nothing was searched.
+    """Draw one operation of the wide space and its strength, both uniformly.
 
     Args:
-        rng: the image's own stream; always three uniforms are taken from it.
+        rng: the image's random stream, from which three uniforms are always taken.
+
+    Returns:
+        (operation, signed magnitude).
 
     Source: Müller and Hutter, arXiv 2103.10158.
     """
@@ -150,7 +156,7 @@ def draw_trivialaugment(rng: np.random.Generator) -> Step:
 
 
 class PolicySettings(Protocol):
-    """What a policy reads from a recipe's `[augment]`."""
+    """The settings in a recipe's `[augment]` that policies read."""
 
     @property
     def num_policies(self) -> int: ...

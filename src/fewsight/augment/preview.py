@@ -1,4 +1,4 @@
-"""A contact sheet of augmented batches: what `fewsight train --preview N` shows."""
+"""The contact sheet of augmented batches that `fewsight train --preview N` writes."""
 
 from collections.abc import Sequence
 
@@ -13,18 +13,18 @@ COLUMNS = 8
 def contact_sheet(batches: Sequence[np.ndarray], captions: Sequence[Sequence[str]]) -> Image.Image:
     """Draw batches of images as a grid, a caption under each tile; a new batch begins a new row.
 
-    Tiles below 96 px are enlarged by a whole factor with nearest resampling, so that every pixel stays
-    visible. A caption that is wider than its tile is cut.
+    Tiles below 96 px are enlarged by a whole factor with nearest-neighbour resampling, so that every pixel stays
+    visible. A caption that is wider than its tile is truncated.
 
     Args:
         batches: uint8 arrays [B, px, px, 3]; B and px may differ between them.
         captions: one sequence per batch with one short string per image; it may contain line breaks.
 
     Returns:
-        An RGB image, white where there is no tile.
+        An RGB image with a white background.
 
     Raises:
-        ValueError: no image at all, an array of another shape or type, or not one caption per image.
+        ValueError: there is no image, an array has another shape or type, or the captions are not one per image.
     """
     _check(batches, captions)
     font = ImageFont.load_default()
@@ -80,7 +80,7 @@ def _line_px(font: Font) -> int:
 def _fit(text: str, font: Font, width_px: int) -> str:
     """The longest beginning of `text` that is no wider than `width_px`."""
     if not isinstance(font, ImageFont.FreeTypeFont):
-        # Pillow without FreeType has a bitmap font that knows Latin-1 only
+        # Pillow without FreeType falls back to a bitmap font with Latin-1 characters only
         text = text.encode("latin-1", "replace").decode("latin-1")
     while text and font.getlength(text) > width_px:
         text = text[:-1]

@@ -1,4 +1,4 @@
-"""Test-time views of one image, each cut from the original: four scales x two crops in the report."""
+"""Test-time views of an image, each cut from the original: in the paper, two crops at four scales."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -11,70 +11,81 @@ from fewsight.augment.crop import draw_crop
 from fewsight.errors import RecipeError
 from fewsight.machine.rng import VIEW, stream
 
-RANDOM_AREA = (0.8, 1.0)  # share of the image that a random view shows (the report, section III.B)
+RANDOM_AREA = (0.8, 1.0)  # proportion of the image that a random view shows (the paper, section III.B)
 RANDOM_ASPECT = (3 / 4, 4 / 3)
-PLAIN = "-noflip"  # ends the name of a view without its flipped twin
-NAME = re.compile(rf"([a-z]+)-([0-9]{{1,4}})({PLAIN})?")
+NO_FLIP = "-noflip"  # ends the name of a view whose mirrored view is not averaged in
+NAME = re.compile(rf"([a-z]+)-([0-9]{{1,4}})({NO_FLIP})?")
+PAPER = ("paper", "report")  # names of the paper's views; "report" is an alias
+MIN_PX, MAX_PX = 8, 4096  # side of a view
 
 
 @dataclass(frozen=True)
 class View:
-    """One way to look at an image; the flipped twin is averaged in where the recipe flips."""
+    """One way to cut an image.
 
-    crop: str  # a name in CROPS
+    Attributes:
+        crop: a name in `CROPS`.
+        px: side of the view in pixels.
+        scale: index of `px` among the run's test sizes, -1 if it is none of them. The box of a random crop depends on
+            the scale, not on `px`.
+        flip: whether the mirrored view's probabilities are averaged in; a run whose recipe never flips ignores it.
+    """
+
+    crop: str
     px: int
-    scale: int  # place of `px` among the test sizes: it, not the size, draws the random crop
+    scale: int
     flip: bool = True
 
     @property
     def name(self) -> str:
         """`center-224`, `random-320`, `center-224-noflip`."""
-        return f"{self.cut}{'' if self.flip else PLAIN}"
+        return f"{self.cut}{'' if self.flip else NO_FLIP}"
 
     @property
     def cut(self) -> str:
-        """What is cut from the image, flipped or not: `center-224`."""
+        """The pixels that are cut from the image, mirrored or not: `center-224`."""
         return f"{self.crop}-{self.px}"
 
 
 def named_views(text: str, test_px: Sequence[int]) -> tuple[View, ...]:
-    """The views that `--views` asks for.
+    """Parse the value of `--views`.
 
     Args:
-        text: "center" (the first test size alone), "report" (every test size, both crops) or names such as
-            "center-64,random-92,center-64-noflip". A centre view may have any size; random ones those of `test_px`.
-        test_px: the recipe's test sizes.
+        text: "center" (the first test size alone), "paper" (every test size, both crops; "report" means the same) or
+            names such as "center-64,random-92,center-64-noflip". A centre view may have any size; a random view has
+            one of `test_px`.
+        test_px: the run's test sizes.
 
     Raises:
-        RecipeError: a name that is no view, or one twice.
+        RecipeError: a name is not the name of a view, or is given twice.
     """
     if text == "center":
         return (View("center", test_px[0], 0),)
-    if text == "report":
+    if text in PAPER:
         return tuple(View(crop, px, scale) for scale, px in enumerate(test_px) for crop in ("center", "random"))
     names = [name.strip() for name in text.split(",")]
     if len(set(names)) < len(names):
-        raise RecipeError(f"--views {text}: a view stands there twice")
+        raise RecipeError(f"--views {text}: a view is given twice")
     return tuple(_named_view(name, test_px) for name in names)
 
 
 def is_view_name(name: str) -> bool:
-    """Whether a view could be called so: a crop of `CROPS` and a size, such as `center-64-noflip`."""
-    found = NAME.fullmatch(name)
-    return found is not None and found[1] in CROPS
+    """Whether `name` has the form of a view's name: a crop of `CROPS` and a size, such as `center-64-noflip`."""
+    match = NAME.fullmatch(name)
+    return match is not None and match[1] in CROPS
 
 
 def _named_view(name: str, test_px: Sequence[int]) -> View:
-    known = ", ".join(view.name for view in named_views("report", test_px))
-    found = NAME.fullmatch(name) if is_view_name(name) else None
-    if found is None or not 8 <= int(found[2]) <= 4096:
-        raise RecipeError(f"--views {name}: expected center, report, or names: {known}")
-    px, flip = int(found[2]), found[3] is None
-    if found[1] == "center":
+    valid_names = ", ".join(view.name for view in named_views("paper", test_px))
+    match = NAME.fullmatch(name) if is_view_name(name) else None
+    if match is None or not MIN_PX <= int(match[2]) <= MAX_PX:
+        raise RecipeError(f"--views {name}: expected center, paper, or names: {valid_names}")
+    crop, px, flip = match[1], int(match[2]), match[3] is None
+    if crop == "center":
         return View("center", px, test_px.index(px) if px in test_px else -1, flip)
     if px not in test_px:
-        raise RecipeError(f"--views {name}: a {found[1]} crop belongs to one of the run's test sizes: {known}")
-    return View(found[1], px, test_px.index(px), flip)
+        raise RecipeError(f"--views {name}: a {crop} crop must have one of the run's test sizes: {valid_names}")
+    return View(crop, px, test_px.index(px), flip)
 
 
 def cut_view(image: Image.Image, view: View, digest: str, *, view_seed: int, ratio: float = 0.875) -> np.ndarray:
@@ -82,8 +93,10 @@ def cut_view(image: Image.Image, view: View, digest: str, *, view_seed: int, rat
 
     Args:
         image: RGB and upright, any size; it is not changed.
-        digest: 64 bits of the file's BLAKE2b in hexadecimal: every model and every batch size sees the same box.
-        ratio: of the centre crop.
+        digest: 64 bits of the file's BLAKE2b in hexadecimal. The random crop depends on it, so that every model sees
+            the same box, at every batch size.
+        view_seed: seed of the random crops.
+        ratio: proportion of the short side that the centre crop shows.
     """
     return CROPS[view.crop](image, view, digest, view_seed, ratio)
 
@@ -104,10 +117,10 @@ CROPS: dict[str, Crop] = {"center": _center, "random": _random}
 def random_box(width: int, height: int, digest: str, scale: int, view_seed: int) -> tuple[float, float, float, float]:
     """The random crop of a file at a scale, (left, top, right, bottom) in pixels: area 80-100 %, aspect 3/4 to 4/3.
 
-    A function of (view seed, digest, scale) and the image's shape: in fractions of the image it is the same at
-    every size.
+    A function of the view seed, the digest, the scale and the image's aspect ratio: in fractions of the sides, the box
+    is the same at every resolution of an image.
 
-    Source: the report, section III.B; the range of aspects is our choice.
+    Source: the paper, section III.B; the range of aspects is our choice.
     """
     rng = stream(view_seed, VIEW, scale, int(digest, 16))
     return draw_crop(rng, width, height, area=RANDOM_AREA, aspect=RANDOM_ASPECT)
@@ -116,20 +129,20 @@ def random_box(width: int, height: int, digest: str, scale: int, view_seed: int)
 def center_view(image: Image.Image, px: int, *, ratio: float = 0.875) -> np.ndarray:
     """Resize the short side to round(px / ratio), then cut out the central px x px.
 
-    Both in one resampling of the central box (bilinear, antialiased), so that a 1 x 500 image never becomes
-    a long strip. Sizes and offsets are rounded as in the two steps; values differ by one level in up to a fifth of
-    the places (of upright images; of wide ones in 1 %), and by two, where two roundings meet, in one in a million.
-    At the default ratio 224, 320, 380 and 448 come from 256, 366, 434 and 512 pixels.
+    Both steps are one resampling of the central box (bilinear, antialiased), so that a 1 x 500 image is never
+    enlarged to a long strip. Sizes and offsets are rounded as in the two steps. Compared with them, up to a fifth of
+    the values of upright images (1 % of wide ones) differ by one level, and one in a million by two, where both passes
+    round up. At the default ratio 224, 320, 380 and 448 px come from 256, 366, 434 and 512 px.
 
     Args:
         image: RGB, any size from 1x1 up; it is not changed.
         px: side of the view in pixels.
-        ratio: share of the short side that the view shows.
+        ratio: proportion of the short side that the view shows.
 
     Returns:
         uint8 [px, px, 3].
 
-    Source: He et al., arXiv 1512.03385, section 3.4 (256 to 224); the report, section III.B.
+    Source: He et al., arXiv 1512.03385, section 3.4 (256 to 224); the paper, section III.B.
     """
     short = min(image.size)
     resized = max(px, round(px / ratio))
