@@ -1,4 +1,4 @@
-"""A service on a port of its own, in a thread of this process."""
+"""A service on a free port, in a thread of this process."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ Files = list[tuple[str, tuple[str, bytes]]]
 
 @dataclass(frozen=True)
 class Running:
-    """Where it answers, and its inside."""
+    """A running service: its URL, its internals, and a client."""
 
     address: str
     service: Service
@@ -37,7 +37,7 @@ class Running:
 def running(
     run: Path, limits: Limits | None = None, token: str | None = None, views: str | None = None
 ) -> Iterator[Running]:
-    """Inside the block a run is served."""
+    """Serve a run until the block ends."""
     app, started = build_app(fewsight.load(run, views), limits, token), threading.Event()
     listening = listen("127.0.0.1", 0)
     server = Server(app, limits or Limits(), started.set)
@@ -54,7 +54,9 @@ def running(
         thread.join(60)
         listening.close()
         assert not thread.is_alive(), "the service does not end"
-        assert app.state.service.waiting == app.state.service.room.taken == 0, "what was taken is given back"
+        assert app.state.service.num_waiting == app.state.service.budget.used_bytes == 0, (
+            "every reservation is given back"
+        )
         assert not app.state.service.batcher.alive
 
 

@@ -1,4 +1,4 @@
-"""The service: the answers of `predict`, whoever asks beside; every limit with its status; nobody from elsewhere."""
+"""The service: the same answers as `predict`, also under load; every limit and its status; access control."""
 
 import contextlib
 import csv
@@ -35,17 +35,17 @@ from services import TOKEN, Running, picture, running, upload
 
 @pytest.fixture(scope="module")
 def served(tiny_run: Path) -> Iterator[Running]:
-    with running(tiny_run) as one:
-        yield one
+    with running(tiny_run) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def both(tiny_run: Path, digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ensemble of two runs of unequal weights."""
-    place = tmp_path_factory.mktemp("both")
-    fewsight.train(digit_images, place / "o", recipe="digits", overrides=[*TINY, "run.seed=3", "eval.test_px=[16,24]"])
-    make_ensemble([str(tiny_run), str(place / "o")], place / "both", weights="1,3")
-    return place / "both"
+    folder = tmp_path_factory.mktemp("both")
+    fewsight.train(digit_images, folder / "o", recipe="digits", overrides=[*TINY, "run.seed=3", "eval.test_px=[16,24]"])
+    make_ensemble([str(tiny_run), str(folder / "o")], folder / "both", weights="1,3")
+    return folder / "both"
 
 
 def predicted(command: Command, run: Path, target: Path, *arguments: object) -> list[dict[str, str]]:
@@ -55,12 +55,12 @@ def predicted(command: Command, run: Path, target: Path, *arguments: object) -> 
 
 
 def assert_same(result: dict[str, Any], row: dict[str, str]) -> None:
-    """A result of the API and a row of `predict`."""
+    """A result of the API equals a row of `predict`."""
     assert (result["label"] or "") == row["label"]
-    for number, one in enumerate(result["top"], start=1):
-        column = "" if number == 1 else str(number)
-        assert one["label"] == row[f"label{column}"]
-        assert one["prob"] == pytest.approx(float(row[f"prob{column}"]), abs=1e-5)
+    for rank, entry in enumerate(result["top"], start=1):
+        column = "" if rank == 1 else str(rank)
+        assert entry["label"] == row[f"label{column}"]
+        assert entry["prob"] == pytest.approx(float(row[f"prob{column}"]), abs=1e-5)
     if result["none_of_these"] is not None:
         assert str(result["none_of_these"]).lower() == row["none_of_these"]
 
@@ -79,11 +79,11 @@ def test_answers_are_those_of_predict(
         command("evaluate", run, digit_images, "--split", "val", "--views", "report")
         assert command("scores", "calibrate", run, "--coverage", 0.6).code == 0
     files = sorted(digit_images.glob("test/*/*.png"))
-    asked = ["--views", views] if views else []
-    rows = predicted(command, run, tmp_path / "rows.csv", *files, *asked)
-    with running(run, views=views) as one:
-        results = one.predict(upload(*files), top_k=3).json()["results"]
-        alone = one.predict(upload(files[3]), top_k=3).json()["results"]
+    options = ["--views", views] if views else []
+    rows = predicted(command, run, tmp_path / "rows.csv", *files, *options)
+    with running(run, views=views) as server:
+        results = server.predict(upload(*files), top_k=3).json()["results"]
+        alone = server.predict(upload(files[3]), top_k=3).json()["results"]
     assert [result["path"] for result in results] == [file.name for file in files]
     for result, row in zip(results, rows, strict=True):
         assert_same(result, row)
@@ -104,23 +104,23 @@ def test_many_clients_get_their_own_answers(served: Running, digit_images: Path,
     assert max(number for number, count in enumerate(served.service.counters.batches.counts) if count) > 0, "shared"
 
 
-def test_file_that_is_no_image_has_its_error_beside_the_others(served: Running, digit_images: Path) -> None:
+def test_file_that_is_no_image_has_an_error_and_the_others_their_result(served: Running, digit_images: Path) -> None:
     good = upload(next(digit_images.glob("test/two/*.png")))
     answer = served.predict([("files", ("no.png", b"no image")), *good, ("files", ("empty.png", b""))])
     assert answer.status_code == 200
     first, second, third = answer.json()["results"]
     assert first | {"error": None} == {
         "path": "no.png", "label": None, "prob": None, "top": [], "none_of_these": None, "error": None}  # fmt: skip
-    assert re.match("not an image of a kind that is read", first["error"])
+    assert re.match("not an image of a supported format", first["error"])
     assert third["error"] == "empty file (0 bytes)"
     assert (second["error"], len(second["top"])) == (None, 3)
     assert second == served.predict(good).json()["results"][0] | {"prob": second["prob"], "top": second["top"]}
 
 
 @pytest.mark.parametrize(
-    ("files", "status", "said"),
+    ("files", "status", "expected"),
     [
-        ([b"no image"], 415, "not an image of a kind that is read"),
+        ([b"no image"], 415, "not an image of a supported format"),
         ([b"no image", b"<svg/>"], 415, "none of the 2 files could be read; the first: not an image"),
         ([b""], 422, "empty file"),
         ([picture(64, 64)[:2000]], 422, "cannot be decoded"),
@@ -129,22 +129,22 @@ def test_file_that_is_no_image_has_its_error_beside_the_others(served: Running, 
         ([b"no image", picture(3000, 400)], 422, "none of the 2 files"),
     ],
 )
-def test_status_says_why_no_file_could_be_read(files: list[bytes], status: int, said: str, tiny_run: Path) -> None:
-    with running(tiny_run, Limits(max_pixels=10**6)) as one:
-        answer = one.predict([("files", (f"{number}.png", data)) for number, data in enumerate(files)])
+def test_status_says_why_no_file_could_be_read(files: list[bytes], status: int, expected: str, tiny_run: Path) -> None:
+    with running(tiny_run, Limits(max_pixels=10**6)) as server:
+        answer = server.predict([("files", (f"{number}.png", data)) for number, data in enumerate(files)])
     assert answer.status_code == status
-    assert said in answer.json()["error"]
+    assert expected in answer.json()["error"]
     assert len(answer.json()["results"]) == len(files)
 
 
-def test_details_say_what_views_and_members_say_and_where_they_looked(
+def test_details_have_each_views_and_members_prediction_and_activation_maps(
     both: Path, digit_images: Path, tmp_path: Path
 ) -> None:
     file = next(digit_images.glob("test/two/*.png"))
-    with running(both) as one:
-        (result,) = one.predict(upload(file), details=True).json()["results"]
-        assert "details" not in one.predict(upload(file)).json()["results"][0]
-        about = one.client.get("/api/model").json()
+    with running(both) as server:
+        (result,) = server.predict(upload(file), details=True).json()["results"]
+        assert "details" not in server.predict(upload(file)).json()["results"][0]
+        about = server.client.get("/api/model").json()
     details = result["details"]
     assert about["members"] == [member["member"] for member in details["members"]] == ["tiny", "o"]
     alone = [fewsight.load(run).predict([file]) for run in sorted(both.glob("runs/*"))]
@@ -156,15 +156,15 @@ def test_details_say_what_views_and_members_say_and_where_they_looked(
     tiny = next(member for member in details["members"] if member["member"] == "tiny")
     whole = fewsight.load(both / "runs" / "tiny", "report").predict([file])
     assert tiny["prob"] == pytest.approx(whole.top(1)[0][0][1], abs=1e-5)
-    for seen in details["activations"]:
-        assert seen["picture"].startswith("data:image/jpeg;base64,")
-        assert seen["view"].startswith("center-")
-        assert np.array(seen["map"]).ndim == 2
-    assert [seen["member"] for seen in details["activations"]] == ["tiny", "o"]
+    for activation in details["activations"]:
+        assert activation["picture"].startswith("data:image/jpeg;base64,")
+        assert activation["view"].startswith("center-")
+        assert np.array(activation["map"]).ndim == 2
+    assert [activation["member"] for activation in details["activations"]] == ["tiny", "o"]
 
 
 @pytest.mark.parametrize("name", [*(name for name in BACKBONES if "101" not in name), "timm:resnet18"])
-def test_activation_map_is_all_that_the_logit_is_made_of(name: str) -> None:
+def test_activation_map_averages_to_the_logit_above_the_mean(name: str) -> None:
     torch.manual_seed(0)
     model = build_model(name, 5, **({} if ":" in name else {"stem": "small", "width": 0.125})).eval()
     images, classes = torch.rand(2, 3, 32, 32), torch.tensor([3, 1])
@@ -177,20 +177,20 @@ def test_activation_map_is_all_that_the_logit_is_made_of(name: str) -> None:
     torch.testing.assert_close(maps.mean((1, 2)), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_model_without_such_a_map_has_none() -> None:
+def test_model_without_an_activation_map_is_refused() -> None:
     model = build_model("timm:mobilenetv3_small_050", 5).eval()
     with torch.inference_mode(), pytest.raises(RunError, match="between its feature map and the head"):
         model.activation_maps(torch.rand(1, 3, 32, 32), torch.tensor([3]))
 
 
-def test_library_takes_what_a_file_holds(tiny_run: Path, digit_images: Path) -> None:
+def test_library_takes_the_bytes_of_a_file(tiny_run: Path, digit_images: Path) -> None:
     file = next(digit_images.glob("test/two/*.png"))
-    found = fewsight.load(tiny_run, "report").predict([file, file.read_bytes(), b"nothing"])
-    assert np.array_equal(found.probs[0], found.probs[1]), "random crops too"
-    assert found.errors[2] is not None
+    predictions = fewsight.load(tiny_run, "report").predict([file, file.read_bytes(), b"nothing"])
+    assert np.array_equal(predictions.probs[0], predictions.probs[1]), "random crops too"
+    assert predictions.errors[2] is not None
 
 
-def test_model_says_what_it_is(served: Running) -> None:
+def test_model_info_describes_the_run(served: Running) -> None:
     about = served.client.get("/api/model").json()
     assert about["classes"] == ["nought", "one", "two"]
     assert (about["name"], about["views"], about["members"]) == ("tiny", ["center-32"], [])
@@ -209,8 +209,8 @@ def test_file_names_come_back_as_they_were_sent(served: Running, digit_images: P
 
 def test_request_with_too_many_bytes_is_refused(tiny_run: Path) -> None:
     data = picture(200, 200)
-    with running(tiny_run, Limits(max_bytes=100_000)) as one:
-        answer = one.predict([("files", ("a.png", data))])
+    with running(tiny_run, Limits(max_bytes=100_000)) as server:
+        answer = server.predict([("files", ("a.png", data))])
         assert (answer.status_code, answer.json()["error"]) == (
             413, "the body is larger than 100,000 bytes, the limit of a request")  # fmt: skip
         sent = 0
@@ -223,33 +223,33 @@ def test_request_with_too_many_bytes_is_refused(tiny_run: Path) -> None:
                 yield b"x" * 10_000
 
         headers = {"Content-Type": "multipart/form-data; boundary=x"}
-        answer = one.client.post("/api/predict", content=endless(), headers=headers)
+        answer = server.client.post("/api/predict", content=endless(), headers=headers)
         assert answer.status_code == 413
-        assert one.predict([("files", ("a.png", picture()))]).status_code == 200, "it goes on"
+        assert server.predict([("files", ("a.png", picture()))]).status_code == 200, "the service goes on"
 
 
 def test_claimed_length_is_refused_before_the_body_comes(tiny_run: Path) -> None:
-    with running(tiny_run, Limits(max_bytes=100_000)) as one, connected(one) as sock:
+    with running(tiny_run, Limits(max_bytes=100_000)) as server, connected(server) as sock:
         head = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 99999999999\r\nExpect: 100-continue"
         sock.sendall(f"POST /api/predict HTTP/1.1\r\nHost: localhost\r\n{head}\r\n\r\n".encode())
         assert b"HTTP/1.1 413" in sock.recv(1000)
 
 
-def connected(one: Running) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", int(one.address.rpartition(":")[2])), timeout=20)
+def connected(server: Running) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(server.address.rpartition(":")[2])), timeout=20)
 
 
 def test_too_many_files_are_refused(tiny_run: Path) -> None:
-    with running(tiny_run, Limits(max_files=3)) as one:
+    with running(tiny_run, Limits(max_files=3)) as server:
         files = [("files", (f"{number}.png", picture())) for number in range(4)]
-        assert one.predict(files[:3]).status_code == 200
-        answer = one.predict(files)
+        assert server.predict(files[:3]).status_code == 200
+        answer = server.predict(files)
     assert answer.status_code == 422
     assert answer.json()["error"] == "more than 3 files, the limit of a request; send several requests"
 
 
 @pytest.mark.parametrize(
-    ("asked", "status", "said"),
+    ("request_", "status", "expected"),
     [
         ({"content": b"{}", "headers": {"Content-Type": "application/json"}}, 415, "got 'application/json'"),
         ({}, 415, "expected multipart/form-data with the images in the field 'files', got ''"),
@@ -262,42 +262,42 @@ def test_too_many_files_are_refused(tiny_run: Path) -> None:
         ({"files": {"files": ("a.png", b"x")}, "params": {"details": "perhaps"}}, 422, "details: Input should be a"),
     ],
 )
-def test_request_of_another_kind_is_refused(asked: dict[str, Any], status: int, said: str, served: Running) -> None:
-    answer = served.client.post("/api/predict", **asked)
+def test_malformed_request_is_refused(request_: dict[str, Any], status: int, expected: str, served: Running) -> None:
+    answer = served.client.post("/api/predict", **request_)
     assert answer.status_code == status
-    assert said in answer.json()["error"]
+    assert expected in answer.json()["error"]
 
 
 class Slow:
-    """Holds the model until it is let go."""
+    """Blocks the model until `go` is set."""
 
-    def __init__(self, one: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.go, self.begun, look = threading.Event(), threading.Event(), one.service.model.look
+    def __init__(self, server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go, self.begun, predict_views = threading.Event(), threading.Event(), server.service.model.predict_views
 
         def held(images: Any) -> Any:
             self.begun.set()
             assert self.go.wait(30)
-            return look(images)
+            return predict_views(images)
 
-        monkeypatch.setattr(one.service.model, "look", held)
+        monkeypatch.setattr(server.service.model, "predict_views", held)
 
 
 def test_full_queue_is_refused_and_recovers(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one_file = [("files", ("a.png", picture()))]
-    with running(tiny_run, Limits(max_queue=3)) as one, ThreadPoolExecutor(4) as pool:
-        slow = Slow(one, monkeypatch)
-        waiting = [pool.submit(one.predict, one_file) for _ in range(3)]
-        wait_until(lambda: one.service.waiting == 3)
-        answer = one.predict(one_file)
+    image_file = [("files", ("a.png", picture()))]
+    with running(tiny_run, Limits(max_queue=3)) as server, ThreadPoolExecutor(4) as pool:
+        slow = Slow(server, monkeypatch)
+        waiting = [pool.submit(server.predict, image_file) for _ in range(3)]
+        wait_until(lambda: server.service.num_waiting == 3)
+        answer = server.predict(image_file)
         assert answer.status_code == 429
         assert answer.json()["error"].startswith("3 images are waiting already; try again in")
         assert int(answer.headers["Retry-After"]) >= 1
-        assert "fewsight_waiting_images 3\n" in one.client.get("/metrics").text
-        assert one.client.get("/healthz").json() == {"status": "ok"}, "others are answered"
+        assert "fewsight_waiting_images 3\n" in server.client.get("/metrics").text
+        assert server.client.get("/healthz").json() == {"status": "ok"}, "others are answered"
         slow.go.set()
-        assert [one.result().status_code for one in waiting] == [200] * 3
-        assert one.predict(one_file).status_code == 200
-        assert one.predict(one_file * 4).status_code == 429, "more than the queue ever takes"
+        assert [future.result().status_code for future in waiting] == [200] * 3
+        assert server.predict(image_file).status_code == 200
+        assert server.predict(image_file * 4).status_code == 429, "more than the queue can hold"
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
@@ -308,52 +308,57 @@ def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def test_queue_that_would_take_too_long_is_refused(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with running(tiny_run, Limits(timeout_s=5)) as one, ThreadPoolExecutor(1) as pool:
-        slow = Slow(one, monkeypatch)
-        waiting = pool.submit(one.predict, [("files", ("a.png", picture()))])
-        wait_until(lambda: one.service.waiting == 1)
-        one.service.batcher.seconds_an_image = 4.0
-        answer = one.predict([("files", ("a.png", picture()))])
+    with running(tiny_run, Limits(timeout_s=5)) as server, ThreadPoolExecutor(1) as pool:
+        slow = Slow(server, monkeypatch)
+        waiting = pool.submit(server.predict, [("files", ("a.png", picture()))])
+        wait_until(lambda: server.service.num_waiting == 1)
+        server.service.batcher.seconds_per_image = 4.0
+        answer = server.predict([("files", ("a.png", picture()))])
         assert (answer.status_code, answer.headers["Retry-After"]) == (429, "4")
         slow.go.set()
         assert waiting.result().status_code == 200
 
 
-def test_answer_that_does_not_come_in_time_is_given_up(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_that_takes_too_long_is_refused(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [("files", ("a.png", picture()))]
-    with running(tiny_run, Limits(timeout_s=0.4)) as one:
-        slow = Slow(one, monkeypatch)
-        answers = [one.predict(files) for _ in range(2)]
+    with running(tiny_run, Limits(timeout_s=0.4)) as server:
+        slow = Slow(server, monkeypatch)
+        answers = [server.predict(files) for _ in range(2)]
         assert [answer.status_code for answer in answers] == [503, 503]
         assert answers[0].json()["error"] == "no answer within 0.4 s; send fewer images, or try again later"
         assert "Retry-After" in answers[0].headers
         slow.go.set()
-        wait_until(lambda: one.predict(files).status_code == 200)
+        wait_until(lambda: server.predict(files).status_code == 200)
 
 
-def test_images_of_a_client_that_left_are_passed_over(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with running(tiny_run) as one:
-        slow, look, seen = Slow(one, monkeypatch), one.service.model.look, list[int]()
-        monkeypatch.setattr(one.service.model, "look", lambda images: seen.append(len(images)) or look(images))
+def test_images_of_a_disconnected_client_are_skipped(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(tiny_run) as server:
+        slow, predict_views, batches = Slow(server, monkeypatch), server.service.model.predict_views, list[int]()
+
+        def counted(images: Any) -> Any:
+            batches.append(len(images))
+            return predict_views(images)
+
+        monkeypatch.setattr(server.service.model, "predict_views", counted)
         body = (b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + picture()
                 + b"\r\n--x--\r\n")  # fmt: skip
         head = f"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: {len(body)}"
         ask = f"POST /api/predict HTTP/1.1\r\nHost: localhost\r\n{head}\r\n\r\n".encode() + body
-        socks = [connected(one) for _ in range(3)]
+        socks = [connected(server) for _ in range(3)]
         for number, sock in enumerate(socks, start=1):
             sock.sendall(ask)
-            wait_until(lambda number=number: one.service.waiting == number)
+            wait_until(lambda number=number: server.service.num_waiting == number)
             assert slow.begun.wait(20)
         for sock in socks:
             sock.close()
-        wait_until(lambda: one.service.waiting == 0)
+        wait_until(lambda: server.service.num_waiting == 0)
         slow.go.set()
-        assert one.predict([("files", ("a.png", picture()))]).status_code == 200
-    assert sum(seen) == 2, "the one that the model had, and the last"
+        assert server.predict([("files", ("a.png", picture()))]).status_code == 200
+    assert sum(batches) == 2, "the image that the model was scoring, and the last one"
 
 
-def test_upload_that_stops_is_given_up(tiny_run: Path) -> None:
-    with running(tiny_run, Limits(timeout_s=0.5)) as one, connected(one) as sock:
+def test_upload_that_stalls_is_refused(tiny_run: Path) -> None:
+    with running(tiny_run, Limits(timeout_s=0.5)) as server, connected(server) as sock:
         head = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000"
         sock.sendall(f"POST /api/predict HTTP/1.1\r\nHost: localhost\r\n{head}\r\n\r\n--x\r\n".encode())
         answer = b""
@@ -363,13 +368,13 @@ def test_upload_that_stops_is_given_up(tiny_run: Path) -> None:
         assert b"the upload did not end within 0.5 s" in answer
 
 
-def test_connection_that_asks_nothing_is_closed(tiny_run: Path) -> None:
-    with running(tiny_run, Limits(timeout_s=0.5)) as one, connected(one) as silent, connected(one) as slow:
+def test_idle_connection_is_closed(tiny_run: Path) -> None:
+    with running(tiny_run, Limits(timeout_s=0.5)) as server, connected(server) as silent, connected(server) as slow:
         slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: local")
         for sock in (silent, slow):
             with pytest.raises((ConnectionResetError, AssertionError)):
                 assert sock.recv(100)
-        with connected(one) as again:
+        with connected(server) as again:
             again.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             answer = b""
             while b'{"status":"ok"}' not in answer:
@@ -380,32 +385,32 @@ def test_connection_that_asks_nothing_is_closed(tiny_run: Path) -> None:
 
 
 def test_too_many_connections_are_refused(tiny_run: Path) -> None:
-    with running(tiny_run, Limits(max_connections=3)) as one:
-        socks = [connected(one) for _ in range(3)]
-        with connected(one) as more:
+    with running(tiny_run, Limits(max_connections=3)) as server:
+        socks = [connected(server) for _ in range(3)]
+        with connected(server) as more:
             answer = more.recv(1000)
             assert answer.startswith(b"HTTP/1.1 503")
             assert json.loads(answer.partition(b"\r\n\r\n")[2]) == {"error": "too many connections; try again soon"}
         for sock in socks:
             sock.close()
-        wait_until(lambda: one.client.get("/healthz").status_code == 200)
+        wait_until(lambda: server.client.get("/healthz").status_code == 200)
 
 
-def test_uploads_beyond_the_room_are_refused(tiny_run: Path) -> None:
-    with running(tiny_run, Limits(max_body_bytes=1500)) as one, connected(one) as sock:
+def test_uploads_beyond_the_body_budget_are_refused(tiny_run: Path) -> None:
+    with running(tiny_run, Limits(max_body_bytes=1500)) as server, connected(server) as sock:
         head = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000"
         sock.sendall(f"POST /api/predict HTTP/1.1\r\nHost: localhost\r\n{head}\r\n\r\n--x\r\n".encode())
-        wait_until(lambda: one.service.room.taken == 1000)
-        answer = one.predict([("files", ("a.png", b"x" * 600))])
+        wait_until(lambda: server.service.budget.used_bytes == 1000)
+        answer = server.predict([("files", ("a.png", b"x" * 600))])
         assert (answer.status_code, answer.json()["error"]) == (429, "too many uploads at once; try again soon")
         sock.close()
-        wait_until(lambda: one.service.room.taken == 0)
-        assert one.predict([("files", ("a.png", picture()))]).status_code == 200
+        wait_until(lambda: server.service.budget.used_bytes == 0)
+        assert server.predict([("files", ("a.png", picture()))]).status_code == 200
 
 
-def test_request_with_many_slow_images_holds_up_no_other(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with running(tiny_run) as one, ThreadPoolExecutor(1) as pool:
-        cut, go, begun = one.service._cut, threading.Event(), threading.Event()
+def test_request_with_many_slow_images_delays_no_other(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(tiny_run) as server, ThreadPoolExecutor(1) as pool:
+        cut, go, begun = server.service._cut, threading.Event(), threading.Event()
 
         def slow(upload: Any) -> Any:
             if upload.name == "slow":
@@ -413,85 +418,85 @@ def test_request_with_many_slow_images_holds_up_no_other(tiny_run: Path, monkeyp
                 assert go.wait(20)
             return cut(upload)
 
-        monkeypatch.setattr(one.service, "_cut", slow)
-        many = pool.submit(httpx.post, f"{one.address}/api/predict", files=[("files", ("slow", picture()))] * 12,
+        monkeypatch.setattr(server.service, "_cut", slow)
+        many = pool.submit(httpx.post, f"{server.address}/api/predict", files=[("files", ("slow", picture()))] * 12,
                            timeout=60, trust_env=False)  # fmt: skip
         assert begun.wait(20)
         for _ in range(3):
-            assert one.predict([("files", ("quick", picture()))]).status_code == 200
+            assert server.predict([("files", ("quick", picture()))]).status_code == 200
         go.set()
         assert [result["error"] for result in many.result().json()["results"]] == [None] * 12
 
 
-def test_failing_model_fails_its_request_alone(
+def test_failing_image_fails_only_its_request(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A batch that fails is scored image by image."""
-    with running(tiny_run) as one, ThreadPoolExecutor(4) as pool:
-        look = one.service.model.look
-        bad = one.service.model.cut(picture(9, 9), "bad", max_pixels=1000)["tiny"][0]
+    with running(tiny_run) as server, ThreadPoolExecutor(4) as pool:
+        predict_views = server.service.model.predict_views
+        bad = server.service.model.cut(picture(9, 9), "bad", max_pixels=1000)["tiny"][0]
 
         def failing(images: Any) -> Any:
             if any(np.array_equal(image["tiny"][0], bad) for image in images):
                 raise RuntimeError("out of memory")
-            return look(images)
+            return predict_views(images)
 
-        monkeypatch.setattr(one.service.model, "look", failing)
+        monkeypatch.setattr(server.service.model, "predict_views", failing)
         sizes = [8, 9, 8, 10, 9, 8]
-        answers = list(pool.map(lambda size: one.predict([("files", ("a.png", picture(size, size)))]), sizes))
+        answers = list(pool.map(lambda size: server.predict([("files", ("a.png", picture(size, size)))]), sizes))
         assert [answer.status_code for answer in answers] == [500 if size == 9 else 200 for size in sizes]
         assert answers[1].json() == {"error": "the service failed on this request; its log says why"}
         assert "out of memory" in caplog.text
         assert "Content-Security-Policy" in answers[1].headers
-        assert one.client.get("/healthz").status_code == 200
+        assert server.client.get("/healthz").status_code == 200
 
 
-def test_batch_is_what_waits(tiny_run: Path) -> None:
-    """One image at once, then as many as waited, at most the size of a batch; what is given up is not scored."""
-    model, seen = fewsight.load(tiny_run), list[int]()
+def test_batch_takes_the_waiting_images(tiny_run: Path) -> None:
+    """The first image alone, then those that waited, at most a full batch; a cancelled image is not scored."""
+    model, batches = fewsight.load(tiny_run), list[int]()
     model.load()
     image, go, begun = model.cut(picture(), "a", max_pixels=1000), threading.Event(), threading.Event()
-    look = model.look
+    predict_views = model.predict_views
 
     def held(images: Any) -> Any:
         begun.set()
         assert go.wait(20)
-        return look(images)
+        return predict_views(images)
 
-    model.look = held  # type: ignore[method-assign]
-    batcher = Batcher(model, 4, lambda: 0, time.monotonic, seen.append)
+    model.predict_views = held  # type: ignore[method-assign]
+    batcher = Batcher(model, 4, lambda: 0, time.monotonic, batches.append)
     futures = [batcher.submit(image, explain=False)]
     assert begun.wait(20)
     futures += [batcher.submit(image, explain=False) for _ in range(7)]
     assert futures[3].cancel()
     go.set()
     batcher.close()
-    assert seen == [1, 3, 3]
-    assert all(future.result().looked.predictions.errors[future.result().row] is None
+    assert batches == [1, 3, 3]
+    assert all(future.result().batch.predictions.errors[future.result().index] is None
                for future in futures if not future.cancelled())  # fmt: skip
     with pytest.raises(RuntimeError, match="stopping"):
         batcher.submit(image, explain=False)
 
 
-def test_batch_waits_a_moment_for_what_is_on_its_way(tiny_run: Path) -> None:
-    model, seen, coming = fewsight.load(tiny_run), list[int](), [3]
+def test_batch_waits_a_moment_for_pending_images(tiny_run: Path) -> None:
+    model, batches, num_pending = fewsight.load(tiny_run), list[int](), [3]
     model.load()
     image = model.cut(picture(), "a", max_pixels=1000)
-    batcher = Batcher(model, 4, lambda: coming[0], time.monotonic, seen.append)
+    batcher = Batcher(model, 4, lambda: num_pending[0], time.monotonic, batches.append)
     futures = [batcher.submit(image, explain=False)]
     time.sleep(GATHER_S / 10)
     futures += [batcher.submit(image, explain=False) for _ in range(2)]
     for future in futures:
         future.result(20)
-    coming[0] = 2  # one that does not come holds nobody up for long
+    num_pending[0] = 2  # an image that never arrives delays the others only for a moment
     began = time.monotonic()
     batcher.submit(image, explain=False).result(20)
     assert time.monotonic() - began < 5
     batcher.close()
-    assert seen == [3, 1]
+    assert batches == [3, 1]
 
 
-# Who may ask
+# Access control
 
 
 @pytest.mark.parametrize(
@@ -513,7 +518,7 @@ def test_batch_waits_a_moment_for_what_is_on_its_way(tiny_run: Path) -> None:
     ],
     ids=str,
 )
-def test_without_a_token_only_this_machines_own_may_ask(headers: dict[str, str], status: int, served: Running) -> None:
+def test_without_a_token_only_this_machine_is_allowed(headers: dict[str, str], status: int, served: Running) -> None:
     answer = served.client.get("/api/model", headers=headers)
     assert answer.status_code == status
     posted = served.client.post("/api/predict", headers=headers, files={"files": ("a.png", picture())})
@@ -522,25 +527,25 @@ def test_without_a_token_only_this_machines_own_may_ask(headers: dict[str, str],
         assert "without a token" in posted.json()["error"]
 
 
-def test_token_is_asked_for_and_enough(tiny_run: Path) -> None:
-    with running(tiny_run, token=TOKEN) as one:
+def test_token_is_required_and_sufficient(tiny_run: Path) -> None:
+    with running(tiny_run, token=TOKEN) as server:
         elsewhere = {"Host": "models.example", "Origin": "https://models.example"}
-        assert one.client.get("/api/model", headers=elsewhere).status_code == 200, "behind a proxy"
+        assert server.client.get("/api/model", headers=elsewhere).status_code == 200, "behind a proxy"
         for path in ("/api/model", "/metrics", "/nothing"):
             for wrong in ("", "Bearer", f"Bearer {TOKEN}x", f"Basic {TOKEN}", TOKEN, "Bearer é"):
-                answer = one.client.get(path, headers={"Authorization": wrong.encode()})
+                answer = server.client.get(path, headers={"Authorization": wrong.encode()})
                 assert answer.status_code == 401
                 assert answer.headers["WWW-Authenticate"] == "Bearer"
                 assert answer.json() == {"error": "this needs the service's token: Authorization: Bearer TOKEN"}
-        posted = one.client.post("/api/predict", headers={"Authorization": ""}, files={"files": ("a", b"x" * 10**6)})
+        posted = server.client.post("/api/predict", headers={"Authorization": ""}, files={"files": ("a", b"x" * 10**6)})
         assert posted.status_code == 401
         for path in ("/", "/page.js", "/page.css", "/docs", "/docs.js", "/openapi.json", "/healthz"):
-            assert one.client.get(path, headers={"Authorization": ""}).status_code == 200
-        described = one.client.get("/openapi.json").json()
+            assert server.client.get(path, headers={"Authorization": ""}).status_code == 200
+        described = server.client.get("/openapi.json").json()
         assert described["paths"]["/api/predict"]["post"]["security"] == [{"token": []}]
 
 
-def test_every_answer_forbids_what_the_page_does_not_need(served: Running) -> None:
+def test_every_answer_has_the_security_headers(served: Running) -> None:
     for path in ("/", "/docs", "/page.js", "/api/model", "/nothing", "/metrics"):
         headers = served.client.get(path).headers
         assert "default-src 'none'" in headers["Content-Security-Policy"]
@@ -551,28 +556,28 @@ def test_every_answer_forbids_what_the_page_does_not_need(served: Running) -> No
     assert served.client.get("/", headers={"Host": "evil.example"}).headers["Cache-Control"] == "no-store"
 
 
-def test_pages_ask_for_nothing_from_elsewhere(served: Running) -> None:
+def test_pages_load_nothing_from_other_hosts(served: Running) -> None:
     for path in ("/", "/docs", "/page.js", "/docs.js", "/page.css"):
         text = served.client.get(path).text
         assert not re.findall(r"(?:https?:)?//[a-z0-9-]+\.[a-z]", text), path
         assert "innerHTML" not in text
 
 
-# What it tells of itself
+# Metrics and the description
 
 
 def test_metrics_are_prometheus_text(tiny_run: Path, digit_images: Path) -> None:
-    with running(tiny_run) as one:
-        one.predict(upload(*sorted(digit_images.glob("test/two/*.png"))))
-        one.predict([("files", ("a.png", b"no"))])
-        one.client.get("/nothing/<script>")
-        text = one.client.get("/metrics").text
+    with running(tiny_run) as server:
+        server.predict(upload(*sorted(digit_images.glob("test/two/*.png"))))
+        server.predict([("files", ("a.png", b"no"))])
+        server.client.get("/nothing/<script>")
+        text = server.client.get("/metrics").text
     values = {}
     for line in text.splitlines():
         if not line.startswith("#"):
-            found = re.fullmatch(r'([a-z_]+(?:\{[a-z]+="[^"]*"(?:,[a-z]+="[^"]*")*\})?) (\d+(?:\.\d+)?)', line)
-            assert found, line
-            values[found[1]] = float(found[2])
+            match = re.fullmatch(r'([a-z_]+(?:\{[a-z]+="[^"]*"(?:,[a-z]+="[^"]*")*\})?) (\d+(?:\.\d+)?)', line)
+            assert match, line
+            values[match[1]] = float(match[2])
     assert values['fewsight_requests_total{path="/api/predict",status="200"}'] == 1
     assert values['fewsight_requests_total{path="/api/predict",status="415"}'] == 1
     assert values['fewsight_requests_total{path="other",status="404"}'] == 1
@@ -607,9 +612,9 @@ def started(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
     ) as process:
         try:
             assert process.stdout is not None
-            found = re.match(r"(http://\S+) serves ", process.stdout.readline())
-            assert found, process.communicate()
-            yield process, found[1]
+            match = re.match(r"(http://\S+) serves ", process.stdout.readline())
+            assert match, process.communicate()
+            yield process, match[1]
         finally:
             process.kill()
 
@@ -617,47 +622,47 @@ def started(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
 @pytest.mark.parametrize(
     ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
 )
-def test_signal_ends_it_when_what_was_asked_is_answered(number: int, code: int, tiny_run: Path) -> None:
+def test_signal_ends_the_service_once_requests_are_answered(number: int, code: int, tiny_run: Path) -> None:
     files = [("files", ("a.png", picture(500, 500)))] * 30
     with started(tiny_run, "--port", 0, "--batch", 1) as (process, address), ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(httpx.post, f"{address}/api/predict", files=files, timeout=60, trust_env=False)
+        future = pool.submit(httpx.post, f"{address}/api/predict", files=files, timeout=60, trust_env=False)
         wait_until(lambda: "fewsight_waiting_images 30" in httpx.get(f"{address}/metrics", trust_env=False).text)
         process.send_signal(number)
-        assert asked.result().status_code == 200
-        assert len(asked.result().json()["results"]) == 30
+        assert future.result().status_code == 200
+        assert len(future.result().json()["results"]) == 30
         out, err = process.communicate(timeout=30)
     assert process.returncode == code
-    assert (out, err) == ("", "fewsight: stopped; what was asked before was answered\n")
+    assert (out, err) == ("", "fewsight: stopped; every request received before was answered\n")
 
 
 def test_port_that_is_taken_is_refused(tiny_run: Path, refused: Callable[..., str]) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
         line = refused("serve", tiny_run, "--port", port)
     assert f"cannot listen on 127.0.0.1 port {port}: Address already in use; choose another --port" in line
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
-        (["--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines ask, which needs a token: set FEWSIGHT_TOKEN"),
-        (["--host", "0.0.0.0", "--token", "short"], "the token has to be 16 signs or more"),
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 opens the service to other machines, which needs a token: set FEWSIG"),
+        (["--host", "0.0.0.0", "--token", "short"], "the token has to be at least 16 ASCII characters"),
         (["--port", "70000"], "--port 70000: expected 0"),
         (["--port", "0", "--host", "192.0.2.1", "--token", TOKEN], "cannot listen on 192.0.2.1 port 0"),
         (["--port", "0", "--batch", "0"], "--batch 0: a limit of the service has to be above 0"),
         (["--port", "0", "--views", "center-9999"], "--views center-9999"),
     ],
 )
-def test_command_refuses_what_cannot_be(
-    arguments: list[str], said: str, tiny_run: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+def test_command_refuses_invalid_options(
+    arguments: list[str], expected: str, tiny_run: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("FEWSIGHT_TOKEN", raising=False)
-    assert said in refused("serve", tiny_run, *arguments)
+    assert expected in refused("serve", tiny_run, *arguments)
 
 
-def test_run_that_is_none_is_refused(refused: Callable[..., str]) -> None:
+def test_missing_run_is_refused(refused: Callable[..., str]) -> None:
     assert "nothing is not there" in refused("serve", "nothing", "--port", "0")
 
 
@@ -674,7 +679,7 @@ def test_absent_extra_says_what_to_install(
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "serve.md"
 
 
-def test_examples_of_the_guide_are_answered(
+def test_examples_of_the_guide_work(
     served: Running,
     digit_images: Path,
     tmp_path: Path,

@@ -1,6 +1,6 @@
 """The service's page as a person uses it: headless Chromium drops, picks and pastes real images and reads the answers.
 
-Screenshots are kept where FEWSIGHT_SCREENSHOTS says, to be looked at.
+With FEWSIGHT_SCREENSHOTS=FOLDER, screenshots are saved in that folder.
 """
 
 import base64
@@ -37,33 +37,33 @@ PASTE = """([name, data]) => {
 
 @pytest.fixture(scope="module")
 def run(tiny_run: Path, digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a temperature and a threshold that leaves some of the images out."""
-    place = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("page") / "digits"))
-    fewsight.evaluate(place, digit_images, split="val")
+    """A run with a temperature and a threshold that some of the images are below."""
+    copy = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("page") / "digits"))
+    fewsight.evaluate(copy, digit_images, split="val")
     from fewsight.scores.calibration import calibrate
 
-    calibrate(place, "val", None, 0.6)
-    return place
+    calibrate(copy, "val", None, 0.6)
+    return copy
 
 
 @pytest.fixture(scope="module")
 def served(run: Path) -> Iterator[Running]:
-    with running(run) as one:
-        yield one
+    with running(run) as server:
+        yield server
 
 
 class Page:
-    """A page of the service, and what it asked and complained of."""
+    """A page of the service, with its console messages and its requests to other hosts."""
 
-    def __init__(self, browser: Any, one: Running, width: int, path: str = "/", *, dark: bool = False) -> None:  # noqa: F811
+    def __init__(self, browser: Any, server: Running, width: int, path: str = "/", *, dark: bool = False) -> None:  # noqa: F811
         self.page = browser.new_page(
             viewport={"width": width, "height": 1000}, color_scheme="dark" if dark else "light", reduced_motion="reduce"
         )
         self.problems, self.outside, self.width, self.dark = list[str](), list[str](), width, dark
-        self.page.on("console", lambda said: self.problems.append(said.text) if said.type != "info" else None)
+        self.page.on("console", lambda message: self.problems.append(message.text) if message.type != "info" else None)
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("request", lambda asked: self._note(asked.url, one.address))
-        self.page.goto(one.address + path)
+        self.page.on("request", lambda request: self._note(request.url, server.address))
+        self.page.goto(server.address + path)
 
     def _note(self, url: str, address: str) -> None:
         if not url.startswith((f"{address}/", "data:", f"blob:{address}/")):
@@ -76,14 +76,17 @@ class Page:
         self.page.locator("#count", has_text=text).wait_for(timeout=30_000)
 
     def check(self, name: str) -> None:
-        """No complaint, nothing from elsewhere, axe-core's serious rules, no sideways scrolling."""
+        """No console message, no request to other hosts, no serious violation by axe-core, no horizontal scrolling."""
         if folder := os.environ.get("FEWSIGHT_SCREENSHOTS"):
             Path(folder).mkdir(parents=True, exist_ok=True)
             target = Path(folder) / f"serve-{name}-{self.width}{'-dark' if self.dark else ''}.png"
             self.page.screenshot(path=str(target), full_page=True)
         self.page.evaluate(axe_source() + ";0")
-        found = self.page.evaluate("axe.run()")["violations"]
-        violations = [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found if one["impact"] in SERIOUS]
+        violations = [
+            f"{violation['id']}: {violation['nodes'][0]['html'][:200]}"
+            for violation in self.page.evaluate("axe.run()")["violations"]
+            if violation["impact"] in SERIOUS
+        ]
         wider = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert (self.problems, self.outside, violations, wider) == ([], [], [], 0)
         self.page.close()
@@ -99,18 +102,18 @@ def test_dropped_image_is_answered(
     digit_images: Path,
     command: Command,
 ) -> None:
-    """End to end: what the page shows is what `predict` says."""
+    """End to end: the page shows the predictions of `predict`."""
     files = sorted(digit_images.glob("test/*/*.png"))
-    found = fewsight.load(run).predict(files)
+    predictions = fewsight.load(run).predict(files)
     opened = Page(browser, served, width, dark=dark)
     page = opened.page
     page.locator("#drop").wait_for()
     assert page.locator("h1").inner_text() == "digits"
     assert page.locator("#about").inner_text().startswith("3 classes · view center-32 · calibrated (temperature ")
-    unsure = found.none_of_these.index(True)
+    unsure = predictions.none_of_these.index(True)
     opened.put(DROP, "<b>=first</b>.png", files[unsure].read_bytes())
     opened.done("1 of 1 done")
-    opened.put(PASTE, "image.png", files[found.none_of_these.index(False)].read_bytes())
+    opened.put(PASTE, "image.png", files[predictions.none_of_these.index(False)].read_bytes())
     opened.done("2 of 2 done")
     page.set_input_files("#files", [str(file) for file in files])
     opened.done(f"{2 + len(files)} of {2 + len(files)} done")
@@ -118,20 +121,20 @@ def test_dropped_image_is_answered(
     assert results.count() == 2 + len(files)
     first = results.first
     assert first.locator(".file").inner_text() == "<b>=first</b>.png", "a name is text"
-    assert first.locator(".label").inner_text() == found.labels[unsure]
-    assert first.locator(".prob").inner_text() == f"{100 * found.probs[unsure].max():.1f} %"
+    assert first.locator(".label").inner_text() == predictions.labels[unsure]
+    assert first.locator(".prob").inner_text() == f"{100 * predictions.probs[unsure].max():.1f} %"
     assert first.locator(".none").is_visible()
     assert not results.nth(1).locator(".none").is_visible()
     assert first.locator(".top tbody tr").count() == 3
-    for place, file in enumerate(files):
-        shown = results.nth(2 + place)
+    for index, file in enumerate(files):
+        shown = results.nth(2 + index)
         assert shown.locator(".file").inner_text() == file.name
-        assert shown.locator(".label").inner_text() == found.labels[place]
-        assert shown.locator(".none").is_visible() == found.none_of_these[place]
+        assert shown.locator(".label").inner_text() == predictions.labels[index]
+        assert shown.locator(".none").is_visible() == predictions.none_of_these[index]
     canvas = first.locator("canvas")
     assert canvas.count() == 1
     lit = canvas.evaluate(
-        "one => one.getContext('2d').getImageData(0, 0, 352, 352).data.filter((v, i) => i % 4 < 3 && v).length"
+        "canvas => canvas.getContext('2d').getImageData(0, 0, 352, 352).data.filter((v, i) => i % 4 < 3 && v).length"
     )
     assert lit > 1000, "the view is drawn"
     first.locator("summary").click()
@@ -146,7 +149,7 @@ def test_file_that_is_no_image_says_so(browser: Any, served: Running, digit_imag
     opened.put(DROP, "yes.png", next(digit_images.glob("test/two/*.png")).read_bytes())
     opened.done("2 of 2 done")
     bad = opened.page.locator("li.result").first
-    assert "not an image of a kind that is read" in bad.locator(".error").inner_text()
+    assert "not an image of a supported format" in bad.locator(".error").inner_text()
     assert bad.locator(".no-picture").is_visible()
     assert opened.page.locator("li.result").nth(1).locator(".label").is_visible()
     assert all("415" in problem for problem in opened.problems), "the browser itself notes the status"
@@ -177,9 +180,9 @@ def test_page_works_by_keyboard(browser: Any, served: Running, digit_images: Pat
     opened.check("empty")
 
 
-def test_token_is_asked_for_by_the_page(browser: Any, run: Path, digit_images: Path) -> None:  # noqa: F811
-    with running(run, token=TOKEN) as one:
-        opened = Page(browser, one, WIDTHS[1])
+def test_page_requests_the_token(browser: Any, run: Path, digit_images: Path) -> None:  # noqa: F811
+    with running(run, token=TOKEN) as server:
+        opened = Page(browser, server, WIDTHS[1])
         page = opened.page
         page.locator("#token-form").wait_for()
         page.fill("#token", "wrong")
@@ -197,9 +200,9 @@ def test_token_is_asked_for_by_the_page(browser: Any, run: Path, digit_images: P
 
 
 def test_page_waits_for_a_busy_service(browser: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    with running(run) as one:
+    with running(run) as server:
         refusals = iter([True, True])
-        check = one.service.check_room
+        check = server.service.check_queue
 
         def busy(num_images: int) -> None:
             from fewsight.apps.serve.limits import RefusedError
@@ -208,11 +211,11 @@ def test_page_waits_for_a_busy_service(browser: Any, run: Path, monkeypatch: pyt
                 raise RefusedError(429, "busy", retry_after_s=1)
             check(num_images)
 
-        monkeypatch.setattr(one.service, "check_room", busy)
-        opened = Page(browser, one, WIDTHS[0])
+        monkeypatch.setattr(server.service, "check_queue", busy)
+        opened = Page(browser, server, WIDTHS[0])
         opened.page.locator("#drop").wait_for()
         opened.put(DROP, "a.png", picture())
-        opened.page.locator(".state", has_text="the service is busy; asking again in 1 s").wait_for()
+        opened.page.locator(".state", has_text="the service is busy; trying again in 1 s").wait_for()
         opened.done("1 of 1 done")
         assert opened.page.locator(".label").is_visible()
         opened.page.close()

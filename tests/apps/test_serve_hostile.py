@@ -1,4 +1,4 @@
-"""Nothing that is sent to the service ends it, hangs it or fills it: hostile requests, and its own description's.
+"""No request ends, hangs or fills the service: hostile bytes, and requests generated from its own description.
 
 `pytest tests/apps/test_serve_hostile.py -m slow -s` prints its figures.
 """
@@ -26,12 +26,12 @@ from services import Running, picture, running
 schemathesis = pytest.importorskip("schemathesis")
 checks = pytest.importorskip("schemathesis.specs.openapi.checks")
 pytestmark = pytest.mark.slow
-REQUESTS = 10_000
-WARM = 2_000  # of them, before memory is compared
-LINES = 48  # connections at once
+NUM_REQUESTS = 10_000
+NUM_WARM_UP = 2_000  # of them, before memory is compared
+NUM_CONNECTIONS = 48  # at one time
 PREDICT = "/api/predict"
-EXAMPLES = 300  # of each operation and mode
-MORE_MB = 64  # that the memory may grow by, after the warm ones
+NUM_EXAMPLES = 300  # of each operation and mode
+MAX_GROWTH_MB = 64  # of the memory after the warm-up requests
 IMAGES = [picture(24, 16, kind) for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")]
 
 
@@ -41,8 +41,9 @@ def multipart(parts: list[tuple[bytes, bytes]], boundary: bytes = b"b") -> bytes
     return body + b"--" + boundary + b"--\r\n"
 
 
-def asked(body: bytes, *heads: bytes, target: bytes = b"/api/predict", method: bytes = b"POST", length: bytes = b""
-          ) -> bytes:  # fmt: skip
+def http_request(
+    body: bytes, *heads: bytes, target: bytes = b"/api/predict", method: bytes = b"POST", length: bytes = b""
+) -> bytes:
     """A request."""
     length = length or str(len(body)).encode()
     all_heads = [b"Host: localhost", b"Content-Length: " + length, *heads]
@@ -54,22 +55,22 @@ FILE = b'Content-Disposition: form-data; name="files"; filename="a.png"'
 
 
 def damaged(data: bytes, rng: np.random.Generator) -> bytes:
-    """Some bytes of it are others, are lost or come twice."""
+    """The data with some bytes changed, dropped or repeated."""
     values = bytearray(data)
     for _ in range(int(rng.integers(1, 12))):
-        place = int(rng.integers(0, max(1, len(values))))
+        index = int(rng.integers(0, max(1, len(values))))
         kind = rng.integers(3)
         if kind == 0 and values:
-            values[place] = int(rng.integers(256))
+            values[index] = int(rng.integers(256))
         elif kind == 1:
-            del values[place : place + int(rng.integers(1, 40))]
+            del values[index : index + int(rng.integers(1, 40))]
         else:
-            values[place:place] = values[place : place + int(rng.integers(1, 40))]
+            values[index:index] = values[index : index + int(rng.integers(1, 40))]
     return bytes(values)
 
 
 def hostile(number: int) -> bytes:
-    """Request `number`: bytes as they go over the line."""
+    """The bytes of request `number`."""
     rng = np.random.default_rng([8, number])
     image = IMAGES[int(rng.integers(len(IMAGES)))]
     noise = rng.bytes(int(rng.integers(0, 2000)))
@@ -85,6 +86,7 @@ def hostile(number: int) -> bytes:
     ]
     charsets = [b"rot13", b"utf-16", b"\xff"]
     names = [b"../../etc/passwd", b"\xff\xfe", b"a" * 5000, b"%00", b'"', b"\x00", "‮gnp".encode(), b"=cmd()"]
+    methods = [b"GET", b"PUT", b"OPTIONS", b"TRACE", b"CONNECT", b"FOO", b"\x00"]
     paths = [
         b"/..%2f..%2fetc/passwd",
         b"/api/predict/../model",
@@ -107,47 +109,47 @@ def hostile(number: int) -> bytes:
     ]
     kinds = [
         noise,
-        damaged(asked(good, FORM), rng),
-        asked(multipart([(FILE, damaged(image, rng))]), FORM),
-        asked(damaged(good, rng), FORM),
-        asked(good, FORM, length=lies[number % len(lies)]),
-        asked(good, FORM)[: int(rng.integers(1, 400))],
-        asked(good, FORM, target=paths[number % len(paths)]),
-        asked(good, FORM, method=[b"GET", b"PUT", b"OPTIONS", b"TRACE", b"CONNECT", b"FOO", b"\x00"][number % 7]),
-        asked(multipart([(FILE.replace(b"a.png", names[number % len(names)]), image)]), FORM),
-        asked(multipart([(FILE, b"")] * int(rng.integers(60, 200))), FORM),
-        asked(multipart([(b'Content-Disposition: form-data; name="x"', b"y")] * 40), FORM),
-        asked(multipart([(b"X: " + b"y" * 9000, b"")]), FORM),
-        asked(multipart([(b"", noise)]), FORM),
-        asked(good, b"Content-Type: multipart/form-data; boundary=" + noise[:80].hex().encode()),
-        asked(good, b"Content-Type: multipart/form-data; charset=" + charsets[number % 3] + b"; boundary=b"),
-        asked(good, FORM, b"Transfer-Encoding: chunked"),
-        asked(b"", FORM, b"Host: other"),
+        damaged(http_request(good, FORM), rng),
+        http_request(multipart([(FILE, damaged(image, rng))]), FORM),
+        http_request(damaged(good, rng), FORM),
+        http_request(good, FORM, length=lies[number % len(lies)]),
+        http_request(good, FORM)[: int(rng.integers(1, 400))],
+        http_request(good, FORM, target=paths[number % len(paths)]),
+        http_request(good, FORM, method=methods[number % len(methods)]),
+        http_request(multipart([(FILE.replace(b"a.png", names[number % len(names)]), image)]), FORM),
+        http_request(multipart([(FILE, b"")] * int(rng.integers(60, 200))), FORM),
+        http_request(multipart([(b'Content-Disposition: form-data; name="x"', b"y")] * 40), FORM),
+        http_request(multipart([(b"X: " + b"y" * 9000, b"")]), FORM),
+        http_request(multipart([(b"", noise)]), FORM),
+        http_request(good, b"Content-Type: multipart/form-data; boundary=" + noise[:80].hex().encode()),
+        http_request(good, b"Content-Type: multipart/form-data; charset=" + charsets[number % 3] + b"; boundary=b"),
+        http_request(good, FORM, b"Transfer-Encoding: chunked"),
+        http_request(b"", FORM, b"Host: other"),
         b"POST /api/predict HTTP/1.1\r\nHost: localhost\r\n" + FORM + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
         + chunks[number % len(chunks)],
-        b"GET /healthz HTTP/1.1\r\n" + b"".join(b"X-%d: y\r\n" % one for one in range(3000)) + b"\r\n",
-        asked(b"", b"Connection: Upgrade", b"Upgrade: websocket", method=b"GET", target=b"/"),
-        asked(b"", b"Expect: 100-continue", FORM, length=b"99999999999"),
-        asked(b"", method=b"GET", target=b"/metrics", length=b"0") * 5 + asked(good, FORM),
+        b"GET /healthz HTTP/1.1\r\n" + b"".join(b"X-%d: y\r\n" % header for header in range(3000)) + b"\r\n",
+        http_request(b"", b"Connection: Upgrade", b"Upgrade: websocket", method=b"GET", target=b"/"),
+        http_request(b"", b"Expect: 100-continue", FORM, length=b"99999999999"),
+        http_request(b"", method=b"GET", target=b"/metrics", length=b"0") * 5 + http_request(good, FORM),
     ]  # fmt: skip
     return kinds[number % len(kinds)]
 
 
 def sent(port: int, number: int) -> str:
-    """Send one, hear what comes; the status, or how the connection ended."""
+    """Send a request and read the answer; returns its status, or how the connection ended."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
         with contextlib.suppress(ConnectionError):
             sock.sendall(hostile(number))
-            if number % 5 != 0:  # others leave at once
+            if number % 5 != 0:  # the others disconnect at once
                 answer = sock.recv(4096)
-                found = re.match(rb"HTTP/1\.1 (\d+)", answer)
-                return found[1].decode() if found else "closed"
-        return "left"
+                match = re.match(rb"HTTP/1\.1 (\d+)", answer)
+                return match[1].decode() if match else "closed"
+        return "disconnected"
     return "refused or late"
 
 
-def taken(process: int) -> tuple[float, int, int]:
-    """Memory in MB, open files and threads of a process."""
+def resources_of(process: int) -> tuple[float, int, int]:
+    """A process's memory in MB, open files and threads."""
     status = Path(f"/proc/{process}/status").read_text()
     memory = re.search(r"VmRSS:\s+(\d+) kB", status)
     threads = re.search(r"Threads:\s+(\d+)", status)
@@ -158,7 +160,7 @@ def taken(process: int) -> tuple[float, int, int]:
 
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory and files are read from /proc")
-def test_hostile_requests_neither_end_nor_fill_it(tiny_run: Path, digit_images: Path) -> None:
+def test_hostile_requests_neither_end_nor_fill_the_service(tiny_run: Path, digit_images: Path) -> None:
     file = next(digit_images.glob("test/two/*.png"))
     with started(tiny_run, "--port", 0, "--timeout", 1) as (process, address):
         port = int(address.rpartition(":")[2])
@@ -172,57 +174,57 @@ def test_hostile_requests_neither_end_nor_fill_it(tiny_run: Path, digit_images: 
 
         def quiet() -> bool:
             text = httpx.get(f"{address}/metrics", trust_env=False).text
-            return "fewsight_waiting_images 0\n" in text and taken(process.pid)[1] <= open_files + 2
+            return "fewsight_waiting_images 0\n" in text and resources_of(process.pid)[1] <= open_files + 2
 
         before, ends = ask(), Counter[str]()
-        open_files = taken(process.pid)[1]
+        open_files = resources_of(process.pid)[1]
         memories = []
         began = time.monotonic()
-        with ThreadPoolExecutor(LINES) as pool:
-            for first, last in ((0, WARM), (WARM, REQUESTS)):
+        with ThreadPoolExecutor(NUM_CONNECTIONS) as pool:
+            for first, last in ((0, NUM_WARM_UP), (NUM_WARM_UP, NUM_REQUESTS)):
                 ends += Counter(pool.map(lambda number: sent(port, number), range(first, last)))
                 wait_until(quiet, 30)
-                memories.append(taken(process.pid))
+                memories.append(resources_of(process.pid))
         passed = time.monotonic() - began
         text = httpx.get(f"{address}/metrics", trust_env=False).text
         after = ask()
         assert process.poll() is None
         process.terminate()
         _, err = process.communicate(timeout=30)
-    print(f"\n{REQUESTS:,} hostile requests in {passed:.0f} s: {dict(ends.most_common())}; "
-          f"(MB, files, threads) after {WARM:,}: {memories[0]}, after all: {memories[1]}")  # fmt: skip
-    assert err == "fewsight: stopped; what was asked before was answered\n", "no traceback, no warning"
+    print(f"\n{NUM_REQUESTS:,} hostile requests in {passed:.0f} s: {dict(ends.most_common())}; "
+          f"(MB, files, threads) after {NUM_WARM_UP:,}: {memories[0]}, after all: {memories[1]}")  # fmt: skip
+    assert err == "fewsight: stopped; every request received before was answered\n", "no traceback, no warning"
     assert process.returncode == 143
     assert 'status="500"' not in text
     assert ends["500"] == ends["refused or late"] == 0
     assert ends["200"] > 0
     assert {"400", "415", "422", "413", "404", "405"} <= set(ends)
-    assert memories[1][0] - memories[0][0] < MORE_MB
+    assert memories[1][0] - memories[0][0] < MAX_GROWTH_MB
     assert memories[1][2] <= memories[0][2] + 1
     assert after["label"] == before["label"]
     assert after["prob"] == pytest.approx(before["prob"], abs=1e-5)
 
 
-# From its own description
+# Requests generated from the description
 
 
 @pytest.fixture(scope="module")
 def served(tiny_run: Path) -> Iterator[Running]:
-    with running(tiny_run) as one:
-        yield one
+    with running(tiny_run) as server:
+        yield server
 
 
 @pytest.mark.parametrize("mode", ["positive", "negative"])
 def test_every_answer_is_as_described(mode: str, served: Running) -> None:
-    """Valid and invalid requests of every operation; bytes that are no image are valid by the description."""
+    """Valid and invalid requests of every operation; by the description, bytes that are not an image are valid."""
     schema = schemathesis.openapi.from_url(f"{served.address}/openapi.json")
-    seen = Counter[int]()
+    statuses = Counter[int]()
     for result in schema.get_all_operations():
         operation = result.ok()
         if mode == "negative" and operation.path != PREDICT:
-            continue  # the others take nothing that could be wrong
+            continue  # the others have no input that could be invalid
 
-        @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck), database=None)
+        @settings(max_examples=NUM_EXAMPLES, suppress_health_check=list(HealthCheck), database=None)
         @given(
             case=operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)),
             images=st.none() | st.lists(st.sampled_from(IMAGES), min_size=1, max_size=4),
@@ -231,13 +233,13 @@ def test_every_answer_is_as_described(mode: str, served: Running) -> None:
             excluded = [checks.positive_data_acceptance]
             if images and case.path == PREDICT and mode == "positive":
                 case.body = {"files": images}
-                excluded.append(checks.negative_data_rejection)  # a body of our own counts as none of the description
+                excluded.append(checks.negative_data_rejection)  # schemathesis takes a body of our own for invalid
             answer = case.call()
-            seen[answer.status_code] += 1
+            statuses[answer.status_code] += 1
             case.validate_response(answer, excluded_checks=excluded)
 
         check()
-    print(f"\n{sum(seen.values()):,} {mode} requests from the description: {dict(seen.most_common())}")
-    assert 500 not in seen
-    assert 422 in seen
-    assert mode == "negative" or seen[200] > EXAMPLES / 10
+    print(f"\n{sum(statuses.values()):,} {mode} requests from the description: {dict(statuses.most_common())}")
+    assert 500 not in statuses
+    assert 422 in statuses
+    assert mode == "negative" or statuses[200] > NUM_EXAMPLES / 10

@@ -1,4 +1,4 @@
-"""Commands that carry a run into use: export, serve."""
+"""Commands that put a run to use: export, serve."""
 
 from pathlib import Path
 
@@ -17,18 +17,18 @@ def export(
 ) -> int:
     """Write a run or an ensemble as an ONNX file that gives the probabilities of predict without fewsight.
 
-    Nothing is written unless it does so on real images.
+    The file is compared with predict on real images, and is not written if their probabilities differ.
 
     Args:
         run: the run folder, or an ensemble.
         out: the .onnx file to write.
-        views: center (one view, a run's default), report (every test size, two crops; an ensemble's default), or names
-            such as center-224; center-224-noflip is the view without its flipped twin.
-        crop: take upright images of any size and cut the views in the graph, one shape at a time.
-        int8: convolutions in 8 bits, calibrated on training images; what that changes is measured and said.
-        data: where the run's data lies now (where it lay when the run began).
-        images: files, folders or quoted patterns to try the file on, instead of the run's val images; may be repeated.
-        num_images: at most so many (256).
+        views: center (one view; a run's default), paper (every test size, two crops; an ensemble's default), or names
+            such as center-224; center-224-noflip leaves out the mirrored view.
+        crop: take upright images of any size, each batch of one shape, and cut the views inside the graph.
+        int8: quantise convolutions to 8 bits, calibrated on training images; prints how predictions change.
+        data: where the run's data is now (where it was when the run began).
+        images: files, folders or quoted patterns to compare on, instead of the run's val images; may be repeated.
+        num_images: how many images to compare on, at most (256).
     """
     from fewsight.apps.export import require_export
     from fewsight.terminal import make_console
@@ -72,21 +72,21 @@ def serve(
 ) -> int:
     """Serve a run: a page to drop images on, and the API behind it; the answers are those of predict.
 
-    Ctrl-C or SIGTERM ends it when what was asked is answered.
+    Ctrl-C or SIGTERM ends it once every request is answered.
 
     Args:
         run: the run folder, or an ensemble.
-        host: the address to listen on; any but this machine's own needs a token (127.0.0.1).
-        port: the port to listen on; 0 takes one that is free and says which (8000).
-        token: what requests have to bring; the environment's FEWSIGHT_TOKEN keeps it from the list of processes.
-        views: center (one view, a run's default), report (every test size, two crops; an ensemble's default), or names
+        host: the address to listen on; one that other machines can reach needs a token (127.0.0.1).
+        port: the port to listen on; 0 takes a free one and prints it (8000).
+        token: the token that requests must carry; FEWSIGHT_TOKEN in the environment keeps it out of the process list.
+        views: center (one view; a run's default), paper (every test size, two crops; an ensemble's default), or names
             such as center-224,random-320.
-        max_mb: MiB that a request may hold (64).
-        max_megapixels: of an image, millions (50).
-        max_files: that a request may hold (64).
-        max_queue: images that may wait (256).
+        max_mb: the largest request, in MiB (64).
+        max_megapixels: the largest image, in millions of pixels (50).
+        max_files: the most files in a request (64).
+        max_queue: the most images that may wait (256).
         timeout: seconds for an upload, and then for its answer (30).
-        batch: images that go through the model together, at most (32).
+        batch: the most images that go through the model together (32).
     """
     from fewsight.apps.serve import require_serve
 
@@ -104,8 +104,8 @@ def serve(
         batch_size=batch,
     )
 
-    def say(address: str) -> None:
-        print(f"{address} serves {run}; Ctrl-C ends it", flush=True)
+    def say_started(url: str) -> None:
+        print(f"{url} serves {run}; Ctrl-C ends it", flush=True)
 
-    serve_run(run, host=host, port=port, token=token, views=views, limits=limits, say=say)
+    serve_run(run, host=host, port=port, token=token, views=views, limits=limits, say=say_started)
     return 0

@@ -1,6 +1,6 @@
 """`fewsight serve`: a run behind a web page and an HTTP API, with the answers of `fewsight predict`.
 
-It needs the extra `serve`: `require_serve` says so, and is all that can be imported without it.
+It needs the extra `serve`. Without it only this module can be imported; `require_serve` then says what to install.
 """
 
 import importlib.util
@@ -11,10 +11,10 @@ PACKAGES = ("fastapi", "uvicorn", "python_multipart")
 
 
 def require_serve() -> None:
-    """Say how to install the extra where it is missing.
+    """Check that the packages of the extra `serve` are installed.
 
     Raises:
-        FewsightError: it is.
+        FewsightError: one of them is missing; the message names the extra.
     """
     if any(importlib.util.find_spec(name) is None for name in PACKAGES):
         raise FewsightError("serve needs an extra: pip install 'fewsight[serve]'")

@@ -1,4 +1,4 @@
-"""The application: a page, and the API behind it."""
+"""The ASGI application: the page, and the API behind it."""
 
 import asyncio
 import contextlib
@@ -15,14 +15,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 import fewsight
-from fewsight.apps.serve import answers
-from fewsight.apps.serve.batching import Answer, Batcher
+from fewsight.apps.serve import schemas
+from fewsight.apps.serve.batching import Batcher, Prediction
 from fewsight.apps.serve.counters import Counters
-from fewsight.apps.serve.guard import GONE, Guard, refused
-from fewsight.apps.serve.limits import MOST_TOP, Limits, RefusedError
-from fewsight.apps.serve.uploads import FIELD, Room, Share, Upload, drain, read_uploads
+from fewsight.apps.serve.guard import CLIENT_CLOSED, Guard, refusal_response
+from fewsight.apps.serve.limits import MAX_TOP_K, Limits, RefusedError
+from fewsight.apps.serve.uploads import FIELD, BodyBudget, Reservation, Upload, drain, read_uploads
 from fewsight.data import ImageError
-from fewsight.inference.model import Model
+from fewsight.inference.model import Cuts, Model
 from fewsight.inference.prediction_files import valid_text
 from fewsight.machine.cores import num_cores
 
@@ -33,12 +33,12 @@ PAGES = {
     "/docs": ("docs.html", "text/html"),
     "/docs.js": ("docs.js", "text/javascript"),
 }
-DECODERS = max(2, num_cores())  # threads
-AHEAD = 2  # batches that are decoded before the model asks for them
+NUM_DECODERS = max(2, num_cores())  # threads
+BATCHES_AHEAD = 2  # batches of images that may be decoded and not yet scored
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": answers.Problem, "description": told}
-    for status, told in {
-        401: "no token, or another",
+    status: {"model": schemas.Problem, "description": description}
+    for status, description in {
+        401: "the token is missing or wrong",
         403: "without a token, not from this machine",
         408: "the upload took too long",
         413: "the body is too large, or every image has too many pixels",
@@ -54,118 +54,126 @@ BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"s
 
 
 class Service:
-    """A model, its thread, the threads that decode, and what waits."""
+    """A model with its thread, the threads that decode images, and the queue.
+
+    Args:
+        model: with its weights in memory.
+    """
 
     def __init__(self, model: Model, limits: Limits) -> None:
         self.model, self.limits = model, limits
-        self.waiting = 0  # images that were taken and not yet answered
-        self.arriving = 0  # requests that are being read
-        self.counters = Counters(lambda: self.waiting)
-        self.room = Room(limits)
+        self.num_waiting = 0  # images admitted and not yet answered
+        self.num_reading = 0  # requests that are being read
+        self.counters = Counters(lambda: self.num_waiting)
+        self.budget = BodyBudget(limits)
         self.batcher = Batcher(
-            model, limits.batch_size, lambda: self.waiting + self.arriving, time.monotonic, self.counters.batch
+            model, limits.batch_size, lambda: self.num_waiting + self.num_reading, time.monotonic, self.counters.batch
         )
-        self.decoders = ThreadPoolExecutor(DECODERS, "fewsight-decode")
-        self.ahead = asyncio.Semaphore(AHEAD * limits.batch_size)
+        self.decoders = ThreadPoolExecutor(NUM_DECODERS, "fewsight-decode")
+        self.decoded = asyncio.Semaphore(BATCHES_AHEAD * limits.batch_size)  # bounds the memory of decoded images
 
     @contextlib.contextmanager
-    def admitted(self, num_images: int) -> Iterator[None]:
-        """Inside the block so many images wait.
+    def admit(self, num_images: int) -> Iterator[None]:
+        """Count this many images as waiting until the block ends.
 
         Raises:
-            RefusedError: 429, the queue is full, or would take longer than an answer may.
+            RefusedError: 429, as `check_queue`.
         """
-        self.check_room(num_images)
-        self.waiting += num_images
+        self.check_queue(num_images)
+        self.num_waiting += num_images
         try:
             yield
         finally:
-            self.waiting -= num_images
+            self.num_waiting -= num_images
 
-    async def read(self, request: Request, share: Share) -> list[Upload]:
-        """A request's files; see `read_uploads`."""
-        self.arriving += 1
+    async def read(self, request: Request, reservation: Reservation) -> list[Upload]:
+        """The files of a request; see `read_uploads`."""
+        self.num_reading += 1
         try:
-            return await read_uploads(request, self.limits, share)
+            return await read_uploads(request, self.limits, reservation)
         finally:
-            self.arriving -= 1
+            self.num_reading -= 1
 
-    def check_room(self, num_images: int) -> None:
-        """Refuse images that would not be answered in time."""
-        seconds = self.batcher.seconds_for(self.waiting + num_images)
-        late = self.waiting > 0 and seconds > self.limits.timeout_s
-        if self.waiting + num_images > self.limits.max_queue or late:
-            wait = min(self.batcher.seconds_for(self.waiting), round(self.limits.timeout_s) + 1)
+    def check_queue(self, num_images: int) -> None:
+        """Check that this many more images can be answered in time.
+
+        Raises:
+            RefusedError: 429, the queue is full, or scoring it would take longer than the timeout.
+        """
+        seconds = self.batcher.seconds_for(self.num_waiting + num_images)
+        late = self.num_waiting > 0 and seconds > self.limits.timeout_s
+        if self.num_waiting + num_images > self.limits.max_queue or late:
+            wait = min(self.batcher.seconds_for(self.num_waiting), round(self.limits.timeout_s) + 1)
             raise RefusedError(
                 429,
-                f"{self.waiting:,} images are waiting already; try again in {wait} s",
+                f"{self.num_waiting:,} images are waiting already; try again in {wait} s",
                 retry_after_s=wait,
                 close=True,
             )
 
-    async def look(self, upload: Upload, turns: asyncio.Semaphore, *, explain: bool) -> Answer | ImageError:
-        """One image: decoded, then scored with those that wait with it.
+    async def predict(self, upload: Upload, turns: asyncio.Semaphore, *, explain: bool) -> Prediction | ImageError:
+        """Decode one image, then score it in a batch with others.
 
         Args:
-            turns: of its request, so that one with many large images leaves threads that decode to others.
+            turns: of the image's request, so that a request of many large images leaves decoder threads to others.
         """
         async with turns:
-            await self.ahead.acquire()
+            await self.decoded.acquire()
             try:
                 loop = asyncio.get_running_loop()
-                answer = self.batcher.submit(
+                prediction = self.batcher.submit(
                     await loop.run_in_executor(self.decoders, self._cut, upload), explain=explain
                 )
             except ImageError as error:
-                self.ahead.release()
+                self.decoded.release()
                 return error
             except BaseException:
-                self.ahead.release()
+                self.decoded.release()
                 raise
         try:
-            return await asyncio.wrap_future(answer)
+            return await asyncio.wrap_future(prediction)
         finally:
-            self.ahead.release()
+            self.decoded.release()
 
-    def _cut(self, upload: Upload) -> Any:
+    def _cut(self, upload: Upload) -> Cuts:
         return self.model.cut(upload.data, valid_text(upload.name) or "image", max_pixels=self.limits.max_pixels)
 
     def close(self) -> None:
-        """Answer what waits, then end the threads."""
+        """Score the waiting images, then end the threads."""
         self.batcher.close()
         self.decoders.shutdown()
 
 
-async def answered(request: Request, service: Service, uploads: Sequence[Upload], *, explain: bool
-                   ) -> list[Answer | ImageError]:  # fmt: skip
-    """All images of a request, in their order; they are given up when the time is over or the client has gone.
+async def predict_uploads(request: Request, service: Service, uploads: Sequence[Upload], *, explain: bool
+                          ) -> list[Prediction | ImageError]:  # fmt: skip
+    """Predict all images of a request, in its order; they are dropped on a timeout or when the client disconnects.
 
     Raises:
         RefusedError: 503, no answer in time.
-        ClientDisconnect: the client has gone.
+        ClientDisconnect: the client closed the connection.
     """
 
-    async def every() -> list[Answer | ImageError]:
-        turns = asyncio.Semaphore(max(1, DECODERS // 2))
-        return list(await asyncio.gather(*(service.look(upload, turns, explain=explain) for upload in uploads)))
+    async def predict_all() -> list[Prediction | ImageError]:
+        turns = asyncio.Semaphore(max(1, NUM_DECODERS // 2))
+        return list(await asyncio.gather(*(service.predict(upload, turns, explain=explain) for upload in uploads)))
 
-    work = asyncio.create_task(every())
-    gone = asyncio.create_task(_disconnected(request))
-    first: set[asyncio.Future[Any]] = {work, gone}
+    work = asyncio.create_task(predict_all())
+    disconnected = asyncio.create_task(_disconnected(request))
+    tasks: set[asyncio.Future[Any]] = {work, disconnected}
     try:
-        await asyncio.wait(first, timeout=service.limits.timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, timeout=service.limits.timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if work.done():
             return work.result()
-        if gone.done():
+        if disconnected.done():
             raise ClientDisconnect
         raise RefusedError(
             503,
             f"no answer within {service.limits.timeout_s:g} s; send fewer images, or try again later",
-            retry_after_s=service.batcher.seconds_for(service.waiting),
+            retry_after_s=service.batcher.seconds_for(service.num_waiting),
         )
     finally:
         work.cancel()
-        gone.cancel()
+        disconnected.cancel()
 
 
 async def _disconnected(request: Request) -> None:
@@ -174,10 +182,13 @@ async def _disconnected(request: Request) -> None:
 
 
 def build_app(model: Model, limits: Limits | None = None, token: str | None = None) -> FastAPI:
-    """The service as an ASGI application; it takes the model's weights into memory.
+    """Build the service as an ASGI application; loads the model's weights into memory.
 
     Args:
-        token: what a request has to bring; None: only this machine's own may ask, see `Guard`.
+        token: what requests must carry; None: only requests from this machine are allowed, see `Guard`.
+
+    Returns:
+        The application; `app.state.service` is its `Service`, which the end of the lifespan closes.
     """
     limits = limits or Limits()
     model.load()
@@ -191,7 +202,7 @@ def build_app(model: Model, limits: Limits | None = None, token: str | None = No
     app = FastAPI(
         title="fewsight",
         version=fewsight.__version__,
-        description=f"The run {valid_text(model.path.resolve().name)}: images in, its classes with probabilities out.",
+        description=f"The run {valid_text(model.path.resolve().name)}: takes images, answers class probabilities.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -203,7 +214,7 @@ def build_app(model: Model, limits: Limits | None = None, token: str | None = No
 
     @app.exception_handler(RefusedError)
     async def refuse(_request: Request, error: RefusedError) -> JSONResponse:
-        return refused(error)
+        return refusal_response(error)
 
     @app.exception_handler(HTTPException)
     async def refuse_http(_request: Request, error: HTTPException) -> JSONResponse:
@@ -212,57 +223,61 @@ def build_app(model: Model, limits: Limits | None = None, token: str | None = No
     @app.exception_handler(RequestValidationError)
     async def refuse_values(request: Request, error: RequestValidationError) -> JSONResponse:
         await drain(request.headers, request.receive)
-        found = error.errors()[0]
-        return refused(RefusedError(422, f"{found['loc'][-1]}: {found['msg']}", close=True))
+        problem = error.errors()[0]
+        return refusal_response(RefusedError(422, f"{problem['loc'][-1]}: {problem['msg']}", close=True))
 
     @app.exception_handler(ClientDisconnect)
     async def forget(_request: Request, _error: ClientDisconnect) -> Response:
-        return Response(status_code=GONE)  # nobody reads it
+        return Response(status_code=CLIENT_CLOSED)  # never received
 
-    @app.post("/api/predict", responses={200: {"model": answers.Results}, **PROBLEMS}, openapi_extra=BODY)
+    @app.post("/api/predict", responses={200: {"model": schemas.Results}, **PROBLEMS}, openapi_extra=BODY)
     async def predict(
         request: Request,
-        details: Annotated[bool, Query(description="also what each view and member says, and where it looked")] = False,
-        top_k: Annotated[int, Query(ge=1, le=MOST_TOP, description="classes that each result lists")] = 5,
+        details: Annotated[
+            bool, Query(description="also the prediction of each view and member, and activation maps")
+        ] = False,
+        top_k: Annotated[int, Query(ge=1, le=MAX_TOP_K, description="classes that each result lists")] = 5,
     ) -> Response:
         """Predict the classes of images: a result for each file, in order.
 
-        A file that cannot be read has its reason in `error`, and the others are answered; where none can be read the
-        status says so too.
+        A file that cannot be read has the reason in `error`, and the others are answered; where none can be read, the
+        status is an error too.
         """
         try:
-            service.check_room(1)
-            with service.room.held() as share:
-                uploads = await service.read(request, share)
-                with service.admitted(len(uploads)):
-                    found = await answered(request, service, uploads, explain=details)
+            service.check_queue(1)
+            with service.budget.reserved() as reservation:
+                uploads = await service.read(request, reservation)
+                with service.admit(len(uploads)):
+                    predictions = await predict_uploads(request, service, uploads, explain=details)
         except RefusedError as error:
             if error.close:
                 await drain(request.headers, request.receive)
             raise
         results = [
-            answers.failed(upload.name, one)
-            if isinstance(one, ImageError)
-            else answers.result_of(upload.name, one, model, top_k, details=details)
-            for upload, one in zip(uploads, found, strict=True)
+            schemas.failed_result(upload.name, prediction)
+            if isinstance(prediction, ImageError)
+            else schemas.result_of(upload.name, prediction, model, top_k, details=details)
+            for upload, prediction in zip(uploads, predictions, strict=True)
         ]
         for result in results:
             service.counters.image(
                 "error" if result.error else "none_of_these" if result.none_of_these else "predicted"
             )
-        status = answers.status_of([one if isinstance(one, ImageError) else None for one in found])
-        body: answers.Results | answers.Problem = answers.Results(results=results)
+        status = schemas.status_of(
+            [prediction if isinstance(prediction, ImageError) else None for prediction in predictions]
+        )
+        body: schemas.Results | schemas.Problem = schemas.Results(results=results)
         if status != 200:
-            body = answers.Problem(error=_why(results), results=results)
+            body = schemas.Problem(error=_why(results), results=results)
         text = body.model_dump_json(exclude=None if details else {"results": {"__all__": {"details"}}})
         return Response(text, status, media_type="application/json")
 
     @app.get("/api/model", responses={401: PROBLEMS[401], 403: PROBLEMS[403]})
-    async def about() -> answers.ModelInfo:
-        """The classes, the views, and what the service takes."""
+    async def about() -> schemas.ModelInfo:
+        """The classes, the views, and the limits of the service."""
         calibration = model.calibration
         threshold = None if calibration is None else calibration.threshold
-        return answers.ModelInfo(
+        return schemas.ModelInfo(
             name=valid_text(model.path.resolve().name),
             fewsight=fewsight.__version__,
             classes=[valid_text(name) for name in model.classes],
@@ -276,15 +291,15 @@ def build_app(model: Model, limits: Limits | None = None, token: str | None = No
             max_files=limits.max_files,
         )
 
-    @app.get("/healthz", responses={503: {"model": answers.Health}})
+    @app.get("/healthz", responses={503: {"model": schemas.Health}})
     async def health() -> JSONResponse:
-        """200 while the service can answer, 503 when it has to be started anew."""
+        """200 while the service can answer, 503 when it must be restarted."""
         alive = service.batcher.alive
         return JSONResponse({"status": "ok" if alive else "the model's thread has ended"}, 200 if alive else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse, responses={401: PROBLEMS[401], 403: PROBLEMS[403]})
     async def metrics() -> Response:
-        """Requests, images, what waits, batches and times, in Prometheus' text format."""
+        """Requests, images, the queue, batches and times, in Prometheus' text format."""
         return Response(service.counters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     for path, (name, kind) in PAGES.items():
@@ -292,7 +307,7 @@ def build_app(model: Model, limits: Limits | None = None, token: str | None = No
     return app
 
 
-def _why(results: Sequence[answers.Result]) -> str:
+def _why(results: Sequence[schemas.Result]) -> str:
     if len(results) == 1:
         return str(results[0].error)
     return f"none of the {len(results):,} files could be read; the first: {results[0].error}"
@@ -305,16 +320,16 @@ def _add_page(app: FastAPI, path: str, content: bytes, kind: str) -> None:
 
 
 def _describe_token(app: FastAPI) -> None:
-    """The token in the OpenAPI description, so that clients made from it ask for one."""
-    plain = app.openapi
+    """Declare the token in the OpenAPI description, so that generated clients send one."""
+    describe_without_token = app.openapi
 
-    def described() -> dict[str, Any]:
-        found = plain()
-        found.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        for path, operations in found["paths"].items():
+    def describe() -> dict[str, Any]:
+        description = describe_without_token()
+        description.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        for path, operations in description["paths"].items():
             if path != "/healthz":
                 for operation in operations.values():
                     operation["security"] = [{"token": []}]
-        return found
+        return description
 
-    app.openapi = described  # type: ignore[method-assign]
+    app.openapi = describe  # type: ignore[method-assign]

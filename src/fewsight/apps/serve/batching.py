@@ -1,4 +1,4 @@
-"""Images of all clients go through the model together: one thread takes what waits, scores it and answers."""
+"""Batching: one thread scores the waiting images of all clients together."""
 
 import math
 import threading
@@ -9,51 +9,51 @@ from dataclasses import dataclass, field
 
 from fewsight.inference.model import Activation, Cuts, Model, ViewPredictions
 
-GATHER_S = 0.005  # that a batch waits for each of the images that are on their way
-GATHER_MOST_S = 0.03  # for all of them
-PACE = 0.2  # weight of the newest batch in the seconds that an image takes
+GATHER_S = 0.005  # that a batch waits for each of the images that are still being uploaded or decoded
+MAX_GATHER_S = 0.03  # that it waits for all of them
+PACE_WEIGHT = 0.2  # of the newest batch in the moving average of seconds per image
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the model made of one image: row `row` of a batch."""
+class Prediction:
+    """The predictions for one image: position `index` of a batch."""
 
-    looked: ViewPredictions
-    row: int
-    activations: Sequence[Activation]  # where they were asked for
+    batch: ViewPredictions
+    index: int
+    activations: Sequence[Activation]  # empty unless requested
 
 
 @dataclass(frozen=True)
 class _Job:
     image: Cuts
     explain: bool
-    future: "Future[Answer]" = field(default_factory=Future)
+    future: "Future[Prediction]" = field(default_factory=Future)
 
 
 class Batcher:
     """The model's thread, and the images that wait for it.
 
-    A batch is what waits when the model is free, at most `batch_size` images, and what reaches it within a moment while
-    more are on their way: a single client waits for nobody, many share. An image whose client has gone is passed over.
-    A batch that fails is scored again image by image.
+    When the model is free, the next batch takes the waiting images, at most `batch_size`, and waits a moment for more
+    only while some are still being uploaded or decoded: a single client has no delay, many clients share a batch. An
+    image whose client has disconnected is skipped. A batch that fails is scored again image by image.
 
     Args:
-        coming: how many images have been asked about and not answered, those that wait here among them.
-        clock: seconds, growing.
-        counted: told of each batch's number of images.
+        num_pending: how many images are admitted and not answered, including those that wait here.
+        clock: seconds, monotonic.
+        on_batch: called with the number of images of each batch.
     """
 
     def __init__(
         self,
         model: Model,
         batch_size: int,
-        coming: Callable[[], int],
+        num_pending: Callable[[], int],
         clock: Callable[[], float],
-        counted: Callable[[int], None],
+        on_batch: Callable[[int], None],
     ) -> None:
-        self.model, self.batch_size, self.coming = model, batch_size, coming
-        self.clock, self.counted = clock, counted
-        self.seconds_an_image = 0.0
+        self.model, self.batch_size, self.num_pending = model, batch_size, num_pending
+        self.clock, self.on_batch = clock, on_batch
+        self.seconds_per_image = 0.0
         self._jobs = deque[_Job]()
         self._changed = threading.Condition()
         self._closed = False
@@ -62,14 +62,14 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether the model's thread works."""
+        """Whether the model's thread is running."""
         return self._thread.is_alive()
 
-    def submit(self, image: Cuts, *, explain: bool) -> "Future[Answer]":
-        """Queue an image; cancel what comes back to give it up.
+    def submit(self, image: Cuts, *, explain: bool) -> "Future[Prediction]":
+        """Queue an image; cancelling the future drops it.
 
         Args:
-            explain: also say where each run looked for the most probable class.
+            explain: also compute each run's activation map for the most probable class.
 
         Raises:
             RuntimeError: the batcher is closed.
@@ -83,11 +83,11 @@ class Batcher:
         return job.future
 
     def seconds_for(self, num_images: int) -> int:
-        """How long so many images will take at the pace of the last ones, in whole seconds, at least 1."""
-        return max(1, math.ceil(num_images * self.seconds_an_image))
+        """The expected time for this many images at the current pace, in whole seconds, at least 1."""
+        return max(1, math.ceil(num_images * self.seconds_per_image))
 
     def close(self) -> None:
-        """Score what waits, then end the thread."""
+        """Score the waiting images, then end the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -101,39 +101,43 @@ class Batcher:
                 if not self._jobs:
                     return
                 self._gather()
-                taken = [self._jobs.popleft() for _ in range(min(self.batch_size, len(self._jobs)))]
-            batch = [job for job in taken if job.future.set_running_or_notify_cancel()]
+                jobs = [self._jobs.popleft() for _ in range(min(self.batch_size, len(self._jobs)))]
+            batch = [job for job in jobs if job.future.set_running_or_notify_cancel()]
             if batch:
                 began = self.clock()
                 self._score(batch)
                 pace = (self.clock() - began) / len(batch)
-                self.seconds_an_image += (PACE if self.seconds_an_image else 1.0) * (pace - self.seconds_an_image)
-                self.counted(len(batch))
+                self.seconds_per_image += (PACE_WEIGHT if self.seconds_per_image else 1.0) * (
+                    pace - self.seconds_per_image
+                )
+                self.on_batch(len(batch))
 
     def _gather(self) -> None:
-        """Wait a moment, where more images are on their way and there is room for them."""
+        """Wait a moment while more images are on their way and the batch is not full."""
         began = self.clock()
-        while not self._closed and len(self._jobs) < min(self.batch_size, self.coming()):
-            there = len(self._jobs)
+        while not self._closed and len(self._jobs) < min(self.batch_size, self.num_pending()):
+            num_jobs = len(self._jobs)
             self._changed.wait(GATHER_S)
-            if len(self._jobs) == there or self.clock() - began > GATHER_MOST_S:
+            if len(self._jobs) == num_jobs or self.clock() - began > MAX_GATHER_S:
                 return
 
     def _score(self, batch: list[_Job]) -> None:
         try:
-            looked = self.model.predict_views([job.image for job in batch])
-            answers = [Answer(looked, row, self._explained(job, looked, row)) for row, job in enumerate(batch)]
-        except Exception as error:  # one image must not take the others with it
+            scored = self.model.predict_views([job.image for job in batch])
+            predictions = [
+                Prediction(scored, index, self._activations(job, scored, index)) for index, job in enumerate(batch)
+            ]
+        except Exception as error:  # an image that fails must not fail the others of its batch
             if len(batch) == 1:
                 batch[0].future.set_exception(error)
                 return
             for job in batch:
                 self._score([job])
             return
-        for job, answer in zip(batch, answers, strict=True):
-            job.future.set_result(answer)
+        for job, prediction in zip(batch, predictions, strict=True):
+            job.future.set_result(prediction)
 
-    def _explained(self, job: _Job, looked: ViewPredictions, row: int) -> Sequence[Activation]:
+    def _activations(self, job: _Job, scored: ViewPredictions, index: int) -> Sequence[Activation]:
         if not job.explain:
             return ()
-        return self.model.activations(job.image, int(looked.predictions.probs[row].argmax()))
+        return self.model.activations(job.image, int(scored.predictions.probs[index].argmax()))

@@ -1,4 +1,4 @@
-"""What the service has done, in Prometheus' text format."""
+"""The service's metrics, in Prometheus' text format."""
 
 import threading
 from bisect import bisect_left
@@ -23,30 +23,30 @@ class Histogram:
         self.sum += value
 
     def lines(self, name: str) -> list[str]:
-        """Its lines, the counts summed up as Prometheus has them."""
-        total, found = 0, []
+        """Its lines, the counts cumulative as Prometheus has them."""
+        total, lines = 0, []
         for bound, count in zip([*map(str, self.bounds), "+Inf"], self.counts, strict=True):
             total += count
-            found.append(f'{name}_bucket{{le="{bound}"}} {total}')
-        return [*found, f"{name}_sum {self.sum:.6f}", f"{name}_count {total}"]
+            lines.append(f'{name}_bucket{{le="{bound}"}} {total}')
+        return [*lines, f"{name}_sum {self.sum:.6f}", f"{name}_count {total}"]
 
 
 class Counters:
-    """All that `/metrics` tells; the event loop and the model's thread count here.
+    """The metrics of one service; the event loop and the model's thread both update them.
 
     Args:
-        waiting: images that were taken and not yet answered.
+        num_waiting: how many images are admitted and not yet answered.
     """
 
-    def __init__(self, waiting: Callable[[], int]) -> None:
+    def __init__(self, num_waiting: Callable[[], int]) -> None:
         self.lock = threading.Lock()
-        self.waiting = waiting
+        self.num_waiting = num_waiting
         self.requests = Counter[tuple[str, int]]()
         self.images = Counter[str]()
         self.seconds, self.batches = Histogram(SECONDS), Histogram(IMAGES)
 
     def request(self, path: str, status: int, seconds: float) -> None:
-        """Count an answer."""
+        """Count an answer, and the time of a prediction."""
         with self.lock:
             self.requests[path, status] += 1
             if path == "/api/predict":
@@ -58,12 +58,12 @@ class Counters:
             self.images[outcome] += 1
 
     def batch(self, num_images: int) -> None:
-        """Count images that went through the model together."""
+        """Count the images of a batch."""
         with self.lock:
             self.batches.add(num_images)
 
     def text(self) -> str:
-        """Everything, in Prometheus' text format 0.0.4."""
+        """All metrics, in Prometheus' text format 0.0.4."""
         with self.lock:
             lines = [
                 *_head("fewsight_requests_total", "counter", "Answers by path and status."),
@@ -74,7 +74,7 @@ class Counters:
                 *_head("fewsight_images_total", "counter", "Images answered, by outcome."),
                 *(f'fewsight_images_total{{outcome="{name}"}} {count}' for name, count in sorted(self.images.items())),
                 *_head("fewsight_waiting_images", "gauge", "Images that were taken and not yet answered."),
-                f"fewsight_waiting_images {self.waiting()}",
+                f"fewsight_waiting_images {self.num_waiting()}",
                 *_head("fewsight_predict_seconds", "histogram", "From a request for a prediction to its answer."),
                 *self.seconds.lines("fewsight_predict_seconds"),
                 *_head("fewsight_batch_images", "histogram", "Images that went through the model together."),
@@ -83,5 +83,5 @@ class Counters:
         return "\n".join(lines) + "\n"
 
 
-def _head(name: str, kind: str, told: str) -> list[str]:
-    return [f"# HELP {name} {told}", f"# TYPE {name} {kind}"]
+def _head(name: str, kind: str, text: str) -> list[str]:
+    return [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]

@@ -1,4 +1,4 @@
-"""Around every request: who may ask, what every answer says, what is counted."""
+"""Middleware around every request: access control, security headers, request counts."""
 
 import hmac
 import logging
@@ -14,8 +14,9 @@ from fewsight.apps.serve.limits import RefusedError
 from fewsight.apps.serve.uploads import drain
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-OPEN = frozenset({"/", "/page.css", "/page.js", "/docs", "/docs.js", "/openapi.json", "/healthz"})  # without a token
-SECURITY = {
+PUBLIC_PATHS = frozenset({"/", "/page.css", "/page.js", "/docs", "/docs.js", "/openapi.json", "/healthz"})  # no token
+API_PATHS = frozenset({"/api/predict", "/api/model", "/metrics"})
+SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -24,33 +25,37 @@ SECURITY = {
     "Cache-Control": "no-store",
 }
 LOG = logging.getLogger(__name__)
-GONE = 499  # as some servers log a client that left before its answer
+CLIENT_CLOSED = 499  # nginx's status for a client that disconnected before its answer; counted, never sent
 
 
 class Guard:
-    """Middleware: a token, or without one a request from this machine's own pages; headers; counters.
+    """Checks the token, or without one that the request comes from this machine; adds headers; counts answers.
 
-    Without a token a page of another site could reach the service through its visitor's browser: by a name that it
-    turns to this machine (Host is then that name), or by a form that it sends (Origin is then its own). Both are
-    refused.
+    Without a token, a page of another site could reach the service through the browser of its visitor: by DNS
+    rebinding (the Host header is then the site's name) or by a cross-site form (the Origin header is then the site's).
+    Both are refused.
+
+    Args:
+        token: what a request must carry, except for `PUBLIC_PATHS`; None: only requests from this machine are allowed.
+        counters: receives the path, status and duration of every request.
     """
 
     def __init__(self, app: ASGIApp, token: str | None, counters: Counters) -> None:
         self.app, self.token, self.counters = app, token, counters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.monotonic(), GONE
+        began, status = time.monotonic(), CLIENT_CLOSED
 
         async def send_guarded(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                for name, value in SECURITY.items():
+                for name, value in SECURITY_HEADERS.items():
                     headers[name] = value
             await send(message)
 
@@ -60,33 +65,34 @@ class Guard:
                 await self.app(scope, receive, send_guarded)
             else:
                 await drain(Headers(scope=scope), receive)
-                await refused(refusal)(scope, receive, send_guarded)
+                await refusal_response(refusal)(scope, receive, send_guarded)
         except Exception:
-            if status != GONE:
-                raise  # the answer has begun; its connection ends
+            if status != CLIENT_CLOSED:
+                raise  # the answer has begun, so it can only be cut off
             LOG.exception("a request failed: %s %s", scope["method"], scope["path"])
-            await refused(RefusedError(500, "the service failed on this request; its log says why"))(
-                scope, receive, send_guarded
-            )
+            refusal = RefusedError(500, "the service failed on this request; its log says why")
+            await refusal_response(refusal)(scope, receive, send_guarded)
         finally:
-            self.counters.request(_known(scope), status, time.monotonic() - began)
+            self.counters.request(_path_label(scope), status, time.monotonic() - began)
 
     def _refusal(self, scope: Scope) -> RefusedError | None:
+        """Why the request is refused, or None."""
         headers = Headers(scope=scope)
         if self.token is not None:
-            if scope["path"] in OPEN or _has_token(headers, self.token):
+            if scope["path"] in PUBLIC_PATHS or _has_token(headers, self.token):
                 return None
             return RefusedError(401, "this needs the service's token: Authorization: Bearer TOKEN", close=True)
         host, origin = headers.get("host", ""), headers.get("origin")
-        if _host_of(f"//{host}") not in LOOPBACK:
-            return RefusedError(403, "without a token only this machine may ask: call it localhost", close=True)
-        if origin is not None and _origin_of(origin) != ("http", host.lower()):
-            return RefusedError(403, "without a token no page of another site may ask", close=True)
+        if _hostname(f"//{host}") not in LOOPBACK:
+            reason = "without a token only this machine is allowed; call it localhost"
+            return RefusedError(403, reason, close=True)
+        if origin is not None and _origin_parts(origin) != ("http", host.lower()):
+            return RefusedError(403, "without a token no page of another site is allowed", close=True)
         return None
 
 
-def refused(refusal: RefusedError) -> JSONResponse:
-    """The answer that says why there is none."""
+def refusal_response(refusal: RefusedError) -> JSONResponse:
+    """The response to a refused request."""
     headers = dict(refusal.headers)
     if refusal.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -99,23 +105,23 @@ def _has_token(headers: Headers, token: str) -> bool:
     return scheme.lower() == "bearer" and same
 
 
-def _host_of(address: str) -> str:
+def _hostname(url: str) -> str:
     try:
-        return (urlsplit(address).hostname or "").lower()
+        return (urlsplit(url).hostname or "").lower()
     except ValueError:
         return ""
 
 
-def _origin_of(origin: str) -> tuple[str, str] | None:
-    """(scheme, host and port) of an origin."""
+def _origin_parts(origin: str) -> tuple[str, str] | None:
+    """The scheme of an origin, and its host with port; None where it is malformed."""
     try:
-        found = urlsplit(origin)
+        parts = urlsplit(origin)
     except ValueError:
         return None
-    return found.scheme, found.netloc.lower()
+    return parts.scheme, parts.netloc.lower()
 
 
-def _known(scope: Scope) -> str:
-    """The path, if it is one of ours: others would fill the counters."""
+def _path_label(scope: Scope) -> str:
+    """The path if it is one of the service's, else `other`: the number of counters stays bounded."""
     path = str(scope["path"])
-    return path if path in OPEN or path in ("/api/predict", "/api/model", "/metrics") else "other"
+    return path if path in PUBLIC_PATHS or path in API_PATHS else "other"

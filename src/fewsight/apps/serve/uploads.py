@@ -1,4 +1,4 @@
-"""A request's files, read as far as the limits allow."""
+"""Reading the files of a request, within the limits."""
 
 import asyncio
 import contextlib
@@ -15,8 +15,8 @@ from starlette.types import Message, Receive
 from fewsight.apps.serve.limits import Limits, RefusedError
 
 FIELD = "files"
-DRAIN_S = 1.0  # for which a body that is too large is read on and thrown away, so that its sender hears the reason
-MAX_FIELDS = 16  # beside the files
+DRAIN_S = 1.0  # for which a refused body is read and discarded, so that its sender receives the reason
+MAX_FIELDS = 16  # form fields beside the files
 MAX_FIELD_BYTES = 2**16
 
 
@@ -24,55 +24,60 @@ MAX_FIELD_BYTES = 2**16
 class Upload:
     """One file of a request."""
 
-    name: str  # as the client calls it
+    name: str  # as the client sent it
     data: bytes
 
 
-class Room:
-    """The bytes of all bodies that are being read or answered."""
+class BodyBudget:
+    """The bytes of all request bodies that are being read or answered, and their limit."""
 
     def __init__(self, limits: Limits) -> None:
-        self.limits, self.taken = limits, 0
+        self.limits, self.used_bytes = limits, 0
 
     def take(self, num_bytes: int) -> None:
-        """Take room for more bytes.
+        """Reserve more bytes.
 
         Raises:
-            RefusedError: 429, there is none.
+            RefusedError: 429, the limit is reached.
         """
-        if self.taken + num_bytes > self.limits.max_body_bytes:
+        if self.used_bytes + num_bytes > self.limits.max_body_bytes:
             raise RefusedError(429, "too many uploads at once; try again soon", retry_after_s=1, close=True)
-        self.taken += num_bytes
+        self.used_bytes += num_bytes
 
     @contextlib.contextmanager
-    def held(self) -> Iterator["Share"]:
-        """What one request takes; it is given back when the block ends."""
-        share = Share(self)
+    def reserved(self) -> Iterator["Reservation"]:
+        """One request's reservation, empty at first; its bytes are given back when the block ends."""
+        reservation = Reservation(self)
         try:
-            yield share
+            yield reservation
         finally:
-            self.taken -= share.taken
+            self.used_bytes -= reservation.num_bytes
 
 
-class Share:
-    """One request's part of the room."""
+class Reservation:
+    """The bytes of the budget that one request holds."""
 
-    def __init__(self, room: Room) -> None:
-        self.room, self.taken = room, 0
+    def __init__(self, budget: BodyBudget) -> None:
+        self.budget, self.num_bytes = budget, 0
 
-    def take(self, num_bytes: int) -> None:
-        """Take room up to so many bytes in all; see `Room.take`."""
-        if num_bytes > self.taken:
-            self.room.take(num_bytes - self.taken)
-            self.taken = num_bytes
+    def grow_to(self, num_bytes: int) -> None:
+        """Hold at least this many bytes in total.
+
+        Raises:
+            RefusedError: 429, the budget is used up.
+        """
+        if num_bytes > self.num_bytes:
+            self.budget.take(num_bytes - self.num_bytes)
+            self.num_bytes = num_bytes
 
 
-async def read_uploads(request: Request, limits: Limits, share: Share) -> list[Upload]:
-    """The files of a multipart request, in its order.
+async def read_uploads(request: Request, limits: Limits, reservation: Reservation) -> list[Upload]:
+    """Read the files of a multipart request, in its order.
 
     Raises:
-        RefusedError: 408 too slow, 413 too large, 415 not multipart, 422 malformed, no file or too many, 429 no room.
-        ClientDisconnect: the client has gone.
+        RefusedError: 408 the upload is too slow, 413 the body is too large, 415 it is not multipart, 422 it is
+            malformed or has no file or too many, 429 the body budget is used up, 503 the disk is full.
+        ClientDisconnect: the client closed the connection.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
@@ -84,16 +89,16 @@ async def read_uploads(request: Request, limits: Limits, share: Share) -> list[U
     if claimed.isdecimal() and claimed.isascii() and len(claimed) < 19:
         if int(claimed) > limits.max_bytes:
             raise _too_large(limits)
-        share.take(int(claimed))
-    seen = 0
+        reservation.grow_to(int(claimed))
+    num_received = 0
 
     async def receive() -> Message:
-        nonlocal seen
+        nonlocal num_received
         message = await request.receive()
-        seen += len(message.get("body", b""))
-        if seen > limits.max_bytes:
+        num_received += len(message.get("body", b""))
+        if num_received > limits.max_bytes:
             raise _too_large(limits)
-        share.take(seen)
+        reservation.grow_to(num_received)
         return message
 
     try:
@@ -103,19 +108,16 @@ async def read_uploads(request: Request, limits: Limits, share: Share) -> list[U
                 max_files=limits.max_files, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
             ) as form,
         ):
-            found = form.getlist(FIELD)
-            uploads = [Upload(one.filename or "", await one.read()) for one in found if isinstance(one, UploadFile)]
+            parts = form.getlist(FIELD)
+            uploads = [Upload(part.filename or "", await part.read()) for part in parts if isinstance(part, UploadFile)]
     except TimeoutError:
         raise RefusedError(408, f"the upload did not end within {limits.timeout_s:g} s", close=True) from None
     except (HTTPException, MultiPartException) as error:
-        reason = str(getattr(error, "detail", None) or getattr(error, "message", ""))
-        if reason.startswith("Too many files"):
-            told = f"more than {limits.max_files:,} files, the limit of a request; send several requests"
-            raise RefusedError(422, told, close=True) from None
-        raise RefusedError(422, f"not a multipart body that can be read: {reason}", close=True) from None
+        raise _malformed(error, limits) from None
     except OSError as error:
-        raise RefusedError(503, f"no room to hold the upload ({error.strerror})", retry_after_s=5, close=True) from None
-    if len(uploads) < len(found):
+        reason = f"no space to hold the upload ({error.strerror})"
+        raise RefusedError(503, reason, retry_after_s=5, close=True) from None
+    if len(uploads) < len(parts):
         raise RefusedError(422, f"{FIELD!r} has to hold files, each with a filename")
     if not uploads:
         raise RefusedError(422, f"no file in the field {FIELD!r}")
@@ -126,10 +128,19 @@ def _too_large(limits: Limits) -> RefusedError:
     return RefusedError(413, f"the body is larger than {limits.max_bytes:,} bytes, the limit of a request", close=True)
 
 
-async def drain(headers: Headers, receive: Receive) -> None:
-    """Read on for a moment and keep nothing, so that who still sends hears why it is refused.
+def _malformed(error: HTTPException | MultiPartException, limits: Limits) -> RefusedError:
+    reason = str(getattr(error, "detail", None) or getattr(error, "message", ""))
+    if reason.startswith("Too many files"):
+        reason = f"more than {limits.max_files:,} files, the limit of a request; send several requests"
+    else:
+        reason = f"the multipart body cannot be read: {reason}"
+    return RefusedError(422, reason, close=True)
 
-    A client that asked first (Expect: 100-continue) is answered at once.
+
+async def drain(headers: Headers, receive: Receive) -> None:
+    """Read the rest of a refused body for a moment and discard it: a client that is still sending then sees the reason.
+
+    A client that asked before sending (Expect: 100-continue) is answered at once.
     """
     if headers.get("expect", "").lower() == "100-continue":
         return

@@ -1,41 +1,43 @@
 "use strict";
 
 function add(parent, tag, text) {
-  const made = document.createElement(tag);
-  made.textContent = text;
-  parent.append(made);
-  return made;
+  const element = document.createElement(tag);
+  element.textContent = text;
+  parent.append(element);
+  return element;
 }
 
-function table(parent, caption, rows) {
-  if (!rows.length) return;
-  const made = document.createElement("table");
-  add(made, "caption", caption);
-  const body = made.createTBody();
-  for (const [name, told] of rows) {
+function addTable(parent, caption, entries) {
+  if (!entries.length) return;
+  const table = document.createElement("table");
+  add(table, "caption", caption);
+  const body = table.createTBody();
+  for (const [name, description] of entries) {
     const row = body.insertRow();
     add(row, "th", name).scope = "row";
-    add(row, "td", told);
+    add(row, "td", description);
   }
-  parent.append(made);
+  parent.append(table);
 }
 
-async function begin() {
-  const described = await (await fetch("openapi.json")).json();
-  const asksToken = Boolean(described.components.securitySchemes);
-  document.getElementById("told").textContent = described.info.description;
-  const token = asksToken ? ' -H "Authorization: Bearer $FEWSIGHT_TOKEN"' : "";
-  document.getElementById("example").textContent = `curl${token} -F files=@1.jpg -F files=@2.jpg ${location.origin}/api/predict`;
-  const all = document.getElementById("operations");
-  for (const [path, operations] of Object.entries(described.paths)) {
+async function start() {
+  const openapi = await (await fetch("openapi.json")).json();
+  const needsToken = Boolean(openapi.components.securitySchemes);
+  document.getElementById("description").textContent = openapi.info.description;
+  const header = needsToken ? ' -H "Authorization: Bearer $FEWSIGHT_TOKEN"' : "";
+  document.getElementById("example").textContent = `curl${header} -F files=@1.jpg -F files=@2.jpg ${location.origin}/api/predict`;
+  const container = document.getElementById("operations");
+  for (const [path, operations] of Object.entries(openapi.paths)) {
     for (const [method, operation] of Object.entries(operations)) {
-      const part = add(all, "section", "");
-      add(part, "h2", `${method.toUpperCase()} ${path}`);
-      for (const text of (operation.description || "").split("\n\n")) add(part, "p", text);
-      table(part, "Query", (operation.parameters || []).map((one) => [one.name, `${one.description} (${one.schema.default})`]));
-      table(part, "Status", Object.entries(operation.responses).map(([status, one]) => [status, one.description]));
+      const section = add(container, "section", "");
+      add(section, "h2", `${method.toUpperCase()} ${path}`);
+      for (const paragraph of (operation.description || "").split("\n\n")) add(section, "p", paragraph);
+      addTable(section, "Query", (operation.parameters || []).map(
+        (parameter) => [parameter.name, `${parameter.description} (${parameter.schema.default})`]));
+      addTable(section, "Status", Object.entries(operation.responses).map(
+        ([status, response]) => [status, response.description]));
     }
   }
 }
 
-begin();
+start();

@@ -1,14 +1,15 @@
 "use strict";
 
-const TOP = 5; // classes shown
-const AT_ONCE = 4; // requests that this page has open
-const PATIENCE = 20; // times that a busy service is asked again
+const TOP_K = 5; // classes shown
+const MAX_OPEN = 4; // requests open at one time
+const MAX_RETRIES = 20; // of a request that a busy service refuses
 const CANVAS_PX = 352;
 
 const element = (id) => document.getElementById(id);
-const waiting = [];
-let open = 0, done = 0, total = 0, round = 0;
-let about = null;
+const queue = []; // jobs not yet sent
+let numOpen = 0, numDone = 0, numTotal = 0;
+let generation = 0; // grows with each "Clear", so that answers of cleared images are not counted
+let model = null; // the answer of api/model
 
 function percent(prob) {
   return `${(100 * prob).toFixed(prob > 0.9995 || prob >= 0.0995 ? 1 : 2)} %`;
@@ -19,39 +20,40 @@ function headers() {
   return token ? { Authorization: `Bearer ${token}` } : {};
 }
 
-async function begin() {
-  let answer;
+async function start() {
+  let response;
   try {
-    answer = await fetch("api/model", { headers: headers() });
+    response = await fetch("api/model", { headers: headers() });
   } catch {
     element("about").textContent = "The service does not answer. Is it still running?";
     return;
   }
-  if (answer.status === 401) {
-    askToken();
+  if (response.status === 401) {
+    requestToken();
     return;
   }
-  about = await answer.json();
-  if (!answer.ok) {
-    element("about").textContent = about.error;
+  const answer = await response.json();
+  if (!response.ok) {
+    element("about").textContent = answer.error;
     return;
   }
+  model = answer;
   element("token-form").hidden = true;
   element("drop").hidden = false;
-  element("name").textContent = about.name;
-  document.title = `${about.name} · fewsight`;
-  const seen = about.views.length === 1 ? `view ${about.views[0]}` : `${about.views.length} views`;
-  const members = about.members.length ? ` · ${about.members.length} members` : "";
-  const calibrated = about.temperature === null ? "probabilities as the model gives them"
-    : `calibrated (temperature ${about.temperature.toFixed(2)})`;
-  const threshold = about.threshold === null ? ""
-    : ` · none of these below ${percent(about.threshold)}`;
-  element("about").textContent = `${about.classes.length} classes · ${seen}${members} · ${calibrated}${threshold}`;
-  element("takes").textContent = `JPEG, PNG, WebP, AVIF, TIFF, BMP, GIF or HEIC, up to ${Math.floor(about.max_bytes / 2 ** 20)} MiB`
-    + ` and ${Math.floor(about.max_pixels / 1e6)} megapixels each.`;
+  element("name").textContent = model.name;
+  document.title = `${model.name} · fewsight`;
+  const views = model.views.length === 1 ? `view ${model.views[0]}` : `${model.views.length} views`;
+  const members = model.members.length ? ` · ${model.members.length} members` : "";
+  const calibrated = model.temperature === null ? "not calibrated"
+    : `calibrated (temperature ${model.temperature.toFixed(2)})`;
+  const threshold = model.threshold === null ? ""
+    : ` · none of these below ${percent(model.threshold)}`;
+  element("about").textContent = `${model.classes.length} classes · ${views}${members} · ${calibrated}${threshold}`;
+  element("accepted").textContent = `JPEG, PNG, WebP, AVIF, TIFF, BMP, GIF or HEIC, up to ${Math.floor(model.max_bytes / 2 ** 20)} MiB`
+    + ` and ${Math.floor(model.max_pixels / 1e6)} megapixels each.`;
 }
 
-function askToken() {
+function requestToken() {
   element("about").textContent = "";
   element("drop").hidden = true;
   element("token-wrong").textContent = sessionStorage.getItem("fewsight-token") ? "That is not the token." : "";
@@ -60,156 +62,158 @@ function askToken() {
   element("token").focus();
 }
 
-function take(files) {
-  if (about === null || element("drop").hidden) return;
+function addFiles(files) {
+  if (model === null || element("drop").hidden) return;
   for (const file of files) {
     const item = element("result").content.cloneNode(true).querySelector("li");
-    item.querySelector(".file").textContent = shown(file.name);
+    item.querySelector(".file").textContent = visible(file.name);
     const picture = item.querySelector("img");
-    const address = URL.createObjectURL(file);
-    picture.addEventListener("load", () => URL.revokeObjectURL(address));
+    const url = URL.createObjectURL(file);
+    picture.addEventListener("load", () => URL.revokeObjectURL(url));
     picture.addEventListener("error", () => {
-      URL.revokeObjectURL(address);
+      URL.revokeObjectURL(url);
       picture.hidden = true;
       item.querySelector(".no-picture").hidden = false;
     });
-    picture.src = address;
+    picture.src = url;
     element("results").append(item);
-    waiting.push({ file, item });
-    total += 1;
+    queue.push({ file, item });
+    numTotal += 1;
   }
-  element("work").hidden = total === 0;
-  show();
-  next();
+  element("work").hidden = numTotal === 0;
+  showProgress();
+  sendNext();
 }
 
-function show() {
-  element("progress").max = Math.max(total, 1);
-  element("progress").value = done;
-  element("count").textContent = done === total ? `${done} of ${total} done` : `${done} of ${total}`;
+function showProgress() {
+  element("progress").max = Math.max(numTotal, 1);
+  element("progress").value = numDone;
+  element("count").textContent = numDone === numTotal ? `${numDone} of ${numTotal} done` : `${numDone} of ${numTotal}`;
 }
 
-function next() {
-  while (open < AT_ONCE && waiting.length) {
-    const job = waiting.shift();
-    const began = round;
-    open += 1;
-    ask(job).catch((error) => fail(job.item, String(error))).finally(() => {
-      open -= 1;
-      if (began === round) {
-        done += 1;
-        show();
+function sendNext() {
+  while (numOpen < MAX_OPEN && queue.length) {
+    const job = queue.shift();
+    const jobGeneration = generation;
+    numOpen += 1;
+    predict(job).catch((error) => showError(job.item, String(error))).finally(() => {
+      numOpen -= 1;
+      if (jobGeneration === generation) {
+        numDone += 1;
+        showProgress();
       }
-      next();
+      sendNext();
     });
   }
 }
 
-async function ask({ file, item }) {
+async function predict({ file, item }) {
   const state = item.querySelector(".state");
-  if (file.size > about.max_bytes) {
-    fail(item, `larger than ${about.max_bytes.toLocaleString("en")} bytes, the limit of this service`);
+  if (file.size > model.max_bytes) {
+    showError(item, `larger than ${model.max_bytes.toLocaleString("en")} bytes, the limit of this service`);
     return;
   }
-  for (let turn = 0; ; turn += 1) {
-    state.textContent = "asking";
+  for (let retries = 0; ; retries += 1) {
+    state.textContent = "sent";
     const body = new FormData();
     body.append("files", file, file.name || "image");
-    let answer;
+    let response;
     try {
-      answer = await fetch(`api/predict?details=true&top_k=${TOP}`, { method: "POST", body, headers: headers() });
+      response = await fetch(`api/predict?details=true&top_k=${TOP_K}`, { method: "POST", body, headers: headers() });
     } catch {
-      fail(item, "the service does not answer; is it still running?");
+      showError(item, "the service does not answer; is it still running?");
       return;
     }
-    if (answer.status === 401) {
-      fail(item, "the service asks for its token");
-      askToken();
+    if (response.status === 401) {
+      showError(item, "the service needs its token");
+      requestToken();
       return;
     }
-    const found = await answer.json();
-    if ((answer.status === 429 || answer.status === 503) && turn < PATIENCE) {
-      const seconds = Number(answer.headers.get("Retry-After")) || 1;
-      state.textContent = `the service is busy; asking again in ${seconds} s`;
-      await new Promise((ready) => { setTimeout(ready, 1000 * seconds * (1 + Math.random() / 2)); });
+    const answer = await response.json();
+    if ((response.status === 429 || response.status === 503) && retries < MAX_RETRIES) {
+      const seconds = Number(response.headers.get("Retry-After")) || 1;
+      state.textContent = `the service is busy; trying again in ${seconds} s`;
+      await new Promise((resolve) => { setTimeout(resolve, 1000 * seconds * (1 + Math.random() / 2)); });
       continue;
     }
-    const result = (found.results || [])[0];
-    if (!answer.ok || !result || result.error) fail(item, result?.error || found.error);
-    else succeed(item, result);
+    const result = (answer.results || [])[0];
+    if (!response.ok || !result || result.error) showError(item, result?.error || answer.error);
+    else showResult(item, result);
     return;
   }
 }
 
-function fail(item, reason) {
+function showError(item, reason) {
   item.querySelector(".state").hidden = true;
   const error = item.querySelector(".error");
   error.textContent = reason;
   error.hidden = false;
 }
 
-// signs that turn the direction of text, as the command line shows them
-function shown(text) {
+// Escapes control characters and those that change the direction of text, as the command line does.
+function visible(text) {
   return text.replace(/[\u200e\u200f\u202a-\u202e\u2066-\u2069\u0000-\u001f]/g,
-    (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`);
+    (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`);
 }
 
-function cell(row, text, name = "") {
-  const made = row.insertCell();
-  made.textContent = text;
-  made.className = name;
-  return made;
+function addCell(row, text, className = "") {
+  const cell = row.insertCell();
+  cell.textContent = text;
+  cell.className = className;
+  return cell;
 }
 
-function succeed(item, result) {
+function showResult(item, result) {
   item.querySelector(".state").hidden = true;
   item.querySelector(".answer").hidden = false;
-  item.querySelector(".label").textContent = shown(result.label);
+  item.querySelector(".label").textContent = visible(result.label);
   item.querySelector(".prob").textContent = percent(result.prob);
   if (result.none_of_these) {
     item.querySelector(".none").hidden = false;
-    item.querySelector(".why").textContent = `${percent(result.prob)} for the most probable class is less than the `
-      + `${percent(about.threshold)} that ${percent(about.coverage)} of images of these classes reach.`;
+    item.querySelector(".why").textContent = `The most probable class has ${percent(result.prob)}, less than the `
+      + `${percent(model.threshold)} that ${percent(model.coverage)} of images of these classes reach.`;
   }
   const top = item.querySelector(".top tbody");
   for (const { label, prob } of result.top) {
     const row = top.insertRow();
-    cell(row, shown(label));
+    addCell(row, visible(label));
     const bar = document.createElement("div");
     bar.className = "bar";
     bar.style.width = `${100 * prob}%`;
-    const place = cell(row, "");
-    place.append(bar);
-    place.setAttribute("aria-hidden", "true");
-    cell(row, percent(prob), "number");
+    const barCell = addCell(row, "");
+    barCell.append(bar);
+    barCell.setAttribute("aria-hidden", "true");
+    addCell(row, percent(prob), "number");
   }
-  const looked = item.querySelector(".looked");
-  for (const one of result.details.activations) looked.append(figure(one, shown(result.label)));
+  const activations = item.querySelector(".activations");
+  for (const activation of result.details.activations) activations.append(figure(activation, visible(result.label)));
   const { members, views } = result.details;
   const more = item.querySelector(".more");
-  more.querySelector("summary").textContent = members.length ? "What each member and view says" : "What each view says";
-  more.querySelector(".note").textContent = about.temperature === null ? "" : "Before the temperature, which belongs to the whole.";
+  more.querySelector("summary").textContent = members.length ? "Prediction of each member and view" : "Prediction of each view";
+  more.querySelector(".note").textContent = model.temperature === null ? ""
+    : "Before the temperature, which applies to their average.";
   const rows = more.querySelector("tbody");
-  for (const one of [...members, ...views]) {
+  for (const part of [...members, ...views]) {
     const row = rows.insertRow();
-    cell(row, shown([one.member, one.view].filter((part) => part !== null).join(", ")));
-    cell(row, one.label === result.label ? shown(one.label) : `${shown(one.label)} (another)`);
-    cell(row, percent(one.prob), "number");
+    addCell(row, visible([part.member, part.view].filter((name) => name !== null).join(", ")));
+    addCell(row, part.label === result.label ? visible(part.label) : `${visible(part.label)} (differs)`);
+    addCell(row, percent(part.prob), "number");
   }
 }
 
-function figure(one, label) {
+function figure(activation, label) {
   const made = document.createElement("figure");
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = CANVAS_PX;
   canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", `Where the model looked for ${label}: the brighter, the more it speaks for it`);
+  canvas.setAttribute("aria-label", `Class activation map for ${label}: bright where the image supports this class`);
   const caption = document.createElement("figcaption");
-  caption.textContent = `${one.member === null ? "" : `${shown(one.member)}, `}${one.view}: bright where it speaks for ${label}`;
+  const member = activation.member === null ? "" : `${visible(activation.member)}, `;
+  caption.textContent = `${member}${activation.view}: bright where the image supports ${label}`;
   made.append(canvas, caption);
   const picture = new Image();
-  picture.addEventListener("load", () => draw(canvas, picture, one.map));
-  picture.src = one.picture;
+  picture.addEventListener("load", () => draw(canvas, picture, activation.map));
+  picture.src = activation.picture;
   return made;
 }
 
@@ -219,10 +223,10 @@ function draw(canvas, picture, map) {
   shade.width = width;
   shade.height = height;
   const values = map.flat(), highest = Math.max(...values), lowest = highest > 0 ? 0 : Math.min(...values);
-  const pixels = new ImageData(width, height); // black, the more opaque the less the class is seen there
-  values.forEach((value, place) => {
-    const share = highest > lowest ? Math.max(value - lowest, 0) / (highest - lowest) : 1;
-    pixels.data[4 * place + 3] = Math.round(215 * (1 - share));
+  const pixels = new ImageData(width, height); // black; the weaker the evidence for the class, the more opaque
+  values.forEach((value, index) => {
+    const strength = highest > lowest ? Math.max(value - lowest, 0) / (highest - lowest) : 1;
+    pixels.data[4 * index + 3] = Math.round(215 * (1 - strength));
   });
   shade.getContext("2d").putImageData(pixels, 0, 0);
   const context = canvas.getContext("2d");
@@ -233,13 +237,13 @@ function draw(canvas, picture, map) {
 
 element("pick").addEventListener("click", () => element("files").click());
 element("files").addEventListener("change", (event) => {
-  take(event.target.files);
+  addFiles(event.target.files);
   event.target.value = "";
 });
 element("clear").addEventListener("click", () => {
-  waiting.length = 0;
-  done = total = 0;
-  round += 1;
+  queue.length = 0;
+  numDone = numTotal = 0;
+  generation += 1;
   element("results").replaceChildren();
   element("work").hidden = true;
   element("pick").focus();
@@ -248,7 +252,7 @@ element("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem("fewsight-token", element("token").value.trim());
   element("token").value = "";
-  begin();
+  start();
 });
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
@@ -260,9 +264,9 @@ document.addEventListener("dragleave", (event) => {
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   element("drop").classList.remove("over");
-  take(event.dataTransfer.files);
+  addFiles(event.dataTransfer.files);
 });
 document.addEventListener("paste", (event) => {
-  if (event.clipboardData.files.length) take(event.clipboardData.files);
+  if (event.clipboardData.files.length) addFiles(event.clipboardData.files);
 });
-begin();
+start();
