@@ -1,4 +1,4 @@
-"""Our backbones against timm's with the same weights, their memory layout, sizes, and errors."""
+"""Our backbones against timm's with the same weights; their memory layout, sizes and errors."""
 
 import re
 import sys
@@ -20,7 +20,7 @@ from timm.models.tresnet import TResNet  # noqa: E402
 
 SMALL = [("resnest14", 0.25), ("tresnet_m", 0.25), ("seresnext26", 0.25), ("seresnext26d", 0.25)]
 
-# --- the same numbers as timm -------------------------------------------------------------------------------
+# --- the same values as timm -------------------------------------------------------------------------------
 
 # timm's weight name -> ours, as regular expressions tried in order
 Names = list[tuple[str, str]]
@@ -88,8 +88,8 @@ NAMES: dict[str, Names] = {
 
 def our_name(family: str, timm_name: str) -> str:
     for pattern, replacement in NAMES[family]:
-        name, found = re.subn(f"^{pattern}", replacement, timm_name)
-        if found:
+        name, count = re.subn(f"^{pattern}", replacement, timm_name)
+        if count:
             break
     else:
         name = timm_name
@@ -105,9 +105,9 @@ def copy_weights(family: str, theirs: nn.Module, ours: nn.Module) -> None:
 
 
 def randomise_norms(model: nn.Module, images: Tensor) -> None:
-    """Random weight, bias and statistics in every norm; the statistics near those of the images.
+    """Give every norm a random weight and bias, and running statistics near those of the images.
 
-    timm starts each block's last norm at zero, which would hide whatever stands before it.
+    timm initialises the weight of each block's last norm to zero, which would hide the layers before it.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():
@@ -123,7 +123,7 @@ def randomise_norms(model: nn.Module, images: Tensor) -> None:
 
 
 def trace(model: nn.Module, stages: list[nn.Module], images: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """Features, each stage's output, and the gradients of a weighted sum at the images and stage inputs."""
+    """Features, each stage's output, and the gradients of a weighted sum for the images and stage inputs."""
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
 
@@ -164,9 +164,9 @@ def check_agreement(ours: Backbone, theirs: Any, family: str, batch: int, px: in
     their_stages = [layers.layer1, layers.layer2, layers.layer3, layers.layer4]
     for training in (True, False):
         expected = trace(theirs.train(training), their_stages, images, weights)
-        got = trace(ours.train(training), list(ours.stages), images, weights)
-        assert expected.keys() == got.keys()
-        errors = {what: largest_error(expected[what], got[what]) for what in expected}
+        actual = trace(ours.train(training), list(ours.stages), images, weights)
+        assert expected.keys() == actual.keys()
+        errors = {name: largest_error(expected[name], actual[name]) for name in expected}
         print(f"{family}, {training=}: largest error {max(errors.values()):.1e} of the largest value")
         assert max(errors.values()) < 1e-6, errors
     updated = {our_name(family, name): value for name, value in theirs.named_buffers() if "running" in name}
@@ -235,7 +235,7 @@ def test_every_backbone_builds_at_every_stem(name: str) -> None:
 @pytest.mark.parametrize(("name", "width"), SMALL)
 @pytest.mark.parametrize(("stem", "stride"), [("large", 32), ("medium", 16), ("small", 8)])
 @pytest.mark.parametrize("px", [24, 32, 64, 96])
-def test_small_images_pass_every_stem(name: str, width: float, stem: str, stride: int, px: int) -> None:
+def test_small_images_work_at_every_stem(name: str, width: float, stem: str, stride: int, px: int) -> None:
     backbone = build_backbone(name, stem=stem, width=width)
     images = torch.randn(2, 3, px, px)
     side = -(-px // stride)
@@ -303,7 +303,7 @@ def test_every_parameter_gets_a_gradient(name: str, width: float) -> None:
 
 
 def channels_are_innermost(tensor: Tensor) -> bool:
-    """True for dense channels-last values, and for values that one mean's gradient spread over positions."""
+    """True for dense channels-last values, and for the gradient of a mean, which is broadcast over positions."""
     if tensor.stride()[2:] == (0, 0):
         return tensor.stride(1) == 1
     return tensor.is_contiguous(memory_format=torch.channels_last)
@@ -315,7 +315,7 @@ def channels_are_innermost(tensor: Tensor) -> bool:
 def test_channels_last_holds_forward_and_backward(name: str, width: float, stem: str, precision: torch.dtype) -> None:
     backbone = build_backbone(name, stem=stem, width=width).to(memory_format=torch.channels_last)
     lost: list[str] = []
-    seen: set[str] = set()
+    with_gradient: set[str] = set()
 
     def watch(layer: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
@@ -325,7 +325,7 @@ def test_channels_last_holds_forward_and_backward(name: str, width: float, stem:
                 lost.append(f"{layer} forward")
 
             def on_gradient(gradient: Tensor) -> None:
-                seen.add(layer)
+                with_gradient.add(layer)
                 if not channels_are_innermost(gradient):
                     lost.append(f"{layer} backward")
 
@@ -334,16 +334,16 @@ def test_channels_last_holds_forward_and_backward(name: str, width: float, stem:
 
         return hook
 
-    leaves = (nn.BatchNorm2d, nn.Identity)  # a norm's output is overwritten by the activation after it
+    unwatched = (nn.BatchNorm2d, nn.Identity)  # a norm's output is overwritten by the activation after it
     for layer, module in backbone.named_modules():
-        if layer and not isinstance(module, leaves):
+        if layer and not isinstance(module, unwatched):
             module.register_forward_hook(watch(layer))
     images = torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
         features = backbone(images)
     features.float().square().sum().backward()
     assert not lost
-    assert {f"stages.{stage}.0" for stage in range(4)} <= seen
+    assert {f"stages.{stage}.0" for stage in range(4)} <= with_gradient
 
 
 # --- layers -------------------------------------------------------------------------------------------------
@@ -365,7 +365,7 @@ def test_squeeze_excitation_scales_each_channel() -> None:
     torch.testing.assert_close(layer(x), torch.einsum("bchw,bc->bchw", x, gate))
 
 
-def test_blur_pool_weighs_by_the_binomial_with_reflected_borders() -> None:
+def test_blur_pool_has_binomial_weights_and_reflected_borders() -> None:
     x = torch.randn(1, 2, 6, 8)
     blurred = BlurPool()(x)
     assert blurred.shape == (1, 2, 3, 4)
@@ -411,7 +411,7 @@ def test_unknown_name_names_the_nearest() -> None:
         build_backbone("resnets101")
 
 
-def test_unknown_stem_names_those_there_are() -> None:
+def test_unknown_stem_names_the_valid_ones() -> None:
     with pytest.raises(RecipeError, match=r"model\.stem: 'tiny' is not a stem.*large, medium, small"):
         build_backbone("resnest14", stem="tiny")
 
@@ -421,14 +421,14 @@ def test_width_must_be_positive() -> None:
         build_backbone("tresnet_m", width=0.0)
 
 
-def test_timm_model_meets_the_contract() -> None:
+def test_timm_model_gives_features_and_a_feature_map() -> None:
     backbone = build_backbone("timm:resnet18")
     images = torch.randn(2, 3, 64, 64)
     assert backbone(images).shape == (2, backbone.num_features)
     assert backbone.feature_map(images).shape == (2, backbone.num_features, 2, 2)
 
 
-def test_timm_model_with_channels_last_maps_meets_the_contract() -> None:
+def test_timm_model_with_channels_last_maps_gives_channels_first() -> None:
     backbone = build_backbone("timm:test_convnext")
     assert backbone.feature_map(torch.randn(2, 3, 64, 64)).shape[:2] == (2, backbone.num_features)
 

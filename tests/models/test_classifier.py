@@ -1,4 +1,4 @@
-"""The classifier, the automatic stem, and weights out and in."""
+"""The classifier, the automatic stem, and saving and loading weights."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_unknown_backbone_is_a_recipe_error() -> None:
 
 def test_weights_go_out_and_in_bit_for_bit() -> None:
     source, target = tiny(), tiny()
-    source(torch.randn(4, 3, 24, 24))  # moves the norms' statistics
+    source(torch.randn(4, 3, 24, 24))  # updates the norms' statistics
     load_weights(target, weights_out(source))
     images = torch.randn(2, 3, 24, 24)
     assert torch.equal(source.eval()(images)[0], target.eval()(images)[0])
@@ -97,6 +97,6 @@ def test_a_refused_load_changes_nothing() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in weights_out(model).items())
 
 
-def test_a_long_list_of_names_is_cut() -> None:
+def test_a_long_list_of_names_is_truncated() -> None:
     with pytest.raises(RunError, match=r"and \d+ more"):
         load_weights(tiny(), {})

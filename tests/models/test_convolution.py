@@ -1,4 +1,4 @@
-"""Convolutions by matrix products against torch's own."""
+"""Convolutions by matrix products against torch's own kernels."""
 
 from typing import Any
 
@@ -23,11 +23,11 @@ OTHERS: list[Setting] = [(64, 8, 8, 16, 1, 1), (1, 64, 120, 40, 3, 1), (2, 32, 3
 
 @pytest.fixture
 def avx2(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A processor that the products are for."""
+    """A CPU for which convolutions use matrix products."""
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
 
 
-def made(setting: Setting, stride: int = 1, *, bias: bool = False) -> tuple[nn.Conv2d, Tensor]:
+def conv_and_input(setting: Setting, stride: int = 1, *, bias: bool = False) -> tuple[nn.Conv2d, Tensor]:
     batch, channels, out_channels, side, kernel, groups = setting
     torch.manual_seed(0)
     conv = nn.Conv2d(channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=bias)
@@ -40,49 +40,49 @@ def name_of(y: Tensor) -> str:
     return y.grad_fn.name()
 
 
-@pytest.mark.parametrize("groups", [0, 1, 3])  # 0: of a 1x1 convolution
+@pytest.mark.parametrize("groups", [0, 1, 3])  # 0 stands for a 1x1 convolution
 @pytest.mark.parametrize("sides", [(1, 1), (4, 3)])
 def test_gradients_are_those_of_the_definition(groups: int, sides: tuple[int, int]) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, *sides, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
     weight = torch.randn(6, 3 // (groups or 1), *((3, 3) if groups else (1, 1)), dtype=torch.float64).requires_grad_()
     if groups:
-        assert torch.autograd.gradcheck(lambda *those: UnfoldedConv.apply(*those, groups), (x, weight))
+        assert torch.autograd.gradcheck(lambda *inputs: UnfoldedConv.apply(*inputs, groups), (x, weight))
     else:
         assert torch.autograd.gradcheck(PointwiseConv.apply, (x, weight))
 
 
 @pytest.mark.parametrize(
     ("setting", "name"),
-    [(one, "PointwiseConvBackward") for one in POINTWISE]
-    + [(one, "UnfoldedConvBackward") for one in UNFOLDED]
-    + [(one, "ConvolutionBackward0") for one in OTHERS],
+    [(setting, "PointwiseConvBackward") for setting in POINTWISE]
+    + [(setting, "UnfoldedConvBackward") for setting in UNFOLDED]
+    + [(setting, "ConvolutionBackward0") for setting in OTHERS],
 )
 def test_values_and_gradients_are_those_of_conv2d(
     setting: Setting, name: str, avx2: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convolution, "UNFOLDED_BYTES", 2**21)  # so that images come in parts
-    conv, x = made(setting)
+    monkeypatch.setattr(convolution, "UNFOLDED_BYTES", 2**21)  # so that images come in several chunks
+    conv, x = conv_and_input(setting)
     y, plain = convolve(conv, x), conv(x)
     assert name_of(y) == name
     assert y.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(y, plain, rtol=1e-4, atol=1e-4)
-    gradient = torch.randn(y.shape)  # contiguous, as a broadcast one may be
-    found = torch.autograd.grad(y, [x, conv.weight], gradient)
-    for one, other in zip(found, torch.autograd.grad(plain, [x, conv.weight], gradient), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+    gradient = torch.randn(y.shape)  # contiguous, as a broadcast gradient may be
+    ours, theirs = (torch.autograd.grad(output, [x, conv.weight], gradient) for output in (y, plain))
+    for result, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_other_convolutions_are_torchs_own(avx2: None, monkeypatch: pytest.MonkeyPatch) -> None:
     own = "ConvolutionBackward0"
-    conv, x = made(POINTWISE[0])
+    conv, x = conv_and_input(POINTWISE[0])
     assert name_of(convolve(conv, x)) == "PointwiseConvBackward"
     assert name_of(convolve(conv, x.contiguous())) == own
     assert name_of(convolve(conv.double(), x.double())) == own
     for options in ({"stride": 2}, {"bias": True}):
-        assert name_of(convolve(*made(POINTWISE[0], **options))) == own  # type: ignore[arg-type]
-    assert name_of(convolve(*made((*POINTWISE[0][:-1], 2)))) == own
-    conv, x = made(POINTWISE[0])
+        assert name_of(convolve(*conv_and_input(POINTWISE[0], **options))) == own  # type: ignore[arg-type]
+    assert name_of(convolve(*conv_and_input((*POINTWISE[0][:-1], 2)))) == own
+    conv, x = conv_and_input(POINTWISE[0])
     with torch.no_grad():
         assert convolve(conv, x).grad_fn is None
     with torch.autocast("cpu", torch.bfloat16):
@@ -109,7 +109,7 @@ def test_loss_trace_is_that_of_the_plain_path(name: str, avx2: None, monkeypatch
             losses.append(float(loss.detach()))
         return losses
 
-    monkeypatch.setattr(convolution, "UNFOLDED", ((4, 1),))  # as wider models would have it
+    monkeypatch.setattr(convolution, "UNFOLDED", ((4, 1),))  # as if the model were wider
     calls = []
     for function in (PointwiseConv, UnfoldedConv):
         apply = function.apply

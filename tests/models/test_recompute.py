@@ -1,4 +1,4 @@
-"""Norms that keep their output alone, and blocks that make cheap parts again: the same gradients for less memory."""
+"""Norms that keep only their output, and activation recomputation: the same gradients for less memory."""
 
 import copy
 
@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from fewsight.models import Backbone, build_backbone
 from fewsight.models.activated_norm import invertible, norm_act
-from fewsight.models.recompute import remade, remaking
+from fewsight.models.recompute import recomputation, recomputed
 
 FAMILIES = ["resnest14", "tresnet_s", "seresnext26", "seresnext26d"]
 SLOPE = 1e-3
@@ -36,18 +36,18 @@ def plain(module: NormAct, x: Tensor) -> Tensor:
     return y if module.slope is None else F.leaky_relu(y, module.slope)
 
 
-def kept_by(module: NormAct, x: Tensor) -> list[Tensor]:
-    """What autograd keeps of the size of the input."""
-    kept = {}
+def saved_by(module: NormAct, x: Tensor) -> list[Tensor]:
+    """Tensors of the input's shape that autograd saves for the backward pass."""
+    saved = {}
 
     def pack(tensor: Tensor) -> Tensor:
         if tensor.shape == x.shape:
-            kept[tensor.data_ptr()] = tensor
+            saved[tensor.data_ptr()] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         module(x)
-    return list(kept.values())
+    return list(saved.values())
 
 
 def images(channels: int = 8, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -75,27 +75,29 @@ def test_in_place_norm_passes_gradcheck(slope: float, sign: float) -> None:
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)])
-def test_in_place_norm_equals_norm_and_leaky_relu(dtype: torch.dtype, most: float, sign: float) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)]
+)
+def test_in_place_norm_equals_norm_and_leaky_relu(dtype: torch.dtype, tolerance: float, sign: float) -> None:
     module = NormAct(8, sign=sign)
     module = module.double() if dtype == torch.float64 else module
     x = images(dtype=dtype)
-    weigh = torch.randn_like(x)
-    assert len(kept_by(module, x)) == 1
-    ours = torch.autograd.grad((module(x) * weigh).sum(), (x, *module.parameters()))
+    weights = torch.randn_like(x)
+    assert len(saved_by(module, x)) == 1
+    ours = torch.autograd.grad((module(x) * weights).sum(), (x, *module.parameters()))
     wide = copy.deepcopy(module).double()
     exact = x.detach().double().requires_grad_()
-    theirs = torch.autograd.grad((plain(wide, exact) * weigh).sum(), (exact, *wide.parameters()))
-    for one, other in zip(ours, theirs, strict=True):
-        assert relative_error(one, other) < most
+    theirs = torch.autograd.grad((plain(wide, exact) * weights).sum(), (exact, *wide.parameters()))
+    for gradient, expected in zip(ours, theirs, strict=True):
+        assert relative_error(gradient, expected) < tolerance
 
 
 def test_forward_bits_and_running_statistics_are_torchs() -> None:
     module, x = NormAct(8), images()
-    usual = copy.deepcopy(module.norm)
-    expected = F.leaky_relu(usual(x), SLOPE)
+    reference = copy.deepcopy(module.norm)
+    expected = F.leaky_relu(reference(x), SLOPE)
     assert torch.equal(module(x), expected)
-    for name, value in usual.state_dict().items():
+    for name, value in reference.state_dict().items():
         assert torch.equal(module.norm.state_dict()[name], value), name
 
 
@@ -121,8 +123,8 @@ def test_norm_that_cannot_be_inverted_keeps_its_input(
     module = module.double() if dtype == torch.float64 else module
     assert invertible(module.norm, dtype) == expected
     if dtype != torch.float16:
-        kept = kept_by(module, x)
-        assert any(one.data_ptr() == x.data_ptr() for one in kept) != expected
+        saved = saved_by(module, x)
+        assert any(tensor.data_ptr() == x.data_ptr() for tensor in saved) != expected
 
 
 def test_zero_weight_has_its_gradient() -> None:
@@ -131,30 +133,30 @@ def test_zero_weight_has_its_gradient() -> None:
         module.norm.weight.zero_()
     ours = torch.autograd.grad(module(x).square().sum(), (x, *module.parameters()))
     theirs = torch.autograd.grad(plain(module, x).square().sum(), (x, *module.parameters()))
-    for one, other in zip(ours, theirs, strict=True):
-        assert torch.allclose(one, other)
+    for gradient, expected in zip(ours, theirs, strict=True):
+        assert torch.allclose(gradient, expected)
 
 
 @pytest.mark.parametrize("slope", [0.0, None])
-def test_other_norms_keep_what_torchs_keep(slope: float | None) -> None:
+def test_other_norms_keep_their_input_as_torchs_do(slope: float | None) -> None:
     module, x = NormAct(4, slope), images(4)
-    assert any(one.data_ptr() == x.data_ptr() for one in kept_by(module, x))
+    assert any(tensor.data_ptr() == x.data_ptr() for tensor in saved_by(module, x))
 
 
 # --- recomputation ------------------------------------------------------------------------------------------
 
 
-def gradients(backbone: nn.Module, x: Tensor, *, mixed: bool) -> list[Tensor]:
+def gradients(backbone: nn.Module, x: Tensor, *, autocast: bool) -> list[Tensor]:
     backbone.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         features = backbone(x)
-    weigh = torch.randn(features.shape, generator=torch.Generator().manual_seed(1)).to(features.dtype)
-    (features * weigh).sum().backward()
+    weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(1)).to(features.dtype)
+    (features * weights).sum().backward()
     return [weight.grad.clone() for weight in backbone.parameters() if weight.grad is not None]
 
 
 def trained_a_little(name: str) -> Backbone:
-    """A backbone whose last norms are not at 0 any more, so that every path has a gradient."""
+    """A backbone whose blocks' last norms have left 0, so that every path has a gradient."""
     torch.manual_seed(0)
     backbone = build_backbone(name, stem="small", width=0.25)
     assert isinstance(backbone, Backbone)
@@ -167,35 +169,36 @@ def trained_a_little(name: str) -> Backbone:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_recomputed_gradients_are_the_kept_ones(name: str) -> None:
-    kept = trained_a_little(name).double()
-    remaking = copy.deepcopy(kept)
-    remaking.enable_recomputation()
+def test_recomputed_gradients_are_those_of_kept_tensors(name: str) -> None:
+    keeping = trained_a_little(name).double()
+    recomputing = copy.deepcopy(keeping)
+    recomputing.enable_recomputation()
     x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     for _ in range(2):
-        for one, other in zip(gradients(remaking, x, mixed=False), gradients(kept, x, mixed=False), strict=True):
-            assert torch.allclose(one, other, rtol=1e-6, atol=1e-9)
-    for one, other in zip(remaking.buffers(), kept.buffers(), strict=True):
-        assert torch.equal(one, other)  # statistics moved once a step
+        ours, theirs = gradients(recomputing, x, autocast=False), gradients(keeping, x, autocast=False)
+        for gradient, expected in zip(ours, theirs, strict=True):
+            assert torch.allclose(gradient, expected, rtol=1e-6, atol=1e-9)
+    for buffer, expected in zip(recomputing.buffers(), keeping.buffers(), strict=True):
+        assert torch.equal(buffer, expected)  # the running statistics were updated once a step
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_recomputation_in_mixed_precision_is_within_its_rounding(name: str) -> None:
-    kept = trained_a_little(name)
-    remaking = copy.deepcopy(kept)
-    remaking.enable_recomputation()
-    exact = copy.deepcopy(kept).double()
+    keeping = trained_a_little(name)
+    recomputing = copy.deepcopy(keeping)
+    recomputing.enable_recomputation()
+    exact = copy.deepcopy(keeping).double()
     x = torch.randn(4, 3, 16, 16).contiguous(memory_format=torch.channels_last)
-    truth = torch.cat([one.flatten() for one in gradients(exact, x.double(), mixed=False)])
+    truth = torch.cat([gradient.flatten() for gradient in gradients(exact, x.double(), autocast=False)])
     errors = [
-        relative_error(torch.cat([one.flatten() for one in gradients(backbone, x, mixed=True)]), truth)
-        for backbone in (remaking, kept)
+        relative_error(torch.cat([gradient.flatten() for gradient in gradients(backbone, x, autocast=True)]), truth)
+        for backbone in (recomputing, keeping)
     ]
     assert errors[0] < 1.1 * errors[1] + 1e-3
 
 
-@pytest.mark.parametrize(("name", "most"), [("resnest14", 0.65), ("tresnet_s", 0.75), ("seresnext26", 0.55)])
-def test_recomputation_keeps_less(name: str, most: float) -> None:
+@pytest.mark.parametrize(("name", "limit"), [("resnest14", 0.65), ("tresnet_s", 0.75), ("seresnext26", 0.55)])
+def test_recomputation_keeps_less_memory(name: str, limit: float) -> None:
     backbone = trained_a_little(name)
     x = torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     backbone(x)
@@ -206,22 +209,22 @@ def test_recomputation_keeps_less(name: str, most: float) -> None:
             features = backbone(x)
         sizes.append(sum(event.self_cpu_memory_usage for event in profile.key_averages()))
         del features
-    assert sizes[1] < most * sizes[0], sizes
+    assert sizes[1] < limit * sizes[0], sizes
 
 
-def test_part_of_a_remade_tensor_is_that_part() -> None:
+def test_view_of_a_recomputed_tensor_is_that_view() -> None:
     x = torch.randn(2, 6, 3, 3, dtype=torch.float64, requires_grad=True)
 
     def function(x: Tensor) -> Tensor:
-        with remaking(True):
-            whole = remade(torch.exp, x * 2)
+        with recomputation(True):
+            whole = recomputed(torch.exp, x * 2)
             first, second = whole.chunk(2, dim=1)
-            return remade(torch.mul, first, second) * first
+            return recomputed(torch.mul, first, second) * first
 
     assert torch.autograd.gradcheck(function, (x,))
 
 
-def test_nothing_is_remade_where_no_gradient_is_asked_for() -> None:
+def test_nothing_is_recomputed_without_gradients() -> None:
     backbone = trained_a_little("tresnet_s")
     backbone.enable_recomputation()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Backbones: images [B, 3, H, W] -> features [B, D], by name; `timm:NAME` is any model of timm."""
+"""Backbones by name: images [B, 3, H, W] -> features [B, D]. `timm:NAME` is any model of timm."""
 
 import difflib
 from collections.abc import Callable
@@ -27,14 +27,15 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
 
 
 def build_backbone(name: str, *, stem: str = "large", width: float = 1.0) -> Backbone | TimmBackbone:
-    """A backbone by its name in `BACKBONES`, or any model of timm as `timm:NAME`.
+    """Build a backbone with random weights.
 
     Args:
+        name: a key of `BACKBONES`, or `timm:NAME` for a model of timm.
         stem: "large" (stride 4, as published), "medium" (2) or "small" (1), for small images.
         width: factor on the channel counts.
 
     Raises:
-        RecipeError: when the name, the stem or the width is not valid, or timm is needed and missing.
+        RecipeError: the name, the stem or the width is not valid, or timm is needed and not installed.
     """
     if name.startswith(TIMM_PREFIX):
         if stem != "large" or width != 1.0:
@@ -44,9 +45,9 @@ def build_backbone(name: str, *, stem: str = "large", width: float = 1.0) -> Bac
             )
         return build_timm(name.removeprefix(TIMM_PREFIX))
     if name not in BACKBONES:
-        near = difflib.get_close_matches(name, BACKBONES, n=1, cutoff=0.0)[0]
+        nearest = difflib.get_close_matches(name, BACKBONES, n=1, cutoff=0.0)[0]
         raise RecipeError(
-            f"model.backbone: there is no backbone {name!r}; the nearest is {near!r} of "
+            f"model.backbone: there is no backbone {name!r}; the nearest is {nearest!r} of "
             f"{', '.join(BACKBONES)}, or timm:NAME"
         )
     return BACKBONES[name](stem=stem, width=width)

@@ -1,4 +1,4 @@
-"""Batch normalisation with its activation, keeping one tensor for the backward pass where two are usual."""
+"""Batch normalisation with its activation, which keeps one tensor for the backward pass instead of two."""
 
 from typing import Any
 
@@ -7,90 +7,91 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fewsight.models.recompute import is_remaking, maker_of, remember
+from fewsight.models.recompute import is_recomputing, recompute_of, set_recompute
 
-LEAST_WEIGHT = 1e-3  # |weight| of a channel below which a norm is not inverted, in float32 or better
-LEAST_WEIGHT_16 = 0.05  # the same in 16 bits, times max(1, |bias|): the inversion subtracts the bias
+MIN_WEIGHT = 1e-3  # smallest |weight| of a channel for which a norm is inverted in float32 or better
+MIN_WEIGHT_16 = 0.05  # the same in 16 bits, times max(1, |bias|) because the inversion subtracts the bias
 
 
 def norm_act(norm: nn.Module, x: Tensor, slope: float | None) -> Tensor:
     """Batch norm, then leaky ReLU (ReLU at slope 0, nothing at None): [B, C, H, W] -> the same shape.
 
-    The plain path is `activate(norm(x), slope)`. In training a leaky one keeps its output alone, from which the
-    backward pass has its input back; see `_InPlace`. Others keep their input, and inside `remaking` nothing else.
+    The plain path is `activate(norm(x), slope)`. In training, a norm with a leaky ReLU keeps only its output, from
+    which the backward pass recovers its input (see `_InPlace`). Others keep their input, and inside `recomputation`
+    nothing else.
     """
     if type(norm) is nn.BatchNorm2d and norm.training and torch.is_grad_enabled():
         if slope and invertible(norm, x.dtype):
             y: Tensor = _InPlace.apply(x, norm.weight, norm.bias, norm, slope)
             return y
-        if is_remaking():
-            return _remade(norm, x, slope)
+        if is_recomputing():
+            return _recomputed(norm, x, slope)
     return activate(norm(x), slope)
 
 
 def activate(x: Tensor, slope: float | None = 0.0) -> Tensor:
-    """Leaky ReLU in place (ReLU at slope 0, nothing at None); only for values that no backward pass needs."""
+    """Leaky ReLU in place (ReLU at slope 0, nothing at None), for values that the backward pass does not need."""
     if slope is None:
         return x
     return F.leaky_relu_(x, slope) if slope else F.relu_(x)
 
 
 def invertible(norm: nn.BatchNorm2d, dtype: torch.dtype) -> bool:
-    """Whether a norm's input can be had from its output in this precision: the inversion divides by its weight."""
+    """Whether a norm's input can be recovered from its output: the inversion divides by the weight, in `dtype`."""
     weight, bias = norm.weight.detach(), norm.bias.detach()
     if dtype in (torch.float16, torch.bfloat16):
-        return bool((weight.abs() >= LEAST_WEIGHT_16 * bias.abs().clamp(min=1)).all())
-    return bool((weight.abs() >= LEAST_WEIGHT).all())
+        return bool((weight.abs() >= MIN_WEIGHT_16 * bias.abs().clamp(min=1)).all())
+    return bool((weight.abs() >= MIN_WEIGHT).all())
 
 
 class _InPlace(torch.autograd.Function):
-    """Batch norm and leaky ReLU that keep their output alone: y = leaky(weight * x^ + bias), x^ the normalised input.
+    """Batch norm and leaky ReLU that keep only their output y = leaky(weight * x^ + bias), x^ the normalised input.
 
-    Backward has z = weight * x^ + bias from y. torch's own kernel then takes z for the input of a norm of mean `bias`
-    and deviation `weight`, and what it gives has the scale weight / deviation of x once weight^2 / deviation stands in
-    for the weight.
+    The backward pass computes z = weight * x^ + bias from y, and passes z to torch's batch-norm kernel as the input of
+    a norm with mean `bias` and standard deviation `weight`. With weight^2 / std(x) in place of the norm's weight, the
+    kernel returns the gradients of the original norm.
 
     Source: Rota Bulo et al., In-Place Activated BatchNorm, arXiv:1712.02616, the variant that keeps y.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, slope: float) -> Tensor:
-        y, _, inverse_deviation = batch_norm(norm, x)
+        y, _, inverse_std = batch_norm(norm, x)
         y = activate(y, slope)
         ctx.slope = slope
-        ctx.save_for_backward(y, weight, bias, inverse_deviation)
+        ctx.save_for_backward(y, weight, bias, inverse_std)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        y, weight, bias, inverse_deviation = ctx.saved_tensors
+        y, weight, bias, inverse_std = ctx.saved_tensors
         z = F.leaky_relu(y, 1 / ctx.slope)
         gradient = torch.ops.aten.leaky_relu_backward(gradient, y, ctx.slope, True)
-        scale = weight.square() * inverse_deviation
+        scale = weight.square() * inverse_std
         gradients = torch.ops.aten.native_batch_norm_backward(
             gradient, z, scale, None, None, bias, 1 / weight, True, 0.0, ctx.needs_input_grad[:3]
         )
         return *gradients, None, None
 
 
-def _remade(norm: nn.BatchNorm2d, x: Tensor, slope: float | None) -> Tensor:
-    """As the plain path; the backward pass has the input kept, or remade, and makes the output again from it."""
-    y, mean, inverse_deviation = batch_norm(norm, x)
-    source = maker_of(x)
+def _recomputed(norm: nn.BatchNorm2d, x: Tensor, slope: float | None) -> Tensor:
+    """The plain path, whose output the backward pass recomputes from the input, which is kept or recomputed itself."""
+    y, mean, inverse_std = batch_norm(norm, x)
+    recompute_x = recompute_of(x)
 
-    def make() -> Tensor:
-        variance = inverse_deviation**-2 - norm.eps
-        return activate(F.batch_norm(source(), mean, variance, norm.weight, norm.bias, eps=norm.eps), slope)
+    def recompute() -> Tensor:
+        variance = inverse_std**-2 - norm.eps
+        return activate(F.batch_norm(recompute_x(), mean, variance, norm.weight, norm.bias, eps=norm.eps), slope)
 
-    remember(y, make)  # before the activation, which keeps its result
+    set_recompute(y, recompute)  # before the activation, whose result autograd saves
     return activate(y, slope)
 
 
 def batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the norm gives in training, the batch's mean and 1 / its deviation; running statistics move."""
-    assert norm.num_batches_tracked is not None, "it tracks its statistics"
-    assert norm.momentum is not None, "its average is an exponential one"
+    """Normalise in training mode, which updates the running statistics: (output, batch mean, 1 / batch std)."""
+    assert norm.num_batches_tracked is not None, "the norm tracks running statistics"
+    assert norm.momentum is not None, "the running statistics are exponential averages"
     norm.num_batches_tracked += 1
     return torch.native_batch_norm(
         x, norm.weight, norm.bias, norm.running_mean, norm.running_var, True, norm.momentum, norm.eps

@@ -1,4 +1,4 @@
-"""A backbone with a linear head, and its weights as named tensors."""
+"""A backbone with a linear head; its weights as named tensors."""
 
 import contextlib
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from fewsight.models import TIMM_PREFIX, Backbone, TimmBackbone, build_backbone
 from fewsight.models.layers import global_average_pool
 from fewsight.recipes import Recipe
 
-MAX_NAMED = 5  # names listed for each kind of mismatch
+MAX_NAMED = 5  # names listed in an error message for each kind of mismatch
 
 
 class Classifier(nn.Module):
@@ -31,35 +31,42 @@ class Classifier(nn.Module):
         return self.head(features), features
 
     def activation_maps(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Class activation maps, float32: images [B, 3, H, W], positions of classes [B] -> [B, h, w].
+        """Class activation maps in float32: by how much a class's logit exceeds the mean logit at each position.
 
-        At each position: how far the class's logit lies above the mean of all classes' logits. The mean over a map,
-        and the same difference of the head's biases, give that of the whole image: nothing is left out.
+        The mean over a map, plus the same difference of the head's biases, is the difference for the whole image: the
+        maps account for the whole logit.
+
+        Args:
+            images: [B, 3, H, W], normalised.
+            classes: int64 [B], the index of the class to explain in each image.
+
+        Returns:
+            [B, h, w].
 
         Raises:
-            RunError: the head does not see the mean of a feature map, as in some models of timm.
+            RunError: the head's input is not the mean of a feature map, as in some models of timm.
 
-        Source: Zhou et al., arXiv 1512.04150; the mean over classes is taken off because it changes no probability.
+        Source: Zhou et al., arXiv 1512.04150; the mean over classes is subtracted because it changes no probability.
         """
         maps = self.backbone.feature_map(images)
         features = global_average_pool(maps)
-        if isinstance(self.backbone, TimmBackbone):  # ours are the mean of their maps
+        if isinstance(self.backbone, TimmBackbone):  # our own backbones pool by the mean
             pooled = self.backbone(images)
             if pooled.shape != features.shape or not torch.allclose(pooled, features, rtol=1e-2, atol=1e-3):
-                raise RunError("this backbone has more than a mean between its feature map and the head")
+                raise RunError("this backbone has more layers than a mean between its feature map and the head")
         weight = (self.head.weight[classes] - self.head.weight.mean(0)).float()
         return torch.einsum("bdhw,bd->bhw", maps.float(), weight)
 
 
 def resolve_stem(train_px: int, backbone_name: str = "") -> str:
-    """The stem that `stem = "auto"` means for a training size; "large" for every model of timm."""
+    """The stem that `stem = "auto"` stands for at a training size in pixels; "large" for every model of timm."""
     if train_px >= 112 or backbone_name.startswith(TIMM_PREFIX):
         return "large"
     return "medium" if train_px >= 48 else "small"
 
 
 def with_stem(recipe: Recipe) -> Recipe:
-    """The recipe with its stem resolved; a model of timm has its own stem and width."""
+    """The recipe with its stem resolved; stem and width have their defaults for a model of timm, which has its own."""
     model = recipe.model
     if model.backbone.startswith(TIMM_PREFIX):
         model = model.model_copy(update={"stem": "large", "width": 1.0})
@@ -76,17 +83,17 @@ def build_model(backbone_name: str, num_classes: int, *, stem: str = "large", wi
 def build_without_memory(
     backbone_name: str, num_classes: int, *, stem: str = "large", width: float = 1.0
 ) -> Classifier:
-    """The same classifier with shapes alone, to check names and sizes before memory is spent on them.
+    """The same classifier on torch's meta device, to check names and shapes without allocating the weights.
 
-    A model of timm takes its memory all the same: it reads values from tensors while it is built.
+    A model of timm is allocated in any case, because it reads values of tensors while it is built.
     """
-    weightless = contextlib.nullcontext() if backbone_name.startswith(TIMM_PREFIX) else torch.device("meta")
-    with weightless:
+    device = contextlib.nullcontext() if backbone_name.startswith(TIMM_PREFIX) else torch.device("meta")
+    with device:
         return build_model(backbone_name, num_classes, stem=stem, width=width)
 
 
 def weights_out(model: nn.Module) -> dict[str, Tensor]:
-    """All weights and norm statistics by name: contiguous copies on the CPU, in the model's precision."""
+    """All weights and running statistics by name: contiguous copies on the CPU, in the model's precision."""
     return {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
@@ -94,11 +101,11 @@ def weights_out(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str = "weights") -> None:
-    """Copies tensors into the model by name, all of them or none.
+    """Copy tensors into the model by name, all of them or none.
 
     Args:
-        tensors: what `weights_out` gave for a model of the same recipe and classes.
-        source: what the tensors came from, for the message.
+        tensors: from `weights_out` of a model with the same recipe and classes.
+        source: where the tensors come from, for the error message.
 
     Raises:
         RunError: as `check_weights`; the model is unchanged.
@@ -108,10 +115,10 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str
 
 
 def check_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str = "weights") -> None:
-    """Refuse tensors that are not the model's; it may be one without memory.
+    """Check that tensors have the names and shapes of the model's, which may be on the meta device.
 
     Raises:
-        RunError: when a name is missing, unexpected, or has another shape.
+        RunError: a name is missing or unexpected, or a tensor has another shape.
     """
     own = model.state_dict()
     problems = _listed("missing", [name for name in own if name not in tensors])
@@ -131,15 +138,15 @@ def check_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: st
         )
 
 
-def _listed(what: str, names: list[str]) -> list[str]:
+def _listed(kind: str, names: list[str]) -> list[str]:
     if not names:
         return []
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return [f"{len(names)} {what}: {', '.join(names[:MAX_NAMED])}{more}"]
+    return [f"{len(names)} {kind}: {', '.join(names[:MAX_NAMED])}{more}"]
 
 
 def initial_model(recipe: Recipe, num_classes: int) -> Classifier:
-    """The model before its first step: a function of the recipe's seed."""
+    """The model before its first step, with weights that are a function of the recipe's seed."""
     torch.manual_seed(recipe.run.seed)
     model = build_model(recipe.model.backbone, num_classes, stem=recipe.model.stem, width=recipe.model.width)
     if isinstance(model.backbone, Backbone):

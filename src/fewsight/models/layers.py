@@ -1,4 +1,4 @@
-"""Layers that the three families share, and `Backbone`, which runs a stem and four stages."""
+"""Layers that the families share, and `Backbone`, which runs a stem and four stages."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from fewsight.errors import RecipeError, RunError
 from fewsight.models.activated_norm import norm_act
 from fewsight.models.convolution import convolve
-from fewsight.models.recompute import remade, remaking
+from fewsight.models.recompute import recomputation, recomputed
 
 STEM_STRIDES: dict[str, int] = {"large": 4, "medium": 2, "small": 1}
 
 
 def stem_stride(stem: str) -> int:
-    """Total stride of a stem by its name: large 4 (the published one), medium 2, small 1.
+    """Total stride of a stem by its name: large 4 (as published), medium 2, small 1.
 
     Raises:
-        RecipeError: when there is no such stem.
+        RecipeError: there is no such stem.
     """
     if stem not in STEM_STRIDES:
         raise RecipeError(f"model.stem: {stem!r} is not a stem; it must be one of {', '.join(STEM_STRIDES)}")
@@ -27,7 +27,7 @@ def stem_stride(stem: str) -> int:
 
 
 def scaled(channels: float, width: float, divisor: int = 8) -> int:
-    """`channels * width` to the nearest multiple of `divisor`, at least one of it; unchanged at width 1."""
+    """`channels * width`, rounded to a multiple of `divisor`, at least `divisor`; unchanged at width 1."""
     if width <= 0:
         raise RecipeError(f"model.width: {width} must be above 0")
     if width == 1.0:
@@ -38,16 +38,16 @@ def scaled(channels: float, width: float, divisor: int = 8) -> int:
 def channel_means(maps: Tensor) -> Tensor:
     """Mean over positions, in the precision of the maps: [B, C, H, W] -> [B, C].
 
-    A scaled sum, whose gradient is a broadcast view; that of torch's mean is written out in full, and in
-    contiguous order, which costs four to six times as much on a CPU. Partial sums are in float32 or better.
+    A scaled sum, whose gradient is a broadcast view. The gradient of torch's mean is written out in full and in
+    contiguous order, which takes four to six times as long on a CPU. Partial sums are in float32 or better.
     """
-    dtype = torch.float32 if maps.dtype == torch.float16 else None  # the sum could pass 65,504
+    dtype = torch.float32 if maps.dtype == torch.float16 else None  # the sum could exceed 65,504
     means = maps.sum((2, 3), dtype=dtype) * (1.0 / (maps.shape[2] * maps.shape[3]))
     return means.to(maps.dtype)
 
 
 def global_average_pool(maps: Tensor) -> Tensor:
-    """Mean over positions in float32 or better: [B, D, h, w] -> [B, D]. Losses compare such features."""
+    """Mean over positions in float32 or better, since losses compare features: [B, D, h, w] -> [B, D]."""
     positions = maps.permute(0, 2, 3, 1).flatten(1, 2)  # [B, D, h, w] -> [B, h*w, D], a view if channels-last
     return positions.mean(1, dtype=torch.promote_types(maps.dtype, torch.float32))
 
@@ -56,7 +56,7 @@ class ConvNormAct(nn.Module):
     """Convolution without bias, batch normalisation, leaky ReLU: [B, C, H, W] -> [B, C', H', W'].
 
     Args:
-        slope: of the activation below zero; 0 is ReLU, None leaves the activation out.
+        slope: slope of the activation below zero; 0 is ReLU, None omits the activation.
     """
 
     def __init__(
@@ -78,17 +78,17 @@ class ConvNormAct(nn.Module):
         return norm_act(self.norm, self.convolved(x), self.slope)
 
     def convolved(self, x: Tensor) -> Tensor:
-        """The convolution; a 1x1 one before no activation is cheap enough to be made again."""
+        """The convolution alone; a 1x1 convolution without an activation is cheap enough to be recomputed."""
         cheap = self.slope is None and self.conv.kernel_size == (1, 1)
-        return remade(partial(convolve, self.conv), x) if cheap else convolve(self.conv, x)
+        return recomputed(partial(convolve, self.conv), x) if cheap else convolve(self.conv, x)
 
     def fold(self) -> None:
-        """Take the norm's running statistics into the convolution: the same values in one pass less; to test only."""
+        """Fold the norm's weights and running statistics into the convolution: one pass less at inference."""
         if self.conv.bias is not None:
-            return  # it has been done
+            return  # already folded
         norm = self.norm
-        assert norm.running_mean is not None, "it tracks its statistics"
-        assert norm.running_var is not None, "it tracks its statistics"
+        assert norm.running_mean is not None, "the norm tracks running statistics"
+        assert norm.running_var is not None, "the norm tracks running statistics"
         with torch.no_grad():
             scale = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
             weight = self.conv.weight.double() * scale.view(-1, 1, 1, 1)
@@ -99,13 +99,13 @@ class ConvNormAct(nn.Module):
 
 
 class Blocks(nn.Sequential):
-    """Blocks one after the other; with `recompute` each makes what is cheap again in the backward pass."""
+    """Blocks in sequence; with `recompute` the backward pass recomputes each block's cheap tensors."""
 
     recompute = False
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self:
-            with remaking(self.recompute):
+            with recomputation(self.recompute):
                 x = block(x)
         return x
 
@@ -121,7 +121,7 @@ def pooled_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Modu
 
 
 def deep_stem(channels: int, stride: int) -> nn.Sequential:
-    """Three 3x3 convolutions; the first has the stride (2, or 1 for a small stem), then a max pool at 4."""
+    """Three 3x3 convolutions, the first with stride 2 (1 for a small stem), and a max pool at a total stride of 4."""
     stem = nn.Sequential(
         ConvNormAct(3, channels, 3, stride=min(stride, 2)),
         ConvNormAct(channels, channels, 3),
@@ -133,7 +133,7 @@ def deep_stem(channels: int, stride: int) -> nn.Sequential:
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales each channel by a gate computed from all channels' means: x * sigmoid(W2 relu(W1 mean(x))).
+    """Scale each channel by a gate computed from all channels' means: x * sigmoid(W2 relu(W1 mean(x))).
 
     Source: Hu et al., Squeeze-and-Excitation Networks, arXiv:1709.01507.
     """
@@ -145,13 +145,13 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate = torch.sigmoid(self.excite(F.relu_(self.squeeze(channel_means(x)))))
-        return remade(torch.mul, x, gate[:, :, None, None])  # [B, C] -> [B, C, 1, 1]
+        return recomputed(torch.mul, x, gate[:, :, None, None])  # [B, C] -> [B, C, 1, 1]
 
 
 def blur_matrix(size: int, like: Tensor) -> Tensor:
-    """Rows that blur by (1/4, 1/2, 1/4) around every second position: [ceil(size / 2), size].
+    """Matrix that blurs by (1/4, 1/2, 1/4) around every second position: [ceil(size / 2), size].
 
-    Positions beyond a border are reflected, as if the border were a mirror through its last position.
+    Positions beyond a border are reflected about the last position (torch's "reflect" padding).
     """
     identity = torch.eye(size, dtype=like.dtype, device=like.device)
     reflected = F.pad(identity, (1, 1), mode="reflect" if size > 1 else "replicate")  # [size, size + 2]
@@ -160,10 +160,10 @@ def blur_matrix(size: int, like: Tensor) -> Tensor:
 
 
 class BlurPool(nn.Module):
-    """Halves the sides after a 3x3 binomial blur with reflected borders: [B, C, H, W] -> [B, C, H/2, W/2].
+    """Halve the sides after a 3x3 binomial blur with reflected borders: [B, C, H, W] -> [B, C, H/2, W/2].
 
-    Two small matrix products, one a side. A depthwise convolution gives the same numbers and is 5 to 60 times
-    as slow in bfloat16 on a CPU. The result is in channels-last order.
+    Two small matrix products, one per axis. A depthwise convolution gives the same values, but takes 5 to 60 times as
+    long in bfloat16 on a CPU. The result is in channels-last order.
 
     Source: Zhang, Making Convolutional Networks Shift-Invariant Again, arXiv:1904.11486.
     """
@@ -177,7 +177,7 @@ class BlurPool(nn.Module):
 
 
 class SpaceToDepth(nn.Module):
-    """Moves each block of pixels into channels: [B, C, H, W] -> [B, block * block * C, H/block, W/block].
+    """Move each block of pixels into channels: [B, C, H, W] -> [B, block * block * C, H/block, W/block].
 
     The channel index is (row * block + column) * C + c. The result is in channels-last order.
     """
@@ -192,7 +192,7 @@ class SpaceToDepth(nn.Module):
         if height % size or width % size:
             raise RunError(
                 f"this backbone takes images whose sides are multiples of {size} px, got {height}x{width}; "
-                "choose such a train_px and test_px"
+                f"set train_px and test_px to multiples of {size}"
             )
         x = x.reshape(batch, channels, height // size, size, width // size, size)
         x = x.permute(0, 2, 4, 3, 5, 1)  # [B, C, h, s, w, s] -> [B, h, w, s, s, C]
@@ -203,12 +203,13 @@ class SpaceToDepth(nn.Module):
 class Backbone(nn.Module):
     """A stem, then stages, then the mean over positions: images [B, 3, H, W] -> features [B, D].
 
-    Features are in float32 under autocast too.
+    Features are in float32, also under autocast.
 
     Attributes:
         num_features: D.
         stem: images -> [B, C, H/s, W/s] with s = 4, 2 or 1.
-        stages: each a sequence of blocks; every stage but the first halves the sides.
+        stages: sequences of blocks; every stage but the first halves the sides.
+        recompute: whether cheap tensors are recomputed in the backward pass.
     """
 
     def __init__(self, stem: nn.Module, stages: Sequence[Blocks], num_features: int) -> None:
@@ -220,21 +221,21 @@ class Backbone(nn.Module):
         init_weights(self)
 
     def enable_recomputation(self, recompute: bool = True) -> None:
-        """Whether what is cheap is made again in the backward pass instead of kept."""
+        """Set whether the backward pass recomputes cheap tensors instead of keeping them."""
         self.recompute = recompute
         for module in self.stages:
             if isinstance(module, Blocks):
                 module.recompute = recompute
 
     def fold(self) -> None:
-        """Take every norm that follows a convolution into it, for testing only; see `ConvNormAct.fold`."""
+        """Fold every norm into the convolution before it, for inference; see `ConvNormAct.fold`."""
         for module in self.modules():
             if isinstance(module, ConvNormAct):
                 module.fold()
 
     def feature_map(self, images: Tensor) -> Tensor:
         """The last stage's output: [B, 3, H, W] -> [B, D, h, w]."""
-        with remaking(self.recompute):
+        with recomputation(self.recompute):
             stem: Tensor = self.stem(images)
         maps: Tensor = self.stages(stem)
         return maps
@@ -244,9 +245,9 @@ class Backbone(nn.Module):
 
 
 def init_weights(backbone: nn.Module) -> None:
-    """Kaiming normal by fan-out for every convolution and gate, zero biases.
+    """Kaiming-normal weights by fan-out and zero biases in every convolution and linear layer.
 
-    Norms keep torch's weight 1 and bias 0, and each block has set its last norm's weight to 0.
+    Norms keep torch's weight 1 and bias 0, except the last norm of each block, whose weight the block sets to 0.
     """
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

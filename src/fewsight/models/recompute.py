@@ -1,4 +1,8 @@
-"""Tensors that a backward pass makes again instead of finding them kept: less memory for a little time."""
+"""Activation recomputation (checkpointing) inside a block: less memory for a little time.
+
+Tensors that are cheap to compute are not kept for the backward pass, which computes them again from tensors that are
+kept.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -8,35 +12,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Make = Callable[[], Tensor]
+Recompute = Callable[[], Tensor]
 
 
 class _Block:
-    """The tensors of one block that can be made again.
+    """The tensors of a block that can be recomputed, by the address of their memory.
 
-    It holds them until the block ends, so that no other takes their place in memory, by which they are known.
+    It holds them until the block ends, so that their memory cannot be given to another tensor in the meantime.
     """
 
     def __init__(self) -> None:
-        self.known: dict[int, tuple[Tensor, Make]] = {}
+        self.recomputable: dict[int, tuple[Tensor, Recompute]] = {}
 
-    def pack(self, tensor: Tensor) -> Tensor | Make:
-        """What autograd keeps: how to make the tensor, or the tensor."""
-        return maker_of(tensor) if _place(tensor) in self.known else tensor
+    def pack(self, tensor: Tensor) -> Tensor | Recompute:
+        """What autograd keeps: a function that recomputes the tensor, else the tensor itself."""
+        return recompute_of(tensor) if _address(tensor) in self.recomputable else tensor
 
 
 def _unpack(kept: Any) -> Tensor:
-    made: Tensor = kept if isinstance(kept, Tensor) else kept()
-    return made
+    tensor: Tensor = kept if isinstance(kept, Tensor) else kept()
+    return tensor
 
 
 _block: ContextVar[_Block | None] = ContextVar("block", default=None)
 
 
 @contextlib.contextmanager
-def remaking(asked: bool) -> Iterator[None]:
-    """Inside, tensors that `remade` and `remember` name are made again when the backward pass asks for them."""
-    if not asked or not torch.is_grad_enabled():
+def recomputation(enabled: bool) -> Iterator[None]:
+    """Inside, tensors passed to `recomputed` and `set_recompute` are not kept for the backward pass."""
+    if not enabled or not torch.is_grad_enabled():
         yield
         return
     block = _Block()
@@ -46,55 +50,59 @@ def remaking(asked: bool) -> Iterator[None]:
             yield
     finally:
         _block.reset(token)
-        block.known.clear()  # autograd keeps its hooks, and they the block
+        block.recomputable.clear()  # the graph keeps the hooks, and through them the block
 
 
-def is_remaking() -> bool:
-    """Whether this runs inside `remaking`."""
+def is_recomputing() -> bool:
+    """Whether the caller runs inside `recomputation`."""
     return _block.get() is not None
 
 
-def remade(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """`function(*inputs)`, a fresh tensor; inside `remaking` it is not kept for the backward pass but made again."""
+def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """`function(*inputs)`, which must be a new tensor; inside `recomputation` the backward pass computes it again."""
     output = function(*inputs)
-    if is_remaking():
-        makers = [maker_of(one) for one in inputs]
-        remember(output, lambda: function(*(make() for make in makers)))
+    if is_recomputing():
+        recomputes = [recompute_of(tensor) for tensor in inputs]
+        set_recompute(output, lambda: function(*(recompute() for recompute in recomputes)))
     return output
 
 
-def remember(tensor: Tensor, make: Make) -> None:
-    """Inside `remaking`: the backward pass is to call `make` for this tensor.
+def set_recompute(tensor: Tensor, recompute: Recompute) -> None:
+    """Inside `recomputation`, let the backward pass call `recompute` instead of keeping a tensor.
 
     Args:
-        tensor: with memory of its own, and not changed from here on.
-        make: gives the same values; it holds no tensor that is remade itself, but its `maker_of`.
+        tensor: has its own memory, and is not changed afterwards.
+        recompute: returns the same values. It must not hold a tensor that is itself recomputed, but that tensor's
+            `recompute_of`.
     """
     block, device = _block.get(), tensor.device.type
-    assert block is not None, "asked for inside `remaking` alone"
-    strides, mixed, dtype = tensor.stride(), torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    assert block is not None, "only called inside `recomputation`"
+    strides, autocast, dtype = tensor.stride(), torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
     def whole() -> Tensor:
-        with torch.no_grad(), torch.autocast(device, dtype, enabled=mixed):
-            made = make()
-        if made.stride() == strides:
-            return made
-        return torch.empty_strided(made.shape, strides, dtype=made.dtype, device=made.device).copy_(made)
+        with torch.no_grad(), torch.autocast(device, dtype, enabled=autocast):
+            again = recompute()
+        if again.stride() == strides:
+            return again
+        return torch.empty_strided(again.shape, strides, dtype=again.dtype, device=again.device).copy_(again)
 
-    block.known[_place(tensor)] = (tensor, whole)
+    block.recomputable[_address(tensor)] = (tensor, whole)
 
 
-def maker_of(tensor: Tensor) -> Make:
-    """How a backward pass comes by a tensor: as was said to `remember`, or by holding it."""
+def recompute_of(tensor: Tensor) -> Recompute:
+    """A function that returns the tensor in the backward pass: it recomputes it where that was set, else it holds it.
+
+    A view of a recomputable tensor is cut out of the recomputed whole.
+    """
     block = _block.get()
-    assert block is not None, "asked for inside `remaking` alone"
-    if _place(tensor) not in block.known:
+    assert block is not None, "only called inside `recomputation`"
+    if _address(tensor) not in block.recomputable:
         held = tensor.detach()
         return lambda: held
-    whole = block.known[_place(tensor)][1]
-    part = tensor.size(), tensor.stride(), tensor.storage_offset()
-    return lambda: whole().as_strided(*part)
+    whole = block.recomputable[_address(tensor)][1]
+    view = tensor.size(), tensor.stride(), tensor.storage_offset()
+    return lambda: whole().as_strided(*view)
 
 
-def _place(tensor: Tensor) -> int:
+def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()

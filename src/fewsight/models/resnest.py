@@ -18,9 +18,9 @@ from fewsight.models.layers import (
     scaled,
     stem_stride,
 )
-from fewsight.models.recompute import remade
+from fewsight.models.recompute import recomputed
 
-# depth: (blocks of each stage, channels of the stem's first two convolutions)
+# depth -> (number of blocks in each stage, channels of the stem's first two convolutions)
 DEPTHS: dict[int, tuple[tuple[int, int, int, int], int]] = {
     14: ((1, 1, 1, 1), 32),
     26: ((2, 2, 2, 2), 32),
@@ -32,11 +32,11 @@ RADIX = 2
 
 
 class SplitAttention(nn.Module):
-    """3x3 convolution into two splits, added with weights per channel: [B, C, H, W] -> [B, C, H, W].
+    """3x3 convolution into two splits, which are added with weights per channel: [B, C, H, W] -> [B, C, H, W].
 
     With splits u_0, u_1 and z = W2 relu(norm(W1 mean(u_0 + u_1))), the result is a_0 u_0 + a_1 u_1, where
-    (a_0, a_1) is the softmax of (z_0, z_1). Over two values that is a_0 = sigmoid(z_0 - z_1), a_1 = 1 - a_0.
-    Only 4-D slices are used, which keeps channels-last order; a 5-D view of the splits would lose it.
+    (a_0, a_1) is the softmax of (z_0, z_1). For two values a_0 = sigmoid(z_0 - z_1) and a_1 = 1 - a_0.
+    The splits are 4-D slices, which stay in channels-last order; a 5-D view of them would not.
 
     Source: arXiv:2004.08955, section 3.1, with radix 2 and cardinality 1.
     """
@@ -54,11 +54,11 @@ class SplitAttention(nn.Module):
         pooled = channel_means(first) + channel_means(second)
         z_first, z_second = self.attend(F.relu_(self.norm(self.squeeze(pooled)))).chunk(RADIX, dim=1)
         weight = torch.sigmoid(z_first - z_second)[:, :, None, None]  # [B, C] -> [B, C, 1, 1]
-        return remade(torch.lerp, second, first, weight.to(first.dtype))  # second + weight * (first - second)
+        return recomputed(torch.lerp, second, first, weight.to(first.dtype))  # second + weight * (first - second)
 
 
 class Bottleneck(nn.Module):
-    """1x1, split attention, 1x1, added to the shortcut; a stride is an average pool on both ways."""
+    """1x1, split attention, 1x1, added to the shortcut; a stride is an average pool on both paths."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -76,11 +76,12 @@ class Bottleneck(nn.Module):
 
 
 def build_resnest(depth: int, *, stem: str = "large", width: float = 1.0) -> Backbone:
-    """A ResNeSt of a depth in `DEPTHS`: images [B, 3, H, W] -> features [B, 2048 * width].
+    """Build a ResNeSt: images [B, 3, H, W] -> features [B, 2048 * width].
 
     Args:
-        stem: "large" (stride 4, published), "medium" (2) or "small" (1).
-        width: factor on all channel counts, rounded to multiples of 8.
+        depth: a key of `DEPTHS`.
+        stem: "large" (stride 4, as published), "medium" (2) or "small" (1).
+        width: factor on all channel counts, which are rounded to multiples of 8.
     """
     num_blocks, stem_channels = DEPTHS[depth]
     stem_channels = scaled(stem_channels, width)

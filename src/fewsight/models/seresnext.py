@@ -1,7 +1,7 @@
 """SE-ResNeXt 32x4d: bottlenecks with a grouped 3x3 convolution and squeeze-excitation.
 
 Sources: Xie et al., Aggregated Residual Transformations, arXiv:1611.05431; Hu et al., arXiv:1709.01507; the
-"d" members: He et al., Bag of Tricks for Image Classification, arXiv:1812.01187, ResNet-D.
+"d" variants: He et al., Bag of Tricks for Image Classification, arXiv:1812.01187, ResNet-D.
 """
 
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from fewsight.models.layers import (
     stem_stride,
 )
 
-# depth: blocks of each stage
+# depth -> number of blocks in each stage
 DEPTHS: dict[int, tuple[int, int, int, int]] = {
     26: (2, 2, 2, 2),
     50: (3, 4, 6, 3),
@@ -48,14 +48,14 @@ class Bottleneck(nn.Module):
 
 
 def strided_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """Identity where shapes agree; otherwise a strided 1x1 convolution, which sees one position of stride x stride."""
+    """Identity where shapes agree; otherwise a strided 1x1 convolution, which skips positions (unlike a pool)."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
     return ConvNormAct(in_channels, out_channels, stride=stride, slope=None)
 
 
 def conv_stem(channels: int, stride: int) -> nn.Sequential:
-    """One convolution: 7x7 with stride 2, then a max pool at stride 4; 3x3 at stride 1."""
+    """A 7x7 convolution with stride 2, followed by a max pool at a total stride of 4; a 3x3 convolution at stride 1."""
     if stride == 1:
         return nn.Sequential(ConvNormAct(3, channels, 3))
     stem = nn.Sequential(ConvNormAct(3, channels, 7, stride=2))
@@ -65,13 +65,14 @@ def conv_stem(channels: int, stride: int) -> nn.Sequential:
 
 
 def build_seresnext(depth: int, deep: bool = False, *, stem: str = "large", width: float = 1.0) -> Backbone:
-    """An SE-ResNeXt of a depth in `DEPTHS`: images [B, 3, H, W] -> features [B, 2048 * width].
+    """Build an SE-ResNeXt: images [B, 3, H, W] -> features [B, 2048 * width].
 
     Args:
-        deep: a "d" member: three 3x3 convolutions as its stem, an average pool before a strided shortcut. On small
+        depth: a key of `DEPTHS`.
+        deep: the "d" variant: a stem of three 3x3 convolutions, and an average pool before a strided shortcut. On small
             images it learns far faster (NOTES.md).
-        stem: "large" (stride 4, published), "medium" (2) or "small" (1).
-        width: factor on the number of groups, so that a group keeps its channels.
+        stem: "large" (stride 4, as published), "medium" (2) or "small" (1).
+        width: factor on the number of groups; a group keeps its number of channels.
     """
     groups = scaled(CARDINALITY, width, divisor=1)
     in_channels = stem_channels = scaled(64, width)

@@ -1,4 +1,4 @@
-"""Any model of timm as a backbone, through the extra `timm`; its weights are random, never downloaded."""
+"""Any model of timm as a backbone (the extra `timm`); weights are random and never downloaded."""
 
 import difflib
 from typing import Any
@@ -13,7 +13,7 @@ class TimmBackbone(nn.Module):
     """A timm model without its classifier: images [B, 3, H, W] -> features [B, D].
 
     Args:
-        model: built with `num_classes=0`.
+        model: a timm model created with `num_classes=0`.
     """
 
     def __init__(self, model: Any) -> None:
@@ -22,14 +22,14 @@ class TimmBackbone(nn.Module):
         self.num_features = int(model.head_hidden_size or model.num_features)
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """The map before pooling, [B, D, h, w].
+        """The feature map before pooling: [B, 3, H, W] -> [B, D, h, w].
 
         Raises:
-            RunError: when the model has none, such as a transformer over tokens.
+            RunError: the model has no feature map, for example a transformer over tokens.
         """
         maps: Tensor = self.model.forward_features(images)
         if maps.dim() != 4:
-            raise RunError(f"{type(self.model).__name__} of timm has no feature map: it gives {list(maps.shape)}")
+            raise RunError(f"{type(self.model).__name__} of timm has no feature map: its output is {list(maps.shape)}")
         if maps.shape[1] != self.model.num_features:
             return maps.permute(0, 3, 1, 2)  # [B, h, w, D] -> [B, D, h, w]
         return maps
@@ -40,10 +40,10 @@ class TimmBackbone(nn.Module):
 
 
 def build_timm(name: str) -> TimmBackbone:
-    """A timm model by its name, randomly initialised by timm.
+    """Build a timm model by its name, randomly initialised by timm.
 
     Raises:
-        RecipeError: when timm is not installed, or has no such model.
+        RecipeError: timm is not installed, or has no such model.
     """
     try:
         import timm
@@ -52,6 +52,6 @@ def build_timm(name: str) -> TimmBackbone:
             f"model.backbone: timm:{name} needs timm, which is not installed; pip install 'fewsight[timm]'"
         ) from error
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.0)
-        raise RecipeError(f"model.backbone: timm has no model {name!r}; the nearest is timm:{near[0]}")
+        nearest = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.0)
+        raise RecipeError(f"model.backbone: timm has no model {name!r}; the nearest is timm:{nearest[0]}")
     return TimmBackbone(timm.create_model(name, pretrained=False, num_classes=0))

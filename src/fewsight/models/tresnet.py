@@ -18,20 +18,20 @@ from fewsight.models.layers import (
     stem_stride,
 )
 
-# size: (blocks of each stage, width factor); s is ours, for small images, the others are published
+# size -> (number of blocks in each stage, width factor); "s" is ours, for small images, the others are published
 SIZES: dict[str, tuple[tuple[int, int, int, int], float]] = {
     "s": ((1, 1, 1, 1), 1.0),
     "m": ((3, 4, 11, 3), 1.0),
     "l": ((4, 5, 18, 3), 1.2),
     "xl": ((4, 5, 24, 3), 1.3),
 }
-SLOPE = 1e-3  # below zero, inside blocks
+SLOPE = 1e-3  # of the leaky ReLUs inside blocks, below zero
 STEM_SLOPE = 1e-2
 EXPANSION = 4
 
 
 def strided_conv(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """3x3 convolution, norm, leaky ReLU; a stride of 2 is a blur pool after them."""
+    """3x3 convolution, norm and leaky ReLU, followed by a blur pool at a stride of 2."""
     conv = ConvNormAct(in_channels, out_channels, 3, slope=SLOPE)
     return conv if stride == 1 else nn.Sequential(conv, BlurPool())
 
@@ -55,7 +55,7 @@ class Bottleneck(nn.Module):
     """1x1, 3x3, squeeze-excitation, 1x1, added to the shortcut: [B, C, H, W] -> [B, 4 * channels, H', W'].
 
     Args:
-        min_squeezed: fewest channels inside the squeeze-excitation; 0 leaves it out (the last stage).
+        min_squeezed: minimum number of channels inside the squeeze-excitation; 0 omits it (in the last stage).
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, min_squeezed: int) -> None:
@@ -73,17 +73,18 @@ class Bottleneck(nn.Module):
 
 
 def space_to_depth_stem(channels: int, stride: int) -> nn.Sequential:
-    """Space to depth by the stride (none at 1), then a 3x3 convolution."""
+    """Space to depth by the stride (nothing at stride 1), then a 3x3 convolution."""
     conv = ConvNormAct(3 * stride * stride, channels, 3, slope=STEM_SLOPE)
     return nn.Sequential(conv) if stride == 1 else nn.Sequential(SpaceToDepth(stride), conv)
 
 
 def build_tresnet(size: str, *, stem: str = "large", width: float = 1.0) -> Backbone:
-    """A TResNet of a size in `SIZES`: images [B, 3, H, W] -> features [B, 2048 * width factor * width].
+    """Build a TResNet: images [B, 3, H, W] -> features [B, 2048 * width factor * width].
 
     Args:
-        stem: "large" (stride 4, published), "medium" (2) or "small" (1).
-        width: factor on the size's own; other than 1 it rounds channels to multiples of 8.
+        size: a key of `SIZES`.
+        stem: "large" (stride 4, as published), "medium" (2) or "small" (1).
+        width: multiplies the width factor of the size; unless it is 1, channels are rounded to multiples of 8.
     """
     num_blocks, width_factor = SIZES[size]
     base_channels = scaled(int(64 * width_factor), width)
