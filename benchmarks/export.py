@@ -135,7 +135,7 @@ def measure(path: Path, folder: Path, threads: int, num_images: int) -> dict[str
     files = _val_files(asked.first_run)[:num_images]
     probs = {name: _all(compute, files, cuts) for name, compute in computed.items()}
     batches = {size: list(inputs_of(files[: max(4, size)], cuts, crop=False, batch_size=size)) for size in (1, 16)}
-    loss = exported["int8"].loss
+    loss = exported["int8"].int8_loss
     assert loss is not None, "int8 has its loss"
     return {
         "backbone": asked.first_run.recipe.model.backbone,

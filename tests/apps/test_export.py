@@ -1,4 +1,4 @@
-"""The exported model gives what `predict` gives, without fewsight, and is not written where it does not."""
+"""The exported model gives the probabilities of `predict` without fewsight; a model that does not is not written."""
 
 import json
 import shutil
@@ -25,8 +25,8 @@ from fewsight.apps.export import images as export_images
 from fewsight.apps.export import parity
 from fewsight.apps.export.crops import CenterBox, resample
 from fewsight.apps.export.graph import CroppingGraph, build_graph, cuts_and_sides
-from fewsight.apps.export.images import Images, given_images, inputs_of, own_images
-from fewsight.apps.export.int8 import loss_of
+from fewsight.apps.export.images import ImageSet, given_images, images_of_run, inputs_of
+from fewsight.apps.export.int8 import measure_loss
 from fewsight.apps.export.onnx_model import describe, open_session, run
 from fewsight.apps.export.write import export_run
 from fewsight.augment import center_view, random_box
@@ -43,7 +43,7 @@ NAMES = ["a\nb", 'quo"te', "<b>x</b>", "=cmd", "\u202egnp", "n" * 300, "ämne", 
 
 
 def guide_block(start: str) -> str:
-    """The Python block of the guide that begins so, or holds the function of that name."""
+    """The first Python block of the guide that contains `start`."""
     blocks = GUIDE.read_text(encoding="utf-8").split("```python\n")[1:]
     return next(text for block in blocks if start in (text := block.partition("```")[0]))
 
@@ -57,11 +57,11 @@ def metadata(path: Path) -> dict[str, Any]:
 
 
 def resampled(pixels: np.ndarray, box: tuple[float, ...], px: int) -> list[np.ndarray]:
-    """uint8 [px, px, 3] by the graph, rounded between columns and rows, and between rows and columns."""
+    """uint8 [px, px, 3] by the graph, resized columns first and rows first, rounded in between."""
     tensor = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2).double()
-    found = resample(tensor, torch.tensor([box]), px)
-    turned = resample(tensor.mT, torch.tensor([[box[1], box[0], box[3], box[2]]]), px).mT
-    return [one[0].permute(1, 2, 0).numpy().astype(np.uint8) for one in (found, turned)]
+    columns_first = resample(tensor, torch.tensor([box]), px)
+    rows_first = resample(tensor.mT, torch.tensor([[box[1], box[0], box[3], box[2]]]), px).mT
+    return [result[0].permute(1, 2, 0).numpy().astype(np.uint8) for result in (columns_first, rows_first)]
 
 
 def center_box(pixels: np.ndarray, px: int, ratio: float) -> tuple[float, ...]:
@@ -71,13 +71,13 @@ def center_box(pixels: np.ndarray, px: int, ratio: float) -> tuple[float, ...]:
 
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(8, 40), st.floats(0.5, 1.0), st.integers(0, 2**32 - 1))
 def test_crops_are_pillows_pixels(width: int, height: int, px: int, ratio: float, seed: int) -> None:
-    """Pillow 13 reduces the height of some images first, and rounds between."""
+    """Pillow 13 resizes some tall images rows first."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     box = random_box(width, height, f"{seed:x}", 0, 0)
-    drawn = np.array(Image.fromarray(pixels).resize((px, px), Image.Resampling.BILINEAR, box=box))
+    random = np.array(Image.fromarray(pixels).resize((px, px), Image.Resampling.BILINEAR, box=box))
     center = center_view(Image.fromarray(pixels), px, ratio=ratio)
-    for expected, where in ((drawn, box), (center, center_box(pixels, px, ratio))):
-        columns_first, rows_first = resampled(pixels, where, px)
+    for expected, expected_box in ((random, box), (center, center_box(pixels, px, ratio))):
+        columns_first, rows_first = resampled(pixels, expected_box, px)
         if not np.array_equal(columns_first, expected):
             assert height > width
             assert np.array_equal(rows_first, expected)
@@ -116,35 +116,35 @@ def both(tiny_run: Path, other_run: Path, tmp_path: Path) -> Path:
     return tmp_path / "both"
 
 
-def eager(path: Path, views: str | None, found: list[Path], *, crop: bool) -> np.ndarray:
-    """What the module that is traced gives."""
-    asked = open_runs(path, views)
-    cuts, sides = cuts_and_sides(asked)
-    graph = build_graph(asked, cuts, sides, 0.6 if asked.entries else 1.0)
+def eager(path: Path, views: str | None, image_files: list[Path], *, crop: bool) -> np.ndarray:
+    """The probabilities of the module, before it is traced."""
+    selection = open_runs(path, views)
+    cuts, sides = cuts_and_sides(selection)
+    graph = build_graph(selection, cuts, sides, 0.6 if selection.entries else 1.0)
     module = CroppingGraph(graph, list(cuts.values())) if crop else graph
-    batches = inputs_of(found, cuts, crop=crop, batch_size=4)
+    batches = inputs_of(image_files, cuts, crop=crop, batch_size=4)
     with torch.inference_mode():
-        return np.concatenate([module(*map(torch.from_numpy, one.values())).numpy() for one in batches])
+        return np.concatenate([module(*map(torch.from_numpy, batch.values())).numpy() for batch in batches])
 
 
 @pytest.mark.parametrize("crop", [False, True])
 @pytest.mark.parametrize("views", ["center", "report", "center-32,center-32-noflip,random-32"])
 def test_graph_of_a_run_is_predict(tiny_run: Path, digit_images: Path, views: str, crop: bool) -> None:
-    found = sorted((digit_images / "test").glob("*/*.png"))[:6]
-    expected = fewsight.load(tiny_run, views).predict(found).probs
-    assert np.abs(eager(tiny_run, views, found, crop=crop) - expected).max() < 1e-6
+    image_files = sorted((digit_images / "test").glob("*/*.png"))[:6]
+    expected = fewsight.load(tiny_run, views).predict(image_files).probs
+    assert np.abs(eager(tiny_run, views, image_files, crop=crop) - expected).max() < 1e-6
 
 
 @pytest.mark.parametrize("crop", [False, True])
 @pytest.mark.parametrize("views", [None, "center"])
 def test_graph_of_an_ensemble_is_predict(both: Path, digit_images: Path, views: str | None, crop: bool) -> None:
-    found = sorted((digit_images / "test").glob("*/*.png"))[:6]
+    image_files = sorted((digit_images / "test").glob("*/*.png"))[:6]
     if views == "center":
-        shutil.copy(both / "calibration.json", both / "kept.json")
+        shutil.copy(both / "calibration.json", both / "stored.json")
         names = tuple(sorted(open_runs(both, views).view_names))
         write_calibrations(both, [Calibration(0.6, names, "val", 10, (1.0, 1.0), (0.0, 0.0))])
-    expected = fewsight.load(both, views).predict(found).probs
-    assert np.abs(eager(both, views, found, crop=crop) - expected).max() < 1e-6
+    expected = fewsight.load(both, views).predict(image_files).probs
+    assert np.abs(eager(both, views, image_files, crop=crop) - expected).max() < 1e-6
 
 
 def test_inputs_of_unlike_cuts_have_names_of_their_own(both: Path) -> None:
@@ -155,7 +155,7 @@ def test_inputs_of_unlike_cuts_have_names_of_their_own(both: Path) -> None:
     assert (cuts["center_32"].ratio, cuts["center_32_2"].ratio) == (1.0, 0.8)
     assert (cuts["random_32"].view_seed, cuts["random_32_2"].view_seed) == (0, 3)
     assert (cuts["random_32"].scale, cuts["random_32_2"].scale) == (0, 1)
-    total = sum(side.weight for of_run in sides.values() for side in of_run)
+    total = sum(side.weight for run_sides in sides.values() for side in run_sides)
     assert total == pytest.approx(1)
 
 
@@ -183,14 +183,14 @@ def test_file_takes_any_batch_of_any_shape(cropping: Path, tiny_run: Path) -> No
 
 
 def test_metadata_says_what_the_model_is(cropping: Path, tiny_run: Path) -> None:
-    about, kept = metadata(cropping), read_run(tiny_run)
-    assert tuple(about["classes"]) == kept.classes
+    about, stored = metadata(cropping), read_run(tiny_run)
+    assert tuple(about["classes"]) == stored.classes
     assert about["temperature"] is None
     assert (about["views"], about["inputs"], about["boxes"]) == (["center-32"], {}, [])
     (facts,) = about["runs"]
-    assert facts["weights_digest"] == kept.info["weights_digest"]
-    assert (tuple(facts["mean"]), tuple(facts["std"])) == (kept.data.mean, kept.data.std)
-    assert (facts["seed"], facts["data_digest"]) == (0, kept.data.digest)
+    assert facts["weights_digest"] == stored.info["weights_digest"]
+    assert (tuple(facts["mean"]), tuple(facts["std"])) == (stored.data.mean, stored.data.std)
+    assert (facts["seed"], facts["data_digest"]) == (0, stored.data.digest)
     assert about["parity"]["num_images"] == 12
     assert about["fewsight"] == fewsight.__version__
     onnx.checker.check_model(onnx.load(cropping), full_check=True)
@@ -208,9 +208,9 @@ def test_script_of_the_guide_runs_without_fewsight(
     done = subprocess.run([sys.executable, "-c", alone], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     label, prob = done.stdout.split()
-    found = fewsight.load(tiny_run).predict([tmp_path / "new" / "one-10.png"])
-    assert label == found.labels[0]
-    assert float(prob) == pytest.approx(found.probs[0].max(), abs=1e-5)
+    predictions = fewsight.load(tiny_run).predict([tmp_path / "new" / "one-10.png"])
+    assert label == predictions.labels[0]
+    assert float(prob) == pytest.approx(predictions.probs[0].max(), abs=1e-5)
 
 
 def test_functions_of_the_guide_are_those_of_predict() -> None:
@@ -219,7 +219,7 @@ def test_functions_of_the_guide_are_those_of_predict() -> None:
     exec(guide_block("def random_box"), names)
     rng = np.random.default_rng(0)
     for number in range(200):
-        width, height = (int(one) for one in rng.integers(1, 400, 2))
+        width, height = (int(side) for side in rng.integers(1, 400, 2))
         image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
         px, data = int(rng.integers(8, 64)), rng.bytes(10)
         assert np.array_equal(names["center_crop"](image, px, 0.875), center_view(image, px))
@@ -229,7 +229,7 @@ def test_functions_of_the_guide_are_those_of_predict() -> None:
 
 
 def identity_model(factor: float = 1.0) -> onnx.ModelProto:
-    """A model that gives its input times a factor, for what needs no real one."""
+    """A model that multiplies its input by a factor, for tests that need no real one."""
     probs = onnx.helper.make_tensor_value_info("probs", onnx.TensorProto.FLOAT, ["batch", 3])
     images = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, ["batch", 3])
     by = onnx.helper.make_tensor("by", onnx.TensorProto.FLOAT, [], [factor])
@@ -238,7 +238,7 @@ def identity_model(factor: float = 1.0) -> onnx.ModelProto:
     return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
 
 
-def test_every_name_of_a_class_comes_through(tmp_path: Path) -> None:
+def test_every_class_name_survives_the_metadata(tmp_path: Path) -> None:
     model = identity_model()
     describe(model, {"classes": files.json_text(NAMES)})
     files.write_bytes(tmp_path / "m.onnx", model.SerializeToString())
@@ -248,12 +248,14 @@ def test_every_name_of_a_class_comes_through(tmp_path: Path) -> None:
 @pytest.mark.parametrize("factor", [1.01, float("nan")])
 def test_a_model_that_differs_is_refused(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     probs = np.array([[0.2, 0.3, 0.5], [0.9, 0.1, 0.0]], np.float32)
-    monkeypatch.setattr(parity, "inputs_of", lambda found, *_, **__: iter([{"images": probs[: len(found)]}]))
-    found = Images("val of here", (Path("a.png"), Path("b.png")), ())
+    monkeypatch.setattr(
+        parity, "inputs_of", lambda image_files, *_, **__: iter([{"images": probs[: len(image_files)]}])
+    )
+    images = ImageSet("val of here", (Path("a.png"), Path("b.png")), ())
     session = open_session(identity_model(factor), 1)
     with pytest.raises(RunError, match=r"differs from predict by .* nothing was written"):
-        parity.check_parity(session, {}, found, probs, 1.0, crop=False)
-    alike = parity.check_parity(open_session(identity_model(), 1), {}, found, probs, 1.0, crop=False)
+        parity.check_parity(session, {}, images, probs, 1.0, crop=False)
+    alike = parity.check_parity(open_session(identity_model(), 1), {}, images, probs, 1.0, crop=False)
     assert (alike.largest, alike.num_same_top1, alike.num_images) == (0.0, 2, 2)
     assert run(session, {"images": probs}).shape == (2, 3)
 
@@ -274,50 +276,50 @@ def test_a_model_that_differs_leaves_no_file(
 # --- int8 ---------------------------------------------------------------------------------------------------
 
 
-def test_loss_of_int8_is_measured_on_pairs() -> None:
+def test_loss_of_int8_is_measured_on_paired_images() -> None:
     before = np.eye(4, dtype=np.float32)[np.zeros(40, int)]
     after = before.copy()
     after[:2] = [0, 1, 0, 0]
-    found = Images("val of here", tuple(map(Path, "ab" * 20)), (0,) * 39 + (1,), 0)
-    loss = loss_of(before, after, found, 1.0)
+    images = ImageSet("val of here", tuple(map(Path, "ab" * 20)), (0,) * 39 + (1,), 0)
+    loss = measure_loss(before, after, images, 1.0)
     assert (loss.agreement.count, loss.agreement.total, loss.largest) == (38, 40, 1.0)
     assert loss.float32 is not None
     assert loss.int8 is not None
     assert (loss.float32.count, loss.int8.count) == (39, 37)
     assert loss.gain is not None
     assert (loss.gain.first_only, loss.gain.second_only) == (2, 0)
-    unlabelled = loss_of(before, after, Images("new", found.files, ()), 1.0)
+    unlabelled = measure_loss(before, after, ImageSet("new", images.files, ()), 1.0)
     assert (unlabelled.float32, unlabelled.gain, unlabelled.agreement.count) == (None, None, 38)
     after[:30] = [0, 1, 0, 0]
-    with pytest.raises(RunError, match="int8 loses too much: -75"):
-        loss_of(before, after, found, 1.0)
+    with pytest.raises(RunError, match="int8 loses too much accuracy: -75"):
+        measure_loss(before, after, images, 1.0)
 
 
 # --- what is refused ----------------------------------------------------------------------------------------
 
 
 def test_images_are_those_of_the_run(tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:
-    asked = open_runs(tiny_run, None)
-    val, train = own_images(asked, "val", None, 100), own_images(asked, "train", None, 5)
+    selection = open_runs(tiny_run, None)
+    val, train = images_of_run(selection, "val", None, 100), images_of_run(selection, "train", None, 5)
     assert (len(val.files), val.num_trained_on, len(train.files), train.num_trained_on) == (12, 0, 5, 5)
-    assert [asked.classes[label] for label in val.labels] == [file.parent.name for file in val.files]
+    assert [selection.classes[label] for label in val.labels] == [file.parent.name for file in val.files]
     moved = shutil.copytree(digit_images, tmp_path / "moved")
-    assert own_images(asked, "val", moved, 100).files[0].is_relative_to(moved)
-    with pytest.raises(RunError, match="does not hold the images of the run"):
-        own_images(asked, "val", tmp_path, 100)
-    with pytest.raises(RunError, match="is not there; say where it lies now with --data"):
-        own_images(asked, "val", tmp_path / "gone", 100)
+    assert images_of_run(selection, "val", moved, 100).files[0].is_relative_to(moved)
+    with pytest.raises(RunError, match="does not have the images of the run"):
+        images_of_run(selection, "val", tmp_path, 100)
+    with pytest.raises(RunError, match="does not exist; say where the dataset is now with --data"):
+        images_of_run(selection, "val", tmp_path / "gone", 100)
 
 
-def test_a_run_without_val_is_tried_on_images_it_was_trained_on(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_run_without_val_is_compared_on_training_images(tiny_run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_run, tmp_path / "run")
     lines = [json.loads(line) for line in (copy / "images.jsonl").read_text().splitlines()]
     for line in lines:
         line["split"] = "train"
     (copy / "images.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = own_images(open_runs(copy, None), "val", None, 100)
-    assert found.source.startswith("train of ")
-    assert found.num_trained_on == len(found.files) == 30
+    images = images_of_run(open_runs(copy, None), "val", None, 100)
+    assert images.source.startswith("train of ")
+    assert images.num_trained_on == len(images.files) == 30
 
 
 def test_a_label_that_is_no_class_is_refused(tiny_run: Path, tmp_path: Path) -> None:
@@ -328,16 +330,16 @@ def test_a_label_that_is_no_class_is_refused(tiny_run: Path, tmp_path: Path) -> 
     data["digest"] = digest_of_list((line["path"], line["size"], line["label"]) for line in lines)
     (copy / "data.json").write_text(json.dumps(data))
     with pytest.raises(RunError, match="labels that are none of the run's classes"):
-        own_images(open_runs(copy, None), "val", None, 100)
+        images_of_run(open_runs(copy, None), "val", None, 100)
 
 
 def test_images_that_cannot_be_read_are_left_out(digit_images: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
-    found = given_images([str(tmp_path / "bad.png"), str(digit_images / "val")], 100)
-    assert len(found.files) == 1 + len(expand([str(digit_images / "val")]))
-    assert len(export_images.readable(found).files) == 12
+    images = given_images([str(tmp_path / "bad.png"), str(digit_images / "val")], 100)
+    assert len(images.files) == 1 + len(expand([str(digit_images / "val")]))
+    assert len(export_images.readable_images(images).files) == 12
     with pytest.raises(DataError, match="none of 1 image can be read"):
-        export_images.readable(given_images([str(tmp_path / "bad.png")], 100))
+        export_images.readable_images(given_images([str(tmp_path / "bad.png")], 100))
 
 
 def test_mistakes_are_refused_before_the_work(
@@ -345,13 +347,15 @@ def test_mistakes_are_refused_before_the_work(
 ) -> None:
     assert "is not there" in refused("export", tmp_path / "none", "--out", "m.onnx")
     assert "this is a folder" in refused("export", tiny_run, "--out", ".")
-    assert "is not there; create it first" in refused("export", tiny_run, "--out", "none/m.onnx")
+    assert "does not exist; create it first" in refused("export", tiny_run, "--out", "none/m.onnx")
     assert "expected a name that ends with .onnx" in refused("export", tiny_run, "--out", "weights.safetensors")
-    assert "is a run folder, which holds nothing else" in refused("export", tiny_run, "--out", tiny_run / "m.onnx")
+    assert "is a run folder, which must not have other files" in refused(
+        "export", tiny_run, "--out", tiny_run / "m.onnx"
+    )
     assert "expected at least 1" in refused("export", tiny_run, "--out", "m.onnx", "--num-images", 0)
     assert "expected center, paper, or names" in refused("export", tiny_run, "--out", "m.onnx", "--views", "top")
     assert "can be read" in refused("export", tiny_run, "--out", "m.onnx", "--images", "nothing-here")
-    assert "is not there; say where" in refused("export", tiny_run, "--out", "m.onnx", "--data", "gone")
+    assert "does not exist; say where" in refused("export", tiny_run, "--out", "m.onnx", "--data", "gone")
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
     assert "pip install 'fewsight[export]'" in refused("export", tiny_run, "--out", "m.onnx")
     with pytest.raises(FewsightError, match="onnxscript, onnxruntime"):
@@ -369,19 +373,19 @@ def test_ensemble_with_random_crops_is_predict(both: Path, digit_images: Path, c
     assert exported.temperature == 0.6
     assert exported.parity.largest < 1e-5
     about = metadata(tmp_path / "both.onnx")
-    assert [one["name"] for one in about["runs"]] == ["a", "b"]
+    assert [run_["name"] for run_ in about["runs"]] == ["a", "b"]
     assert about["threshold"] == {"prob": 0.4, "coverage": 0.9, "kept": 9, "right": 8}
     assert len(about["boxes"] if crop else about["inputs"]) == (3 if crop else 6)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_forgotten_temperature_is_found(
+def test_a_missing_temperature_is_detected(
     both: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fewsight.apps.export.write.calibration_for", lambda path, views: None)
     answer = command("export", both, "--out", tmp_path / "m.onnx", "--views", "center")
-    assert answer.code == 0, answer.err  # the temperature is that of other views
+    assert answer.code == 0, answer.err  # the temperature belongs to other views
     answer = command("export", both, "--out", tmp_path / "n.onnx")
     assert answer.code == 2
     assert "differs from predict" in answer.err
@@ -390,7 +394,7 @@ def test_a_forgotten_temperature_is_found(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_int8_says_what_it_lost(tiny_run: Path, tmp_path: Path, command: Command) -> None:
+def test_int8_reports_its_loss(tiny_run: Path, tmp_path: Path, command: Command) -> None:
     answer = command("export", tiny_run, "--out", tmp_path / "m.onnx", "--int8")
     assert answer.code == 0, answer.err
     assert "int8 keeps the most probable class of" in answer.out
@@ -419,9 +423,9 @@ def test_script_of_the_guide_agrees_on_photographs(fewsight_data: Path, tmp_path
     export_run(tmp_path / "run", tmp_path / "m.onnx", num_images=32, crop=True)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     paths = sorted((fewsight_data / "imagenet-256").glob("*.JPEG"))[::8]
-    found = []
+    outputs = []
     for path in paths:
         image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-        found += list(session.run(None, {"images": np.asarray(image)[None]})[0])
+        outputs += list(session.run(None, {"images": np.asarray(image)[None]})[0])
     expected = fewsight.load(tmp_path / "run").predict(paths).probs
-    assert np.abs(np.stack(found) - expected).max() < 1e-3
+    assert np.abs(np.stack(outputs) - expected).max() < 1e-3

@@ -1,4 +1,4 @@
-"""The images that an export is tried on and calibrated with, and what they are to the graph."""
+"""The images that an exported model is compared and calibrated on, and the graph's inputs made from them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from PIL.Image import Image
 from fewsight.apps.export.graph import Cut
 from fewsight.augment import View, cut_view, random_box
 from fewsight.data import decode_bytes, read_bytes
-from fewsight.data.samples import sample_positions
+from fewsight.data.samples import sample_indices
 from fewsight.errors import DataError, RunError
 from fewsight.inference import prediction_files
 from fewsight.inference.ensemble import RunsAndViews
@@ -18,78 +18,83 @@ from fewsight.runs import read_images, trained_on
 from fewsight.scores.scoring import file_digest
 from fewsight.wording import counted
 
-SEED = 0  # of the sample, where there are more images than asked for
+SEED = 0  # of the sample, where there are more images than needed
 
 
 @dataclass(frozen=True)
-class Images:
-    """Image files, where they come from, and what is known of them."""
+class ImageSet:
+    """Image files with their origin and labels."""
 
-    source: str  # in words: `val of /data/photos`
+    source: str  # in words, such as `val of /data/photos`
     files: tuple[Path, ...]
-    labels: tuple[int, ...]  # positions in the classes; none where they are not known
-    num_trained_on: int = 0  # by any of the runs
+    labels: tuple[int, ...]  # class indices; empty where they are unknown
+    num_trained_on: int = 0  # images that any of the runs was trained on
 
 
-def own_images(asked: RunsAndViews, split: str, data: Path | None, most: int) -> Images:
-    """Images of the data that the run, or the first of an ensemble's, was made from.
+def images_of_run(selection: RunsAndViews, split: str, data: Path | None, limit: int) -> ImageSet:
+    """Images of the dataset of the run, or of an ensemble's first run.
 
     Args:
-        split: train or val; where the run has no val, the images are those that it was trained on.
-        data: where the data lies now; None: where it lay.
-        most: how many, drawn by a fixed seed where there are more.
+        split: train or val; a run without val images gives images that it was trained on.
+        data: where the dataset is now; None: where it was at training.
+        limit: the maximum number of images, drawn by a fixed seed where there are more.
 
     Raises:
-        RunError: the data is not there, or the run's list of images is damaged.
+        RunError: the dataset is not found, or the run's list of images is damaged.
     """
-    run = asked.first_run
-    place = data or Path(run.data.source)
-    if not place.exists():
-        where = " is not there" if data else ", where the run's data lay, is not there"
-        raise RunError(f"{place}{where}; say where it lies now with --data, or try other images with --images")
-    root = place if place.is_dir() else place.parent
+    run = selection.first_run
+    source = data or Path(run.data.source)
+    if not source.exists():
+        reason = " does not exist" if data else ", where the run's dataset was, does not exist"
+        raise RunError(
+            f"{source}{reason}; say where the dataset is now with --data, or give other images with --images"
+        )
+    root = source if source.is_dir() else source.parent
     lines = read_images(run)
     of_split = [line for line in lines if line["split"] == split]
-    split, found = (split, of_split) if of_split else ("train", lines)
-    chosen = [found[number] for number in sample_positions(len(found), most, SEED)]
+    split, candidates = (split, of_split) if of_split else ("train", lines)
+    chosen = [candidates[index] for index in sample_indices(len(candidates), limit, SEED)]
     files = tuple(root / line["path"] for line in chosen)
     if not any(file.is_file() for file in files):
         raise RunError(
-            f"{place} does not hold the images of the run, such as {chosen[0]['path']}; say with --data where they lie"
+            f"{source} does not have the images of the run, such as {chosen[0]['path']}; give the folder that has them "
+            "with --data"
         )
-    position = {label: number for number, label in enumerate(asked.classes)}
-    if not {line["label"] for line in chosen} <= position.keys():
+    class_index = {label: index for index, label in enumerate(selection.classes)}
+    if not {line["label"] for line in chosen} <= class_index.keys():
         raise RunError(
             f"{run.path / 'images.jsonl'} has labels that are none of the run's classes; restore it from a copy"
         )
-    known = [trained_on(one) for one in asked.runs.values()]
-    seen = [
-        any((file, str(line.get("pixels"))) in one for one in known) for file, line in zip(files, chosen, strict=True)
-    ]
-    return Images(f"{split} of {place}", files, tuple(position[line["label"]] for line in chosen), sum(seen))
+    training_images = [trained_on(run) for run in selection.runs.values()]
+    num_trained_on = sum(
+        any((file, str(line.get("pixels"))) in images for images in training_images)
+        for file, line in zip(files, chosen, strict=True)
+    )
+    labels = tuple(class_index[line["label"]] for line in chosen)
+    return ImageSet(f"{split} of {source}", files, labels, num_trained_on)
 
 
-def given_images(inputs: Sequence[str], most: int) -> Images:
-    """Images of files, folders and patterns, as `predict` takes them."""
-    found = prediction_files.expand(inputs)
-    files = tuple(Path(found[number]) for number in sample_positions(len(found), most, SEED))
-    return Images(", ".join(inputs), files, ())
+def given_images(inputs: Sequence[str], limit: int) -> ImageSet:
+    """The images of files, folders and patterns, as `predict` takes them; at most `limit`."""
+    paths = prediction_files.expand(inputs)
+    files = tuple(Path(paths[index]) for index in sample_indices(len(paths), limit, SEED))
+    return ImageSet(", ".join(inputs), files, ())
 
 
-def readable(images: Images) -> Images:
-    """Those that can be decoded.
+def readable_images(images: ImageSet) -> ImageSet:
+    """The images that can be decoded.
 
     Raises:
-        DataError: none can.
+        DataError: none of them can be decoded.
     """
     errors = [_error(file) for file in images.files]
-    kept = [number for number, error in enumerate(errors) if error is None]
+    kept = [index for index, error in enumerate(errors) if error is None]
     if not kept:
         raise DataError(f"{images.source}: none of {counted(len(errors), 'image')} can be read; the first: {errors[0]}")
-    return Images(
+    return ImageSet(
         images.source,
-        tuple(images.files[number] for number in kept),
-        tuple(images.labels[number] for number in kept) if images.labels else (),
+        tuple(images.files[index] for index in kept),
+        tuple(images.labels[index] for index in kept) if images.labels else (),
         images.num_trained_on,
     )
 
@@ -97,10 +102,10 @@ def readable(images: Images) -> Images:
 def inputs_of(
     files: Sequence[Path], cuts: Mapping[str, Cut], *, crop: bool, batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """What the graph takes, a batch at a time; one image at a time where it crops, since their shapes differ."""
-    size = 1 if crop else batch_size
-    for start in range(0, len(files), size):
-        loaded = [_load(file) for file in files[start : start + size]]
+    """The graph's inputs by name, batch by batch; one image at a time if the graph crops, since image shapes differ."""
+    batch_size = 1 if crop else batch_size
+    for start in range(0, len(files), batch_size):
+        loaded = [_load(file) for file in files[start : start + batch_size]]
         if crop:
             ((image, digest),) = loaded
             yield {"images": np.array(image)[None], **_boxes(image, digest, cuts)}
@@ -125,16 +130,16 @@ def _cut(image: Image, cut: Cut, digest: str) -> np.ndarray:
     view = View(cut.crop, cut.px, -1 if cut.scale is None else cut.scale)
     if cut.ratio is not None:
         return cut_view(image, view, digest, view_seed=0, ratio=cut.ratio)
-    assert cut.view_seed is not None, "a crop that is drawn has a seed"
+    assert cut.view_seed is not None, "a random crop has a seed"
     return cut_view(image, view, digest, view_seed=cut.view_seed)
 
 
 def _boxes(image: Image, digest: str, cuts: Mapping[str, Cut]) -> dict[str, np.ndarray]:
-    """The boxes of the random crops, float32 [1, R, 4]; nothing where there are none."""
-    drawn = [(cut.scale, cut.view_seed) for cut in cuts.values() if cut.ratio is None]
+    """The input `boxes`, the boxes of the random crops, float32 [1, R, 4]; no input where there are none."""
+    random_crops = [(cut.scale, cut.view_seed) for cut in cuts.values() if cut.ratio is None]
     boxes = [
         random_box(image.width, image.height, digest, scale, seed)
-        for scale, seed in drawn
+        for scale, seed in random_crops
         if scale is not None and seed is not None
     ]
     return {"boxes": np.array([boxes], np.float32)} if boxes else {}

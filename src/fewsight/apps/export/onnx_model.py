@@ -1,4 +1,4 @@
-"""A graph as an ONNX model, with what a user must know of it in its metadata, and as a session of onnxruntime."""
+"""Tracing a graph to an ONNX model, its metadata, and running it in onnxruntime."""
 
 import contextlib
 import logging
@@ -16,27 +16,27 @@ import fewsight
 from fewsight.apps.export.graph import Cut
 from fewsight.errors import RunError
 
-MOST_BYTES = 2**31 - 2**24  # of weights: a file of ONNX in one piece ends at 2 GiB
-EXAMPLE_SIDES = (96, 72)  # of the images that a graph which crops is traced with
+MAX_WEIGHT_BYTES = 2**31 - 2**24  # a single ONNX file cannot exceed 2 GiB
+EXAMPLE_SIDES = (96, 72)  # height and width of the images that a cropping graph is traced with
 
 
 def to_onnx(module: nn.Module, cuts: Mapping[str, Cut], *, crop: bool) -> onnx.ModelProto:
-    """Trace a `Graph` or a `CroppingGraph`; the batch, and the sides of images that it crops, may be any.
+    """Trace a `Graph` or a `CroppingGraph`; the batch size is dynamic, and so are the sides of images to be cropped.
 
     Raises:
         RunError: the weights are too large for one file, or the model cannot be traced.
     """
     size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
-    if size > MOST_BYTES:
-        raise RunError(f"the weights have {size / 2**30:.1f} GiB, but one ONNX file holds 2; export fewer members")
+    if size > MAX_WEIGHT_BYTES:
+        raise RunError(f"the weights have {size / 2**30:.1f} GiB, but one ONNX file can have 2; export fewer members")
     batch = torch.export.Dim("batch")
     if crop:
         height, width = (torch.export.Dim(name) for name in ("height", "width"))
-        num_drawn = sum(cut.ratio is None for cut in cuts.values())
+        num_random = sum(cut.ratio is None for cut in cuts.values())
         example = [torch.zeros(2, *EXAMPLE_SIDES, 3, dtype=torch.uint8)]
         shapes: Any = ({0: batch, 1: height, 2: width},)
-        if num_drawn:
-            example.append(torch.tensor([0.0, 0.0, *EXAMPLE_SIDES[::-1]]).repeat(2, num_drawn, 1))
+        if num_random:
+            example.append(torch.tensor([0.0, 0.0, *EXAMPLE_SIDES[::-1]]).repeat(2, num_random, 1))
             shapes += ({0: batch},)
         names = ["images", "boxes"][: len(example)]
     else:
@@ -51,21 +51,21 @@ def to_onnx(module: nn.Module, cuts: Mapping[str, Cut], *, crop: bool) -> onnx.M
     except torch.onnx.errors.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise RunError(f"torch cannot export this model to ONNX: {reason}") from error
-    assert program is not None, "the exporter of torch.export gives a program"
+    assert program is not None, "the dynamo exporter returns a program"
     model: onnx.ModelProto = program.model_proto
     return model
 
 
-def describe(model: onnx.ModelProto, about: Mapping[str, str]) -> None:
-    """Put names and values into the model's metadata, and say what made it."""
+def describe(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+    """Set the model's metadata and its producer."""
     model.producer_name, model.producer_version = "fewsight", fewsight.__version__
     model.graph.name = "fewsight"
     del model.metadata_props[:]
-    onnx.helper.set_model_props(model, dict(about))
+    onnx.helper.set_model_props(model, dict(metadata))
 
 
 def open_session(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
-    """The model in onnxruntime, on the CPU."""
+    """Open the model in onnxruntime, on the CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -73,15 +73,14 @@ def open_session(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceS
 
 
 def run(session: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Probabilities float32 [B, K]."""
-    (probs,) = session.run(None, dict(inputs))
-    found: np.ndarray = probs
-    return found
+    """Run a batch: probabilities, float32 [B, K]."""
+    outputs: list[np.ndarray] = session.run(None, dict(inputs))
+    return outputs[0]
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Exporters say much that is not for a user."""
+    """Silence the logs and warnings of exporters, which do not concern a user."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Whether an exported model gives the probabilities that `predict` gives, on real images."""
+"""Comparison of an exported model with `predict` on real images."""
 
 import time
 from collections.abc import Mapping
@@ -9,72 +9,73 @@ import numpy as np
 import onnxruntime
 
 from fewsight.apps.export.graph import Cut
-from fewsight.apps.export.images import Images, inputs_of
+from fewsight.apps.export.images import ImageSet, inputs_of
 from fewsight.apps.export.onnx_model import run
 from fewsight.errors import RunError
 from fewsight.inference.model import load
 
-LARGEST = 1e-4  # difference of a probability; another most probable class then lies in a tie within twice this
+MAX_DIFFERENCE = 1e-4  # of a probability; the most probable class then changes only in ties within twice this
 BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
 class Parity:
-    """An exported model against predict, on the CPU in float32."""
+    """An exported model compared with `predict`, on the CPU in float32."""
 
     source: str
     num_images: int
     num_same_top1: int
-    largest: float  # difference of a probability
-    predict_ms: float  # an image, from the file to the probabilities
+    largest: float  # the largest difference of a probability
+    predict_ms: float  # per image, from the file to the probabilities
     onnxruntime_ms: float
 
 
 def check_parity(
     session: onnxruntime.InferenceSession,
     cuts: Mapping[str, Cut],
-    images: Images,
+    images: ImageSet,
     expected: np.ndarray,
     predict_ms: float,
     *,
     crop: bool,
 ) -> Parity:
-    """Compare what a session gives with what predict gives.
+    """Compare the probabilities of a session with those of `predict`.
 
     Args:
-        expected: float32 [n, K], by `predicted`.
+        expected: float32 [n, K], the probabilities of `predict`.
+        predict_ms: its time per image.
 
     Raises:
-        RunError: they differ.
+        RunError: they differ by more than rounding.
     """
-    found, milliseconds = exported_probs(session, cuts, images, crop=crop)
-    gaps = np.abs(found - expected).max(1)
-    largest, same = float(gaps.max()), int((found.argmax(1) == expected.argmax(1)).sum())
-    if not largest <= LARGEST:  # NaN too
-        worst = images.files[int(np.nan_to_num(gaps, nan=np.inf).argmax())]
+    probs, onnxruntime_ms = exported_probs(session, cuts, images, crop=crop)
+    differences = np.abs(probs - expected).max(1)
+    largest, same = float(differences.max()), int((probs.argmax(1) == expected.argmax(1)).sum())
+    if not largest <= MAX_DIFFERENCE:  # NaN too
+        worst = images.files[int(np.nan_to_num(differences, nan=np.inf).argmax())]
         raise RunError(
-            f"the exported model differs from predict by {largest:.2g} on {worst} (at most {LARGEST:g} is allowed; the "
-            f"same most probable class on {same:,} of {len(gaps):,} images); nothing was written. Other versions of "
-            "torch, onnxscript or onnxruntime may mend it"
+            f"the exported model differs from predict by {largest:.2g} on {worst} (at most {MAX_DIFFERENCE:g} is "
+            f"allowed; the same most probable class on {same:,} of {len(differences):,} images); nothing was written. "
+            "Other versions of torch, onnxscript or onnxruntime may fix it"
         )
-    return Parity(images.source, len(gaps), same, largest, predict_ms, milliseconds)
+    return Parity(images.source, len(differences), same, largest, predict_ms, onnxruntime_ms)
 
 
-def predicted(path: Path, views: str | None, images: Images) -> tuple[np.ndarray, float]:
-    """What predict gives on the CPU in float32, float32 [n, K], and its milliseconds an image."""
+def predicted_probs(path: Path, views: str | None, images: ImageSet) -> tuple[np.ndarray, float]:
+    """The probabilities of `predict` on the CPU in float32, float32 [n, K], and its milliseconds per image."""
     model = load(path, views, exact=True)
-    model.predict(images.files[:1])  # reads the weights
+    model.predict(images.files[:1])  # so that reading the weights is not timed
     began = time.perf_counter()
-    found = model.predict(images.files).probs
-    return found, (time.perf_counter() - began) / len(images.files) * 1e3
+    probs = model.predict(images.files).probs
+    return probs, (time.perf_counter() - began) / len(images.files) * 1e3
 
 
 def exported_probs(
-    session: onnxruntime.InferenceSession, cuts: Mapping[str, Cut], images: Images, *, crop: bool
+    session: onnxruntime.InferenceSession, cuts: Mapping[str, Cut], images: ImageSet, *, crop: bool
 ) -> tuple[np.ndarray, float]:
-    """What a session gives, float32 [n, K], and its milliseconds an image, from the file to the probabilities."""
+    """The probabilities of a session, float32 [n, K], and its milliseconds per image, from the file on."""
     for inputs in inputs_of(images.files[:1], cuts, crop=crop, batch_size=1):
         run(session, inputs)
     began = time.perf_counter()
-    found = [run(session, inputs) for inputs in inputs_of(images.files, cuts, crop=crop, batch_size=BATCH_SIZE)]
-    return np.concatenate(found), (time.perf_counter() - began) / len(images.files) * 1e3
+    probs = [run(session, inputs) for inputs in inputs_of(images.files, cuts, crop=crop, batch_size=BATCH_SIZE)]
+    return np.concatenate(probs), (time.perf_counter() - began) / len(images.files) * 1e3

@@ -1,4 +1,4 @@
-"""What `fewsight export` says at its end."""
+"""The summary that `fewsight export` prints."""
 
 from rich.console import Console
 
@@ -8,15 +8,15 @@ from fewsight.wording import counted
 
 
 def show_exported(console: Console, exported: Exported) -> None:
-    """The file, how it was tried, what int8 cost."""
-    parity, loss = exported.parity, exported.loss
-    console.print(f"against predict on {counted(parity.num_images, 'image')} of {printable(parity.source)}:")
+    """Print the comparison with `predict`, the effect of int8, and the file."""
+    parity, loss = exported.parity, exported.int8_loss
+    console.print(f"compared with predict on {counted(parity.num_images, 'image')} of {printable(parity.source)}:")
     console.print(
         f"  same most probable class {parity.num_same_top1:,} of {parity.num_images:,}; "
         f"largest difference of a probability {parity.largest:.1e}"
     )
     console.print(
-        f"  an image from its file: predict {parity.predict_ms:.1f} ms, onnxruntime {parity.onnxruntime_ms:.1f} ms"
+        f"  per image, from its file: predict {parity.predict_ms:.1f} ms, onnxruntime {parity.onnxruntime_ms:.1f} ms"
         + (f", in int8 {loss.int8_ms:.1f} ms" if loss else "")
     )
     if loss is not None:
