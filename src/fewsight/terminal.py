@@ -1,4 +1,4 @@
-"""What a person sees: progress with time left in a terminal, plain lines elsewhere, and tables of figures."""
+"""Terminal output: progress bars in a terminal, plain lines elsewhere, and names that cannot break either."""
 
 import contextlib
 import sys
@@ -9,13 +9,15 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-PLAIN_WIDTH = 10_000  # of a log file: its lines are never broken
+from fewsight.wording import counted
+
+PLAIN_WIDTH = 10_000  # cells of a log file: its lines are never wrapped
 MIN_NAME_CELLS = 16
-NAMED = 20  # things of a kind
+MAX_NAMED = 20  # items of one kind
 
 
 def make_console(file: Any = None) -> Console:
-    """A console that prints text as it is (no markup), and never breaks a line of a log file."""
+    """A console that prints text literally (no markup) and never wraps the lines of a log file."""
     console = Console(file=file or sys.stdout, highlight=False, markup=False, emoji=False)
     if console.is_interactive:
         return console
@@ -31,7 +33,7 @@ def make_console(file: Any = None) -> Console:
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `3 min 20 s`, `2 h 05 min`."""
+    """Seconds as `45 s`, `3 min 20 s` or `2 h 05 min`."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -42,7 +44,7 @@ def duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def progress_counter(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield `update(done, total)`, which shows a count while it grows; nothing is left on the screen."""
+    """Yield `update(done, total)`, which shows a progress bar with counts in a terminal and clears it at the end."""
     if not console.is_interactive:
         yield lambda done, total: None
         return
@@ -51,38 +53,45 @@ def progress_counter(console: Console, what: str) -> Iterator[Callable[[int, int
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
 
 
-def print_first(console: Console, kind: str, told: Sequence[str], *, most: int = NAMED, rest: str = "") -> None:
-    """Things of a kind, a line each, the first of many; `rest` says where the others stand."""
-    for one in told[:most]:
-        console.print(f"{kind}: {printable(one)}")
-    if len(told) > most:
-        console.print(f"{kind}: {len(told) - most:,} more{rest}")
+def print_first(console: Console, kind: str, items: Sequence[str], *, limit: int = MAX_NAMED, rest: str = "") -> None:
+    """Print the first items of a kind, one per line, and the number of others; `rest` says where those are listed."""
+    for item in items[:limit]:
+        console.print(f"{kind}: {printable(item)}")
+    if len(items) > limit:
+        console.print(f"{kind}: {len(items) - limit:,} more{rest}")
 
 
-def trained_on_note(number: int, total: int, who: str = "it") -> str:
-    """The heading of figures on images that a run was trained on."""
-    return f"images {who} was trained on: {number:,} of {total:,}; the figures flatter"
+def trained_on_note(number: int, total: int, whose: str = "") -> str:
+    """The warning above figures on training images.
+
+    Args:
+        number: how many of the tested images the run was trained on.
+        total: how many images were tested.
+        whose: names the run if that is not clear, such as " of one of the two runs".
+    """
+    was = "was" if number == 1 else "were"
+    return f"{number:,} of {counted(total, 'image')} {was} in the training set{whose}: these figures are optimistic"
 
 
 def shortened(name: str, cells: int) -> str:
-    """A name as a terminal can show it, in at most so many cells."""
+    """A printable name, cut to at most `cells` terminal cells."""
     name = printable(name)
     return name if cell_len(name) <= cells else set_cell_size(name, cells - 1) + "…"
 
 
 def printable(name: str) -> str:
-    """A name that cannot break the line, move the cursor or turn the reading direction: such signs are escaped."""
-    return "".join(sign if sign.isprintable() else _escaped(sign) for sign in name)
+    """Escape the characters that would break the line, move the cursor or change the reading direction."""
+    return "".join(char if char.isprintable() else _escaped(char) for char in name)
 
 
-def _escaped(sign: str) -> str:
-    code = ord(sign)
+def _escaped(char: str) -> str:
+    code = ord(char)
     if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"  # a byte of a file name that is not UTF-8
-    return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(sign, f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
+    return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(char, f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
 
 
 def progress_bar(console: Console, before: str, after: str) -> Progress:
-    """A bar as wide as the terminal leaves, gone when it stops."""
-    text, count = (TextColumn(part, markup=False) for part in (before, after))
-    return Progress(text, BarColumn(bar_width=None), count, console=console, transient=True, expand=True)
+    """A progress bar between two texts that fills the terminal's width, and disappears when it stops."""
+    left, right = (TextColumn(text, markup=False) for text in (before, after))
+    return Progress(left, BarColumn(bar_width=None), right, console=console, transient=True, expand=True)

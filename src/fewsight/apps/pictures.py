@@ -1,4 +1,4 @@
-"""Pictures within a page, as addresses that hold them: the page then asks for nothing."""
+"""Images embedded in a page as data URLs, so that the page makes no request."""
 
 import base64
 import io
@@ -8,16 +8,18 @@ from PIL import Image
 
 
 def thumbnail(image: Image.Image, px: int) -> str:
-    """A JPEG of the image, at most `px` a side, as a data address; the image itself is made small."""
+    """A JPEG of the image, at most `px` a side, as a data URL; `image` itself is shrunk."""
     image.thumbnail((px, px), Image.Resampling.BILINEAR)
-    return address(image, "JPEG", quality=80)
+    return data_url(image, "JPEG", quality=80)
 
 
-def address(image: Image.Image, kind: str, **options: Any) -> str:
-    """The image as a file of a kind of Pillow's, in a data address.
+def data_url(image: Image.Image, kind: str, **options: Any) -> str:
+    """The image in a file format as a data URL.
 
     Args:
-        options: of Pillow's writer.
+        image: any image that the format can hold.
+        kind: the name of the format in Pillow, such as "PNG".
+        options: passed to Pillow's writer.
     """
     handle = io.BytesIO()
     image.save(handle, kind, **options)

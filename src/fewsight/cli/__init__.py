@@ -1,4 +1,4 @@
-"""The command line: one command, one library function. Torch is imported only by a command that needs it."""
+"""The command line: each command calls one library function. Only a command that needs torch imports it."""
 
 import contextlib
 import inspect
@@ -20,30 +20,30 @@ from fewsight.errors import FewsightError, Interrupted
 
 __all__ = ["app", "main"]
 
-ARGUMENT_INDENT = 4  # of an argument's name in a docstring
+ARGUMENT_INDENT = 4  # spaces before an argument's name in a docstring
 
 app = App(
     name="fewsight",
     help="Train strong image classifiers from scratch on few labelled images.",
     version=fewsight.__version__,
     version_flags=["--version"],
-    help_format="plaintext",  # Markdown's reader would take longer to import than all the rest
+    help_format="plaintext",  # importing the Markdown renderer would take longer than everything else
     default_parameter=Parameter(negative=(), show_default=False),
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-for one in (demo, check, train, evaluate, predict, ensemble, report, runs, reproduce, export, serve):
-    app.command(one)
+for command in (demo, check, train, evaluate, predict, ensemble, report, runs, reproduce, export, serve):
+    app.command(command)
 app.command(scores_app)
 app.command(vipriors_app)
 app.command(recipes)
 
 
-def _unwrapped(text: str) -> str:
-    """A docstring with each paragraph and each argument on one line: plain help is wrapped to the terminal's width."""
+def _unwrapped(docstring: str) -> str:
+    """A docstring with one line for each paragraph and argument: the help then wraps to the terminal's width."""
     lines = [""]
-    for line in inspect.cleandoc(text).splitlines():
-        indents = [len(one) - len(one.lstrip()) for one in (lines[-1], line)]
+    for line in inspect.cleandoc(docstring).splitlines():
+        indents = [len(text) - len(text.lstrip()) for text in (lines[-1], line)]
         if line and lines[-1] and (indents == [0, 0] or indents[1] > ARGUMENT_INDENT):
             lines[-1] += f" {line.strip()}"
         else:
@@ -52,7 +52,7 @@ def _unwrapped(text: str) -> str:
 
 
 def _unwrap(commands: App) -> None:
-    """The same for every command below an app."""
+    """Unwrap the docstring of every command and subcommand."""
     for name in commands:
         function = commands[name].default_command
         if function is None:
@@ -65,12 +65,12 @@ _unwrap(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command of `arguments` (`sys.argv`); known errors are one line on stderr.
+    """Run the command in `arguments` (default: `sys.argv[1:]`); a known error becomes one line on stderr.
 
-    Exit codes: 0 done, 1 done with findings, 2 not done, 130 and 143 interrupted.
+    Exit codes: 0 success, 1 success with findings, 2 failure, 130 and 143 interrupted.
     """
     for stream in (sys.stdout, sys.stderr):
-        # a stream that is not UTF-8 shows a sign that it lacks as an escape
+        # escapes the characters that the stream's encoding lacks
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     received: list[int] = []
@@ -82,11 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Interrupted as error:
         code = _say(f"fewsight: {error}", 128 + error.signal_number)
     except KeyboardInterrupt as error:
-        number = error.args[0] if error.args else signal.SIGINT
-        said = "terminated" if number == signal.SIGTERM else "interrupted"
-        code = _say(f"fewsight: {said}; nothing that was saved before is lost", 128 + number)
+        code = _say_interrupted(error.args[0] if error.args else signal.SIGINT)
     except BrokenPipeError:
-        code = 128 + 13  # the reader of our output has gone, as with any tool in a pipe
+        code = 128 + 13  # as any tool whose reader has closed the pipe (SIGPIPE)
         _silence(sys.stdout)
     except FewsightError as error:
         code = _say(f"fewsight: {error}", 2)
@@ -97,23 +95,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _say(f"fewsight: {where}{error.strerror or error}", 2)
         if sys.stdout is not None:
             _silence(sys.stdout)
-    except RecursionError:  # numpy's own import, where the signal met it
+    except RecursionError:  # raised by numpy's import if the signal arrives within it
         if not received:
             raise
-        said = "terminated" if received[0] == signal.SIGTERM else "interrupted"
-        code = _say(f"fewsight: {said}; nothing that was saved before is lost", 128 + received[0])
+        code = _say_interrupted(received[0])
     sys.exit(code)
 
 
 def _say(text: str, code: int) -> int:
-    """Print an error as one line (and a line for each item of a list) on stderr."""
+    """Print an error on stderr: one line, and one more for each item of a list."""
     from fewsight.terminal import printable
 
     print("\n  ".join(printable(line) for line in text.split("\n  ")), file=sys.stderr)
     return code
 
 
+def _say_interrupted(number: int) -> int:
+    """Say which signal ended the command; returns the exit code."""
+    ended = "terminated" if number == signal.SIGTERM else "interrupted"
+    return _say(f"fewsight: {ended}; everything saved before is kept", 128 + number)
+
+
 def _explain(error: CycloptsError) -> str:
+    """The message for a wrong command line, which names the help page to read."""
     command = " ".join(("fewsight", *(error.command_chain or ())))
     text = " ".join(str(error).split())
     if isinstance(error, UnusedCliTokensError):
@@ -123,23 +127,23 @@ def _explain(error: CycloptsError) -> str:
 
 @contextlib.contextmanager
 def _sigterm_raises(received: list[int]) -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does, so that no half-written file stays; training saves its state.
+    """Make SIGTERM end the command as Ctrl-C does: no half-written file remains, and training saves its state.
 
-    Ctrl-C is taken too, unless the caller has it ignored, so that it is known to have come.
+    SIGINT gets the same handler, unless the caller has replaced Python's default one.
 
     Args:
-        received: gets the signal's number when it comes.
+        received: the number of a signal is appended when it arrives.
     """
 
     def stop(number: int, _frame: Any) -> NoReturn:
         received.append(number)
-        raise KeyboardInterrupt(number)  # no library takes it for an error of its own
+        raise KeyboardInterrupt(number)  # no Exception, so no library swallows it
 
-    taken = [
+    handled = [
         signal.SIGTERM,
         *([signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else []),
     ]
-    before = {number: signal.signal(number, stop) for number in taken}
+    before = {number: signal.signal(number, stop) for number in handled}
     try:
         yield
     finally:
@@ -148,8 +152,8 @@ def _sigterm_raises(received: list[int]) -> Iterator[None]:
 
 
 def _silence(stream: Any) -> None:
-    """Send what is left in a stream that cannot be written to nowhere, so that Python's exit does not fail on it."""
+    """Discard what an unwritable stream still buffers, so that Python's exit does not fail on it."""
     with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        null_device = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null_device, stream.fileno())
+        os.close(null_device)

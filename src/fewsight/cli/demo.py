@@ -1,4 +1,4 @@
-"""`fewsight demo`: real data that a dependency ships, from images to a figure."""
+"""`fewsight demo`: from images to test figures, on real data that a dependency ships."""
 
 from pathlib import Path
 from shlex import quote
@@ -20,21 +20,21 @@ TRAIN_PER_CLASS = 50
 
 
 def run_demo(out: Path, *, console: Console | None = None) -> None:
-    """Write scikit-learn's digits as a folder beside the run, train on it, test on the rest."""
+    """Write scikit-learn's digits to a folder beside the run, train on its train split and test on its test split."""
     console = console or make_console()
     check_new(out)
     data = write_digits(out.with_name(f"{out.name}-digits"))
     console.print(f"scikit-learn's handwritten digits as images: {data}")
     train(data, out, recipe="digits", console=console)
-    found = evaluate(out, data, split="test", console=console)
-    show_figures(console, found.figures, "digits, test")
-    top1 = found.figures.top1
-    console.print(f"top-1 {top1} on {counted(top1.total, 'image')}; the run lies in {out}")
+    evaluation = evaluate(out, data, split="test", console=console)
+    show_figures(console, evaluation.figures, "digits, test")
+    top1 = evaluation.figures.top1
+    console.print(f"top-1 {top1} on {counted(top1.total, 'image')}; the run is in {out}")
     console.print(f"next: fewsight predict {quote(str(out))} {quote(str(data / 'test'))} --out predictions.csv")
 
 
 def write_digits(folder: Path) -> Path:
-    """`folder/train/<digit>` with 50 images each, `folder/test/<digit>` with the rest; 8 x 8 px PNG.
+    """`folder/train/<digit>` with 50 images each, `folder/test/<digit>` with the rest; PNG files of 8 x 8 px.
 
     Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI 1998, as in scikit-learn.
     """
@@ -43,11 +43,11 @@ def write_digits(folder: Path) -> Path:
     images, labels = load_digits(return_X_y=True)
     images = np.round(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     order = stream(0, SPLIT).permutation(len(labels))
-    seen = np.zeros(10, int)
+    num_written = np.zeros(10, int)
     for index in order:
         digit = int(labels[index])
-        split = "train" if seen[digit] < TRAIN_PER_CLASS else "test"
-        seen[digit] += 1
+        split = "train" if num_written[digit] < TRAIN_PER_CLASS else "test"
+        num_written[digit] += 1
         target = folder / split / str(digit)
         make_folder(target)
         Image.fromarray(images[index]).save(target / f"{index:04d}.png")

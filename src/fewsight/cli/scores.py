@@ -46,7 +46,7 @@ def scores_rows(
     opened = open_each(runs, _split_to_use(runs, split, console), parse_views(views))
     for scored in opened:
         show_lines(console, str(scored.path), lines_by_size(scored), int(scored.trained_on.sum()))
-    for text, fused in fusions(opened, views, rows_alike=fuse, weights=weights, choose_on=choose_on):
+    for text, fused in fusions(opened, views, equal_weights=fuse, weights=weights, choose_on=choose_on):
         show_lines(console, text, lines([("fusion", fused.weights)]), int(fused.trained_on.sum()))
     return 0
 
@@ -166,8 +166,8 @@ def _split_to_use(runs: Sequence[Path], split: str | None, console: "Console") -
 
     if split is not None:
         return split
-    found = default_split(runs)
-    if found != "test":
-        lacking = "there are no scores of test" if len(runs) == 1 else "not all of these have scores of test"
-        console.print(f"on {found}: {lacking} (--split names another)")
-    return found
+    chosen = default_split(runs)
+    if chosen != "test":
+        reason = "there are no scores of test" if len(runs) == 1 else "not all of these have scores of test"
+        console.print(f"on {chosen}: {reason} (--split chooses another)")
+    return chosen

@@ -1,4 +1,4 @@
-"""What the commands print: figures, tables of runs and members, the end of a training."""
+"""What several commands print: figures, tables of runs and members, the end of a training."""
 
 import shlex
 import statistics
@@ -22,131 +22,138 @@ if TYPE_CHECKING:
     from fewsight.scores.metrics import Figures
     from fewsight.scores.queries import Line
 
-FIGURE_CELLS = 42  # what the table of classes needs beside the names
+FIGURE_CELLS = 42  # width of the columns beside the class names
 
 
 def show_run(run: "Run", console: Console) -> None:
-    """Where the run lies, its figure on val, and whether its loss had collapsed."""
+    """Print the figures on val, whether the loss collapsed, and where the run is."""
     val = files.read_json(run.path / "metrics.json")["val"]
     if val is not None:
         top1 = Proportion(**val["top1"])
-        unread = f"{top1.total:,} of " if val["num_images"] != top1.total else ""
-        console.print(f"val top-1 {top1} on {unread}{counted(val['num_images'], 'image')}")
+        num_read = f"{top1.total:,} of " if val["num_images"] != top1.total else ""
+        console.print(f"val top-1 {top1} on {num_read}{counted(val['num_images'], 'image')}")
         balanced, macro_f1 = 100 * val["balanced_accuracy"], 100 * val["macro_f1"]
         console.print(f"balanced accuracy {balanced:.1f} %, macro-F1 {macro_f1:.1f} %")
     if run.info.get("collapsed"):
-        console.print("note: the loss had collapsed when training ended; log.jsonl says since when and what to change")
-    console.print(f"the run lies in {run.path}")
+        console.print("note: the loss had collapsed when training ended; log.jsonl says since when, and what to change")
+    console.print(f"the run is in {run.path}")
 
 
 def show_next(run: "Run", console: Console) -> None:
-    """The command that a user comes to after training."""
-    tested = [split for split in run.data.counts if split != "train"]
-    words = ["evaluate", str(run.path), run.data.source] if tested else ["predict", str(run.path), "IMAGES"]
+    """Print the command to run next after training."""
+    test_splits = [split for split in run.data.counts if split != "train"]
+    words = ["evaluate", str(run.path), run.data.source] if test_splits else ["predict", str(run.path), "IMAGES"]
     console.print(f"next: {shlex.join(['fewsight', *words])}")
 
 
 def show_seeds(runs: Sequence["Run"], console: Console) -> None:
-    """Mean and standard deviation over seeds."""
-    found = [files.read_json(run.path / "metrics.json")["val"] for run in runs]
-    shares = [100 * val["top1"]["value"] for val in found if val is not None]
-    if len(shares) > 1:
-        mean, spread = statistics.mean(shares), statistics.stdev(shares)
-        console.print(f"val top-1 over {len(shares)} seeds: {mean:.1f} ± {spread:.1f} % (mean ± standard deviation)")
+    """Print the mean and standard deviation of top-1 over seeds."""
+    figures = [files.read_json(run.path / "metrics.json")["val"] for run in runs]
+    percentages = [100 * val["top1"]["value"] for val in figures if val is not None]
+    if len(percentages) > 1:
+        mean, sd = statistics.mean(percentages), statistics.stdev(percentages)
+        console.print(f"val top-1 over {len(percentages)} seeds: {mean:.1f} ± {sd:.1f} % (mean ± standard deviation)")
 
 
-def show_figures(console: Console, figures: "Figures", title: str, *, most: int = 10) -> None:
-    """The headline with its interval and count, the weakest classes, the worst confusions."""
+def show_figures(console: Console, figures: "Figures", title: str, *, max_classes: int = 10) -> None:
+    """Print the overall figures with intervals, the classes of lowest recall and the worst confusions."""
     top1, top5 = figures.top1, figures.top5
-    unread = figures.num_images - top1.total
-    count = f"{top1.total:,} of {counted(figures.num_images, 'image')}" if unread else counted(top1.total, "image")
-    unreadable = f" ({unread:,} unreadable)" if unread else ""
-    console.print(f"{printable(title)} · {count}{unreadable}", style="bold")
+    num_unreadable = figures.num_images - top1.total
+    count = counted(top1.total, "image")
+    if num_unreadable:
+        count = f"{top1.total:,} of {counted(figures.num_images, 'image')} ({num_unreadable:,} unreadable)"
+    console.print(f"{printable(title)} · {count}", style="bold")
     console.print(f"  top-1              {top1}  (Wilson 95 % interval)")
     console.print(f"  top-{figures.top_k}              {top5}")
     console.print(f"  balanced accuracy  {100 * figures.balanced_accuracy:.1f} %")
     console.print(f"  macro-F1           {100 * figures.macro_f1:.1f} %")
-    console.print(_class_table(console, figures, most))
+    console.print(_class_table(console, figures, max_classes))
     if figures.confusions:
-        console.print("worst confusions (true → taken for)")
+        console.print("worst confusions (true → predicted)")
         cells = max(MIN_NAME_CELLS, (console.width - 12) // 2)
-        for true, taken, number in figures.confusions[:5]:
-            console.print(f"  {shortened(true, cells)} → {shortened(taken, cells)}  {number:,}")
+        for true, predicted, count_of_pair in figures.confusions[:5]:
+            console.print(f"  {shortened(true, cells)} → {shortened(predicted, cells)}  {count_of_pair:,}")
 
 
 def show_lines(console: Console, title: str, lines: Sequence["Line"], num_trained_on: int = 0) -> None:
-    """Top-1 with its interval, a line each, and the paired difference where there is one."""
+    """Print top-1 with its interval on each line, and the paired difference if the line has one."""
     console.print(printable(title), style="bold")
     if num_trained_on:
         console.print(f"  {trained_on_note(num_trained_on, lines[0].top1.total)}")
-    cells = max(cell_len(printable(line.name)) for line in lines)
-    for line in lines:
-        name = printable(line.name) + " " * (cells - cell_len(printable(line.name)))
-        results = counted(line.num_results, "view")
-        against = "" if line.against is None else f", {line.against.brief()}"
-        console.print(f"  {name}  {line.top1}  on {counted(line.top1.total, 'image')}, {results}{against}")
+    names = _padded([line.name for line in lines])
+    for name, line in zip(names, lines, strict=True):
+        views = counted(line.num_results, "view")
+        difference = "" if line.against is None else f", {line.against.brief()}"
+        console.print(f"  {name}  {line.top1}  on {counted(line.top1.total, 'image')}, {views}{difference}")
 
 
-def show_members(console: Console, specs: Sequence["EnsembleEntry"]) -> None:
-    """An ensemble's members, their rows and weights."""
-    names = list(dict.fromkeys(spec.member for spec in specs))
-    cells = max(map(cell_len, map(printable, names)))
-    for name in names:
-        rows = [spec for spec in specs if spec.member == name]
-        shown = printable(name) + " " * (cells - cell_len(printable(name)))
-        sizes = ", ".join(f"{spec.px} px" for spec in rows)
-        console.print(f"  {shown}  weight {sum(spec.weight for spec in rows):.3f}  rows {sizes}")
+def show_members(console: Console, entries: Sequence["EnsembleEntry"]) -> None:
+    """Print an ensemble's members with their weights and test sizes."""
+    names = list(dict.fromkeys(entry.member for entry in entries))
+    for name, padded in zip(names, _padded(names), strict=True):
+        own = [entry for entry in entries if entry.member == name]
+        sizes = ", ".join(f"{entry.px} px" for entry in own)
+        console.print(f"  {padded}  weight {sum(entry.weight for entry in own):.3f}  at {sizes}")
 
 
-def show_calibrations(console: Console, path: Any, found: Sequence["Calibration"]) -> None:
-    """Temperatures and thresholds, and what they did on the images that they were chosen on."""
-    for one in found:
-        views = one.views[0] if len(one.views) == 1 else counted(len(one.views), "view")
+def show_calibrations(console: Console, path: Any, calibrations: Sequence["Calibration"]) -> None:
+    """Print temperatures and thresholds, with their effect on the images that they were chosen on."""
+    for fit in calibrations:
+        views = fit.views[0] if len(fit.views) == 1 else counted(len(fit.views), "view")
         console.print(
-            f"{printable(str(path))}, {views}: temperature {one.temperature:.3f} on {counted(one.num_images, 'image')} "
-            f"of {printable(one.fitted_on)}; there NLL {one.nll[0]:.3f} → {one.nll[1]:.3f}, calibration error "
-            f"{100 * one.ece[0]:.1f} → {100 * one.ece[1]:.1f} points"
+            f"{printable(str(path))}, {views}: temperature {fit.temperature:.3f}, fitted on "
+            f"{counted(fit.num_images, 'image')} of {printable(fit.fitted_on)}; there NLL {fit.nll[0]:.3f} → "
+            f"{fit.nll[1]:.3f}, calibration error {100 * fit.ece[0]:.1f} → {100 * fit.ece[1]:.1f} points"
         )
-        if one.note is not None:
-            console.print(f"  note: {one.note}")
-        if one.threshold is not None:
+        if fit.note is not None:
+            console.print(f"  note: {fit.note}")
+        if fit.threshold is not None:
             console.print(
-                f"  none of these below {one.threshold.prob:.3f}: there it keeps {one.threshold.kept:,} of "
-                f"{one.num_images:,} (wanted {100 * one.threshold.coverage:g} %), and has {one.threshold.accuracy} of "
-                "those right"
+                f"  below probability {fit.threshold.prob:.3f} an image is none of these classes: there "
+                f"{fit.threshold.kept:,} of {fit.num_images:,} images are accepted (target "
+                f"{100 * fit.threshold.coverage:g} %), with accuracy {fit.threshold.accuracy}"
             )
-    if not any(one.threshold for one in found):
-        console.print("  no threshold for none of these; --coverage 0.95 chooses the one that keeps 95 %")
+    if not any(fit.threshold for fit in calibrations):
+        console.print(
+            "  no threshold for none of these classes; --coverage 0.95 chooses the one that accepts 95 % of the images"
+        )
 
 
 def show_runs(
-    console: Console, folder: Any, found: Sequence["ListedRun"], seeds: Mapping[Any, tuple[float, float, int]]
+    console: Console, folder: Any, listed: Sequence["ListedRun"], seeds: Mapping[Any, tuple[float, float, int]]
 ) -> None:
-    """Runs, one a line, and the mean of those that differ in their seeds."""
+    """Print a table of runs, and the mean and standard deviation over runs that differ only in their seeds."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("run", "top-1 on val, centre view", "status", "model", "training", "started"):
         table.add_column(name, overflow="fold")
-    for one in found:
-        name = printable(str(one.path.relative_to(folder)) if one.path != folder else one.path.name)
-        val = "" if one.val is None else f"{one.val} of {one.val.total:,}"
-        status = one.status if one.kind in ("run", "ensemble") else f"{one.status}: {one.kind}"
-        table.add_row(name, val, printable(status), printable(one.model), printable(one.training), one.started)
+    for run in listed:
+        name = printable(str(run.path.relative_to(folder)) if run.path != folder else run.path.name)
+        val = "" if run.val is None else f"{run.val} of {run.val.total:,}"
+        status = run.status if run.kind in ("run", "ensemble") else f"{run.status}: {run.kind}"
+        table.add_row(name, val, printable(status), printable(run.model), printable(run.training), run.started)
     console.print(table)
-    for path, (mean, spread, count) in seeds.items():
-        figure = f"{100 * mean:.1f} ± {100 * spread:.1f} %"
+    for path, (mean, sd, count) in seeds.items():
+        figure = f"{100 * mean:.1f} ± {100 * sd:.1f} %"
         console.print(f"{printable(str(path))}: {figure} over {counted(count, 'seed')} (mean ± standard deviation)")
 
 
-def _class_table(console: Console, figures: "Figures", most: int) -> Table:
-    """The classes by recall, weakest first; without those that have no image here."""
-    ranked = sorted((one for one in figures.classes if one.recall is not None), key=lambda one: (one.recall, one.name))
-    heading = "per class" if len(ranked) <= most else f"{most} weakest of {len(ranked):,} classes"
+def _padded(names: Sequence[str]) -> list[str]:
+    """Printable names, padded to the width of the widest."""
+    shown = [printable(name) for name in names]
+    cells = max(map(cell_len, shown))
+    return [name + " " * (cells - cell_len(name)) for name in shown]
+
+
+def _class_table(console: Console, figures: "Figures", max_classes: int) -> Table:
+    """The classes that have images, lowest recall first."""
+    ranked = sorted((row for row in figures.classes if row.recall is not None), key=lambda row: (row.recall, row.name))
+    heading = "per class" if len(ranked) <= max_classes else f"{max_classes} weakest of {len(ranked):,} classes"
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(heading, no_wrap=True)
     for name in ("images", "recall", "precision", "F1"):
         table.add_column(name, justify="right", no_wrap=True)
     cells = max(MIN_NAME_CELLS, console.width - FIGURE_CELLS)
-    for one in ranked[:most]:
-        values = ["-" if value is None else f"{100 * value:.1f} %" for value in (one.recall, one.precision, one.f1)]
-        table.add_row(shortened(one.name, cells), f"{one.count:,}", *values)
+    for row in ranked[:max_classes]:
+        values = ["-" if value is None else f"{100 * value:.1f} %" for value in (row.recall, row.precision, row.f1)]
+        table.add_row(shortened(row.name, cells), f"{row.count:,}", *values)
     return table

@@ -161,7 +161,7 @@ def report(
     """Write an HTML page on a run: figures, classes, confusions, calibration, thumbnails of mistakes; it works offline.
 
     Args:
-        runs: a run or an ensemble that was evaluated, or a folder of reproduce; further runs are compared with the first.
+        runs: an evaluated run or ensemble, or a folder of reproduce; further ones are compared with the first.
         out: the HTML file to write, NAME.html; an older page of this command is replaced.
         split: the split whose stored scores are used (test, else val, else the only one).
         views: use only these views, for example center-64 (all that are stored).

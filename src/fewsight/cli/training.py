@@ -1,4 +1,4 @@
-"""Commands that come before a model and make one: demo, check, train, recipes."""
+"""Commands for data and training: demo, check, train, recipes."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +9,7 @@ from fewsight.errors import FewsightError
 
 
 def demo(*, out: Path = Path("runs/demo")) -> int:
-    """Train on scikit-learn's digits (50 images a class), test on the rest, and show the result.
+    """Train on scikit-learn's digits (50 images per class), test on the rest and show the results.
 
     Args:
         out: the run folder to write (runs/demo).
@@ -28,16 +28,16 @@ def check(
     json_: Annotated[Path | None, Parameter(name="--json")] = None,
     html: Path | None = None,
 ) -> int:
-    """Say what is wrong with a dataset: files, duplicates, leaks between splits, labels, classes. Exit code 1 if any.
+    """Check a dataset: unreadable files, duplicates, leaks between splits, labels, classes. Exit code 1 with findings.
 
     Args:
-        data: a dataset as for train.
-        holdout: share of each class that train would keep for val where the data has no splits (0.2).
-        json_: also write everything that was found to this file.
-        html: also write a page with thumbnails.
+        data: a dataset, as for train.
+        holdout: fraction of each class that train would hold out as val if the data has no splits (0.2).
+        json_: also write every finding to this file.
+        html: also write a page with thumbnails to this file.
     """
     from fewsight.apps.check import check as check_data
-    from fewsight.apps.check import checked_json, show_checked, write_page
+    from fewsight.apps.check import check_json, show_check, write_page
     from fewsight.machine import files
     from fewsight.terminal import make_console, progress_counter
 
@@ -47,9 +47,9 @@ def check(
     console = make_console()
     with progress_counter(console, "checking") as progress:
         checked = check_data(data, holdout=holdout, progress=progress)
-    show_checked(console, checked)
+    show_check(console, checked)
     if json_ is not None:
-        files.write_json(json_, checked_json(checked))
+        files.write_json(json_, check_json(checked))
         console.print(f"wrote {json_}")
     if html is not None:
         write_page(checked, html)
@@ -76,27 +76,27 @@ def train(
     preview: int | None = None,
     tensorboard: bool = False,
 ) -> int:
-    """Train a classifier on a folder of class folders, a folder with train/ val/ test/, or a CSV or Parquet manifest.
+    """Train a classifier on a folder of class folders, a folder with train/, val/, test/, or a CSV or Parquet manifest.
 
     Args:
         data: the folder or manifest.
         out: the run folder to write; it must not exist yet.
-        resume: continue this run instead; its recipe and data path come from the run.
+        resume: continue this run instead; the recipe and the path of the data come from the run.
         recipe: auto (the default), a shipped recipe (see `fewsight recipes`) or a TOML file.
-        hours: the time that `auto` plans for, the whole command (1).
-        set_: KEY=VALUE on top of the recipe, for example stages.0.optim.base_lr=0.05; may be repeated.
-        seeds: train once for each seed by one plan, for example 0,1,2; the runs lie in OUT/seed0 and so on.
-        init_from: start from this run's weights (for --seeds, from its seed0 and so on); they stand for every stage of
-            the recipe but the last. With the recipe auto the run's backbone and size are kept.
-        merge_val: train on train + val, as the report does.
-        holdout: share of each class kept for val where the data has no splits (0.2).
-        max_bad: refuse when more than this share of the images cannot be read (0.01).
-        leak: drop a training image that is equal to one of another split, stop there, or allow it (drop). Nearly equal
-            ones are named.
-        deterministic: on a GPU, take only operations that give the same bits each time, and refuse the others; slower.
-            A CPU gives the same bits anyway.
-        preview: write OUT/preview.png, that many augmented batches, and train nothing.
-        tensorboard: also write curves, a batch and the recipe to OUT/tensorboard.
+        hours: time budget of the whole command, for which `auto` plans (1).
+        set_: KEY=VALUE overrides a value of the recipe, for example stages.0.optim.base_lr=0.05; may be repeated.
+        seeds: train once per seed with the same plan, for example 0,1,2; the runs are OUT/seed0 and so on.
+        init_from: start from this run's weights (with --seeds, from its seed0 and so on); only the last stage of the
+            recipe is then trained. With the recipe auto, the run's backbone and image size are kept.
+        merge_val: train on train + val, as the paper does.
+        holdout: fraction of each class held out as val if the data has no splits (0.2).
+        max_bad: refuse to train if more than this fraction of the images cannot be read (0.01).
+        leak: what to do with a training image that equals one of another split: drop it, stop, or allow it (drop).
+            Near duplicates are only named.
+        deterministic: on a GPU, use deterministic operations only, and refuse the others; slower. Training on a CPU is
+            deterministic anyway.
+        preview: write this many augmented batches to OUT/preview.png and do not train.
+        tensorboard: also write curves, one batch and the recipe to OUT/tensorboard.
     """
     if resume is not None:
         given = {"DATA": data, "--out": out, "--recipe": recipe, "--hours": hours, "--set": set_ or None,
@@ -107,7 +107,7 @@ def train(
     elif data is None or out is None:
         raise FewsightError("train needs DATA and --out RUN, for example: fewsight train photos/ --out runs/photos")
     if hours is not None and recipe not in (None, "auto"):
-        raise FewsightError(f"--hours is what `--recipe auto` plans for; leave it out, or --recipe {recipe}")
+        raise FewsightError(f"--hours is the time budget of `--recipe auto`; leave out --hours, or --recipe {recipe}")
     if preview is not None and preview < 1:
         raise FewsightError(f"--preview {preview}: expected at least 1 batch")
     seed_list = _seed_list(seeds) if seeds is not None else []
@@ -162,24 +162,24 @@ def recipes(name: str | None = None, /) -> int:
     shipped = shipped_recipes()
     if name == "auto":
         print("# auto is planned from the data, the device and --hours; `fewsight train` prints the plan and why,\n"
-              "# and RUN/recipe.toml holds it.")  # fmt: skip
+              "# and writes it to RUN/recipe.toml.")  # fmt: skip
     elif name is not None:
         load_recipe(name)
         print(shipped.get(name, Path(name)).read_text(encoding="utf-8"), end="")
     else:
         print("auto                     the default: planned from the data, the device and --hours")
-        for one, path in shipped.items():
-            print(f"{one:<24} {path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
+        for recipe_name, path in shipped.items():
+            print(f"{recipe_name:<24} {path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
     return 0
 
 
 def _seed_list(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and part.isascii() for part in parts):
-        raise FewsightError(f"--seeds {text}: expected numbers with commas between, for example 0,1,2")
+        raise FewsightError(f"--seeds {text}: expected numbers separated by commas, for example 0,1,2")
     seeds = [int(part) for part in parts]
     if len(set(seeds)) < len(seeds):
-        raise FewsightError(f"--seeds {text}: a seed stands there twice")
+        raise FewsightError(f"--seeds {text}: a seed is given twice")
     if max(seeds) >= 2**63:
         raise FewsightError(f"--seeds {text}: expected seeds below 2^63")
     return seeds
@@ -187,4 +187,4 @@ def _seed_list(text: str) -> list[int]:
 
 def _refuse_with_resume(names: list[str]) -> None:
     if names:
-        raise FewsightError(f"--resume goes on with the run's own recipe and data; leave out {', '.join(names)}")
+        raise FewsightError(f"--resume continues with the run's own recipe and data; leave out {', '.join(names)}")

@@ -14,13 +14,13 @@ vipriors_app = App(name="vipriors", help="The VIPriors challenge: build its subs
 def vipriors_build(*, imagenet: Path, lists: Path, out: Path, link: Literal["hard", "symlink", "copy"] = "hard") -> int:
     """Lay out OUT/imagenet_50 (train/, val/, test/imgs/img_N.JPEG) from an ImageNet tree and the toolkit's lists.
 
-    The same command goes on where it stopped.
+    The same command resumes where it was stopped.
 
     Args:
-        imagenet: the folder with train/ by class and val/, by class or flat.
+        imagenet: the folder with train/ (a folder per class) and val/ (a folder per class, or flat).
         lists: the toolkit's folder with train.pickle, val.pickle and test.pickle.
-        out: the folder to write imagenet_50 in.
-        link: hard (no space, the same disk), symlink or copy (hard).
+        out: the folder in which to write imagenet_50.
+        link: hard (needs no space, but the same disk), symlink or copy (hard).
     """
     from fewsight.apps.vipriors.subset import build
     from fewsight.terminal import make_console, print_first, printable, progress_counter
@@ -29,12 +29,12 @@ def vipriors_build(*, imagenet: Path, lists: Path, out: Path, link: Literal["har
     with progress_counter(console, "building") as progress:
         built = build(imagenet, lists, out, link=link, progress=progress)
     counts = ", ".join(f"{number:,} {split}" for split, number in built.counts.items())
-    console.print(f"{printable(str(built.folder))}: {counts}; {built.made:,} made now, {built.there:,} were there")
-    for name, told in (("missing in the tree", built.missing), ("in no list", built.strange)):
-        print_first(console, name, told)
+    console.print(f"{printable(str(built.folder))}: {counts}; {built.made:,} created, {built.there:,} already present")
+    for kind, names in (("missing in the tree", built.missing), ("in no list", built.strange)):
+        print_first(console, kind, names)
     if built.missing:
         console.print(
-            f"all that is missing: {printable(str(built.folder / 'missing.txt'))}; run this again when it is there"
+            f"all missing images: {printable(str(built.folder / 'missing.txt'))}; run this again when they are present"
         )
     return 1 if built.missing or built.strange else 0
 
@@ -52,15 +52,15 @@ def vipriors_submit(
 ) -> int:
     """Write the challenge's submission: Image IDs,Predictions, with class indices in the order of the sorted names.
 
-    Nothing is written unless every test image is there and can be read.
+    Nothing is written unless every test image is present and can be read.
 
     Args:
         run: a run or an ensemble.
-        data: the subset with test/imgs/img_N.JPEG, or a folder of such images.
+        data: the subset with test/imgs/img_N.JPEG, or the folder of these images.
         out: the CSV file to write.
-        views: center, report or names (report).
-        scores: the folder that keeps the scores (RUN/scores/submission); the same command goes on there.
-        images: that the test set has (50 a class).
+        views: center, paper or names (paper).
+        scores: the folder in which the scores are stored (RUN/scores/submission); the same command resumes from it.
+        images: the size of the test set (50 per class).
     """
     from fewsight.apps.vipriors.submission import submit
     from fewsight.terminal import make_console, printable

@@ -1,8 +1,17 @@
-"""`fewsight check`: what is wrong with this data, before hours are spent on it."""
+"""`fewsight check`: find the problems of a dataset before hours are spent on training."""
 
-from fewsight.apps.check.findings import Entry, Finding, find
-from fewsight.apps.check.look import Checked, check, checked_json
+from fewsight.apps.check.findings import Entry, Finding, find_problems
+from fewsight.apps.check.look import CheckResult, check, check_json
 from fewsight.apps.check.page import write_page
-from fewsight.apps.check.show import show_checked
+from fewsight.apps.check.show import show_check
 
-__all__ = ["Checked", "Entry", "Finding", "check", "checked_json", "find", "show_checked", "write_page"]
+__all__ = [
+    "CheckResult",
+    "Entry",
+    "Finding",
+    "check",
+    "check_json",
+    "find_problems",
+    "show_check",
+    "write_page",
+]

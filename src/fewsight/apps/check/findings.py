@@ -1,4 +1,4 @@
-"""What is wrong, or worth a look, in scanned images and their labels; only near duplicates are opened again."""
+"""Problems in the scanned images of a dataset and their labels; only possible near duplicates are read again."""
 
 import difflib
 import statistics
@@ -14,13 +14,14 @@ import numpy as np
 from fewsight.data import Scanned, candidates, confirmed
 from fewsight.wording import counted
 
-SMALL_PX = 16  # a shorter side below it holds little
+SMALL_PX = 16  # an image whose shorter side is below it shows little
 LARGE_PIXELS = 50_000_000
-LONG = 8.0  # a longer side over the shorter one
-FEW = 5  # images of a class to train on
-LOST = ("broken link", "image outside a class folder")  # reasons for which a file is not read
-UNEVEN = 10.0  # images of the largest class over those of the smallest
-ALIKE = 0.9  # of difflib's ratio, for names of six signs and more
+MAX_ASPECT_RATIO = 8.0
+FEW_IMAGES = 5  # of a class in train
+LOST = ("broken link", "image outside a class folder")  # reasons for ignoring a file that was meant to be an image
+MAX_IMBALANCE = 10.0  # images of the largest class over those of the smallest
+MIN_SIMILARITY = 0.9  # difflib's ratio from which on two class names are alike
+MIN_NAME_LENGTH = 6  # characters; a shorter name differs from many others by one character
 SUFFIXES_OF = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png",),
@@ -38,7 +39,7 @@ Level = Literal["fault", "warning", "note"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of the data, with what a full decode found."""
+    """One image of the dataset with the result of decoding it."""
 
     path: str
     split: str
@@ -48,31 +49,32 @@ class Entry:
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of thing that was found."""
+    """All problems of one kind."""
 
     kind: str  # "unreadable", "leak: equal images across splits"
-    level: Level  # a fault makes figures wrong or training fail; a warning may; a note need not
+    level: Level  # fault: figures are wrong or training fails; warning: this may happen; note: harmless
     text: str  # what it means and what to do
-    groups: tuple[tuple[str, ...], ...]  # of paths or names; duplicates in one group
-    details: tuple[str, ...] = field(default=())  # a line for each group, or none
+    groups: tuple[tuple[str, ...], ...]  # paths or names; duplicates share a group
+    details: tuple[str, ...] = field(default=())  # one text per group, or none at all
 
 
-def find(
+def find_problems(
     entries: Sequence[Entry],
     empty: Sequence[str],
     hidden: Sequence[str],
     load: Callable[[int], np.ndarray],
     ignored: Mapping[str, int],
 ) -> list[Finding]:
-    """Everything that is found, faults first.
+    """Every finding, faults first.
 
     Args:
+        entries: the images of the dataset.
         empty: class folders without images.
-        hidden: folders that are passed over for their names.
-        load: an image by its place in `entries`, uint8 [32, 32, 3].
-        ignored: files that are not read, by the reason.
+        hidden: folders that are ignored because of their names.
+        load: reads the image at an index of `entries`, uint8 [32, 32, 3].
+        ignored: the number of files that are not read, by reason.
     """
-    found = [
+    findings = [
         *_unreadable(entries),
         *_files(entries),
         *_sizes(entries),
@@ -82,14 +84,14 @@ def find(
         *_ignored(ignored),
     ]
     order = {"fault": 0, "warning": 1, "note": 2}
-    return sorted(found, key=lambda one: order[one.level])
+    return sorted(findings, key=lambda finding: order[finding.level])
 
 
 def _unreadable(entries: Sequence[Entry]) -> Iterator[Finding]:
     kinds: dict[str, list[Entry]] = defaultdict(list)
-    for one in entries:
-        if one.scanned.error is not None:
-            error = one.scanned.error.removeprefix(f"{one.path}: ")
+    for entry in entries:
+        if entry.scanned.error is not None:
+            error = entry.scanned.error.removeprefix(f"{entry.path}: ")
             kind = (
                 "empty file"
                 if error.startswith("empty file")
@@ -97,189 +99,211 @@ def _unreadable(entries: Sequence[Entry]) -> Iterator[Finding]:
                 if "truncated" in error
                 else "unreadable"
             )
-            kinds[kind].append(one)
-    for kind, those in kinds.items():
-        details = tuple(str(one.scanned.error).removeprefix(f"{one.path}: ") for one in those)
-        text = "training leaves these out and names them; mend or remove them"
-        yield Finding(kind, "fault", text, tuple((one.path,) for one in those), details)
+            kinds[kind].append(entry)
+    for kind, unreadable in kinds.items():
+        details = tuple(str(entry.scanned.error).removeprefix(f"{entry.path}: ") for entry in unreadable)
+        text = "training leaves these out and names them; fix or remove them"
+        yield Finding(kind, "fault", text, _paths(unreadable), details)
 
 
 def _files(entries: Sequence[Entry]) -> Iterator[Finding]:
-    good = [one for one in entries if one.scanned.error is None]
-    wrong = [
-        one
-        for one in good
-        if one.scanned.header.kind in SUFFIXES_OF
-        and PurePath(one.path).suffix.lower() not in SUFFIXES_OF[one.scanned.header.kind]
+    readable = [entry for entry in entries if entry.scanned.error is None]
+    misnamed = [
+        entry
+        for entry in readable
+        if entry.scanned.header.kind in SUFFIXES_OF
+        and PurePath(entry.path).suffix.lower() not in SUFFIXES_OF[entry.scanned.header.kind]
     ]
-    if wrong:
-        text = "the name says another format than the bytes; fewsight goes by the bytes, other programs may not"
-        details = tuple(f"is {one.scanned.header.kind}" for one in wrong)
-        yield Finding("wrong extension", "warning", text, tuple((one.path,) for one in wrong), details)
-    moving = tuple((one.path,) for one in good if one.scanned.header.animated)
-    if moving:
-        yield Finding("animated", "warning", "several frames or pages; only the first is used", moving)
-    turned = [one for one in good if one.scanned.header.orientation != 1]
-    if turned:
-        text = "EXIF turns these; fewsight shows them upright, other programs may not"
-        details = tuple(f"orientation {one.scanned.header.orientation}" for one in turned)
-        yield Finding("EXIF-rotated", "note", text, tuple((one.path,) for one in turned), details)
+    if misnamed:
+        text = (
+            "the extension names another format than the content; fewsight goes by the content, other programs may not"
+        )
+        details = tuple(f"is {entry.scanned.header.kind}" for entry in misnamed)
+        yield Finding("wrong extension", "warning", text, _paths(misnamed), details)
+    animated = [entry for entry in readable if entry.scanned.header.animated]
+    if animated:
+        yield Finding("animated", "warning", "several frames or pages; only the first is used", _paths(animated))
+    rotated = [entry for entry in readable if entry.scanned.header.orientation != 1]
+    if rotated:
+        text = "EXIF rotates these; fewsight shows them upright, other programs may not"
+        details = tuple(f"orientation {entry.scanned.header.orientation}" for entry in rotated)
+        yield Finding("EXIF-rotated", "note", text, _paths(rotated), details)
 
 
 def _sizes(entries: Sequence[Entry]) -> Iterator[Finding]:
-    good = [one for one in entries if one.scanned.error is None]
-    if not good:
+    readable = [entry for entry in entries if entry.scanned.error is None]
+    if not readable:
         return
-    middle = statistics.median(min(one.scanned.width, one.scanned.height) for one in good)
-    least = min(SMALL_PX, middle)  # data whose images are all tiny are meant so
+    median_px = statistics.median(min(entry.scanned.width, entry.scanned.height) for entry in readable)
+    small_px = max(min(SMALL_PX, median_px), median_px / 8)  # in a dataset of tiny images, tiny is the norm
     for kind, chosen, text in (
         (
             "extremely small",
-            [one for one in good if min(one.scanned.width, one.scanned.height) < max(least, middle / 8)],
-            "far smaller than the others, so they hold little detail",
+            [entry for entry in readable if min(entry.scanned.width, entry.scanned.height) < small_px],
+            "far smaller than the others, so they show little detail",
         ),
         (
             "extremely large",
-            [one for one in good if one.scanned.width * one.scanned.height > LARGE_PIXELS],
-            "they cost much time each epoch; store them smaller",
+            [entry for entry in readable if entry.scanned.width * entry.scanned.height > LARGE_PIXELS],
+            "reading them takes long in every epoch; store smaller copies",
         ),
         (
             "extremely long",
             [
-                one
-                for one in good
-                if max(one.scanned.width, one.scanned.height) > LONG * min(one.scanned.width, one.scanned.height)
+                entry
+                for entry in readable
+                if max(entry.scanned.width, entry.scanned.height)
+                > MAX_ASPECT_RATIO * min(entry.scanned.width, entry.scanned.height)
             ],
-            "a crop shows a small part of such an image",
+            "a crop shows only a small part of such an image",
         ),
     ):
         if chosen:
-            details = tuple(f"{one.scanned.width} x {one.scanned.height}" for one in chosen)
-            yield Finding(kind, "warning", text, tuple((one.path,) for one in chosen), details)
+            details = tuple(f"{entry.scanned.width} x {entry.scanned.height}" for entry in chosen)
+            yield Finding(kind, "warning", text, _paths(chosen), details)
+
+
+def _paths(entries: Sequence[Entry]) -> tuple[tuple[str], ...]:
+    """A group for each image."""
+    return tuple((entry.path,) for entry in entries)
 
 
 def _equal(entries: Sequence[Entry]) -> Iterator[Finding]:
     groups: dict[str, list[int]] = defaultdict(list)
-    for place, one in enumerate(entries):
-        if one.scanned.error is None:
-            groups[one.scanned.pixels].append(place)
+    for index, entry in enumerate(entries):
+        if entry.scanned.error is None:
+            groups[entry.scanned.pixels].append(index)
     yield from _duplicates(entries, [group for group in groups.values() if len(group) > 1], "equal")
 
 
 def _near(entries: Sequence[Entry], load: Callable[[int], np.ndarray]) -> Iterator[Finding]:
-    good = [place for place, one in enumerate(entries) if one.scanned.error is None]
+    readable = [index for index, entry in enumerate(entries) if entry.scanned.error is None]
     pairs = [
-        (good[one], good[other], correlation)
-        for one, other, correlation in candidates([entries[place].scanned.thumbnail for place in good])
-        if entries[good[one]].scanned.pixels != entries[good[other]].scanned.pixels
+        (readable[first], readable[second], correlation)
+        for first, second, correlation in candidates([entries[index].scanned.thumbnail for index in readable])
+        if entries[readable[first]].scanned.pixels != entries[readable[second]].scanned.pixels
     ]
-    yield from _duplicates(entries, [[one, other] for one, other, _ in confirmed(pairs, load)], "nearly equal")
+    yield from _duplicates(entries, [[first, second] for first, second, _ in confirmed(pairs, load)], "nearly equal")
 
 
 def _duplicates(entries: Sequence[Entry], groups: Sequence[Sequence[int]], how: str) -> Iterator[Finding]:
-    """Groups of equal images, by the harm that they do."""
+    """Findings on groups of equal or nearly equal images, by the harm that they do.
+
+    Args:
+        entries: the images of the dataset.
+        groups: indices of `entries`.
+        how: "equal" or "nearly equal".
+    """
     exact = how == "equal"
-    layout = "a copy, or one layout drawn or taken anew (a form, a fixed camera)? look; "
+    look = "a copy, or the same layout drawn or photographed again (a form, a fixed camera)? Look at both: "
     leak = (
-        "a test on such an image tests memory; training drops its copy (--leak drop)"
+        "a test on such an image measures memorisation; training drops its copy (--leak drop)"
         if exact
-        else layout + "a test on a copy tests memory, so remove one of each"
+        else look + "a test on a copy measures memorisation, so remove one of them"
     )
-    conflict = "at least one of the labels is wrong, or the image belongs to both; keep one"
+    conflict = "at least one of the labels is wrong, or the image belongs to both classes; keep one"
     kinds: dict[str, tuple[Level, str]] = {
         f"leak: {how} images across splits": ("fault" if exact else "warning", leak),
         f"conflicting labels: {how} images in several classes": (
             "fault" if exact else "warning",
-            conflict if exact else layout + "of a copy one of the labels is wrong",
+            conflict if exact else look + "if it is a copy, one of the labels is wrong",
         ),
         f"duplicates: {how} images in one class": (
             "warning",
-            "they weigh more than others; keep one" if exact else layout + "copies weigh more than others, so keep one",
+            "they count more than other images; keep one"
+            if exact
+            else look + "copies count more than other images, so keep one",
         ),
     }
-    sorted_out: dict[str, list[tuple[str, ...]]] = {kind: [] for kind in kinds}
+    by_kind: dict[str, list[tuple[str, ...]]] = {kind: [] for kind in kinds}
+    leaks, conflicts, within = by_kind.values()
     for group in groups:
-        those = [entries[place] for place in group]
-        labels = {one.label for one in those if one.label is not None}
-        leaks, conflicts, within = sorted_out.values()
-        if len({one.split for one in those}) > 1:
-            leaks.append(tuple(one.path for one in those))
+        images = [entries[index] for index in group]
+        paths = tuple(image.path for image in images)
+        splits = {image.split for image in images}
+        labels = {image.label for image in images if image.label is not None}
+        if len(splits) > 1:
+            leaks.append(paths)
         if len(labels) > 1:
-            conflicts.append(tuple(one.path for one in those))
-        if len({one.split for one in those}) == 1 and len(labels) <= 1:
-            within.append(tuple(one.path for one in those))
-    for kind, found in sorted_out.items():
-        if found:
+            conflicts.append(paths)
+        if len(splits) == 1 and len(labels) <= 1:
+            within.append(paths)
+    for kind, groups_of_paths in by_kind.items():
+        if groups_of_paths:
             level, text = kinds[kind]
-            yield Finding(kind, level, text, tuple(found))
+            yield Finding(kind, level, text, tuple(groups_of_paths))
 
 
 def _classes(entries: Sequence[Entry], empty: Sequence[str], hidden: Sequence[str]) -> Iterator[Finding]:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for one in entries:
-        if one.label is not None:
-            counts[one.split][one.label] += one.scanned.error is None
+    for entry in entries:
+        if entry.label is not None:
+            counts[entry.split][entry.label] += entry.scanned.error is None
     train = counts.get("train", Counter())
     if empty:
-        yield Finding("empty class", "fault", "a class folder without an image", tuple((name,) for name in empty))
+        yield Finding("empty class", "fault", "a class folder without images", tuple((name,) for name in empty))
     if hidden:
-        text = "passed over for the name; rename what should be a class"
+        text = "ignored because of the name; rename a folder that should be a class"
         yield Finding("hidden", "warning", text, tuple((name,) for name in hidden))
-    there = [name for name, count in train.items() if count]
-    if len(there) == 1:
-        text = "there is nothing to tell apart, so training refuses; it needs at least two class folders (or labels)"
-        yield Finding("only one class", "fault", text, ((there[0],),))
-    tiny = [name for name, count in sorted(train.items()) if count < FEW]
+    with_images = [name for name, count in train.items() if count]
+    if len(with_images) == 1:
+        text = "there is nothing to distinguish, so training refuses; it needs at least two class folders (or labels)"
+        yield Finding("only one class", "fault", text, ((with_images[0],),))
+    tiny = [name for name, count in sorted(train.items()) if count < FEW_IMAGES]
     if tiny:
         details = tuple(counted(train[name], "image") for name in tiny)
-        yield Finding("tiny class", "warning", "too few to learn from", tuple((name,) for name in tiny), details)
+        yield Finding("tiny class", "warning", "too few images to learn from", tuple((name,) for name in tiny), details)
     names = sorted({label for split in counts.values() for label in split})
-    alike = [pair for number, one in enumerate(names) for pair in _alike(one, names[number + 1 :])]
+    alike = [pair for index, name in enumerate(names) for pair in _alike(name, names[index + 1 :])]
     if alike:
-        yield Finding("classes named alike", "warning", "perhaps one class under two names", tuple(alike))
-    if train and max(train.values()) > UNEVEN * max(1, min(train.values())):
-        least, most = min(train, key=train.__getitem__), max(train, key=train.__getitem__)
-        text = f"{most} has {counted(train[most], 'image')}, {least} {train[least]:,}; consider data.balance"
-        yield Finding("imbalance", "warning", text, ((most, least),))
+        yield Finding("classes named alike", "warning", "possibly one class under two names", tuple(alike))
+    if train and max(train.values()) > MAX_IMBALANCE * max(1, min(train.values())):
+        smallest, largest = min(train, key=train.__getitem__), max(train, key=train.__getitem__)
+        text = (
+            f"{largest} has {counted(train[largest], 'image')}, {smallest} {train[smallest]:,}; consider data.balance"
+        )
+        yield Finding("imbalance", "warning", text, ((largest, smallest),))
     for split in sorted(counts):
-        lacking, more = sorted(set(train) - set(counts[split])), sorted(set(counts[split]) - set(train))
-        if split != "train" and train and lacking:
-            text = f"{split} has no image of these classes, so nothing is said of them there"
-            yield Finding("classes that a split lacks", "warning", text, tuple((name,) for name in lacking))
-        if split != "train" and train and more:
-            text = f"{split} has classes that train lacks; no model can know them"
-            yield Finding("classes that train lacks", "fault", text, tuple((name,) for name in more))
+        missing, extra = sorted(set(train) - set(counts[split])), sorted(set(counts[split]) - set(train))
+        if split != "train" and train and missing:
+            text = f"{split} has no images of these classes, so its figures say nothing about them"
+            yield Finding("classes that a split lacks", "warning", text, tuple((name,) for name in missing))
+        if split != "train" and train and extra:
+            text = f"{split} has classes that train lacks; no model can predict them"
+            yield Finding("classes that train lacks", "fault", text, tuple((name,) for name in extra))
 
 
 def _ignored(ignored: Mapping[str, int]) -> Iterator[Finding]:
-    """Files that no command reads, but for those of an operating system and what stands among the findings already."""
+    """Files that no command reads, except an operating system's own and those that have a finding of their own."""
     for reason, count in sorted(ignored.items()):
         if not count or reason.startswith(("hidden", "empty class")):
             continue
         if reason == "broken link":
-            text = "not read: it leads nowhere, or to itself"
+            text = "not read: the link leads nowhere, or to itself"
         elif reason in LOST:
             text = "not read: move it into the folder of its class"
         else:
-            text = "not read: no image by its name or place"
+            text = "not read: neither its name nor its location is that of an image"
         level: Level = "warning" if reason in LOST else "note"
         yield Finding(f"passed over: {reason}", level, text, ((counted(count, "file"),),))
 
 
 def _alike(name: str, others: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Names that differ by case, spaces, signs that look alike, a plural, or a sign or two of many."""
+    """Pairs of names that differ by case, spaces, compatible characters, a plural, or one or two of many characters."""
     plain = _plain(name)
     matcher = difflib.SequenceMatcher(b=plain, autojunk=False)
     for other in others:
-        theirs = _plain(other)
-        matcher.set_seq1(theirs)
-        # numbers differ by a sign and mean another thing
-        close = min(len(plain), len(theirs)) >= 6 and not any(sign.isdigit() for sign in plain + theirs)
-        close = close and matcher.real_quick_ratio() >= ALIKE and matcher.quick_ratio() >= ALIKE
-        if plain == theirs or theirs == f"{plain}s" or (close and matcher.ratio() >= ALIKE):
+        other_plain = _plain(other)
+        matcher.set_seq1(other_plain)
+        # two numbers differ by one digit and still name different classes
+        long_enough = min(len(plain), len(other_plain)) >= MIN_NAME_LENGTH
+        comparable = long_enough and not any(char.isdigit() for char in plain + other_plain)
+        close = comparable and matcher.real_quick_ratio() >= MIN_SIMILARITY and matcher.quick_ratio() >= MIN_SIMILARITY
+        if plain == other_plain or other_plain == f"{plain}s" or (close and matcher.ratio() >= MIN_SIMILARITY):
             yield name, other
 
 
 def _plain(name: str) -> str:
+    """The letters and digits of a name, case-folded."""
     folded = unicodedata.normalize("NFKC", name).casefold()
-    return "".join(sign for sign in folded if sign.isalnum())
+    return "".join(char for char in folded if char.isalnum())

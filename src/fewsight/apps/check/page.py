@@ -1,4 +1,4 @@
-"""The findings as one HTML file with thumbnails, which opens without a network."""
+"""The findings as one HTML file with thumbnails, which needs no network."""
 
 from importlib import resources
 from pathlib import Path
@@ -7,20 +7,20 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from fewsight.apps.check.findings import Finding
-from fewsight.apps.check.look import Checked
+from fewsight.apps.check.look import CheckResult
 from fewsight.apps.pictures import thumbnail
 from fewsight.data import ImageError, load_image
 from fewsight.machine import files
 from fewsight.terminal import printable
 from fewsight.wording import counted
 
-SHOWN = 60  # groups of a finding
-SHOWN_TOGETHER = 8  # images of a group
+MAX_GROUPS = 60  # shown of a finding
+MAX_IMAGES = 8  # shown of a group
 THUMBNAIL_PX = 144
 
 
-def write_page(checked: Checked, target: Path) -> None:
-    """Write the page.
+def write_page(checked: CheckResult, target: Path) -> None:
+    """Write the page to `target`.
 
     Raises:
         RunError: the file cannot be written.
@@ -36,20 +36,21 @@ def write_page(checked: Checked, target: Path) -> None:
         }
         for name, counts in checked.counts.items()
     ]
-    shown = [_shown(one, checked.root) for one in checked.findings]
-    text = page.render(
-        name=printable(checked.data), images=counted(checked.num_images, "image"), splits=splits, findings=shown
+    findings = [_shown(finding, checked.root) for finding in checked.findings]
+    html = page.render(
+        name=printable(checked.data), images=counted(checked.num_images, "image"), splits=splits, findings=findings
     )
-    files.write_text(target, text)
+    files.write_text(target, html)
 
 
 def _shown(finding: Finding, root: Path) -> dict[str, Any]:
+    """A finding as the template needs it."""
     groups = [
         {
-            "images": [{"path": printable(path), "src": _thumbnail(root / path)} for path in group[:SHOWN_TOGETHER]],
-            "detail": printable(finding.details[number]) if finding.details else "",
+            "images": [{"path": printable(path), "src": _thumbnail(root / path)} for path in group[:MAX_IMAGES]],
+            "detail": printable(finding.details[index]) if finding.details else "",
         }
-        for number, group in enumerate(finding.groups[:SHOWN])
+        for index, group in enumerate(finding.groups[:MAX_GROUPS])
     ]
     return {
         "kind": finding.kind,
@@ -57,12 +58,12 @@ def _shown(finding: Finding, root: Path) -> dict[str, Any]:
         "text": printable(finding.text),
         "count": len(finding.groups),
         "groups": groups,
-        "more": max(0, len(finding.groups) - SHOWN),
+        "more": max(0, len(finding.groups) - MAX_GROUPS),
     }
 
 
 def _thumbnail(path: Path) -> str:
-    """A small JPEG as a data address; empty where there is no image."""
+    """A small JPEG as a data URL; empty where there is no readable image."""
     if not path.is_file():
         return ""
     try:

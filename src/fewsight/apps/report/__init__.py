@@ -1,4 +1,4 @@
-"""`fewsight report`: one page on runs, from their kept scores, that opens without a network."""
+"""`fewsight report`: an HTML page on runs, made from their stored scores, that needs no network."""
 
 from fewsight.apps.report.gather import RunFacts, gather
 from fewsight.apps.report.page import Pictures, write_report

@@ -1,4 +1,4 @@
-"""What a run's files and kept scores say, for a page: no model is needed."""
+"""Collect what the page shows from a run's files and stored scores; no model is loaded."""
 
 import json
 import math
@@ -30,25 +30,25 @@ from fewsight.scores.metrics import Figures, Paired, Proportion, evaluate_scores
 from fewsight.scores.queries import Ablation, Line, ablate, describe_mean, lines_by_size
 
 GALLERY = 24  # images
-LEAST_SURE = 0.2  # share of the images that the least sure are at most
-AGREED = 0.9  # share of the images from a probability on that bear the class it is of, for a run to be sure there
+MAX_UNSURE = 0.2  # fraction of the images that may count as least confident
+AGREEMENT = 0.9  # fraction of labels that a confident run must agree with
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image, and what the run makes of it."""
+    """One image and the run's prediction for it."""
 
     path: str  # as the store names it
-    digest: str  # of the file that was scored
+    digest: str  # of the file as it was scored
     label: str
-    taken_for: str  # the most probable class
-    prob: float  # of that class
-    label_prob: float
+    predicted: str  # the most probable class
+    prob: float  # of the predicted class
+    label_prob: float  # of the label
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One value over the epochs of a training."""
+    """One quantity over the epochs of a training."""
 
     name: str
     points: tuple[tuple[float, float], ...]  # (epoch, value)
@@ -56,48 +56,49 @@ class Curve:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A run or an ensemble on one split."""
+    """What the page shows of a run or an ensemble on one split."""
 
     path: Path
     scored: Scored
-    views: str  # whose probabilities these are, in words
+    views: str  # in words, the views whose mean the probabilities are
     figures: Figures
-    right: np.ndarray  # bool [n], of the images that could be read
-    confusion: np.ndarray  # int [K, K]: true, taken for
+    correct: np.ndarray  # bool [n], of the readable images
+    confusion: np.ndarray  # int [K, K]: true class, predicted class
     num_trained_on: int
     reliability: tuple[Bin, ...]
-    calibration: Calibration | None  # that the run keeps for these views
-    calibrated_views: tuple[str, ...]  # each that it keeps one for, in words
-    tempered: tuple[Bin, ...]  # at that temperature; none without one
-    above: Proportion | None  # accuracy of the images that the kept threshold lets pass; None without one
-    rows: tuple[Line, ...]  # by test size, and all together
-    ablation: Ablation | None  # None for one view alone
+    calibration: Calibration | None  # stored for these views
+    calibrated_views: tuple[str, ...]  # in words, of every stored calibration
+    tempered: tuple[Bin, ...]  # reliability at the stored temperature; empty without one
+    accepted: Proportion | None  # accuracy of the images that the stored threshold accepts; None without one
+    by_size: tuple[Line, ...]  # each test size, then all together
+    ablation: Ablation | None  # None for a single view
     sure_mistakes: tuple[Prediction, ...]
     unsure: tuple[Prediction, ...]
-    suspects: tuple[Prediction, ...]  # whose labels are perhaps wrong, the first of them
+    suspects: tuple[Prediction, ...]  # the likeliest wrong labels
     num_suspects: int
-    sure_prob: float | None  # of the most probable class, from which on the run is sure; None where it nowhere is
+    sure_prob: float | None  # probability from which on the run is confident; None if it never is
     curves: tuple[Curve, ...]
     run: Run | None  # None for an ensemble
-    source: str | None  # where the data lay, of the run or the first of an ensemble's
-    recipe: Recipe | None  # of the run or the first of an ensemble's
+    source: str | None  # path of the data, of the run or an ensemble's first run
+    recipe: Recipe | None  # of the run or an ensemble's first run
     command: str
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes, as the run numbers them."""
+        """The class names in the order of the run's class indices."""
         return self.scored.first_store.about.classes
 
 
 def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> RunFacts:
-    """Everything that the page shows of a run or an ensemble.
+    """Collect everything that the page shows of a run or an ensemble.
 
     Args:
-        split: whose kept scores; None: test, else val, else the only ones.
-        views: only these; all that there are where none is named.
+        path: the run or ensemble.
+        split: the split whose stored scores are used; None: test, else val, else the only one.
+        views: use only these views; none: all that are stored.
 
     Raises:
-        RunError: not a run, or no such scores, or they have no labels.
+        RunError: not a run, or it has no such scores, or they have no labels.
     """
     scored = open_scored(path, split or default_split([path]), views)
     labels, readable = label_indices(scored.first_store), scored.first_store.readable
@@ -108,46 +109,46 @@ def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> R
     run = None if is_ensemble(path) or not (path / "run.json").is_file() else runs.read_run(path)
     images = [image for image in scored.first_store.images if image.error is None]
 
-    def seen(places: np.ndarray, taken: np.ndarray) -> tuple[Prediction, ...]:
+    def predictions(indices: np.ndarray) -> tuple[Prediction, ...]:
         return tuple(
             Prediction(
-                images[place].path,
-                images[place].digest,
-                classes[labels[place]],
-                classes[other],
-                float(np.exp(scores[place, other])),
-                float(np.exp(scores[place, labels[place]])),
+                images[index].path,
+                images[index].digest,
+                classes[labels[index]],
+                classes[predicted[index]],
+                float(np.exp(scores[index, predicted[index]])),
+                float(np.exp(scores[index, labels[index]])),
             )
-            for place, other in zip(places[:GALLERY], taken[:GALLERY], strict=True)
+            for index in indices[:GALLERY]
         )
 
-    sure = scores[np.arange(len(labels)), predicted]
+    confidence = scores[np.arange(len(labels)), predicted]
     wrong = np.flatnonzero(predicted != labels)
-    mistakes = wrong[np.argsort(-sure[wrong], kind="stable")]
-    unsure = np.argsort(sure, kind="stable")[: math.ceil(LEAST_SURE * len(sure))]
+    mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    unsure = np.argsort(confidence, kind="stable")[: math.ceil(MAX_UNSURE * len(confidence))]
     first = run or _first_run(path)
-    suspected, claimed = suspects(scores, labels)
+    suspected, _ = suspects(scores, labels)
     info = files.read_json(path / "run.json") if (path / "run.json").is_file() else {}
     return RunFacts(
         path=path,
         scored=scored,
         views=describe_mean(scored),
         figures=evaluate_scores(scores, labels, classes, num_images=len(readable)),
-        right=predicted == labels,
+        correct=predicted == labels,
         confusion=np.bincount(labels * len(classes) + predicted, minlength=len(classes) ** 2).reshape(len(classes), -1),
         num_trained_on=int(scored.trained_on.sum()),
         reliability=reliability_bins(scores, labels),
         calibration=calibration,
-        calibrated_views=tuple(", ".join(one.views) for one in read_calibrations(path)),
+        calibrated_views=tuple(", ".join(kept.views) for kept in read_calibrations(path)),
         tempered=() if calibration is None else reliability_bins(scores, labels, calibration.temperature),
-        above=_above(calibration, scores, predicted == labels),
-        rows=tuple(lines_by_size(scored)),
+        accepted=_accepted(calibration, scores, predicted == labels),
+        by_size=tuple(lines_by_size(scored)),
         ablation=_ablation(scored),
-        sure_mistakes=seen(mistakes, predicted[mistakes]),
-        unsure=seen(unsure, predicted[unsure]),
-        suspects=seen(suspected, claimed),
+        sure_mistakes=predictions(mistakes),
+        unsure=predictions(unsure),
+        suspects=predictions(suspected),
         num_suspects=len(suspected),
-        sure_prob=sure_from(scores, labels),
+        sure_prob=confident_from(scores, labels),
         curves=curves(path),
         run=run,
         source=None if first is None else first.data.source,
@@ -157,107 +158,116 @@ def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> R
 
 
 def against(first: RunFacts, other: RunFacts) -> Paired | None:
-    """Another run against the first, image by image; None where they were tested on other images."""
-    ours, theirs = ([image.digest for image in one.scored.first_store.images] for one in (first, other))
-    if ours != theirs or first.classes != other.classes or len(first.right) != len(other.right):
+    """Compare another run with the first, image by image; None if they were tested on different images."""
+    ours, theirs = ([image.digest for image in facts.scored.first_store.images] for facts in (first, other))
+    if ours != theirs or first.classes != other.classes or len(first.correct) != len(other.correct):
         return None
-    return paired(first.right, other.right)
+    return paired(first.correct, other.correct)
 
 
 def suspects(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places of images whose label is perhaps wrong, the likeliest first, and the class that each is taken for.
+    """Find images whose label is possibly wrong.
+
+    The predicted class of a suspect is not its label, has at least the mean probability that it has over the images
+    labelled with it, and the run is confident there (`confident_from`), so that a weak run, which is often wrong,
+    suspects few labels or none.
 
     Args:
         scores: log-probabilities [n, K].
-        labels: [n].
+        labels: class indices [n].
 
-    The most probable class is not the label's, has at least the mean probability that it has over the images with its
-    label, and the run is sure there (`sure_from`): a weak run, which is often wrong, then suspects few labels or none.
-    First is where it leads the label's class by most.
+    Returns:
+        The indices [m] of the suspects, those first whose prediction exceeds the label's probability by most, and
+        their predicted classes [m].
 
     Source: Northcutt et al., Confident learning, arXiv:1911.00068 (the mean of the class); the second bound is ours.
     """
-    num_classes, given = scores.shape[1], np.exp(scores[np.arange(len(labels)), labels])
+    num_classes, label_probs = scores.shape[1], np.exp(scores[np.arange(len(labels)), labels])
     count = np.bincount(labels, minlength=num_classes)
-    own = np.bincount(labels, given, num_classes)
-    usual = np.where(count > 0, own / np.maximum(count, 1), np.inf)
-    taken, peaks, sure = scores.argmax(1), _peaks(scores), sure_from(scores, labels)
-    suspect = (taken != labels) & (peaks >= usual[taken]) & (peaks >= (np.inf if sure is None else sure))
-    places = np.flatnonzero(suspect)
-    order = places[np.argsort(given[places] - peaks[places], kind="stable")]
-    return order, taken[order]
+    total = np.bincount(labels, label_probs, num_classes)
+    mean_probs = np.where(count > 0, total / np.maximum(count, 1), np.inf)
+    predicted, peaks, bound = scores.argmax(1), _peaks(scores), confident_from(scores, labels)
+    suspect = (predicted != labels) & (peaks >= mean_probs[predicted]) & (peaks >= (np.inf if bound is None else bound))
+    indices = np.flatnonzero(suspect)
+    order = indices[np.argsort(label_probs[indices] - peaks[indices], kind="stable")]
+    return order, predicted[order]
 
 
-def sure_from(scores: np.ndarray, labels: np.ndarray) -> float | None:
-    """The lowest probability of the most probable class from which on at least `AGREED` of the images bear its label.
+def confident_from(scores: np.ndarray, labels: np.ndarray) -> float | None:
+    """The lowest confidence c such that of the predictions with confidence >= c at least `AGREEMENT` equal the label.
 
-    None where there is no such probability. The run's probabilities need not be calibrated for it.
+    None if there is no such confidence. The probabilities need not be calibrated.
 
-    Source: Geifman and El-Yaniv, arXiv:1705.08500 (a threshold on that probability for an error that is allowed).
+    Args:
+        scores: log-probabilities [n, K].
+        labels: class indices [n].
+
+    Source: Geifman and El-Yaniv, Selective classification, arXiv:1705.08500 (a confidence threshold for a given error).
     """
-    peaks, right = _peaks(scores), scores.argmax(1) == labels
+    peaks, correct = _peaks(scores), scores.argmax(1) == labels
     order = np.argsort(-peaks, kind="stable")
-    agreed = np.flatnonzero(np.cumsum(right[order]) >= AGREED * np.arange(1, len(order) + 1))
-    return float(peaks[order[agreed[-1]]]) if len(agreed) else None
+    agreeing = np.flatnonzero(np.cumsum(correct[order]) >= AGREEMENT * np.arange(1, len(order) + 1))
+    return float(peaks[order[agreeing[-1]]]) if len(agreeing) else None
 
 
 def _peaks(scores: np.ndarray) -> np.ndarray:
-    """float64 [n]: the probability of the most probable class."""
-    found: np.ndarray = np.exp(scores.max(1).astype(np.float64))
-    return found
+    """The probability of the most probable class, float64 [n]."""
+    peaks: np.ndarray = np.exp(scores.max(1).astype(np.float64))
+    return peaks
 
 
-def _above(calibration: Calibration | None, scores: np.ndarray, right: np.ndarray) -> Proportion | None:
-    """Of the images whose class is sure enough for the kept threshold."""
+def _accepted(calibration: Calibration | None, scores: np.ndarray, correct: np.ndarray) -> Proportion | None:
+    """The accuracy of the images that the stored threshold accepts; None without a threshold or such an image."""
     if calibration is None or calibration.threshold is None:
         return None
-    kept = confidences(scores, calibration.temperature) >= calibration.threshold.prob
-    return wilson(int(right[kept].sum()), int(kept.sum())) if kept.any() else None
+    accepted = confidences(scores, calibration.temperature) >= calibration.threshold.prob
+    return wilson(int(correct[accepted].sum()), int(accepted.sum())) if accepted.any() else None
 
 
 def curves(path: Path) -> tuple[Curve, ...]:
-    """The epochs' training loss and accuracy on val, from log.jsonl; none where there is no log."""
+    """Training loss and top-1 on val by epoch, from log.jsonl; none without a log."""
     log = path / "log.jsonl"
     if not log.is_file():
         return ()
-    files.check_inside(log, path, most=files.MOST_JSON_BYTES)
-    found: dict[str, list[tuple[float, float]]] = {}
+    files.check_inside(log, path, max_bytes=files.MAX_JSON_BYTES)
+    points: dict[str, list[tuple[float, float]]] = {}
     for line in log.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             value = json.loads(line)
         except ValueError:
-            continue  # the last one of a killed run
+            continue  # a killed run may leave half a line
         if isinstance(value, dict) and value.get("kind") == "epoch":
             for key, name in (("train_loss", "training loss"), ("val_top1", "top-1 on val")):
                 if isinstance(value.get(key), float) and isinstance(value.get("epoch"), int):
-                    found.setdefault(name, []).append((value["epoch"], value[key]))
-    return tuple(Curve(name, tuple(points)) for name, points in found.items())
+                    points.setdefault(name, []).append((value["epoch"], value[key]))
+    return tuple(Curve(name, tuple(values)) for name, values in points.items())
 
 
-def report_tables(path: Path) -> dict[str, Any] | None:
-    """What `fewsight reproduce` found, where `path` is its folder."""
+def paper_tables(path: Path) -> dict[str, Any] | None:
+    """The tables that `fewsight reproduce` wrote, if `path` is its folder."""
     if not (path / "tables.json").is_file():
         return None
-    found = files.read_json(path / "tables.json")
-    if not isinstance(found, dict) or not {"rows", "fusion", "effects"} <= found.keys():
-        raise RunError(f"{path / 'tables.json'} is not what `fewsight reproduce` wrote")
-    return found
+    tables = files.read_json(path / "tables.json")
+    if not isinstance(tables, dict) or not {"rows", "fusion", "effects"} <= tables.keys():
+        raise RunError(f"{path / 'tables.json'} is not what `fewsight reproduce` wrote; run that command again")
+    return tables
 
 
 def _first_run(path: Path) -> Run | None:
-    """The first run of an ensemble; None where there is none to read."""
+    """The first run of an ensemble; None if it is not an ensemble, or has only scores."""
     if not is_ensemble(path):
         return None
-    place = path / "runs" / read_entries(path)[0].run
-    return runs.read_run(place) if (place / "run.json").is_file() else None
+    folder = path / "runs" / read_entries(path)[0].run
+    return runs.read_run(folder) if (folder / "run.json").is_file() else None
 
 
 def _ablation(scored: Scored) -> Ablation | None:
+    """The ablation; None for scores of which nothing can be left out."""
     if len(scored.weights) == 1:
         return None
     try:
         return ablate(scored)
     except RunError as error:
-        if re.search("nothing to take away", str(error)):
+        if re.search("nothing can be left out", str(error)):
             return None
         raise
