@@ -1,6 +1,6 @@
-"""Faults: random kills, a full and a read-only disk at every write, lost workers, two at once, data that vanishes.
+"""Faults: random kills, a full or read-only disk at every write, lost workers, concurrent runs, missing data.
 
-Each ends in one clear line, and the same command, or --resume, then comes to the same bits.
+Each ends with one clear line, and the same command, or --resume, then gives the same bits.
 """
 
 import contextlib
@@ -43,38 +43,38 @@ FORKED = multiprocessing.get_context("forkserver" if sys.platform == "linux" els
 FORKED.set_forkserver_preload(IMPORTS)
 
 
-def told(text: Path, arguments: list[str]) -> None:
-    """`fewsight` with these arguments; what it says goes to a file."""
+def run_command(text: Path, arguments: list[str]) -> None:
+    """Run `fewsight` with these arguments; its output goes to a file."""
     with text.open("a") as handle:
         os.dup2(handle.fileno(), 1)
         os.dup2(handle.fileno(), 2)
     main(arguments)
 
 
-def begun(text: Path, *arguments: object) -> BaseProcess:
-    """`fewsight` with these arguments in a process of its own, whose imports are done."""
-    process = FORKED.Process(target=told, args=(text, [str(one) for one in arguments]))
+def start_command(text: Path, *arguments: object) -> BaseProcess:
+    """Start `fewsight` with these arguments in a new process that has already imported it."""
+    process = FORKED.Process(target=run_command, args=(text, [str(argument) for argument in arguments]))
     process.start()
     return process
 
 
-def ended(text: Path, process: BaseProcess, code: int = 0) -> float:
-    """Wait for a process that should end so; returns the time that it took since."""
-    began = time.monotonic()
+def wait_for(text: Path, process: BaseProcess, code: int = 0) -> float:
+    """Wait for a process, which must end with this exit code; returns the seconds that it took."""
+    started = time.monotonic()
     process.join()
     assert process.exitcode == code, f"exit code {process.exitcode}: {text.read_text()}"
-    return time.monotonic() - began
+    return time.monotonic() - started
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
-    """Every file's contents, but for locks."""
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+    """The contents of every file except locks."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
 def figures() -> Iterator[Counter[str]]:
-    """What was tried, shown at the end (`pytest -s`)."""
+    """Counts of what was tried, printed at the end (`pytest -s`)."""
     counted: Counter[str] = Counter()
     yield counted
     print("\n" + "; ".join(f"{name}: {number}" for name, number in counted.items()))
@@ -103,7 +103,7 @@ def test_random_kills_in_training(class_images: Path, tmp_path: Path, figures: C
         stages = [{**stage, "epochs": 5 * stage["epochs"]} for stage in values.get("stages", [STAGE])]
         longer[name] = {**values, "stages": stages}
         run, _ = begin(class_images, tmp_path / name, longer[name], "run.state_minutes=0.0005")
-        seconds[name] = ended(text, begun(text, "train", "--resume", run.path))
+        seconds[name] = wait_for(text, start_command(text, "train", "--resume", run.path))
     kills = half_written = 0
     for number in itertools.count():
         if kills >= TRAINING_KILLS:
@@ -111,13 +111,13 @@ def test_random_kills_in_training(class_images: Path, tmp_path: Path, figures: C
         name = list(longer)[number % len(longer)]
         run, _ = begin(class_images, tmp_path / f"killed {number}", longer[name], "run.state_minutes=0.0005")
         for _ in range(random.randint(1, 3)):
-            process = begun(text, "train", "--resume", run.path)
+            process = start_command(text, "train", "--resume", run.path)
             time.sleep(random.uniform(0, seconds[name]))
             process.kill()
             process.join()
             kills += process.exitcode != 0
             half_written += len(list(run.path.rglob("*.part")))
-        ended(text, begun(text, "train", "--resume", run.path))
+        wait_for(text, start_command(text, "train", "--resume", run.path))
         assert_finished_alike(run.path, tmp_path / name)
         figures["runs recovered after kills, bits equal"] += 1
         shutil.rmtree(run.path)
@@ -140,30 +140,30 @@ def test_random_kills_in_scoring(
         written = ["--out", place / "rows.csv"] if command == "predict" else ["--json", place / "figures.json"]
         return [command, tiny_run, many_images, *views, place / "scores", *written]
 
-    seconds = ended(text, begun(text, *arguments(tmp_path / "whole")), 1)
+    seconds = wait_for(text, start_command(text, *arguments(tmp_path / "whole")), 1)
     expected = files_below(tmp_path / "whole")
     assert len(expected) >= 4, "the rows or figures, the store and its views"
     kills = 0
     for number in itertools.count():
         if kills >= SCORING_KILLS // 2:
             break
-        place = tmp_path / f"killed {number}"
+        out = tmp_path / f"killed {number}"
         for _ in range(random.randint(1, 3)):
-            process = begun(text, *arguments(place))
+            process = start_command(text, *arguments(out))
             time.sleep(random.uniform(0, seconds))
             process.kill()
             process.join()
             kills += process.exitcode != 1
-        ended(text, begun(text, *arguments(place)), 1)
-        assert files_below(place) == expected
+        wait_for(text, start_command(text, *arguments(out)), 1)
+        assert files_below(out) == expected
         figures["scorings recovered after kills, bits equal"] += 1
-        shutil.rmtree(place)
+        shutil.rmtree(out)
     assert {**files_below(tiny_run), **files_below(many_images)} == before, "no weight and no image was touched"
     figures[f"kills in {command}"] += kills
 
 
 class FullDisk:
-    """From its write number `first` below a folder on, the disk is full; counts the writes."""
+    """A disk that is full for all writes in a folder from number `first` on; it counts the writes."""
 
     def __init__(self, folder: Path, first: int | None) -> None:
         self.folder, self.first, self.count = os.fspath(folder), first, 0
@@ -172,12 +172,12 @@ class FullDisk:
         changes = event in ("os.rename", "os.truncate", "os.mkdir", "os.link", "os.symlink")
         if event == "open":
             changes = isinstance(arguments[2], int) and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-        place = arguments[1] if event in ("os.link", "os.symlink") else arguments[0] if changes else None
-        if not changes or not isinstance(place, (str, os.PathLike)) or not os.fspath(place).startswith(self.folder):
+        out = arguments[1] if event in ("os.link", "os.symlink") else arguments[0] if changes else None
+        if not changes or not isinstance(out, (str, os.PathLike)) or not os.fspath(out).startswith(self.folder):
             return
         self.count += 1
         if self.first is not None and self.count > self.first:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(place))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(out))
 
 
 disk: FullDisk | None = None
@@ -188,12 +188,12 @@ def audit(event: str, arguments: tuple[Any, ...]) -> None:
         disk.audit(event, arguments)
 
 
-sys.addaudithook(audit)  # it cannot be taken away again
+sys.addaudithook(audit)  # it cannot be removed
 
 
 @contextlib.contextmanager
 def writes_below(folder: Path, first: int | None = None) -> Iterator[FullDisk]:
-    """Count the writes below a folder, and let those from number `first` on fail."""
+    """Count the writes in a folder, and make those from number `first` on fail."""
     global disk
     disk = FullDisk(folder, first)
     try:
@@ -203,12 +203,12 @@ def writes_below(folder: Path, first: int | None = None) -> Iterator[FullDisk]:
 
 
 Arguments = list[object]
-Commands = dict[str, Callable[[Path], Arguments]]  # what writes into a folder
+Commands = dict[str, Callable[[Path], Arguments]]  # name -> arguments of a command that writes to a folder
 
 
 @pytest.fixture
 def writers(tiny_run: Path, digit_images: Path, many_images: Path, tmp_path: Path) -> Commands:
-    """Commands that write into a folder, by name."""
+    """Commands that write to a folder, by name."""
     other = tmp_path / "other"
     shutil.copytree(tiny_run, other)
     (tmp_path / "lists").mkdir()
@@ -228,7 +228,7 @@ def writers(tiny_run: Path, digit_images: Path, many_images: Path, tmp_path: Pat
 
 
 def challenge(tree: Path, lists: Path) -> None:
-    """A small ImageNet tree and the lists that choose from it."""
+    """A small ImageNet tree and the lists of its images."""
     import pickle
 
     chosen: dict[str, list[object]] = {"train": [], "val": [], "test": []}
@@ -241,15 +241,17 @@ def challenge(tree: Path, lists: Path) -> None:
         (lists / f"{split}.pickle").write_bytes(pickle.dumps(names))
 
 
-def times_aside(found: dict[str, bytes]) -> dict[str, bytes]:
-    """Files without what differs between two runs of one command: times and paths."""
+def without_times(found: dict[str, bytes]) -> dict[str, bytes]:
+    """Files without the times and command lines, which differ between two runs of a command."""
     return {name: re.sub(rb'"(started|command|finished)": "[^"]*"', b"", data) for name, data in found.items()}
 
 
 WRITERS = ["evaluate", "predict", "predict to parquet", "features", "ensemble", "check", "vipriors build"]
 
 
-@pytest.mark.parametrize("name", [pytest.param(one, marks=[pytest.mark.slow] * (one != "features")) for one in WRITERS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "features")) for name in WRITERS]
+)
 def test_full_disk_at_every_write(
     name: str, writers: Commands, tmp_path: Path, command: Command, figures: Counter[str]
 ) -> None:
@@ -257,7 +259,7 @@ def test_full_disk_at_every_write(
     with writes_below(tmp_path / "out") as counted:
         whole = command(*writers[name](tmp_path / "out"))
     assert whole.code in (0, 1), whole
-    expected = times_aside(files_below(tmp_path / "out"))
+    expected = without_times(files_below(tmp_path / "out"))
     assert counted.count >= 2
     for first in range(counted.count):
         shutil.rmtree(tmp_path / "out")
@@ -268,7 +270,7 @@ def test_full_disk_at_every_write(
         assert not list((tmp_path / "out").rglob("*.part"))
         again = command(*writers[name](tmp_path / "out"))
         assert again.code == whole.code, (first, again)
-        assert times_aside(files_below(tmp_path / "out")) == expected, first
+        assert without_times(files_below(tmp_path / "out")) == expected, first
         figures["full disk: writes tried, recovered"] += 1
 
 
@@ -281,13 +283,13 @@ def assert_says_full(answer: Answer) -> None:
 
 @pytest.fixture
 def small_recipe(tmp_path: Path) -> Path:
-    """A recipe that trains in a moment, best weights and a state after each epoch."""
+    """A recipe that trains quickly, keeps the best weights and saves a state after each epoch."""
     (tmp_path / "recipe.toml").write_text(recipe_toml(parse_recipe(VALUES, ["run.state_minutes=1000.0"])))
     return tmp_path / "recipe.toml"
 
 
 def trained(run: Path, images: Path, recipe: Path, command: Command) -> Answer:
-    """Train, or go on where there is a run."""
+    """Train, or resume the run if it exists."""
     arguments = ["--resume", run] if (run / "run.json").is_file() else [images, "--out", run, "--recipe", recipe]
     return command("train", *arguments)
 
@@ -305,7 +307,7 @@ def test_full_disk_at_every_write_of_a_training(
         with writes_below(run, first):
             assert_says_full(trained(run, class_images, small_recipe, command))
         if not (run / "run.json").is_file():
-            assert not run.exists(), "what was begun is taken away"
+            assert not run.exists(), "an incomplete run folder is removed"
         assert trained(run, class_images, small_recipe, command).code == 0
         assert_finished_alike(run, tmp_path / "whole")
         shutil.rmtree(run)
@@ -314,7 +316,7 @@ def test_full_disk_at_every_write_of_a_training(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """A file system in memory; the function that is given sets its options, such as size=64k or ro."""
+    """A file system in memory, as a function that sets its mount options, such as size=64k or ro."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(
@@ -363,19 +365,19 @@ def test_disk_that_is_really_full(
 def test_read_only_disk(
     tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command, small_disk: Callable[[str], Path]
 ) -> None:
-    place = small_disk("size=64m")
-    shutil.copytree(tiny_run, place / "run")
+    mount_point = small_disk("size=64m")
+    shutil.copytree(tiny_run, mount_point / "run")
     small_disk("ro")
-    answer = command("evaluate", place / "run", digit_images)
+    answer = command("evaluate", mount_point / "run", digit_images)
     assert answer.code == 0, "a run on a read-only disk can be tested"
     assert "scores not kept: cannot write" in answer.out
     assert "Read-only file system" in answer.out
     for arguments in (
-        ["predict", place / "run", digit_images, "--out", place / "p.csv"],
-        ["train", digit_images, "--out", place / "new", "--recipe", "digits"],
-        ["ensemble", place / "run", tiny_run, "--out", place / "e"],
-        ["scores", "calibrate", place / "run"],
-        ["check", digit_images, "--html", place / "c.html"],
+        ["predict", mount_point / "run", digit_images, "--out", mount_point / "p.csv"],
+        ["train", digit_images, "--out", mount_point / "new", "--recipe", "digits"],
+        ["ensemble", mount_point / "run", tiny_run, "--out", mount_point / "e"],
+        ["scores", "calibrate", mount_point / "run"],
+        ["check", digit_images, "--html", mount_point / "c.html"],
     ):
         answer = command(*arguments)
         assert answer.code == 2, answer
@@ -383,9 +385,9 @@ def test_read_only_disk(
 
 
 def training(images: Path, out: Path, text: Path, *overrides: str) -> BaseProcess:
-    """A training in a process of its own, which has written a state when this returns."""
+    """Start a training in a new process; it has saved a state when this returns."""
     begin(images, out, {"stages": [{**STAGE, "epochs": 60}]}, "run.state_minutes=0.0005", *overrides)
-    process = begun(text, "train", "--resume", out)
+    process = start_command(text, "train", "--resume", out)
     while not (out / "state" / "state.json").exists():
         assert process.is_alive(), text.read_text()
         time.sleep(0.005)
@@ -394,20 +396,20 @@ def training(images: Path, out: Path, text: Path, *overrides: str) -> BaseProces
 
 @pytest.fixture
 def whole(class_images: Path, tmp_path: Path) -> Path:
-    """What `training` comes to."""
+    """The finished run that `training` must equal."""
     run, images = begin(class_images, tmp_path / "whole", {"stages": [{**STAGE, "epochs": 60}]})
     return fit(run, images, Quiet()).path
 
 
 @pytest.mark.slow
-def test_second_training_in_a_run_is_refused_and_the_first_goes_on(
+def test_second_training_in_a_run_is_refused_and_the_first_continues(
     class_images: Path, whole: Path, tmp_path: Path, command: Command
 ) -> None:
     process = training(class_images, tmp_path / "run", tmp_path / "said")
     answer = command("train", "--resume", tmp_path / "run")
     assert answer.code == 2, answer
     assert f"{tmp_path / 'run'}: another process is training there" in answer.err
-    ended(tmp_path / "said", process)
+    wait_for(tmp_path / "said", process)
     assert_finished_alike(tmp_path / "run", whole)
 
 
@@ -419,29 +421,29 @@ def test_lost_worker_ends_the_run_which_resumes(class_images: Path, whole: Path,
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert workers
     os.kill(int(workers[0]), 9)
-    ended(text, process, 2)
+    wait_for(text, process, 2)
     assert "a process that loads images has ended" in text.read_text()
     assert "--resume" in text.read_text()
-    ended(text, begun(text, "train", "--resume", tmp_path / "run"))
+    wait_for(text, start_command(text, "train", "--resume", tmp_path / "run"))
     assert log_lines(tmp_path / "run") == log_lines(whole)
 
 
 @pytest.mark.slow
-def test_data_that_vanish_end_the_run_which_resumes(class_images: Path, whole: Path, tmp_path: Path) -> None:
+def test_missing_data_ends_the_run_which_resumes(class_images: Path, whole: Path, tmp_path: Path) -> None:
     text = tmp_path / "said"
     process = training(class_images, tmp_path / "run", text)
     class_images.rename(tmp_path / "elsewhere")
-    ended(text, process, 2)
+    wait_for(text, process, 2)
     assert "cannot be read" in text.read_text()
     assert not runs.read_run(tmp_path / "run").finished
-    ended(text, begun(text, "train", "--resume", tmp_path / "run"), 2)
-    assert f"its data {class_images} is not there; bring it back to that place, then resume" in text.read_text()
+    wait_for(text, start_command(text, "train", "--resume", tmp_path / "run"), 2)
+    assert f"its data {class_images} does not exist; restore it there, then resume" in text.read_text()
     (tmp_path / "elsewhere").rename(class_images)
-    ended(text, begun(text, "train", "--resume", tmp_path / "run"))
+    wait_for(text, start_command(text, "train", "--resume", tmp_path / "run"))
     assert_finished_alike(tmp_path / "run", whole)
 
 
-def test_state_that_was_cut_is_refused_with_what_to_do(class_images: Path, tmp_path: Path, command: Command) -> None:
+def test_truncated_state_is_refused_with_what_to_do(class_images: Path, tmp_path: Path, command: Command) -> None:
     run, images = begin(class_images, tmp_path / "run", {}, "run.state_minutes=1e-9")
     with pytest.raises(InterruptedError):
         fit(run, images, _EndsAfterOneStep())

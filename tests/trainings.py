@@ -1,4 +1,4 @@
-"""Small trainings of every setting, in this process or as a command, and whether two ended with the same bits."""
+"""Small trainings with every kind of setting, in this process or as a command, and bitwise comparisons of runs."""
 
 import json
 import os
@@ -52,7 +52,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class Quiet:
-    """A reporter that says nothing."""
+    """A reporter that does nothing."""
 
     def start(self, total_steps: int, done_steps: int) -> None:
         self.total_steps, self.done_steps = total_steps, done_steps
@@ -68,11 +68,11 @@ class Quiet:
 
 
 class Death(BaseException):
-    """Stands for a kill: nothing after it runs."""
+    """Simulates a kill: no handler catches it."""
 
 
 class DieAfter(Quiet):
-    """Ends the process, as far as fit() can tell, in step `step` of the run."""
+    """Simulates a kill in step `step` of the run."""
 
     def __init__(self, step: int) -> None:
         self.last = step
@@ -85,11 +85,11 @@ class DieAfter(Quiet):
 def begin(
     images: Path, out: Path, settings: Mapping[str, Any] | None = None, *overrides: str
 ) -> tuple[Run, TrainingSet]:
-    """A new run folder over a folder of images, and the images."""
+    """A new run folder for a folder of images, and the images."""
     recipe = parse_recipe({**VALUES, **(settings or {})}, overrides)
     prepared = prepare(images, recipe.data)
     resolved = resolve(with_workers(recipe, 0), prepared)
-    workers = recipe.run.workers  # on however few cores
+    workers = recipe.run.workers  # as given, even on a machine with few cores
     assert workers != "auto"
     facts = prepared.classes, prepared.facts, prepared.listed
     return runs.create_run(out, with_workers(resolved, workers), *facts), prepared.images
@@ -105,7 +105,7 @@ def log_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def outcome(path: Path) -> tuple[bytes, bytes, list[dict[str, Any]]]:
-    """All that must be equal: weights, metrics, and the log apart from its times."""
+    """What must be equal: weights, metrics, and the log without its times."""
     return (path / "weights.safetensors").read_bytes(), (path / "metrics.json").read_bytes(), log_lines(path)
 
 
@@ -132,14 +132,14 @@ def command(*arguments: str | Path) -> subprocess.Popen[str]:
 
 
 def finished(process: subprocess.Popen[str]) -> str:
-    """What a command said, once it has ended well."""
-    said, _ = process.communicate()
-    assert process.returncode == 0, said
-    return said
+    """Wait for a command to succeed; returns what it printed."""
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed
+    return printed
 
 
 def wait_for_log(process: subprocess.Popen[str], log: Path) -> None:
-    """Return when the process has touched its log (or another file that it keeps): it trains."""
+    """Wait until the process has written its log (or another of its files), so that it is training."""
 
     def stamp() -> int:
         return log.stat().st_mtime_ns if log.exists() else 0
@@ -150,17 +150,17 @@ def wait_for_log(process: subprocess.Popen[str], log: Path) -> None:
 
 
 def killed(process: subprocess.Popen[str], log: Path, seconds: float) -> bool:
-    """Kill a process `seconds` after it has begun to train; False where it had ended before."""
+    """Kill a process `seconds` after it has started to train; False if it had ended before."""
     wait_for_log(process, log)
     time.sleep(seconds)
     process.kill()
-    said, _ = process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), said
+    printed, _ = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), printed
     return process.returncode != 0
 
 
 def torchrun(count: int, *arguments: object) -> subprocess.Popen[str]:
-    """A command or script as so many processes that share each batch."""
+    """Start a command or script as `count` processes that share each batch."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sys.path])}
     return subprocess.Popen(
@@ -174,7 +174,7 @@ def torchrun(count: int, *arguments: object) -> subprocess.Popen[str]:
 
 
 def output(process: subprocess.Popen[str], timeout: float = 240) -> str:
-    """What it prints until it ends."""
+    """What a process prints until it ends."""
     try:
         return process.communicate(timeout=timeout)[0]
     except subprocess.TimeoutExpired:

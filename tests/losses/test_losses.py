@@ -1,4 +1,4 @@
-"""Losses against a plain loop over their definition, their sums, and what is refused before training."""
+"""Cross-entropy against a plain loop over its definition, sums of losses, and checks before training."""
 
 import math
 from collections.abc import Mapping
@@ -51,8 +51,8 @@ def stage(loss: str = "ce", **values: object) -> Stage:
     return Stage.model_validate({"loss": loss, "epochs": 1, "batch_size": 8, **values})
 
 
-class Stranger(nn.Module):
-    """A loss that declares no more than it must."""
+class MinimalLoss(nn.Module):
+    """A loss that declares only what it must."""
 
     batches = "shuffled"
     trains_head = False
@@ -62,7 +62,7 @@ class Stranger(nn.Module):
         return features.square().mean(), {"largest": features.detach().max()}
 
 
-class Speaks(Stranger):
+class DiagnosingLoss(MinimalLoss):
     def __init__(self, text: str | None) -> None:
         super().__init__()
         self.text = text
@@ -95,14 +95,14 @@ def test_cross_entropy_gradient_is_right_with_mixed_targets() -> None:
     torch.manual_seed(2)
     logits = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
     targets = Targets(torch.tensor([0, 1, 2, 3]), torch.tensor([3, 1, 4, 0]), 0.3)
-    assert torch.autograd.gradcheck(lambda one: SmoothedCrossEntropy(0.1)(one, one, targets)[0], (logits,))
+    assert torch.autograd.gradcheck(lambda values: SmoothedCrossEntropy(0.1)(values, values, targets)[0], (logits,))
 
 
 def test_cross_entropy_of_16_bit_logits_is_computed_in_float32() -> None:
     torch.manual_seed(2)
     logits, labels = torch.randn(8, 10).bfloat16(), torch.arange(8)
     (loss, _), (wide, _) = (
-        SmoothedCrossEntropy()(one, one, Targets(labels, labels)) for one in (logits, logits.float())
+        SmoothedCrossEntropy()(values, values, Targets(labels, labels)) for values in (logits, logits.float())
     )
     assert loss.dtype == torch.float32
     assert torch.equal(loss, wide)
@@ -112,11 +112,11 @@ def test_mixed_targets_mix_the_losses() -> None:
     torch.manual_seed(2)
     logits, labels, others = torch.randn(4, 5), torch.tensor([0, 1, 2, 3]), torch.tensor([3, 0, 4, 3])
     loss, _ = SmoothedCrossEntropy(0.1)(logits, logits, Targets(labels, others, 0.3))
-    first, second = (sum(by_definition(logits, which, 0.1)) / 4 for which in (labels, others))
+    first, second = (sum(by_definition(logits, targets, 0.1)) / 4 for targets in (labels, others))
     assert loss.item() == pytest.approx(0.3 * first + 0.7 * second, rel=1e-5)
 
 
-def test_class_weights_weigh_each_image() -> None:
+def test_class_weights_multiply_each_image() -> None:
     torch.manual_seed(3)
     logits, labels = torch.randn(3, 2), torch.tensor([0, 0, 1])
     weights = balanced_weights([2, 1])
@@ -133,7 +133,7 @@ def test_balanced_weights_average_to_one_over_the_images() -> None:
     assert sum(w * n for w, n in zip(weights.tolist(), counts, strict=True)) == pytest.approx(16)
 
 
-def test_part_of_targets_takes_those_rows() -> None:
+def test_part_of_targets_has_those_rows() -> None:
     labels = torch.arange(6)
     part = Targets(labels, labels.flip(0), 0.3, labels + 10).part(slice(2, 4))
     assert (part.labels.tolist(), part.other_labels.tolist(), part.lam) == ([2, 3], [3, 2], 0.3)
@@ -159,29 +159,28 @@ def test_sum_is_the_weighted_sum_and_logs_each_term(name: str, weights: dict[str
     assert isinstance(loss, WeightedSum)
     value, logged = loss(logits, features, targets)
     total = 0.0
-    names = [one.strip() for one in name.split("+")]
-    for one in names:
-        alone, extra = loss.terms[one](logits, features, targets)
-        total += weights.get(one, 1.0) * alone.item()
-        assert logged[one].item() == pytest.approx(alone.item())
+    for term in [part.strip() for part in name.split("+")]:
+        alone, extra = loss.terms[term](logits, features, targets)
+        total += weights.get(term, 1.0) * alone.item()
+        assert logged[term].item() == pytest.approx(alone.item())
         assert extra.items() <= logged.items()
     assert value.item() == pytest.approx(total, rel=1e-6)
-    assert not any(one.requires_grad for one in logged.values())
+    assert not any(value.requires_grad for value in logged.values())
 
 
 def test_sum_has_the_weighted_gradient() -> None:
     logits, features, targets = batch()
     ce, triplet = build("ce"), build("ce+triplet").terms["triplet"]
-    whole, parts = (tuple(one.clone().requires_grad_() for one in (logits, features)) for _ in range(2))
+    whole, parts = (tuple(values.clone().requires_grad_() for values in (logits, features)) for _ in range(2))
     build("ce+triplet", Losses(weights={"ce": 2.0, "triplet": 0.5}))(*whole, targets)[0].backward()
     (2.0 * ce(*parts, targets)[0] + 0.5 * triplet(*parts, targets)[0]).backward()
-    for one, other in zip(whole, parts, strict=True):
-        torch.testing.assert_close(one.grad, other.grad)
-        assert one.grad is not None
-        assert one.grad.abs().max() > 0
+    for result, expected in zip(whole, parts, strict=True):
+        torch.testing.assert_close(result.grad, expected.grad)
+        assert result.grad is not None
+        assert result.grad.abs().max() > 0
 
 
-def test_one_loss_with_a_weight_is_weighted() -> None:
+def test_single_loss_with_a_weight_is_weighted() -> None:
     logits, features, targets = batch()
     plain, weighted = (build("ce", Losses(weights=weights)) for weights in ({}, {"ce": 3.0}))
     assert isinstance(plain, SmoothedCrossEntropy)
@@ -190,38 +189,42 @@ def test_one_loss_with_a_weight_is_weighted() -> None:
     )
 
 
-def test_sum_logs_no_term_that_sat_out() -> None:
+def test_sum_does_not_log_a_skipped_term() -> None:
     logits, features, targets = batch(lam=0.4)
     value, logged = build("ce+triplet")(logits, features, targets)
     assert set(logged) == {"ce"}
     assert value.item() == pytest.approx(build("ce")(logits, features, targets)[0].item())
 
 
-def test_weight_of_another_loss_waits_for_it() -> None:
-    """So that a control may change the loss alone."""
+def test_weight_of_a_loss_outside_the_sum_has_no_effect() -> None:
+    """So that a control run can change the loss alone."""
     losses = Losses(weights={"triplet": 0.5})
     logits, features, targets = batch()
     assert torch.equal(build("ce", losses)(logits, features, targets)[0], build("ce")(logits, features, targets)[0])
 
 
 def test_sum_trains_the_weights_of_its_terms() -> None:
-    assert [tuple(one.shape) for one in build("ce+arcface").parameters()] == [(3, 5)]
+    assert [tuple(weight.shape) for weight in build("ce+arcface").parameters()] == [(3, 5)]
 
 
 @pytest.mark.parametrize(
     ("name", "weights", "message"),
     [
-        ("cee", {}, r"no loss 'cee': known are ce, triplet, arcface.*did you mean 'ce'"),
+        ("cee", {}, r"no loss 'cee': expected one of ce, triplet, arcface.*did you mean 'ce'"),
         ("ce+tripplet", {}, r"no loss 'tripplet'.*did you mean 'triplet'"),
         ("ce+arc_face", {}, r"no loss 'arc_face'.*did you mean 'arcface'"),
         ("ce+triplet", {"triplt": 0.5}, r"no loss 'triplt'.*did you mean 'triplet'"),
         ("zzz", {}, r"no loss 'zzz'(?!.*did you mean)"),
-        ("", {}, r"loss '': expected a loss, or a sum such as ce\+triplet"),
-        ("ce+", {}, r"loss 'ce\+': expected a loss, or a sum such as ce\+triplet"),
-        ("ce+ce", {}, r"loss 'ce\+ce': a loss stands there twice"),
-        ("triplet", {}, r"loss 'triplet' leaves the linear head.*untrained; use 'ce\+triplet'"),
-        ("arcface", {}, r"loss 'arcface' leaves the linear head.*untrained; use 'ce\+arcface'"),
-        ("triplet+arcface", {"triplet": 2.0}, r"untrained; use 'ce\+triplet\+arcface'"),
+        ("", {}, r"loss '': expected one of ce, triplet, arcface, or a sum such as ce\+triplet"),
+        ("ce+", {}, r"loss 'ce\+': expected one of ce, triplet, arcface, or a sum such as ce\+triplet"),
+        ("ce+ce", {}, r"loss 'ce\+ce': a loss is given twice"),
+        ("triplet", {}, r"loss 'triplet' does not train the linear head.*; use 'ce\+triplet'"),
+        ("arcface", {}, r"loss 'arcface' does not train the linear head.*; use 'ce\+arcface'"),
+        (
+            "triplet+arcface",
+            {"triplet": 2.0},
+            r"does not train the linear head, which predicts; use 'ce\+triplet\+arcface'",
+        ),
     ],
 )
 def test_loss_that_cannot_train_is_refused(name: str, weights: dict[str, float], message: str) -> None:
@@ -233,7 +236,7 @@ def test_loss_that_cannot_train_is_refused(name: str, weights: dict[str, float],
 
 
 @pytest.mark.parametrize(
-    ("name", "says", "wanted"),
+    ("name", "batches", "expected"),
     [
         ("ce", "auto", "shuffled"),
         ("ce+arcface", "auto", "shuffled"),
@@ -243,20 +246,22 @@ def test_loss_that_cannot_train_is_refused(name: str, weights: dict[str, float],
         ("ce", "pk", "pk"),
     ],
 )
-def test_batches_are_what_the_stage_says_else_what_the_loss_wants(name: str, says: str, wanted: str) -> None:
-    assert batch_kind(stage(name, batches=says)) == wanted
+def test_batch_kind_is_the_stages_or_that_of_its_loss(name: str, batches: str, expected: str) -> None:
+    assert batch_kind(stage(name, batches=batches)) == expected
 
 
 @pytest.mark.parametrize("batches", ["auto", "shuffled", "pk"])
 def test_accumulation_is_refused_where_images_are_compared(batches: str) -> None:
-    with pytest.raises(RecipeError, match=r"'ce\+triplet' seeks the hardest.*accumulate is 2.*batch_size or train_px"):
+    with pytest.raises(
+        RecipeError, match=r"'ce\+triplet' compares the images.*accumulate is 2.*batch_size or train_px"
+    ):
         check_loss(stage("ce+triplet", accumulate=2, batches=batches), 0.0)
     check_loss(stage("ce+triplet", batches=batches), 0.0)
     check_loss(stage("ce+arcface", accumulate=2, batches=batches), 0.0)
     check_loss(stage("ce", accumulate=2, batches=batches), 0.0)
 
 
-def test_mixing_every_batch_is_refused_where_the_loss_skips_them() -> None:
+def test_mixing_every_batch_is_refused_if_the_loss_skips_mixed_batches() -> None:
     with pytest.raises(RecipeError, match=r"'ce\+triplet' learns from unmixed batches only.*cutmix_prob = 1 mixes"):
         check_loss(stage("ce+triplet"), 1.0)
     check_loss(stage("ce+triplet"), 0.99)
@@ -267,33 +272,36 @@ def test_mixing_every_batch_is_refused_where_the_loss_skips_them() -> None:
 
 @pytest.mark.parametrize("batch_size", [2, 3])
 def test_class_batches_of_fewer_than_four_are_refused(batch_size: int) -> None:
-    for one in (stage("ce+triplet", batch_size=batch_size), stage("ce", batch_size=batch_size, batches="pk")):
+    for class_batches in (
+        stage("ce+triplet", batch_size=batch_size),
+        stage("ce", batch_size=batch_size, batches="pk"),
+    ):
         with pytest.raises(RecipeError, match=rf"batch_size = {batch_size}: .*at least 2 x 2 = 4"):
-            check_loss(one, 0.0)
+            check_loss(class_batches, 0.0)
     check_loss(stage("ce", batch_size=batch_size), 0.0)
     check_loss(stage("ce+triplet", batch_size=4), 0.0)
 
 
-def test_loss_of_a_stranger_needs_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LOSSES, "stranger", lambda *_: Stranger())
+def test_new_loss_needs_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOSSES, "minimal", lambda *_: MinimalLoss())
     logits, features, targets = batch()
-    loss = build("ce+stranger", Losses(weights={"stranger": 0.5}))
+    loss = build("ce+minimal", Losses(weights={"minimal": 0.5}))
     value, logged = loss(logits, features, targets)
-    own = features.square().mean().item()
-    assert value.item() == pytest.approx(build("ce")(logits, features, targets)[0].item() + 0.5 * own)
-    assert logged["stranger"].item() == pytest.approx(own)
+    expected = features.square().mean().item()
+    assert value.item() == pytest.approx(build("ce")(logits, features, targets)[0].item() + 0.5 * expected)
+    assert logged["minimal"].item() == pytest.approx(expected)
     assert logged["largest"] == features.max()
     assert collapse_of(loss, {}, {}, 1.0) is None
-    check_loss(stage("ce+stranger", accumulate=2), 1.0)
-    with pytest.raises(RecipeError, match=r"did you mean 'stranger'"):
-        build("ce+strange")
+    check_loss(stage("ce+minimal", accumulate=2), 1.0)
+    with pytest.raises(RecipeError, match=r"did you mean 'minimal'"):
+        build("ce+minima")
 
 
-def test_collapse_of_a_sum_is_the_first_terms_that_has() -> None:
-    terms = {"a": Stranger(), "b": Speaks(None), "c": Speaks("late"), "d": Speaks("later")}
+def test_collapse_of_a_sum_is_that_of_its_first_collapsed_term() -> None:
+    terms = {"a": MinimalLoss(), "b": DiagnosingLoss(None), "c": DiagnosingLoss("late"), "d": DiagnosingLoss("later")}
     loss = WeightedSum(terms, {})
     assert collapse_of(loss, {"x": 2.0}, {}, 0.5) == "late 2 0.5"
-    assert collapse_of(WeightedSum({"a": Stranger(), "b": Speaks(None)}, {}), {"x": 2.0}, {}, 0.5) is None
+    assert collapse_of(WeightedSum({"a": MinimalLoss(), "b": DiagnosingLoss(None)}, {}), {"x": 2.0}, {}, 0.5) is None
     assert collapse_of(terms["d"], {"x": 1.0}, {}, 1.0) == "later 1 1"
     assert collapse_of(SmoothedCrossEntropy(), {"x": 2.0}, {}, 0.5) is None
-    assert collapse_of(build("ce+triplet+arcface"), {}, {}, 1.0) is None, "nothing logged, nothing said"
+    assert collapse_of(build("ce+triplet+arcface"), {}, {}, 1.0) is None, "without logged terms there is no diagnosis"

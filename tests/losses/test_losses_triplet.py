@@ -24,7 +24,7 @@ CLOSE = 1e-9
 def by_definition(
     features: Tensor, labels: Tensor, margin: Margin, *, normalise: bool = False, images: list[int] | None = None
 ) -> dict[str, float]:
-    """Over the anchors that count: mean loss, hardest distances, and the share that is active; without any, NaN."""
+    """Means over the anchors that count: loss, hardest distances, proportion of active anchors; NaN if none counts."""
     rows = features.double().tolist()
     if normalise:
         rows = [[value / math.hypot(*row) for value in row] for row in rows]
@@ -50,12 +50,12 @@ def by_definition(
     }
 
 
-def of(loss: BatchHardTriplet, features: Tensor, targets: Targets) -> tuple[float, dict[str, float], Tensor]:
-    """The loss, what it logs, and its gradient."""
+def evaluate(loss: BatchHardTriplet, features: Tensor, targets: Targets) -> tuple[float, dict[str, float], Tensor]:
+    """The loss, its logged terms, and its gradient with respect to the features."""
     leaf = features.clone().requires_grad_()
     value, logged = loss(leaf, leaf, targets)
     (gradient,) = torch.autograd.grad(value, leaf)
-    return value.item(), {name: one.item() for name, one in logged.items()}, gradient
+    return value.item(), {name: term.item() for name, term in logged.items()}, gradient
 
 
 def drawn(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -73,7 +73,7 @@ def plain(labels: Tensor | list[int], images: list[int] | None = None) -> Target
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=14), st.integers(0, 99))
 def test_loss_equals_its_definition(margin: Margin, normalise: bool, labels: list[int], seed: int) -> None:
     features = drawn(seed, len(labels), 3)
-    value, logged, gradient = of(BatchHardTriplet(margin, normalise=normalise), features, plain(labels))
+    value, logged, gradient = evaluate(BatchHardTriplet(margin, normalise=normalise), features, plain(labels))
     expected = by_definition(features, torch.tensor(labels), margin, normalise=normalise)
     assert value == pytest.approx(expected.pop("loss"), rel=CLOSE, abs=1e-12)
     assert logged.pop("feature_norm") == pytest.approx(sum(math.hypot(*row) for row in features.tolist()) / len(labels))
@@ -84,7 +84,7 @@ def test_loss_equals_its_definition(margin: Margin, normalise: bool, labels: lis
 @pytest.mark.parametrize("margin", MARGINS)
 def test_float64_features_are_computed_in_float64(margin: Margin) -> None:
     features, labels = drawn(13, 7, 3), torch.tensor([0, 0, 0, 1, 1, 1, 2])  # 6 anchors count: 1 / 6 is no float32
-    value, logged, _ = of(BatchHardTriplet(margin), features, plain(labels))
+    value, logged, _ = evaluate(BatchHardTriplet(margin), features, plain(labels))
     expected = by_definition(features, labels, margin)
     assert value == pytest.approx(expected["loss"], rel=1e-12)
     assert logged["hardest_positive"] == pytest.approx(expected["hardest_positive"], rel=1e-12)
@@ -93,18 +93,18 @@ def test_float64_features_are_computed_in_float64(margin: Margin) -> None:
 @pytest.mark.parametrize("margin", MARGINS)
 @pytest.mark.parametrize("labels", [[0, 0, 0, 0], [0, 1, 2, 3], [0]])
 def test_batch_without_an_anchor_that_counts_gives_zero(margin: Margin, labels: list[int]) -> None:
-    value, logged, gradient = of(BatchHardTriplet(margin), drawn(0, len(labels), 3), plain(labels))
+    value, logged, gradient = evaluate(BatchHardTriplet(margin), drawn(0, len(labels), 3), plain(labels))
     assert value == 0
-    assert all(math.isnan(value) for name, value in logged.items() if name != "feature_norm"), "there is none to log"
+    assert all(math.isnan(value) for name, value in logged.items() if name != "feature_norm"), "there is nothing to log"
     assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
 @pytest.mark.parametrize("margin", MARGINS)
 def test_anchors_without_a_positive_do_not_count(margin: Margin) -> None:
     features, labels = drawn(1, 5, 3), [0, 0, 1, 1, 2]
-    features[4] = 100  # alone in its class and far away: it is no one's hardest negative
-    whole, _, gradient = of(BatchHardTriplet(margin), features, plain(labels))
-    without, _, _ = of(BatchHardTriplet(margin), features[:4], plain(labels[:4]))
+    features[4] = 100  # alone in its class, and too far to be a hardest negative
+    whole, _, gradient = evaluate(BatchHardTriplet(margin), features, plain(labels))
+    without, _, _ = evaluate(BatchHardTriplet(margin), features[:4], plain(labels[:4]))
     assert whole == pytest.approx(without)
     assert whole > 0
     assert gradient[4].abs().max() == 0
@@ -118,7 +118,7 @@ def test_copies_of_an_image_are_neither_positive_nor_negative(
 ) -> None:
     labels, images = [label for label, _ in pairs], [image for _, image in pairs]
     features = drawn(seed, len(pairs), 3)
-    value, logged, _ = of(BatchHardTriplet(margin), features, plain(labels, images))
+    value, logged, _ = evaluate(BatchHardTriplet(margin), features, plain(labels, images))
     expected = by_definition(features, torch.tensor(labels), margin, images=images)
     assert value == pytest.approx(expected.pop("loss"), rel=CLOSE, abs=1e-12)
     assert {name: logged[name] for name in expected} == pytest.approx(expected, rel=CLOSE, nan_ok=True)
@@ -127,12 +127,12 @@ def test_copies_of_an_image_are_neither_positive_nor_negative(
 def test_far_copy_of_an_image_is_not_its_positive() -> None:
     features = torch.tensor([[0.0], [50.0], [1.0], [2.0], [3.0]])
     loss, labels = BatchHardTriplet(0.3), [0, 0, 0, 1, 1]
-    _, apart, _ = of(loss, features, plain(labels, [0, 1, 2, 3, 4]))
-    _, copies, _ = of(loss, features, plain(labels, [0, 0, 2, 3, 4]))
+    _, apart, _ = evaluate(loss, features, plain(labels, [0, 1, 2, 3, 4]))
+    _, copies, _ = evaluate(loss, features, plain(labels, [0, 0, 2, 3, 4]))
     assert apart["hardest_positive"] == pytest.approx((50 + 50 + 49 + 1 + 1) / 5)
     assert copies["hardest_positive"] == pytest.approx((1 + 49 + 49 + 1 + 1) / 5)
-    _, lone, _ = of(loss, features, plain(labels, [0, 0, 0, 3, 4]))
-    assert lone["hardest_positive"] == pytest.approx(1), "three copies have no positive, the other class has"
+    _, lone, _ = evaluate(loss, features, plain(labels, [0, 0, 0, 3, 4]))
+    assert lone["hardest_positive"] == pytest.approx(1), "only the other class has positives"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -143,7 +143,7 @@ def test_loss_equals_pytorch_metric_learning(
     margin: Margin, normalise: bool, dtype: torch.dtype, labels: list[int]
 ) -> None:
     features, names = drawn(2, 12, 8, dtype=dtype), torch.tensor(labels)
-    value, _, gradient = of(BatchHardTriplet(margin, normalise=normalise), features, plain(names))
+    value, _, gradient = evaluate(BatchHardTriplet(margin, normalise=normalise), features, plain(names))
     distance = LpDistance(normalize_embeddings=normalise)
     soft = margin == "soft"
     theirs = TripletMarginLoss(0.0 if soft else margin, smooth_loss=soft, distance=distance, reducer=MeanReducer())
@@ -162,7 +162,7 @@ def test_loss_equals_pytorch_metric_learning(
 def test_gradient_is_right(margin: Margin, normalise: bool, lam: float) -> None:
     features, labels = drawn(3, 8, 4).requires_grad_(), torch.tensor([0, 0, 1, 1, 2, 2, 2, 3])
     loss, targets = BatchHardTriplet(margin, normalise=normalise, mixed="lam"), Targets(labels, labels.roll(3), lam)
-    assert torch.autograd.gradcheck(lambda one: loss(one, one, targets)[0], (features,))
+    assert torch.autograd.gradcheck(lambda values: loss(values, values, targets)[0], (features,))
 
 
 def test_small_distances_far_from_the_origin_are_right_in_float32() -> None:
@@ -170,10 +170,10 @@ def test_small_distances_far_from_the_origin_are_right_in_float32() -> None:
     labels = torch.arange(6).repeat_interleave(4)
     expected = by_definition(features, labels, 0.3)
     assert 5e-3 < expected["hardest_negative"] < expected["hardest_positive"] < 2e-2
-    _, logged, gradient = of(BatchHardTriplet(0.3), features, plain(labels))
+    _, logged, gradient = evaluate(BatchHardTriplet(0.3), features, plain(labels))
     for name in ("hardest_positive", "hardest_negative"):
         assert logged[name] == pytest.approx(expected[name], rel=1e-3)
-    _, _, wide = of(BatchHardTriplet(0.3), features.double(), plain(labels))
+    _, _, wide = evaluate(BatchHardTriplet(0.3), features.double(), plain(labels))
     torch.testing.assert_close(gradient.double(), wide, rtol=1e-3, atol=1e-5)  # the same pairs, the same directions
 
 
@@ -183,7 +183,7 @@ def test_small_distances_between_far_classes_are_right_in_float32() -> None:
     labels = torch.tensor([0, 0, 1, 1])
     expected = by_definition(features, labels, "soft")
     assert expected["hardest_positive"] < 2e-2
-    _, logged, _ = of(BatchHardTriplet("soft"), features, plain(labels))
+    _, logged, _ = evaluate(BatchHardTriplet("soft"), features, plain(labels))
     assert logged["hardest_positive"] == pytest.approx(expected["hardest_positive"], rel=1e-3)
     assert logged["hardest_negative"] == pytest.approx(expected["hardest_negative"], rel=1e-3)
 
@@ -193,7 +193,7 @@ def test_mixed_batch_is_skipped(dtype: torch.dtype) -> None:
     labels = torch.arange(4).repeat(4)
     for size in (1.0, 1e4):
         features = size * drawn(6, 16, 64, dtype=dtype).abs()
-        value, logged, gradient = of(BatchHardTriplet(0.3), features, Targets(labels, labels.roll(1), 0.7))
+        value, logged, gradient = evaluate(BatchHardTriplet(0.3), features, Targets(labels, labels.roll(1), 0.7))
         assert value == 0
         assert logged == {}
         assert torch.equal(gradient, torch.zeros_like(features))
@@ -204,8 +204,10 @@ def test_mixed_batch_is_skipped(dtype: torch.dtype) -> None:
 def test_mixed_batch_mixes_the_losses_of_both_labels(margin: Margin, normalise: bool) -> None:
     features, labels, others = drawn(7, 8, 4), torch.tensor([0, 0, 1, 1, 2, 2, 3, 4]), torch.arange(8) % 3
     loss = BatchHardTriplet(margin, normalise=normalise, mixed="lam")
-    value, logged, _ = of(loss, features, Targets(labels, others, 0.3))
-    first, second = (by_definition(features, one, margin, normalise=normalise)["loss"] for one in (labels, others))
+    value, logged, _ = evaluate(loss, features, Targets(labels, others, 0.3))
+    first, second = (
+        by_definition(features, targets, margin, normalise=normalise)["loss"] for targets in (labels, others)
+    )
     assert first != pytest.approx(second, rel=1e-2)
     assert value == pytest.approx(0.3 * first + 0.7 * second, rel=CLOSE)
     assert set(logged) == {"hardest_positive", "hardest_negative", "active_share", "feature_norm"}
@@ -221,16 +223,16 @@ def test_16_bit_features_are_computed_in_float32(dtype: torch.dtype) -> None:
     features, targets = drawn(8, 12, 16, dtype=torch.float32).to(dtype), plain(torch.arange(3).repeat(4))
     leaf = features.clone().requires_grad_()
     value, logged = BatchHardTriplet()(leaf, leaf, targets)
-    wide, wide_logged, gradient = of(BatchHardTriplet(), features.float(), targets)
+    wide, wide_logged, gradient = evaluate(BatchHardTriplet(), features.float(), targets)
     assert value.dtype == torch.float32
     assert value.item() == wide
-    assert {name: one.item() for name, one in logged.items()} == wide_logged
+    assert {name: term.item() for name, term in logged.items()} == wide_logged
     torch.testing.assert_close(torch.autograd.grad(value, leaf)[0], gradient.to(dtype))
 
 
-def test_what_is_logged_is_right_by_hand() -> None:
+def test_logged_terms_equal_values_by_hand() -> None:
     features = torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0], [6.0, 8.25]])
-    _, logged, _ = of(BatchHardTriplet(0.5), features, plain([0, 0, 1, 1]))
+    _, logged, _ = evaluate(BatchHardTriplet(0.5), features, plain([0, 0, 1, 1]))
     far = math.hypot(3, 4.25)
     assert logged == pytest.approx(
         {
@@ -240,8 +242,8 @@ def test_what_is_logged_is_right_by_hand() -> None:
             "feature_norm": (0 + 5 + 10 + math.hypot(6, 8.25)) / 4,
         }
     )
-    _, soft, _ = of(BatchHardTriplet("soft"), features, plain([0, 1, 0, 1]))
-    assert soft["active_share"] == 1, "soft: the positive lies farther than the negative"
+    _, soft, _ = evaluate(BatchHardTriplet("soft"), features, plain([0, 1, 0, 1]))
+    assert soft["active_share"] == 1, "soft: active if the positive is farther than the negative"
 
 
 @pytest.mark.parametrize("margin", MARGINS)
@@ -249,7 +251,7 @@ def test_what_is_logged_is_right_by_hand() -> None:
 @pytest.mark.parametrize("value", [0.0, 0.7])
 def test_identical_features_give_a_finite_gradient(margin: Margin, normalise: bool, value: float) -> None:
     features = torch.full((8, 5), value)
-    loss, logged, gradient = of(BatchHardTriplet(margin, normalise=normalise), features, plain([0, 0, 1, 1] * 2))
+    loss, logged, gradient = evaluate(BatchHardTriplet(margin, normalise=normalise), features, plain([0, 0, 1, 1] * 2))
     assert loss == pytest.approx(math.log(2) if margin == "soft" else margin, abs=1e-5)
     assert gradient.isfinite().all()
     assert logged["hardest_negative"] == pytest.approx(0, abs=1e-5)
@@ -257,47 +259,50 @@ def test_identical_features_give_a_finite_gradient(margin: Margin, normalise: bo
 
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize(
-    ("margin", "rests"), [(0.3, r"its margin 0\.3"), (2.0, r"its margin 2"), ("soft", r"0\.69 \(log 2\)")]
+    ("margin", "limit"), [(0.3, r"its margin 0\.3"), (2.0, r"its margin 2"), ("soft", r"0\.69 \(log 2\)")]
 )
-def test_collapse_speaks_when_features_are_one_point(margin: Margin, rests: str, normalise: bool) -> None:
+def test_collapse_is_diagnosed_when_features_are_one_point(margin: Margin, limit: str, normalise: bool) -> None:
     loss, targets = BatchHardTriplet(margin, normalise=normalise), plain(torch.arange(8).repeat_interleave(4))
     for spread in (0.0, 1e-4, 1e-3):
         features = torch.ones(1, 64) + spread * drawn(9, 32, 64, dtype=torch.float32)
-        value, logged, _ = of(loss, features, targets)
+        value, logged, _ = evaluate(loss, features, targets)
         assert value == pytest.approx(math.log(2) if margin == "soft" else margin, rel=0.05)
         text = loss.collapse(logged, {}, 0.1)
         assert text is not None
         assert ("normalise = true" in text) == (not normalise)
-        assert re.search(rf"has collapsed and rests at {rests}.*lr_scale = 0\.1.*losses\.weights\.triplet", text)
+        assert re.search(rf"has collapsed and stays at {limit}.*lr_scale = 0\.1.*losses\.weights\.triplet", text)
 
 
-def test_collapse_is_named_while_distances_shrink() -> None:
+def test_collapse_is_diagnosed_while_distances_shrink() -> None:
     loss, first = BatchHardTriplet(0.3), {"hardest_positive": 17.0, "hardest_negative": 11.0, "active_share": 1.0}
     shrinking = {"hardest_positive": 4.0, "hardest_negative": 2.4, "active_share": 0.99}
     text = loss.collapse(shrinking, first, 0.2)
     assert text is not None
-    assert "is collapsing: the hardest positive lies 4 and the hardest negative 2.4 away, 99% of the anchors" in text
-    assert loss.collapse({**shrinking, "active_share": 0.9}, first, 0.2) is None, "an order comes"
+    assert (
+        "is collapsing: the hardest positive is 4 and the hardest negative 2.4 away on average, 99% of the anchors"
+        in text
+    )
+    assert loss.collapse({**shrinking, "active_share": 0.9}, first, 0.2) is None, "some anchors are satisfied"
     assert loss.collapse({**shrinking, "hardest_positive": 5.0}, first, 0.2) is None
     assert loss.collapse(shrinking, {}, 0.2) is None
 
 
 @pytest.mark.parametrize("margin", MARGINS)
-def test_collapse_is_silent_for_healthy_features(margin: Margin) -> None:
+def test_no_collapse_is_diagnosed_for_healthy_features(margin: Margin) -> None:
     loss, labels = BatchHardTriplet(margin), torch.arange(8).repeat_interleave(4)
     centres, noise = drawn(10, 8, 64, dtype=torch.float32), drawn(11, 32, 64, dtype=torch.float32)
     for features in (noise, centres[labels] + 0.1 * noise, centres[labels] + 1e-4 * noise):
-        _, logged, _ = of(loss, features, plain(labels))
+        _, logged, _ = evaluate(loss, features, plain(labels))
         assert loss.collapse(logged, {}, 1.0) is None
     alike = noise[::2].repeat_interleave(2, 0) + 1e-3 * noise  # in pairs of two classes
-    _, logged, _ = of(loss, alike, plain(torch.arange(32) % 8))
+    _, logged, _ = evaluate(loss, alike, plain(torch.arange(32) % 8))
     assert logged["hardest_negative"] < 0.1
-    assert loss.collapse(logged, {}, 1.0) is None, "classes overlap, but features are no point"
+    assert loss.collapse(logged, {}, 1.0) is None, "classes overlap, but features are not one point"
     assert loss.collapse({}, {}, 1.0) is None
     assert loss.collapse({"ce": 0.1}, {}, 1.0) is None
 
 
-def test_collapse_is_silent_where_no_anchor_counts() -> None:
+def test_no_collapse_is_diagnosed_where_no_anchor_counts() -> None:
     loss = BatchHardTriplet(0.3)
-    _, logged, _ = of(loss, drawn(12, 6, 64), plain([0, 1, 2, 3, 4, 5]))
-    assert loss.collapse(logged, {}, 1.0) is None, "healthy features, of which none has a positive"
+    _, logged, _ = evaluate(loss, drawn(12, 6, 64), plain([0, 1, 2, 3, 4, 5]))
+    assert loss.collapse(logged, {}, 1.0) is None, "healthy features without positives"

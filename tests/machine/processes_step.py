@@ -1,4 +1,4 @@
-"""Run by torchrun in test_processes.py: one step shared by the processes, against the same step of one process."""
+"""Run by torchrun in test_processes.py: a step shared by the processes, against the same step of a single process."""
 
 import sys
 
@@ -23,16 +23,16 @@ def recipe(loss: str, cutmix_prob: float) -> Recipe:
 
 
 def step(group: ProcessGroup, loss: str, mixed: str, cutmix_prob: float) -> tuple[dict[str, torch.Tensor], float]:
-    """Weights after a step in float64 and what it logged; its loss."""
+    """The weights after a step in float64 and its logged terms; its loss."""
     torch.manual_seed(0)
     images = torch.rand(40, 3, PX, PX, dtype=torch.float64)
     labels = torch.arange(40) % NUM_CLASSES
-    indices = np.random.default_rng(1).choice(40, BATCH, replace=True)  # one image stands twice
+    indices = np.random.default_rng(1).choice(40, BATCH, replace=True)  # one image is in it twice
     planned = recipe(loss, cutmix_prob)
     stage = planned.stages[0]
     losses = stage.losses.model_copy(update={"triplet": stage.losses.triplet.model_copy(update={"mixed": mixed})})
     model = build_model("resnest14", NUM_CLASSES, stem="small", width=0.125)
-    for module in model.modules():  # the last norm of each block begins at 0 and would hide the others
+    for module in model.modules():  # the last norm of each block starts at 0, which would hide the others
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
     model.double()
@@ -45,7 +45,7 @@ def step(group: ProcessGroup, loss: str, mixed: str, cutmix_prob: float) -> tupl
     value, logged = learner.step(inputs, targets, 0.1)
     tensors = {name: tensor.double() for name, tensor in model.state_dict().items()}
     tensors |= {f"loss.{name}": tensor for name, tensor in built.state_dict().items()}
-    return tensors | {name: torch.tensor(one, dtype=torch.float64) for name, one in logged.items()}, value
+    return tensors | {name: torch.tensor(term, dtype=torch.float64) for name, term in logged.items()}, value
 
 
 def main() -> None:
@@ -60,11 +60,11 @@ def main() -> None:
             ("ce+arcface", "skip", 1.0),
         ]
         for case in cases:
-            (alone, alone_value), (shared, shared_value) = step(SINGLE_PROCESS, *case), step(group, *case)
-            assert alone.keys() == shared.keys(), (alone.keys(), shared.keys())
-            worst = max(float((alone[name] - shared[name]).abs().max()) for name in alone)
+            (single, single_loss), (shared, shared_loss) = step(SINGLE_PROCESS, *case), step(group, *case)
+            assert single.keys() == shared.keys(), (single.keys(), shared.keys())
+            worst = max(float((single[name] - shared[name]).abs().max()) for name in single)
             assert worst < 1e-9, (case, worst)
-            assert abs(alone_value - shared_value) < 1e-6, (case, alone_value, shared_value)  # kept in float32
+            assert abs(single_loss - shared_loss) < 1e-6, (case, single_loss, shared_loss)  # summed in float32
             if group.first:
                 print(case, worst)
 

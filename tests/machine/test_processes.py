@@ -1,4 +1,4 @@
-"""Several processes: the same step as one process, one log, every image once, and a death that is named."""
+"""Several processes: the same step as a single process, one log, every image once, and a clear error after a kill."""
 
 import json
 import os
@@ -21,10 +21,10 @@ TINY = ["--set", "model.width=0.125", "--set", "run.precision=float32", "--set",
 
 
 @pytest.mark.parametrize(("total", "count"), [(10, 1), (10, 2), (11, 2), (11, 3), (1, 3)])
-def test_shares_cover_every_row_once_and_differ_by_one(total: int, count: int) -> None:
-    shares = [ProcessGroup(rank, count).rows(total) for rank in range(count)]
-    assert [row for share in shares for row in range(total)[share]] == list(range(total))
-    sizes = [share.stop - share.start for share in shares]
+def test_rows_of_all_processes_cover_the_batch_and_differ_by_one(total: int, count: int) -> None:
+    parts = [ProcessGroup(rank, count).rows(total) for rank in range(count)]
+    assert [row for part in parts for row in range(total)[part]] == list(range(total))
+    sizes = [part.stop - part.start for part in parts]
     assert max(sizes) - min(sizes) <= 1
 
 
@@ -43,7 +43,7 @@ def test_training_shared_by_two_gives_one_run(digit_images: Path, tmp_path: Path
     )
     text = output(process)
     assert process.returncode == 0, text
-    assert text.count("2 processes share each batch; batch norms take their statistics of all images") == 1
+    assert text.count("2 processes share each batch; batch norms compute their statistics on all images") == 1
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     epochs = [line["epoch"] for line in lines if line["kind"] == "epoch"]
     assert epochs == [1, 2, 3]
@@ -83,7 +83,7 @@ def test_death_of_a_process_ends_the_others_and_the_run_resumes(
     assert "continuing after step" in output(again)
 
 
-def test_norm_that_does_more_than_torchs_is_not_replaced_silently() -> None:
+def test_subclass_of_a_batch_norm_is_refused() -> None:
     class NormAndActivation(nn.BatchNorm2d):
         pass
 
@@ -100,4 +100,4 @@ def test_synchronised_model_keeps_names_and_weights() -> None:
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     images = torch.randn(5, 3, 1, 1)
-    assert model(images).shape == (5, 4), "a process by itself computes as torch does"
+    assert model(images).shape == (5, 4), "in a single process it computes as torch does"

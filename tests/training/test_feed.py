@@ -1,4 +1,4 @@
-"""The feed: the same bits from any number of processes and any start, and images that fail named."""
+"""The feed: the same bits from any number of processes and any start, and errors that name the image."""
 
 import os
 import signal
@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewsight.data.samples import sample_positions
+from fewsight.data.samples import sample_indices
 from fewsight.errors import DataError, RunError
 from fewsight.recipes import Augment
-from fewsight.training.feed import AugmentedImages, batches, naming_lost_workers
+from fewsight.training.feed import AugmentedImages, batches, explain_lost_workers
 from fewsight.training.plans import ShuffledBatches
 
 
@@ -29,11 +29,13 @@ def collected(
     return [(epoch, step, batch, indices.tolist()) for epoch, step, batch, indices in feed]
 
 
-def assert_same(one: list[tuple[int, int, Tensor, list[int]]], other: list[tuple[int, int, Tensor, list[int]]]) -> None:
-    assert [(epoch, step, indices) for epoch, step, _, indices in one] == [
-        (epoch, step, indices) for epoch, step, _, indices in other
+def assert_same(
+    result: list[tuple[int, int, Tensor, list[int]]], expected: list[tuple[int, int, Tensor, list[int]]]
+) -> None:
+    assert [(epoch, step, indices) for epoch, step, _, indices in result] == [
+        (epoch, step, indices) for epoch, step, _, indices in expected
     ]
-    assert all(torch.equal(a[2], b[2]) for a, b in zip(one, other, strict=True))
+    assert all(torch.equal(a[2], b[2]) for a, b in zip(result, expected, strict=True))
 
 
 def test_workers_change_no_bit(class_images: Path) -> None:
@@ -56,16 +58,16 @@ def test_epochs_and_seeds_augment_differently(class_images: Path) -> None:
 def test_images_have_the_size_of_their_epoch(class_images: Path) -> None:
     images = augmented(class_images)
     images.px_at = (12, 16).__getitem__
-    found = collected(images, workers=1)
-    assert [{tuple(batch.shape[1:]) for e, _, batch, _ in found if e == epoch} for epoch in (0, 1)] == [
+    collected_batches = collected(images, workers=1)
+    assert [{tuple(batch.shape[1:]) for e, _, batch, _ in collected_batches if e == epoch} for epoch in (0, 1)] == [
         {(3, 12, 12)}, {(3, 16, 16)}
     ]  # fmt: skip
-    assert torch.equal(found[4][2], collected(augmented(class_images))[4][2])
+    assert torch.equal(collected_batches[4][2], collected(augmented(class_images))[4][2])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("cache", [5000, 10**6])
-def test_kept_images_change_no_bit(class_images: Path, workers: int, cache: int) -> None:
+def test_cached_images_change_no_bit(class_images: Path, workers: int, cache: int) -> None:
     images = augmented(class_images, cache=cache)
     assert_same(collected(images, workers=workers), collected(augmented(class_images)))
     assert 0 < len(images.cache) <= len(images)
@@ -79,7 +81,7 @@ def test_start_inside_an_epoch_yields_the_rest(class_images: Path, workers: int)
     whole = collected(images)
     assert_same(collected(images, first=(0, 3), workers=workers), whole[3:])
     assert_same(collected(images, first=(1, 1), workers=workers), whole[5:])
-    assert collected(images, first=(2, 0), workers=workers) == [], "a finished stage has no batch left"
+    assert collected(images, first=(2, 0), workers=workers) == [], "a finished stage has no batches left"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -101,12 +103,15 @@ def test_lost_worker_stops_with_what_to_do(class_images: Path) -> None:
     feed = batches(images, plan, first_epoch=0, first_step=0, num_epochs=500, workers=1)
     next(feed)
     os.kill(only_child(), signal.SIGKILL)
-    with pytest.raises(RunError, match=r"process that loads images has ended.*memory.*--resume"), naming_lost_workers():
+    with (
+        pytest.raises(RunError, match=r"process that loads images has ended.*memory.*--resume"),
+        explain_lost_workers(),
+    ):
         list(feed)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
-def test_workers_leave_signals_to_the_main_process_and_end_with_the_feed(class_images: Path) -> None:
+def test_workers_ignore_signals_and_end_with_the_feed(class_images: Path) -> None:
     images = augmented(class_images)
     plan = ShuffledBatches((0,) * len(images), 2, 0)
     feed = batches(images, plan, first_epoch=0, first_step=0, num_epochs=50, workers=1)
@@ -131,10 +136,10 @@ def is_python(pid: int) -> bool:
     return "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text()
 
 
-def test_sample_positions_are_few_ordered_and_fixed() -> None:
-    assert sample_positions(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
-    drawn = sample_positions(1000, 50, 3)
+def test_sample_indices_are_few_ordered_and_fixed() -> None:
+    assert sample_indices(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
+    drawn = sample_indices(1000, 50, 3)
     assert len(set(drawn.tolist())) == 50
     assert np.array_equal(drawn, np.sort(drawn))
-    assert np.array_equal(drawn, sample_positions(1000, 50, 3))
-    assert not np.array_equal(drawn, sample_positions(1000, 50, 4))
+    assert np.array_equal(drawn, sample_indices(1000, 50, 3))
+    assert not np.array_equal(drawn, sample_indices(1000, 50, 4))

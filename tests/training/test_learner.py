@@ -1,4 +1,4 @@
-"""One step and its state: against sums by hand, and restored to the bit."""
+"""The training step against sums by hand, and its state restored bit for bit."""
 
 import math
 from typing import Any
@@ -30,8 +30,8 @@ class TinyModel(nn.Module):
         return self.head(features), features
 
 
-class OwningLoss(SmoothedCrossEntropy):
-    """A loss with a weight of its own, and something to log."""
+class LossWithWeight(SmoothedCrossEntropy):
+    """A loss that owns a weight and logs a term."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ def stage(**values: Any) -> Stage:
 
 def tiny(precision: str = "float32", loss: nn.Module | None = None, **values: Any) -> Learner:
     torch.manual_seed(0)
-    return Learner(TinyModel(), loss or OwningLoss(), stage(**values), 4, CPU, precision)  # type: ignore[arg-type]
+    return Learner(TinyModel(), loss or LossWithWeight(), stage(**values), 4, CPU, precision)  # type: ignore[arg-type]
 
 
 def convolutional(precision: str = "float32", **values: Any) -> Learner:
@@ -65,32 +65,32 @@ def batch(number: int, *, px: int = 2, count: int = 8) -> tuple[Tensor, Targets]
 
 
 def weights(learner: Learner) -> dict[str, Tensor]:
-    return {name: weight.detach().clone() for name, weight in learner.named.items()}
+    return {name: weight.detach().clone() for name, weight in learner.weights.items()}
 
 
 def gradients(learner: Learner, number: int) -> dict[str, Tensor]:
-    """Of the whole batch, without the learner."""
+    """Gradients of the whole batch, without the learner."""
     images, targets = batch(number)
     loss, _ = learner.loss(*learner.model(images), targets)
-    return dict(zip(learner.named, torch.autograd.grad(loss, list(learner.named.values())), strict=True))
+    return dict(zip(learner.weights, torch.autograd.grad(loss, list(learner.weights.values())), strict=True))
 
 
 @given(st.integers(2, 500), st.integers(1, 40))
-def test_parts_cover_the_batch_and_none_is_alone(num_images: int, most: int) -> None:
-    parts = split_batch(num_images, most)
+def test_parts_cover_the_batch_with_at_least_two_images_each(num_images: int, max_parts: int) -> None:
+    parts = split_batch(num_images, max_parts)
     sizes = [part.stop - part.start for part in parts]
     assert [row for part in parts for row in range(part.start, part.stop)] == list(range(num_images))
     assert min(sizes) >= 2
     assert max(sizes) - min(sizes) <= 1
-    assert len(parts) == min(most, num_images // 2)
+    assert len(parts) == min(max_parts, num_images // 2)
 
 
 @pytest.mark.parametrize("accumulate", [2, 3, 4, 100])
 def test_parts_give_the_gradient_of_the_whole_batch(accumulate: int) -> None:
     whole, parts = tiny(), tiny(accumulate=accumulate)
-    results = [learner.step(*batch(1), rate=0.5) for learner in (whole, parts)]
+    results = [learner.step(*batch(1), lr=0.5) for learner in (whole, parts)]
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-6)
-    assert results[1][1] == pytest.approx(results[0][1], rel=1e-5), "what the loss logs is a mean over the batch"
+    assert results[1][1] == pytest.approx(results[0][1], rel=1e-5), "logged terms are means over the batch"
     for name, weight in weights(whole).items():
         torch.testing.assert_close(weights(parts)[name], weight, rtol=1e-5, atol=1e-6)
 
@@ -103,37 +103,37 @@ def test_two_steps_by_hand(nesterov: bool, momentum: float) -> None:
     decay = 0.1
     learner = tiny(optim={"momentum": momentum, "nesterov": nesterov, "weight_decay": decay})
     velocity: dict[str, Tensor] = {}
-    for number, rate in enumerate((0.5, 0.25)):
+    for number, lr in enumerate((0.5, 0.25)):
         before, grads = weights(learner), gradients(learner, number)
-        learner.step(*batch(number), rate=rate)
+        learner.step(*batch(number), lr=lr)
         for name, weight in before.items():
-            decayed = grads[name] + (decay * weight if weight.ndim > 1 else 0)  # biases and norms are left alone
+            decayed = grads[name] + (decay * weight if weight.ndim > 1 else 0)  # not on biases and norms
             velocity[name] = momentum * velocity[name] + decayed if number else decayed
             change = decayed + momentum * velocity[name] if nesterov else velocity[name]
-            torch.testing.assert_close(weights(learner)[name], weight - rate * change, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(weights(learner)[name], weight - lr * change, rtol=1e-5, atol=1e-6)
 
 
-def test_weight_decay_spares_biases_and_norms_unless_asked_for() -> None:
+def test_weight_decay_applies_to_biases_and_norms_only_with_decay_norm_bias() -> None:
     def decayed(decay_norm_bias: bool) -> dict[str, bool]:
         options = {"weight_decay": 0.1, "decay_norm_bias": decay_norm_bias}
         learner = tiny(optim=options)
-        names = {id(weight): name for name, weight in learner.named.items()}
-        return {names[id(one)]: group["weight_decay"] == 0.1
-                for group in learner.optimizer.param_groups for one in group["params"]}  # fmt: skip
+        names = {id(weight): name for name, weight in learner.weights.items()}
+        return {names[id(weight)]: group["weight_decay"] == 0.1
+                for group in learner.optimizer.param_groups for weight in group["params"]}  # fmt: skip
 
     assert {name for name, is_decayed in decayed(False).items() if is_decayed} == {
         "model.backbone.1.weight",
         "model.head.weight",
     }
     assert all(decayed(True).values())
-    assert len(decayed(True)) == len(decayed(False)) == 7, "every weight is trained, the loss's own too"
+    assert len(decayed(True)) == len(decayed(False)) == 7, "every weight is trained, including the loss's own"
 
 
 def test_moving_average_halves_its_memory_every_half_life() -> None:
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
     average = moving_average(model, half_life=3)
-    for _ in range(200):  # past the start, where it is a plain average
+    for _ in range(200):  # past the start, where it is an average over all steps
         average.update_parameters(model)
     nn.init.ones_(model.weight)
     for _ in range(3):
@@ -154,8 +154,8 @@ def test_moving_average_starts_with_a_short_memory() -> None:
         nn.init.constant_(model.running_mean, value)  # type: ignore[arg-type]
         model.num_batches_tracked.fill_(step)  # type: ignore[operator, union-attr]
         average.update_parameters(model)
-        share = 1.0 if step == 0 else 1 - (1 + step) / (10 + step)
-        expected += share * (value - expected)
+        new_weight = 1.0 if step == 0 else 1 - (1 + step) / (10 + step)
+        expected += new_weight * (value - expected)
     assert average.module.weight.item() == pytest.approx(expected)
     assert average.module.running_mean.item() == pytest.approx(expected), "norm statistics are averaged too"
     assert average.module.num_batches_tracked.item() == 4, "counts are copied"
@@ -164,7 +164,7 @@ def test_moving_average_starts_with_a_short_memory() -> None:
 def test_averaged_model_is_what_finish_leaves() -> None:
     learner = convolutional(ema_half_life_epochs=0.5)
     for number in range(3):
-        learner.step(*batch(number, px=8), rate=0.1)
+        learner.step(*batch(number, px=8), lr=0.1)
     average = {name: value.clone() for name, value in learner.averaged().state_dict().items()}
     assert not torch.equal(average["head.weight"], learner.model.head.weight)
     learner.finish()
@@ -185,51 +185,51 @@ def test_averaged_model_is_what_finish_leaves() -> None:
 def test_state_restores_every_bit(precision: str, values: dict[str, Any], num_steps: int) -> None:
     learner = convolutional(precision, **values)
     for number in range(num_steps):
-        learner.step(*batch(number, px=8), rate=0.1)
+        learner.step(*batch(number, px=8), lr=0.1)
     tensors, plain = learner.state()
     restored = convolutional(precision, **values)
-    restored.step(*batch(9, px=8), rate=1.0)  # whatever was there before is gone
+    restored.step(*batch(9, px=8), lr=1.0)  # load replaces all of this
     if num_steps == 0:
-        restored = convolutional(precision, **values)  # momentum that there was not is never restored
+        restored = convolutional(precision, **values)  # without a step there is no momentum to restore
     restored.load(tensors, plain)
     for number in range(3, 6):
-        one, other = (each.step(*batch(number, px=8), rate=0.1) for each in (learner, restored))
-        assert one == other
+        expected, result = (each.step(*batch(number, px=8), lr=0.1) for each in (learner, restored))
+        assert result == expected
     after, again = learner.state(), restored.state()
     assert after[1] == again[1]
     assert list(after[0]) == list(again[0])
     assert all(torch.equal(after[0][name], again[0][name]) for name in after[0])
 
 
-def test_state_is_a_copy_that_later_steps_leave_alone() -> None:
+def test_state_is_a_copy_that_later_steps_do_not_change() -> None:
     learner = convolutional(ema_half_life_epochs=0.5)
-    learner.step(*batch(0, px=8), rate=0.1)
+    learner.step(*batch(0, px=8), lr=0.1)
     tensors, _ = learner.state()
     before = {name: value.clone() for name, value in tensors.items()}
-    learner.step(*batch(1, px=8), rate=0.1)
+    learner.step(*batch(1, px=8), lr=0.1)
     assert all(torch.equal(value, before[name]) for name, value in tensors.items())
     assert all(value.is_contiguous() for value in tensors.values())
 
 
 def test_restored_tensors_have_the_layout_of_the_uninterrupted() -> None:
     learner, restored = convolutional(), convolutional()
-    learner.step(*batch(0, px=8), rate=0.1)
+    learner.step(*batch(0, px=8), lr=0.1)
     restored.load(*learner.state())
-    for name, weight in learner.named.items():
-        other = restored.named[name]
-        momentum = [one.optimizer.state[one.named[name]]["momentum_buffer"] for one in (learner, restored)]
+    for name, weight in learner.weights.items():
+        other = restored.weights[name]
+        momentum = [each.optimizer.state[each.weights[name]]["momentum_buffer"] for each in (learner, restored)]
         assert weight.stride() == other.stride(), name
         assert momentum[0].stride() == momentum[1].stride(), name
 
 
-def test_state_names_what_is_there() -> None:
+def test_state_has_only_existing_tensors() -> None:
     learner = tiny()
     names = set(learner.state()[0])
     assert not any(name.startswith(("momentum.", "average.")) for name in names), "no step yet, no average"
     assert "loss.scale" in names
-    learner.step(*batch(0), rate=0.1)
+    learner.step(*batch(0), lr=0.1)
     assert {name for name in learner.state()[0] if name.startswith("momentum.")} == {
-        f"momentum.{name}" for name in learner.named
+        f"momentum.{name}" for name in learner.weights
     }
     averaging = tiny(ema_half_life_epochs=1.0)
     assert "average.n_averaged" in averaging.state()[0]
@@ -238,7 +238,7 @@ def test_state_names_what_is_there() -> None:
 def test_scaler_is_in_the_state_only_in_fp16() -> None:
     assert tiny().state()[1] == tiny("bf16").state()[1] == {"scaler": {}}
     half = tiny("fp16")
-    half.step(*batch(0), rate=0.1)
+    half.step(*batch(0), lr=0.1)
     assert half.state()[1]["scaler"]["scale"] == 65536.0
 
 
@@ -246,20 +246,20 @@ def test_fp16_overflow_in_the_first_step_changes_nothing_but_the_scale() -> None
     learner = tiny("fp16")
     learner.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 2.0**127})
     before = weights(learner)
-    loss, _ = learner.step(*batch(0), rate=0.1)
+    loss, _ = learner.step(*batch(0), lr=0.1)
     assert math.isfinite(loss)
     assert all(torch.equal(weight, before[name]) for name, weight in weights(learner).items())
-    assert not any(name.startswith("momentum.") for name in learner.state()[0]), "nothing uninitialised is kept"
+    assert not any(name.startswith("momentum.") for name in learner.state()[0]), "no uninitialised momentum is saved"
     assert learner.scaler.get_scale() == 2.0**126
 
 
-def test_what_a_loss_logs_becomes_floats_and_nan_is_left_out() -> None:
-    class Talking(nn.Module):
+def test_logged_terms_become_floats_without_nan() -> None:
+    class LoggingLoss(nn.Module):
         def forward(self, logits: Tensor, features: Tensor, targets: Targets) -> tuple[Tensor, dict[str, Any]]:
             return logits.sum(), {"tensor": torch.tensor(2.0), "float": 3.0, "nothing": torch.tensor(math.nan)}
 
     learner = tiny()
-    learner.loss = Talking()
-    _, logged = learner.step(*batch(0), rate=0.1)
+    learner.loss = LoggingLoss()
+    _, logged = learner.step(*batch(0), lr=0.1)
     assert logged == {"tensor": 2.0, "float": 3.0}
     assert all(type(value) is float for value in logged.values())

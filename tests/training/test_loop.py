@@ -1,4 +1,4 @@
-"""fit(): from the smallest data up, stopped and killed at any moment, and resumed to the same bits."""
+"""`fit`: the smallest data, and runs that are stopped or killed at any moment and resumed to the same bits."""
 
 import json
 import os
@@ -48,7 +48,7 @@ from trainings import (
 
 
 class SignalAfter(Quiet):
-    """Sends the process a signal in a step, counted from where the run goes on."""
+    """Sends the process a signal in a step, counted from where the run continues."""
 
     def __init__(self, number: int = signal.SIGINT, steps: int = 1) -> None:
         self.number, self.steps = number, steps
@@ -59,13 +59,13 @@ class SignalAfter(Quiet):
 
 
 def again(path: Path) -> Run:
-    """What `fewsight train --resume` does."""
+    """As `fewsight train --resume`."""
     return resume(path, console=make_console(StringIO()))
 
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Uninterrupted runs by setting, made where they are first asked for."""
+    """Uninterrupted runs by setting, made on first use."""
     return {}
 
 
@@ -118,7 +118,7 @@ def test_run_stopped_after_every_step_equals_the_uninterrupted(
             break
         assert stopped.signal_number == number
         assert f"fewsight train --resume {run.path}" in str(stopped)
-    assert stops == reporter.total_steps >= 8, "every step was stopped after once"
+    assert stops == reporter.total_steps >= 8, "stopped once after every step"
     assert_finished_alike(run.path, expected)
 
 
@@ -134,7 +134,7 @@ def test_run_that_died_in_any_step_equals_the_uninterrupted(
     whole: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Steps after the last state are run again; what they logged is not logged twice."""
+    """Steps after the last state are run again, and are in the log once."""
     expected = uninterrupted(whole, class_images, name, tmp_path_factory)
     run, images = begin(class_images, tmp_path / "run", SETTINGS[name], f"run.state_minutes={state_minutes}")
     for step in (2, 3, 5, 7):
@@ -153,7 +153,7 @@ def test_run_that_died_at_any_write_equals_the_uninterrupted(
     whole: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Before each file appears under its name: best weights, run.json, tensors, state.json, metrics."""
+    """Before each file is renamed to its final name: best weights, run.json, tensors, state.json, metrics."""
     name = "average, best, accumulated"
     expected = uninterrupted(whole, class_images, name, tmp_path_factory)
     run, images = begin(class_images, tmp_path / "run", SETTINGS[name], "run.state_minutes=1e-9")
@@ -162,10 +162,12 @@ def test_run_that_died_at_any_write_equals_the_uninterrupted(
 
     def replace(part: Path, target: Path) -> Path:
         content = part.read_bytes().partition(b'"finished":')[0]
-        if target.name == "state.json":  # its length of the log depends on how an epoch's seconds are written
+        if (
+            target.name == "state.json"
+        ):  # the rest has the length of the log, which varies with the digits of the seconds
             content = json.dumps(json.loads(content)["values"]["position"]).encode()
         key = target.name, content
-        if key not in died:  # the same bytes appear when they come again
+        if key not in died:  # the second time the same bytes are written
             died.add(key)
             shutil.copy(part, part.with_name(f".{target.name}.dead.part"))
             raise Death
@@ -185,7 +187,7 @@ def test_run_that_died_at_any_write_equals_the_uninterrupted(
     assert_finished_alike(run.path, expected)
 
 
-def test_log_carries_what_the_losses_say(
+def test_log_has_the_terms_of_the_losses(
     class_images: Path, whole: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     lines = log_lines(uninterrupted(whole, class_images, "ce, then all losses on classes", tmp_path_factory))
@@ -194,8 +196,8 @@ def test_log_carries_what_the_losses_say(
     assert len(steps) == 6, "13 images in batches of 2 classes x 2"
     mixed = [line["terms"] for line in steps if "triplet" not in line["terms"]]
     unmixed = [line["terms"] for line in steps if "triplet" in line["terms"]]
-    assert mixed, "a batch of each kind"
-    assert unmixed, "a batch of each kind"
+    assert mixed, "there is a batch of each kind"
+    assert unmixed, "there is a batch of each kind"
     for line in steps:
         terms = line["terms"]
         assert line["loss"] == pytest.approx(terms["ce"] + terms["arcface"] + terms.get("triplet", 0.0), rel=1e-5)
@@ -207,35 +209,36 @@ def test_log_carries_what_the_losses_say(
             assert name not in mean if not values else mean[name] == pytest.approx(sum(values) / len(values))
 
 
-class Listening(Quiet):
-    """Keeps what it is told."""
+class Messages(Quiet):
+    """Keeps the messages."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def say(self, text: str) -> None:
-        self.said.append(text)
+        self.messages.append(text)
 
 
-def test_stages_start_anew_with_their_own_loss_and_rate(class_images: Path, tmp_path: Path) -> None:
+def test_stages_restart_with_their_own_loss_and_learning_rate(class_images: Path, tmp_path: Path) -> None:
     values = {"stages": [STAGE, {**STAGE, "loss": "ce+triplet", "lr_scale": 0.1, "cutmix_prob": 0.0}]}
-    reporter = Listening()
+    reporter = Messages()
     run = fit(*begin(class_images, tmp_path / "run", values), reporter)
     first, second = (stage for stage in run.recipe.stages)
     assert (first.batches, first.cutmix_prob, second.batches, second.cutmix_prob) == ("shuffled", 0.5, "pk", 0.0)
-    assert "stage 1 of 2: ce, 2 epochs of 4 batches (4 images), peak rate 0.0312" in reporter.said[0]
+    assert "stage 1 of 2: ce, 2 epochs of 4 batches (4 images), peak learning rate 0.0312" in reporter.messages[0]
     assert (
-        "stage 2 of 2: ce+triplet, 2 epochs of 3 batches (2x2 images by class), peak rate 0.00313" in reporter.said[1]
+        "stage 2 of 2: ce+triplet, 2 epochs of 3 batches (2x2 images by class), peak learning rate 0.00313"
+        in reporter.messages[1]
     )
     steps = [line for line in log_lines(run.path) if line["kind"] == "step"]
-    rates = [[line["lr"] for line in steps if line["stage"] == stage] for stage in (0, 1)]
-    assert rates[1][0] == 0, "it warms up again"
-    assert max(rates[1]) == pytest.approx(0.1 * max(rates[0]))
-    assert all("triplet" in line["terms"] for line in steps if line["stage"] == 1), "no batch of it is mixed"
+    lrs = [[line["lr"] for line in steps if line["stage"] == stage] for stage in (0, 1)]
+    assert lrs[1][0] == 0, "it warms up again"
+    assert max(lrs[1]) == pytest.approx(0.1 * max(lrs[0]))
+    assert all("triplet" in line["terms"] for line in steps if line["stage"] == 1), "none of its batches is mixed"
 
 
-class Sunken(nn.Module):
-    """Stands for a loss that has collapsed from its second epoch on."""
+class CollapsingLoss(nn.Module):
+    """A loss that reports a collapse from the middle of the stage on."""
 
     batches, trains_head, unmixed_only = "shuffled", True, False
 
@@ -246,46 +249,48 @@ class Sunken(nn.Module):
 
     def collapse(self, means: Mapping[str, float], first: Mapping[str, float], progress: float) -> str | None:
         assert means == first == {"depth": 3.0}
-        return "it lies on the ground; raise it" if progress >= 0.5 else None
+        return "the depth is 3; reduce it" if progress >= 0.5 else None
 
 
-def test_collapse_is_named_once_and_noted(class_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(losses.LOSSES, "sunken", lambda *_: Sunken())
-    reporter = Listening()
-    run = fit(*begin(class_images, tmp_path / "run", {}, "stages.0.loss=sunken", "stages.0.epochs=4"), reporter)
-    warnings = [text for text in reporter.said if "warning" in text]
-    assert warnings == ["warning: epoch 2: it lies on the ground; raise it"]
-    named = [line.get("collapse") for line in log_lines(run.path) if line["kind"] == "epoch"]
-    assert named == [None, *["it lies on the ground; raise it"] * 3]
-    assert run.finished
-    said = StringIO()
-    show_run(run, make_console(said))
-    assert "the loss had collapsed when training ended" in said.getvalue()
-
-
-def test_collapse_stops_the_run_where_the_recipe_says_so(
+def test_collapse_is_reported_once_and_logged(
     class_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(losses.LOSSES, "sunken", lambda *_: Sunken())
-    overrides = ("stages.0.loss=sunken", "stages.0.epochs=4", "run.on_collapse=stop")
+    monkeypatch.setitem(losses.LOSSES, "collapsing", lambda *_: CollapsingLoss())
+    reporter = Messages()
+    run = fit(*begin(class_images, tmp_path / "run", {}, "stages.0.loss=collapsing", "stages.0.epochs=4"), reporter)
+    warnings = [text for text in reporter.messages if "warning" in text]
+    assert warnings == ["warning: epoch 2: the depth is 3; reduce it"]
+    logged = [line.get("collapse") for line in log_lines(run.path) if line["kind"] == "epoch"]
+    assert logged == [None, *["the depth is 3; reduce it"] * 3]
+    assert run.finished
+    printed = StringIO()
+    show_run(run, make_console(printed))
+    assert "the loss had collapsed when training ended" in printed.getvalue()
+
+
+def test_collapse_stops_the_run_with_on_collapse_stop(
+    class_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(losses.LOSSES, "collapsing", lambda *_: CollapsingLoss())
+    overrides = ("stages.0.loss=collapsing", "stages.0.epochs=4", "run.on_collapse=stop")
     run, images = begin(class_images, tmp_path / "run", {}, *overrides)
-    with pytest.raises(RunError, match=r'stopped after epoch 2, because the loss has collapsed .*on_collapse = "stop"'):
+    with pytest.raises(RunError, match=r'stopped after epoch 2: the loss has collapsed .*on_collapse is "stop"'):
         fit(run, images, Quiet())
     assert not runs.read_run(run.path).finished
     assert runs.has_state(run.path)
 
 
 def test_triplet_collapse_is_found_in_a_real_run(class_images: Path, tmp_path: Path) -> None:
-    """At a rate that is far too high from scratch, the features shrink into one point."""
-    reporter = Listening()
+    """With a far too high learning rate from scratch, the features contract to one point."""
+    reporter = Messages()
     values = {"stages": [{**STAGE, "epochs": 24, "batch_size": 6, "loss": "ce+triplet", "cutmix_prob": 0.0}]}
     run = fit(*begin(class_images, tmp_path / "run", values, "stages.0.optim.base_lr=20.0"), reporter)
-    warnings = [text for text in reporter.said if "collaps" in text]
+    warnings = [text for text in reporter.messages if "collaps" in text]
     assert "the triplet loss" in warnings[0]
     assert "lr_scale = 0.1" in warnings[0]
-    named = [line for line in log_lines(run.path) if "collapse" in line]
-    assert named[-1]["epoch"] == 24
-    assert named[-1]["terms"]["triplet"] == pytest.approx(0.3, rel=0.2), "it rests at the margin"
+    collapsed = [line for line in log_lines(run.path) if "collapse" in line]
+    assert collapsed[-1]["epoch"] == 24
+    assert collapsed[-1]["terms"]["triplet"] == pytest.approx(0.3, rel=0.2), "the loss stays at the margin"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -310,7 +315,7 @@ def test_exact_operations_change_no_bit_on_a_cpu(
     assert_finished_alike(fit(run, images, Quiet()).path, expected)
 
 
-def test_seeds_give_other_bits(
+def test_another_seed_gives_other_bits(
     class_images: Path, tmp_path: Path, whole: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     expected = uninterrupted(whole, class_images, "plain", tmp_path_factory)
@@ -321,7 +326,7 @@ def test_seeds_give_other_bits(
 def test_dropout_draws_the_same_after_a_resume(
     class_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch's own generator, which models of timm use, is a function of the step too."""
+    """torch's global generator, which timm models use, is seeded for each step."""
 
     def with_dropout(*args: Any, **kwargs: Any) -> Classifier:
         model = build_model(*args, **kwargs)
@@ -334,12 +339,12 @@ def test_dropout_draws_the_same_after_a_resume(
     for steps in (3, 2):
         with pytest.raises(Interrupted):
             fit(runs.read_run(run.path), images, SignalAfter(steps=steps))
-    torch.rand(7)  # whoever else draws
+    torch.rand(7)  # draws outside of training
     again(run.path)
     assert_finished_alike(run.path, tmp_path / "whole")
 
 
-def test_moved_run_with_strange_files_resumes_to_the_same_bits(
+def test_moved_run_with_stray_files_resumes_to_the_same_bits(
     class_images: Path, tmp_path: Path, whole: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     expected = uninterrupted(whole, class_images, "plain", tmp_path_factory)
@@ -355,15 +360,15 @@ def test_moved_run_with_strange_files_resumes_to_the_same_bits(
     assert_finished_alike(moved, expected)
 
 
-def test_metrics_describe_the_weights_that_were_kept(class_images: Path, tmp_path: Path) -> None:
-    """With select = "best" the last epoch's figures are not the kept ones'."""
+def test_metrics_describe_the_saved_weights(class_images: Path, tmp_path: Path) -> None:
+    """With select = "best" the figures of the last epoch are not those of the saved weights."""
     settings = SETTINGS["average, best, accumulated"]
     run, images = begin(class_images, tmp_path / "run", settings, "stages.0.epochs=6", "stages.0.optim.base_lr=8.0")
     run = fit(run, images, Quiet())
     epochs = [line for line in log_lines(run.path) if line["kind"] == "epoch"]
-    best = max(epochs, key=lambda line: line["val_top1"])  # the first of equals
+    best = max(epochs, key=lambda line: line["val_top1"])  # the first of ties
     val = json.loads((run.path / "metrics.json").read_text())["val"]
-    assert best["epoch"] < 6, "a run whose last epoch is its best shows nothing"
+    assert best["epoch"] < 6, "the best epoch must not be the last for this test"
     assert runs.read_run(run.path).info["best_epoch"] == best["epoch"]
     assert (val["top1"]["value"], val["nll"]) == (best["val_top1"], best["val_nll"])
     assert val["nll"] != epochs[-1]["val_nll"]
@@ -378,7 +383,7 @@ def test_best_without_val_is_refused(class_images: Path, tmp_path: Path) -> None
 
 def test_loss_that_is_not_finite_stops_with_the_step(class_images: Path, tmp_path: Path) -> None:
     run, images = begin(class_images, tmp_path / "run", {}, "stages.0.optim.base_lr=1e30", "stages.0.epochs=3")
-    with pytest.raises(RunError, match=r"loss is nan at epoch \d, step \d \(rate .*\)\. .*base_lr"):
+    with pytest.raises(RunError, match=r"loss is nan at epoch \d, step \d \(learning rate .*\)\. .*base_lr"):
         fit(run, images, Quiet())
     assert not runs.read_run(run.path).finished
     assert not (run.path / "weights.safetensors").exists()
@@ -388,11 +393,9 @@ def test_scores_that_are_not_finite_stop_the_run(
     class_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, images = begin(class_images, tmp_path / "run", {}, "stages.0.epochs=1")
-    monkeypatch.setattr(loop, "weights_out", lambda model: pytest.fail("such weights are not kept"))
-    lost = torch.full((1,), torch.nan)
-    monkeypatch.setattr(
-        "fewsight.scores.scoring._forward", lambda model, images, _: (lost.expand(len(images), 3), lost)
-    )
+    monkeypatch.setattr(loop, "weights_out", lambda model: pytest.fail("such weights are never saved"))
+    nan = torch.full((1,), torch.nan)
+    monkeypatch.setattr("fewsight.scores.scoring._forward", lambda model, images, _: (nan.expand(len(images), 3), nan))
     with pytest.raises(RunError, match=r"scores on val are not finite\. .*base_lr"):
         fit(run, images, Quiet())
 
@@ -418,19 +421,19 @@ def files_of(path: Path) -> dict[Path, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         ("base_lr = 2.0", "base_lr = 1.0", r"stages\.0\.optim\.base_lr: 2\.0 -> 1\.0"),
         ("threads = 1", "threads = 2", r"run\.threads: 1 -> 2"),
         ("holdout = 0.2", "holdout = 0.3", r"data\.holdout: 0\.2 -> 0\.3"),
     ],
 )
-def test_edited_recipe_is_refused_with_the_difference(stopped: Path, old: str, new: str, told: str) -> None:
+def test_edited_recipe_is_refused_with_the_difference(stopped: Path, old: str, new: str, message: str) -> None:
     recipe = stopped / "recipe.toml"
     assert old in recipe.read_text()
     recipe.write_text(recipe.read_text().replace(old, new))
     before = files_of(stopped)
-    with pytest.raises(RunError, match=told):
+    with pytest.raises(RunError, match=message):
         again(stopped)
     assert files_of(stopped) == before
 
@@ -452,7 +455,7 @@ def test_changed_data_is_refused_with_the_difference(stopped: Path, class_images
 
 def test_missing_data_is_refused(stopped: Path, class_images: Path) -> None:
     class_images.rename(class_images.with_name("elsewhere"))
-    with pytest.raises(RunError, match="is not there; bring it back"):
+    with pytest.raises(RunError, match="does not exist; restore it"):
         again(stopped)
 
 
@@ -463,31 +466,31 @@ def test_other_thread_count_is_refused(stopped: Path, monkeypatch: pytest.Monkey
         again(stopped)
 
 
-def test_state_is_due_by_time_and_after_epochs_unless_saving_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_is_due_after_minutes_and_after_epochs_unless_saving_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(loop.time, "monotonic", lambda: now)
-    keeper = state.StateSaver(minutes=5.0)
-    assert keeper.is_due(epoch_ended=True)
-    assert not keeper.is_due(epoch_ended=False)
-    keeper.cost = 2.0
+    saver = state.StateSaver(minutes=5.0)
+    assert saver.is_due(epoch_ended=True)
+    assert not saver.is_due(epoch_ended=False)
+    saver.cost = 2.0
     now += 99
-    assert not keeper.is_due(epoch_ended=True)
+    assert not saver.is_due(epoch_ended=True)
     now += 1
-    assert keeper.is_due(epoch_ended=True)
-    assert not keeper.is_due(epoch_ended=False)
+    assert saver.is_due(epoch_ended=True)
+    assert not saver.is_due(epoch_ended=False)
     now += 201
-    assert keeper.is_due(epoch_ended=False)
+    assert saver.is_due(epoch_ended=False)
 
 
-def test_finished_run_says_so_and_changes_nothing(class_images: Path, tmp_path: Path) -> None:
+def test_resume_of_a_finished_run_changes_nothing(class_images: Path, tmp_path: Path) -> None:
     fit(*begin(class_images, tmp_path / "run", {}, "stages.0.epochs=1"), Quiet())
-    before, said = files_of(tmp_path / "run"), StringIO()
-    assert resume(tmp_path / "run", console=make_console(said)).finished
-    assert "is finished; there is nothing to continue" in said.getvalue()
+    before, printed = files_of(tmp_path / "run"), StringIO()
+    assert resume(tmp_path / "run", console=make_console(printed)).finished
+    assert "is finished; there is nothing to continue" in printed.getvalue()
     assert files_of(tmp_path / "run") == before
 
 
-def test_signals_are_as_before_after_a_run(stopped: Path) -> None:
+def test_signal_handlers_are_restored_after_a_run(stopped: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert stopped.exists()
@@ -516,23 +519,25 @@ def test_killed_command_resumes_to_the_same_bits(class_images: Path, tmp_path: P
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="this system has no process groups")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_to_the_whole_group_saves_the_state(class_images: Path, tmp_path: Path, number: int) -> None:
-    """Ctrl-C and service managers reach the loading processes too."""
+    """Signals from Ctrl-C and service managers also reach the loading processes."""
     settings = SETTINGS["worker, sampling, growing"]
     fit(*begin(class_images, tmp_path / "whole", settings, "stages.0.epochs=20"), Quiet())
     begin(class_images, tmp_path / "run", settings, "stages.0.epochs=20")
     process = command("--resume", tmp_path / "run")
     wait_for_log(process, tmp_path / "run" / "log.jsonl")
     os.killpg(process.pid, number)
-    said, _ = process.communicate()
-    assert process.returncode == 128 + number, said
-    assert f"the state is saved. Continue with: fewsight train --resume {tmp_path / 'run'}" in said.replace("\n", " ")
+    printed, _ = process.communicate()
+    assert process.returncode == 128 + number, printed
+    assert f"the state is saved. Continue with: fewsight train --resume {tmp_path / 'run'}" in printed.replace(
+        "\n", " "
+    )
     assert "continuing after step" in finished(command("--resume", tmp_path / "run"))
     assert_finished_alike(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.fixture
 def photographs(fewsight_data: Path, tmp_path: Path) -> Path:
-    """A manifest that gives 14 full-size photographs two classes."""
+    """A manifest of 14 full-size photographs in two classes."""
     images = sorted((fewsight_data / "imagenet-256").glob("*.JPEG"))[:14]
     rows = [f"{image},{'left' if number % 2 else 'right'},{'train' if number < 12 else 'val'}"
             for number, image in enumerate(images)]  # fmt: skip
@@ -572,8 +577,8 @@ def test_full_size_resnest_killed_inside_its_epoch_resumes_to_the_same_bits(phot
         time.sleep(0.02)
     time.sleep(random.uniform(0, 2))
     process.kill()
-    said, _ = process.communicate()
-    assert process.returncode == -signal.SIGKILL, said
+    printed, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, printed
     assert json.loads(state.read_text())["values"]["position"]["step"] in (1, 2)
     assert "continuing after step" in finished(command("--resume", tmp_path / "run"))
     assert_finished_alike(tmp_path / "run", tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""The plan: fits the time, explains itself, works around what the user fixed. The probe is replaced: no clock."""
+"""Plans fill the time, give reasons and keep what the user fixed. Most tests replace the probe by fixed times."""
 
 import re
 from pathlib import Path
@@ -41,7 +41,7 @@ def pace_of(seconds: float) -> planner.Pace:
 
 
 def by_depth(recipe: Recipe, *_: object) -> planner.Pace:
-    """A made-up machine: deeper is slower."""
+    """A simulated machine on which deeper models are slower."""
     depth = int(recipe.model.backbone.removeprefix("resnest"))
     return pace_of({14: 1.0, 26: 2.0, 50: 4.0, 101: 8.0}[depth] * (3 if recipe.model.stem != "large" else 1))
 
@@ -67,7 +67,7 @@ def test_more_time_gives_more_model(prepared: Prepared, monkeypatch: pytest.Monk
     assert int(names[2].removeprefix("resnest")) > int(names[0].removeprefix("resnest"))
 
 
-def test_plan_says_why(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_gives_reasons(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "probe", by_depth)
     recipe, reasons = plan(prepared, 0.1)
     assert "40 training images of 2 classes, median shorter side 64 px" in reasons[0]
@@ -76,7 +76,7 @@ def test_plan_says_why(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> N
     )
 
 
-def test_plan_works_around_what_is_fixed(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_keeps_what_the_user_fixed(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "probe", by_depth)
     recipe, _ = plan(prepared, 0.2, "model.backbone=resnest50", "stages.0.epochs=3", "augment.policy=none")
     assert (recipe.model.backbone, recipe.stages[0].epochs, recipe.augment.policy) == ("resnest50", 3, "none")
@@ -92,7 +92,7 @@ def test_plan_works_around_what_is_fixed(prepared: Prepared, monkeypatch: pytest
         (("augment.train_px=32",), "train"),
     ],
 )
-def test_images_grow_unless_the_user_says_other(
+def test_images_grow_unless_the_user_fixed_their_size(
     prepared: Prepared, overrides: tuple[str, ...], first_px: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(planner, "probe", by_depth)
@@ -105,54 +105,57 @@ def test_hours_must_be_positive(prepared: Prepared, hours: float) -> None:
         plan(prepared, hours)
 
 
-def test_too_little_time_is_refused_with_the_epochs_length(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_time_is_refused_with_the_time_of_an_epoch(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(planner, "probe", lambda *_: pace_of(100.0))
     with pytest.raises(RecipeError, match=r"--hours 0\.01 is not enough for one epoch .* takes about 5 min") as refusal:
         plan(prepared, 0.01)
-    asked = re.search(r"Give --hours ([\d.]+) or more for one epoch", str(refusal.value))
-    assert asked is not None
-    assert plan(prepared, float(asked[1]))[0].stages[0].epochs == 1
+    hours = re.search(r"Give --hours ([\d.]+) or more for one epoch", str(refusal.value))
+    assert hours is not None
+    assert plan(prepared, float(hours[1]))[0].stages[0].epochs == 1
     assert "scoring val" in str(refusal.value)
 
 
-def test_few_epochs_are_warned_of_with_the_time_that_is_wanted(
+def test_warning_about_few_epochs_names_the_time_for_enough(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(planner, "probe", by_depth)
     recipe, reasons = plan(prepared, 0.01)
-    warned = re.fullmatch(
-        r"warning: (\d+) epochs in the time, of about (\d+) .* Give --hours ([\d.]+), or .* augment.train_px=32",
+    warning = re.fullmatch(
+        r"warning: time for (\d+) epochs, but this data needs about (\d+): .* Give --hours ([\d.]+), or .*"
+        r"augment\.train_px=32",
         reasons[-1],
     )
-    assert warned is not None
-    assert int(warned[1]) == recipe.stages[0].epochs
-    enough, told = plan(prepared, float(warned[3]))
-    assert enough.stages[0].epochs >= int(warned[2])
-    assert not any(line.startswith("warning") for line in told)
-    assert plan(prepared, 0.01, "stages.0.epochs=2")[1][-1].startswith("chosen"), "the user named them"
+    assert warning is not None
+    assert int(warning[1]) == recipe.stages[0].epochs
+    enough, new_reasons = plan(prepared, float(warning[3]))
+    assert enough.stages[0].epochs >= int(warning[2])
+    assert not any(line.startswith("warning") for line in new_reasons)
+    assert plan(prepared, 0.01, "stages.0.epochs=2")[1][-1].startswith("chosen"), "the user fixed them"
 
 
-def test_measuring_takes_a_share_of_the_time_and_never_long(
+def test_probing_takes_a_fraction_of_the_time_and_at_most_a_minute(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[float] = []
+    limits: list[float] = []
 
     def slow(recipe: Recipe, _: Prepared, seconds: float) -> planner.Pace:
-        asked.append(seconds)
-        clock[0] += seconds  # all that it may take
+        limits.append(seconds)
+        clock[0] += seconds  # the whole limit
         return pace_of(0.001)
 
     clock = [0.0]
     monkeypatch.setattr(planner, "probe", slow)
     monkeypatch.setattr(planner.time, "monotonic", lambda: clock[0])
-    for hours, most in ((0.03, 0.06 * 108), (0.1, 0.06 * 360), (1000.0, 60.0)):
-        asked.clear()
+    for hours, max_seconds in ((0.03, 0.06 * 108), (0.1, 0.06 * 360), (1000.0, 60.0)):
+        limits.clear()
         plan(prepared, hours)
-        assert 0 < sum(asked) <= most + 1e-9
-        assert all(one > 0 for one in asked)
+        assert 0 < sum(limits) <= max_seconds + 1e-9
+        assert all(limit > 0 for limit in limits)
 
 
-def test_probe_ends_with_a_step_that_takes_too_long(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe_ends_after_a_step_that_takes_too_long(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     class Slow:
         model, steps = None, 0
 
@@ -164,19 +167,19 @@ def test_probe_ends_with_a_step_that_takes_too_long(prepared: Prepared, monkeypa
     monkeypatch.setattr(planner.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(planner, "build_learner", lambda *_: learner)
     monkeypatch.setattr(planner, "_bytes_kept", lambda *_: 0)
-    (recipe, *_) = planner._candidates(
+    (recipe, *_) = planner._candidate_recipes(
         planner.ladder(32), 40, resolve_run(RunSettings(device="cpu", precision="float32")), ()
     )
     assert planner.probe(recipe, prepared, 6.5).step_seconds == 30.0
     assert learner.steps == 1
 
 
-def test_step_that_others_made_longer_does_not_count() -> None:
-    assert planner._quiet([9.0, 1.0, 1.1, 1.0, 7.0, 1.0, 8.0]) == 1.0
-    assert planner._quiet([9.0]) == 9.0
+def test_steps_slowed_by_other_programs_do_not_count() -> None:
+    assert planner._undisturbed([9.0, 1.0, 1.1, 1.0, 7.0, 1.0, 8.0]) == 1.0
+    assert planner._undisturbed([9.0]) == 9.0
 
 
-def test_short_memory_cuts_the_batch(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_memory_raises_accumulation(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner, "probe", by_depth)
     monkeypatch.setattr(planner, "free_memory", lambda device: 16 * 1000)
     recipe, _ = plan(prepared, 0.1)
@@ -196,7 +199,7 @@ def test_probe_takes_real_steps(prepared: Prepared) -> None:
 
 
 @pytest.mark.parametrize("native", [8, 32, 64, 100, 300, 4000])
-def test_ladder_climbs_and_stays_in_range(native: int) -> None:
-    rungs = planner.ladder(native)
-    assert all(16 <= rung.train_px <= 224 for rung in rungs)
-    assert len(set(rungs)) == len(rungs) >= 3
+def test_ladder_has_different_candidates_in_range(native: int) -> None:
+    candidates = planner.ladder(native)
+    assert all(16 <= candidate.train_px <= 224 for candidate in candidates)
+    assert len(set(candidates)) == len(candidates) >= 3

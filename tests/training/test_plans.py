@@ -1,4 +1,4 @@
-"""Plans of batches: every image once and none alone, or P classes x K images; a function of (seed, epoch) only."""
+"""Batch plans: every image once and no batch of one image, or P classes x K images; a function of (seed, epoch)."""
 
 from collections import Counter
 
@@ -13,11 +13,12 @@ COUNTS = st.integers(2, 400)
 SIZES = st.integers(2, 130)
 LABELS = st.lists(st.integers(0, 6), min_size=2, max_size=150).filter(lambda labels: len(set(labels)) >= 2)
 
-UNEVEN = [0] * 30 + [1] * 5 + [2] * 5  # a batch of 2 x 4 often takes a class's last image and its next first ones
+# a batch of 2 x 4 often has a class's last image of one pass and the first ones of the next
+UNEVEN = [0] * 30 + [1] * 5 + [2] * 5
 
 
 @given(COUNTS, SIZES, st.integers(0, 50))
-def test_epoch_has_every_image_once_and_none_alone(count: int, batch_size: int, epoch: int) -> None:
+def test_epoch_has_every_image_once_and_no_batch_of_one(count: int, batch_size: int, epoch: int) -> None:
     plan = ShuffledBatches((0,) * count, batch_size, seed=1)
     drawn = plan.epoch(epoch)
     sizes = [len(batch) for batch in drawn]
@@ -31,25 +32,28 @@ def test_epoch_has_every_image_once_and_none_alone(count: int, batch_size: int, 
 @given(COUNTS, SIZES, st.integers(0, 2**63 - 1))
 def test_epoch_is_a_function_of_seed_and_number(count: int, batch_size: int, seed: int) -> None:
     plan = ShuffledBatches((0,) * count, batch_size, seed)
-    one, again = np.concatenate(plan.epoch(3)), np.concatenate(ShuffledBatches((0,) * count, batch_size, seed).epoch(3))
-    assert np.array_equal(one, again)
+    order, again = (
+        np.concatenate(plan.epoch(3)),
+        np.concatenate(ShuffledBatches((0,) * count, batch_size, seed).epoch(3)),
+    )
+    assert np.array_equal(order, again)
     if count >= 20:
-        assert not np.array_equal(one, np.concatenate(plan.epoch(4)))
-        assert not np.array_equal(one, np.concatenate(ShuffledBatches((0,) * count, batch_size, seed + 1).epoch(3)))
+        assert not np.array_equal(order, np.concatenate(plan.epoch(4)))
+        assert not np.array_equal(order, np.concatenate(ShuffledBatches((0,) * count, batch_size, seed + 1).epoch(3)))
 
 
 def test_sampling_draws_classes_equally_often() -> None:
     labels = (0,) * 900 + (1,) * 90 + (2,) * 10
     plan = ShuffledBatches(labels, 50, seed=0, sampling=True)
     drawn = np.concatenate([np.concatenate(plan.epoch(epoch)) for epoch in range(20)])
-    shares = np.bincount(np.asarray(labels)[drawn], minlength=3) / len(drawn)
+    proportions = np.bincount(np.asarray(labels)[drawn], minlength=3) / len(drawn)
     assert len(drawn) == 20 * 1000, "an epoch is as long as without"
-    assert shares == pytest.approx([1 / 3] * 3, abs=0.015)  # 4.5 standard deviations of 20,000 draws
+    assert proportions == pytest.approx([1 / 3] * 3, abs=0.015)  # 4.5 standard deviations of 20,000 draws
     assert len(np.unique(drawn)) > 990, "images within a class are drawn alike"
 
 
 @pytest.mark.parametrize(
-    ("most", "num_classes", "shape"),
+    ("max_images", "num_classes", "shape"),
     [
         (128, 1000, (32, 4)),
         (256, 1000, (64, 4)),
@@ -59,8 +63,8 @@ def test_sampling_draws_classes_equally_often() -> None:
         (7, 5, (2, 3)),
     ],
 )
-def test_class_batches_have_that_shape(most: int, num_classes: int, shape: tuple[int, int]) -> None:
-    plan = ClassBatches(tuple(range(num_classes)) * 12, most, seed=0)
+def test_class_batches_have_that_shape(max_images: int, num_classes: int, shape: tuple[int, int]) -> None:
+    plan = ClassBatches(tuple(range(num_classes)) * 12, max_images, seed=0)
     assert plan.shape == shape
     assert plan.batch_size == shape[0] * shape[1]
 
@@ -68,34 +72,38 @@ def test_class_batches_have_that_shape(most: int, num_classes: int, shape: tuple
 def passes(draws: list[int], members: list[int]) -> bool:
     """Whether every member is drawn before any is drawn again, and so on to the last, partial pass."""
     size = len(members)
-    whole = [sorted(draws[at : at + size]) for at in range(0, len(draws) - size + 1, size)]
+    whole = [sorted(draws[start : start + size]) for start in range(0, len(draws) - size + 1, size)]
     rest = draws[len(whole) * size :]
-    return all(one == sorted(members) for one in whole) and len(set(rest)) == len(rest) and set(rest) <= set(members)
+    return (
+        all(drawn == sorted(members) for drawn in whole) and len(set(rest)) == len(rest) and set(rest) <= set(members)
+    )
 
 
 @given(LABELS, st.integers(4, 60), st.integers(2, 6), st.integers(0, 9))
 @example(UNEVEN, 8, 4, 0)
-def test_class_batches_hold_p_classes_of_k_images_each(labels: list[int], most: int, k: int, epoch: int) -> None:
-    plan = ClassBatches(tuple(labels), most, seed=2, images_per_class=k)
+def test_class_batches_hold_p_classes_of_k_images_each(labels: list[int], max_images: int, k: int, epoch: int) -> None:
+    plan = ClassBatches(tuple(labels), max_images, seed=2, images_per_class=k)
     num_classes, num_images = plan.shape
     drawn = plan.epoch(epoch)
     sizes = Counter(labels)
     assert len(drawn) == plan.num_steps == max(1, len(labels) // (num_classes * num_images))
     assert num_classes >= 2
     assert num_images >= 2
-    assert num_classes * num_images <= most
+    assert num_classes * num_images <= max_images
     for batch in drawn:
         rows = batch.reshape(num_classes, num_images).tolist()
         each = [{labels[index] for index in row} for row in rows]
-        assert all(len(one) == 1 for one in each), "a class's images stand side by side"
+        assert all(len(classes) == 1 for classes in each), "the images of a class are adjacent"
         assert len(set.union(*each)) == num_classes
         assert all(len(set(row)) == min(num_images, sizes[labels[row[0]]]) for row in rows)
 
 
 @given(LABELS, st.integers(4, 60), st.integers(2, 6), st.integers(0, 9))
 @example(UNEVEN, 8, 4, 0)
-def test_class_batches_draw_classes_and_their_images_in_turn(labels: list[int], most: int, k: int, epoch: int) -> None:
-    plan = ClassBatches(tuple(labels), most, seed=3, images_per_class=k)
+def test_class_batches_draw_classes_and_their_images_in_turn(
+    labels: list[int], max_images: int, k: int, epoch: int
+) -> None:
+    plan = ClassBatches(tuple(labels), max_images, seed=3, images_per_class=k)
     drawn = np.concatenate(plan.epoch(epoch)).tolist()
     classes = [labels[index] for index in drawn[:: plan.shape[1]]]
     counts = Counter(classes)
@@ -103,10 +111,10 @@ def test_class_batches_draw_classes_and_their_images_in_turn(labels: list[int], 
     assert max(times) - min(times) <= 1
     assert len(classes) == plan.num_steps * plan.shape[0]
     for label in set(labels):
-        members = [index for index, one in enumerate(labels) if one == label]
+        members = [index for index, other in enumerate(labels) if other == label]
         draws = [index for index in drawn if labels[index] == label]
-        seen = Counter(draws)
-        assert max(seen[one] for one in members) - min(seen[one] for one in members) <= 1
+        draw_counts = [Counter(draws)[index] for index in members]
+        assert max(draw_counts) - min(draw_counts) <= 1
         assert passes(draws, members)
 
 
@@ -114,12 +122,12 @@ def test_class_batches_draw_classes_and_their_images_in_turn(labels: list[int], 
 def test_class_batches_are_a_function_of_seed_and_epoch(seed: int, epoch: int) -> None:
     labels = tuple(range(8)) * 6
     plan = ClassBatches(labels, 16, seed)
-    one = plan.epoch(epoch)
+    batches = plan.epoch(epoch)
     plan.epoch(epoch + 1)
     for again in (plan, ClassBatches(labels, 16, seed)):
-        assert np.array_equal(np.concatenate(one), np.concatenate(again.epoch(epoch)))
+        assert np.array_equal(np.concatenate(batches), np.concatenate(again.epoch(epoch)))
     for other in (plan.epoch(epoch + 1), ClassBatches(labels, 16, seed + 1).epoch(epoch)):
-        assert not np.array_equal(np.concatenate(one), np.concatenate(other))
+        assert not np.array_equal(np.concatenate(batches), np.concatenate(other))
 
 
 def test_class_batches_give_a_lone_image_k_times() -> None:
@@ -137,5 +145,5 @@ def test_class_batches_reach_every_image_over_epochs() -> None:
     assert len(np.unique(drawn)) == 55
 
 
-def test_class_shares_count_absent_classes() -> None:
+def test_class_counts_include_absent_classes() -> None:
     assert class_counts([0, 2, 2], 4) == [1, 0, 2, 0]

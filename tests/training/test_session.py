@@ -1,4 +1,4 @@
-"""What the commands do, as functions: checks before work, previews, evaluation on another machine."""
+"""Training and evaluation as functions: checks before work, previews, runs of another machine."""
 
 import io
 from pathlib import Path
@@ -34,7 +34,9 @@ def quiet() -> tuple[Console, io.StringIO]:
         ("model.backbone=timm:resnet18", "has its own stem and width"),
     ],
 )
-def test_unknown_part_is_refused_before_the_data_is_read(override: str, message: str, tmp_path: Path) -> None:
+def test_unknown_backbone_or_loss_is_refused_before_the_data_is_read(
+    override: str, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(RecipeError, match=message):
         train(tmp_path / "nowhere", tmp_path / "run", recipe="digits", overrides=[override])
 
@@ -51,31 +53,33 @@ def test_shipped_recipe_has_known_parts(name: str) -> None:
 
 
 @pytest.mark.parametrize("hours", [0.0, -1.0, float("nan"), float("inf")])
-def test_hours_must_be_a_time(hours: float, tmp_path: Path) -> None:
+def test_hours_must_be_positive_and_finite(hours: float, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"--hours .*: expected a number above 0"):
         train(tmp_path, tmp_path / "run", hours=hours)
 
 
-def test_place_is_checked_before_the_data(tmp_path: Path) -> None:
+def test_out_is_checked_before_the_data(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(RunError, match="file is a file, not a folder"):
         train(tmp_path / "nowhere", tmp_path / "file" / "run", recipe="digits")
 
 
-def test_interrupted_seeds_say_how_to_train_the_rest(
+def test_interrupt_message_names_the_commands_for_the_remaining_seeds(
     digit_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(*_: object) -> None:
         raise Interrupted("interrupted", 2)
 
     monkeypatch.setattr(session, "_fit", stopped)
-    place = tmp_path / "runs"
+    out = tmp_path / "runs"
     with pytest.raises(Interrupted, match=r"--recipe .*seed0/recipe\.toml --set run\.seed=1 --out .*seed1$"):
-        train(digit_images, place, recipe="digits", overrides=TINY, seeds=[0, 1], console=quiet()[0])
+        train(digit_images, out, recipe="digits", overrides=TINY, seeds=[0, 1], console=quiet()[0])
 
 
-def test_seeds_may_join_others_but_not_enter_a_run(tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"already there \(a run\)"):
+def test_seeds_can_be_added_beside_others_but_not_inside_a_run(
+    tiny_run: Path, digit_images: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match=r"already exists \(a run\)"):
         train(digit_images, tiny_run, recipe="digits", seeds=[5])
     console, _ = quiet()
     overrides = [*TINY, "stages.0.epochs=1"]
@@ -84,7 +88,7 @@ def test_seeds_may_join_others_but_not_enter_a_run(tiny_run: Path, digit_images:
         assert run.path == tmp_path / f"seed{seed}"
 
 
-def test_resolve_leaves_nothing_open(digit_images: Path) -> None:
+def test_resolve_leaves_no_auto_values(digit_images: Path) -> None:
     recipe = resolve(load_recipe("resnest101_ce"), prepare(digit_images, Data()))
     assert recipe.model.stem == "large"
     assert recipe.eval.test_px == [224, 320, 380, 448]
@@ -102,12 +106,12 @@ def test_preview_shows_each_batch(digit_images: Path, tmp_path: Path) -> None:
         assert sheet.height > 4 * 96
 
 
-def test_evaluation_takes_a_folder_without_splits_whole(tiny_run: Path, digit_images: Path) -> None:
+def test_evaluation_uses_all_of_a_folder_without_splits(tiny_run: Path, digit_images: Path) -> None:
     console, _ = quiet()
-    found = evaluate(tiny_run, digit_images / "test", console=console)
-    assert (found.split, found.figures.num_images, found.num_trained_on) == ("all", 15, 0)
+    evaluation = evaluate(tiny_run, digit_images / "test", console=console)
+    assert (evaluation.split, evaluation.figures.num_images, evaluation.num_trained_on) == ("all", 15, 0)
     named = evaluate(tiny_run, digit_images, console=console)
-    assert named.figures.top1 == found.figures.top1
+    assert named.figures.top1 == evaluation.figures.top1
 
 
 def test_evaluation_needs_one_readable_image(tiny_run: Path, tmp_path: Path) -> None:
@@ -118,7 +122,7 @@ def test_evaluation_needs_one_readable_image(tiny_run: Path, tmp_path: Path) -> 
         evaluate(tiny_run, tmp_path, console=quiet()[0])
 
 
-def test_run_of_another_device_is_tested_in_this_ones_precision(tiny_run: Path) -> None:
+def test_run_of_another_device_is_tested_in_the_precision_of_this_one(tiny_run: Path) -> None:
     run = runs.read_run(tiny_run)
     on_gpu = run.recipe.run.model_copy(update={"device": "cuda:3", "precision": "fp16", "workers": 16})
     moved = runs.Run(run.path, run.recipe.model_copy(update={"run": on_gpu}), run.classes, run.data, run.info)

@@ -1,4 +1,4 @@
-"""Reporters beside the terminal: TensorBoard's files, a resumed run's too, and one of the user's own."""
+"""Reporters beside the terminal: TensorBoard's files, also of a resumed run, and a user's own reporter."""
 
 import importlib.util
 import json
@@ -30,58 +30,58 @@ LONG = [
 
 
 class Recorder:
-    """A reporter as a user would write it: what it was told."""
+    """A reporter as a user would write it, which records its calls."""
 
-    told: list[tuple[str, Any]]
+    calls: list[tuple[str, Any]]
     stop_at: int | None = None
 
     def __init__(self, run: Run, images: TrainingSet) -> None:
-        self.told = [("made", (run.path, len(images.paths)))]
+        self.calls = [("made", (run.path, len(images.paths)))]
         self.keys: dict[str, set[str]] = {"step": set(), "epoch": set()}
         type(self).last = self  # type: ignore[attr-defined]
 
     def start(self, total_steps: int, done_steps: int) -> None:
-        self.told.append(("start", (total_steps, done_steps)))
+        self.calls.append(("start", (total_steps, done_steps)))
 
     def step(self, line: Mapping[str, Any], done_steps: int) -> None:
-        self.told.append(("step", (done_steps, line["loss"])))
+        self.calls.append(("step", (done_steps, line["loss"])))
         self.keys["step"] |= set(line)
         if done_steps == self.stop_at:
             os.kill(os.getpid(), signal.SIGINT)
 
     def epoch(self, line: Mapping[str, Any]) -> None:
-        self.told.append(("epoch", line["epoch"]))
+        self.calls.append(("epoch", line["epoch"]))
         self.keys["epoch"] |= set(line)
 
     def say(self, text: str) -> None:
-        self.told.append(("say", text))
+        self.calls.append(("say", text))
 
     def close(self) -> None:
-        self.told.append(("close", None))
+        self.calls.append(("close", None))
 
 
 def events(run: Path) -> EventAccumulator:
-    found = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
-    found.Reload()
-    return found
+    accumulator = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+    accumulator.Reload()
+    return accumulator
 
 
-def test_own_reporter_is_told_everything(digit_images: Path, tmp_path: Path) -> None:
+def test_own_reporter_receives_every_call(digit_images: Path, tmp_path: Path) -> None:
     (run,) = fewsight.train(digit_images, tmp_path / "run", recipe="digits", overrides=LONG, reporters=[Recorder])
-    told = Recorder.last.told  # type: ignore[attr-defined]
-    kinds = [kind for kind, _ in told]
+    calls = Recorder.last.calls  # type: ignore[attr-defined]
+    kinds = [kind for kind, _ in calls]
     steps = kinds.count("step")
-    assert told[0] == ("made", (run.path, 18))
-    assert told[1] == ("start", (steps, 0))
-    assert [value[0] for kind, value in told if kind == "step"] == list(range(1, steps + 1))
-    assert [value for kind, value in told if kind == "epoch"] == list(range(1, 13))
+    assert calls[0] == ("made", (run.path, 18))
+    assert calls[1] == ("start", (steps, 0))
+    assert [value[0] for kind, value in calls if kind == "step"] == list(range(1, steps + 1))
+    assert [value for kind, value in calls if kind == "epoch"] == list(range(1, 13))
     assert kinds[-1] == "close"
-    assert any(kind == "say" and value.startswith("stage 1 of 1: ce, 12 epochs") for kind, value in told)
+    assert any(kind == "say" and value.startswith("stage 1 of 1: ce, 12 epochs") for kind, value in calls)
     for method, keys in Recorder.last.keys.items():  # type: ignore[attr-defined]
         assert keys <= set(re.findall(r"`(\w+)`", str(getattr(Reporter, method).__doc__))), method
 
 
-def test_every_reporter_is_closed_though_one_fails() -> None:
+def test_every_reporter_is_closed_even_if_one_raises() -> None:
     closed = list[int]()
 
     class Ends(Recorder):
@@ -105,7 +105,7 @@ def test_error_in_a_reporter_ends_the_training(digit_images: Path, tmp_path: Pat
 
     with pytest.raises(ZeroDivisionError, match="mine"):
         fewsight.train(digit_images, tmp_path / "run", recipe="digits", overrides=LONG, reporters=[Broken])
-    assert Broken.last.told[-1] == ("close", None)  # type: ignore[attr-defined]
+    assert Broken.last.calls[-1] == ("close", None)  # type: ignore[attr-defined]
     fewsight.resume(tmp_path / "run")
     assert len(fewsight.load(tmp_path / "run").predict(sorted(digit_images.glob("test/*/*.png")))) == 15
 
@@ -114,16 +114,16 @@ def test_tensorboard_shows_the_log(digit_images: Path, tmp_path: Path, command: 
     sets = [word for value in LONG for word in ("--set", value)]
     answer = command("train", digit_images, "--out", tmp_path / "run", "--recipe", "digits", *sets, "--tensorboard")
     assert answer.code == 0, answer.err
-    found, log = events(tmp_path / "run"), (tmp_path / "run/log.jsonl").read_text().splitlines()
-    epochs = [one for one in map(json.loads, log) if one["kind"] == "epoch"]
-    losses = found.Scalars("epoch/loss")
-    assert [one.value for one in losses] == pytest.approx([one["train_loss"] for one in epochs], rel=1e-6)
-    assert [one.value for one in found.Scalars("val/top1")] == pytest.approx([one["val_top1"] for one in epochs])
+    curves, log = events(tmp_path / "run"), (tmp_path / "run/log.jsonl").read_text().splitlines()
+    epochs = [line for line in map(json.loads, log) if line["kind"] == "epoch"]
+    losses = curves.Scalars("epoch/loss")
+    assert [point.value for point in losses] == pytest.approx([line["train_loss"] for line in epochs], rel=1e-6)
+    assert [point.value for point in curves.Scalars("val/top1")] == pytest.approx([line["val_top1"] for line in epochs])
     per_epoch = losses[0].step
-    assert [one.step for one in losses] == [per_epoch * number for number in range(1, 13)]
-    assert {one.step % EVERY_STEPS for one in found.Scalars("train/rate")} == {0}
-    assert [one.step for one in found.Images("first batch")] == [0]
-    (text,) = found.Tensors("recipe/text_summary")
+    assert [point.step for point in losses] == [per_epoch * number for number in range(1, 13)]
+    assert {point.step % EVERY_STEPS for point in curves.Scalars("train/rate")} == {0}
+    assert [point.step for point in curves.Images("first batch")] == [0]
+    (text,) = curves.Tensors("recipe/text_summary")
     assert 'backbone = "resnest14"' in text.tensor_proto.string_val[0].decode()
 
 
@@ -137,7 +137,7 @@ def test_resumed_curves_are_those_of_the_uninterrupted_run(digit_images: Path, t
     fewsight.resume(tmp_path / "cut", reporters=[TensorBoard])
     whole, cut = events(tmp_path / "whole"), events(tmp_path / "cut")
     for name in ("train/loss", "train/rate", "epoch/loss", "val/top1"):
-        both = [[(one.step, one.value) for one in found.Scalars(name)] for found in (whole, cut)]
+        both = [[(point.step, point.value) for point in curves.Scalars(name)] for curves in (whole, cut)]
         assert both[0] == both[1], name
 
 

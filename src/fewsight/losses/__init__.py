@@ -1,16 +1,16 @@
 """Losses: Modules `(logits, features, targets) -> (scalar, what to log)`, and weighted sums of them.
 
-To add one, write its Module and builder in a file here and name it in LOSSES; a recipe then takes it alone or in
-a sum (`loss = "ce+yours"`, `losses.weights.yours = 0.5`). What it may declare:
+To add a loss, write its Module and builder in a file here and add the builder to LOSSES; a recipe can then use it alone
+or in a sum (`loss = "ce+yours"`, `losses.weights.yours = 0.5`). The Module declares:
 
-- `batches`: "shuffled", or "pk" where it compares images within the batch (and so takes no accumulation);
-- `trains_head`: whether the linear head, which predicts, learns from it;
-- `unmixed_only`: whether it learns nothing from a CutMix batch;
-- `collapse(means, first, progress) -> str | None`, optional: given the means of what it logs over an epoch and over the
-  stage's first, and the share of the stage that is done, what has gone wrong and what to change.
+- `batches`: "shuffled", or "pk" if it compares images within the batch (which excludes gradient accumulation);
+- `trains_head`: whether it trains the linear head, which predicts;
+- `unmixed_only`: whether a CutMix batch gives no gradient;
+- `collapse(means, first, progress) -> str | None`, optional: a diagnosis and what to change, or None, from the means
+  of the logged terms over an epoch and over the stage's first epoch, and the proportion of the stage that is done.
 
-What it logs are floats or 0-dimensional tensors; one that is NaN has no value in this batch and is left out. Weights
-that it owns are trained too. `fit()` never asks which loss it has.
+The logged terms are floats or 0-dimensional tensors; NaN means no value in this batch, and the term is not logged.
+Weights that a loss owns are trained too. `fit()` never asks which loss it has.
 """
 
 import difflib
@@ -36,11 +36,11 @@ __all__ = [
     "WeightedSum",
     "at_least_float32",
     "balanced_weights",
+    "batch_kind",
     "build_loss",
     "check_loss",
     "collapse_of",
     "own_weights",
-    "wanted_batches",
 ]
 
 LossBuilder = Callable[[Losses, int, int, Tensor | None], nn.Module]
@@ -50,36 +50,39 @@ LOSSES: dict[str, LossBuilder] = {"ce": cross_entropy, "triplet": triplet, "arcf
 def build_loss(
     name: str, losses: Losses, *, num_classes: int, num_features: int, class_weights: Tensor | None = None
 ) -> nn.Module:
-    """The loss of that name, or the sum: `ce+triplet`, with the weights of `losses.weights`.
+    """The loss `name`, or a sum such as `ce+triplet` with the weights of `losses.weights`.
 
     Raises:
-        RecipeError: no such loss (the nearest is named), one twice, or a sum that leaves the linear head untrained.
+        RecipeError: no such loss (the message suggests the nearest name), a loss given twice, or a loss or sum that
+            does not train the linear head.
     """
     names = [part.strip() for part in name.split("+")]
     if "" in names:
-        raise RecipeError(f"loss {name!r}: expected a loss, or a sum such as ce+triplet; known are {', '.join(LOSSES)}")
-    for one in [*names, *losses.weights]:
-        if one not in LOSSES:
-            near = difflib.get_close_matches(one, LOSSES, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise RecipeError(f"no loss {one!r}: known are {', '.join(LOSSES)}, and sums such as ce+triplet{hint}")
+        raise RecipeError(f"loss {name!r}: expected one of {', '.join(LOSSES)}, or a sum such as ce+triplet")
+    for term in [*names, *losses.weights]:
+        if term not in LOSSES:
+            nearest = difflib.get_close_matches(term, LOSSES, 1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise RecipeError(
+                f"no loss {term!r}: expected one of {', '.join(LOSSES)}, or a sum such as ce+triplet{hint}"
+            )
     if len(set(names)) < len(names):
-        raise RecipeError(f"loss {name!r}: a loss stands there twice; give it a weight in losses.weights instead")
-    terms = {one: LOSSES[one](losses, num_classes, num_features, class_weights) for one in names}
-    alone = len(names) == 1 and names[0] not in losses.weights
-    loss = terms[names[0]] if alone else WeightedSum(terms, losses.weights)
+        raise RecipeError(f"loss {name!r}: a loss is given twice; give it a weight in losses.weights instead")
+    terms = {term: LOSSES[term](losses, num_classes, num_features, class_weights) for term in names}
+    unweighted = len(names) == 1 and names[0] not in losses.weights
+    loss = terms[names[0]] if unweighted else WeightedSum(terms, losses.weights)
     if not loss.trains_head:
-        raise RecipeError(f"loss {name!r} leaves the linear head, which predicts, untrained; use {f'ce+{name}'!r}")
+        raise RecipeError(f"loss {name!r} does not train the linear head, which predicts; use {f'ce+{name}'!r}")
     return loss
 
 
 def own_weights(loss: nn.Module) -> list[str]:
-    """The weights that a loss owns, in words: `terms.arcface.weight [20, 2048]`."""
+    """Names and shapes of the weights that a loss owns: `terms.arcface.weight [20, 2048]`."""
     return [f"{name} {list(weight.shape)}" for name, weight in loss.named_parameters()]
 
 
 def batch_kind(stage: Stage) -> str:
-    """`shuffled` or `pk`: what the stage says, else what its loss wants."""
+    """`shuffled` or `pk`: the stage's `batches`, or for "auto" those of its loss."""
     if stage.batches != "auto":
         return stage.batches
     with torch.device("meta"):
@@ -87,18 +90,21 @@ def batch_kind(stage: Stage) -> str:
 
 
 def check_loss(stage: Stage, cutmix_prob: float) -> None:
-    """Refuse a stage whose loss could not do its work.
+    """Check that a stage's loss can train with the stage's settings.
+
+    Args:
+        cutmix_prob: the probability that CutMix mixes a batch of the stage.
 
     Raises:
         RecipeError: as `build_loss`; gradient accumulation with a loss that compares images within the batch; a
-            loss of unmixed batches where every batch is mixed; P x K batches too small for two classes of two.
+            loss that needs unmixed batches where every batch is mixed; P x K batches of fewer than 2 x 2 images.
     """
     with torch.device("meta"):
         loss = build_loss(stage.loss, stage.losses, num_classes=2, num_features=1)
     if loss.batches == "pk" and stage.accumulate > 1:
         raise RecipeError(
-            f"loss {stage.loss!r} seeks the hardest pairs of the whole batch, so it takes no accumulation (accumulate "
-            f"is {stage.accumulate}); set it to 1 and, where memory is short, take a smaller batch_size or train_px"
+            f"loss {stage.loss!r} compares the images of the whole batch, so it cannot be accumulated (accumulate "
+            f"is {stage.accumulate}); set it to 1 and, if memory is short, use a smaller batch_size or train_px"
         )
     if loss.unmixed_only and cutmix_prob >= 1:
         raise RecipeError(

@@ -1,4 +1,4 @@
-"""Cross-entropy with the report's label smoothing."""
+"""Cross-entropy with the paper's label smoothing."""
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,10 @@ from fewsight.recipes import Losses
 
 
 class SmoothedCrossEntropy(nn.Module):
-    """Cross-entropy against 1 - e on the true class and e / (K - 1) on each other (the report's formula).
+    """Cross-entropy with targets 1 - e for the true class and e / (K - 1) for each other class (the paper's formula).
 
-    PyTorch's `label_smoothing` spreads over all K classes: equal to this at e * K / (K - 1). Under CutMix the
-    targets are mixed: lam * L(labels) + (1 - lam) * L(other_labels). With class weights each image counts by
+    PyTorch's `label_smoothing` distributes e over all K classes: it equals this loss at e * K / (K - 1). Under CutMix
+    the loss is lam * L(labels) + (1 - lam) * L(other_labels). With class weights each image's loss is multiplied by
     the weight of its class, and the sum is divided by the number of images.
 
     Args:
@@ -48,12 +48,12 @@ class SmoothedCrossEntropy(nn.Module):
 
 
 def cross_entropy(losses: Losses, num_classes: int, num_features: int, class_weights: Tensor | None) -> nn.Module:
-    """`ce`."""
+    """Build the loss `ce`."""
     return SmoothedCrossEntropy(losses.smoothing, class_weights)
 
 
 def balanced_weights(counts: list[int]) -> Tensor:
-    """[K] weights, inversely proportional to the classes' counts, with mean 1 over the images."""
+    """Class weights [K], inversely proportional to the images of each class, with mean 1 over the images."""
     numbers = torch.tensor(counts, dtype=torch.float64)
     present = (numbers > 0).sum()
     return torch.where(numbers > 0, numbers.sum() / (present * numbers.clamp(min=1)), 0.0).float()

@@ -11,27 +11,28 @@ from torch.nn import functional
 from fewsight.losses.targets import Targets, at_least_float32
 from fewsight.recipes import Losses
 
-LEAST_DISTANCE = 1e-6  # below it a pair has no direction to be pushed in
-# collapsed, in units of the margin: every distance is small, and negatives lead positives by next to nothing
+MIN_DISTANCE = 1e-6  # below it the gradient of a distance has no direction
+# collapsed, in units of the margin: both distances are small, and negatives are hardly farther than positives
 COLLAPSED_POSITIVE, COLLAPSED_NEGATIVE, COLLAPSED_LEAD = 1.0, 0.5, 0.1
-# on the way there: distances have shrunk to this share of the stage's first epoch, and no more anchors are satisfied
+# collapsing: distances have shrunk to this proportion of the first epoch's, and more than this proportion is active
 SHRUNKEN, UNSATISFIED = 0.25, 0.95
 
 
 class BatchHardTriplet(nn.Module):
     """Mean over anchors of [m + max over positives d(a, p) - min over negatives d(a, n)]+, within the batch.
 
-    Distances are Euclidean, on features as they are. A positive is another image of the anchor's class: a copy
-    of the same image is neither positive nor negative. Anchors without a positive or without a negative do not
-    count. The pairs are chosen by a matrix product of centred features, and the chosen distances computed anew
-    by difference, since the product loses small ones in float32. Computed in float32 at least.
+    Distances are Euclidean, between the pooled features. A positive is another image of the anchor's class: a copy
+    of the anchor's image is neither positive nor negative. Anchors without a positive or without a negative do not
+    count. Pairs are mined with a matrix product of centred features, and their distances computed again by
+    subtraction, since the product loses small distances in float32. Computed in float32 or float64.
 
-    A CutMix image has no one identity, so a mixed batch gives 0 (`mixed = "skip"`) or, as a choice,
+    A CutMix image belongs to two classes, so the loss of a mixed batch is 0 (`mixed = "skip"`) or
     lam * L(labels) + (1 - lam) * L(other_labels) (`mixed = "lam"`).
 
     Args:
         margin: m, in units of distance, or "soft" for log(1 + exp(d(a, p) - d(a, n))).
-        normalise: bring features to length 1 first.
+        normalise: normalise features to length 1 first.
+        mixed: the loss of a CutMix batch.
 
     Source: Hermans et al., arXiv 1703.07737, eq. 5.
     """
@@ -51,88 +52,96 @@ class BatchHardTriplet(nn.Module):
 
     @property
     def unmixed_only(self) -> bool:
-        """Whether it learns nothing from a mixed batch."""
+        """Whether a mixed batch gives no gradient."""
         return self.mixed == "skip"
 
     def forward(self, logits: Tensor, features: Tensor, targets: Targets) -> tuple[Tensor, dict[str, Tensor]]:
-        """features [B, D] -> (scalar, distances of the hardest pairs, share of active anchors, feature norm)."""
+        """features [B, D] -> (scalar, mean distances of the hardest pairs, proportion of active anchors, mean norm)."""
         if targets.lam < 1 and self.unmixed_only:
             return (0 * at_least_float32(features)).sum(), {}
         features = at_least_float32(features)
         norm = features.detach().norm(dim=1).mean()
         if self.normalise:
-            features = functional.normalize(features, dim=1, eps=LEAST_DISTANCE)
+            features = functional.normalize(features, dim=1, eps=MIN_DISTANCE)
         group, total = targets.group, len(features) if targets.total is None else targets.total
-        own, everyone = group.rows(total), group.gather(features, total)
-        squared = squared_distances(everyone.detach())[own]
+        own, all_features = group.rows(total), group.gather(features, total)
+        squared = squared_distances(all_features.detach())[own]
         images = None if targets.images is None else group.gather(targets.images, total)
         same_image = torch.eye(total, dtype=torch.bool, device=features.device)[own]
         if images is not None:
             same_image = images[own, None] == images
-        loss, logged = self._hardest(everyone, own, squared, targets.labels, same_image, targets)
+        loss, logged = self._mine(all_features, own, squared, targets.labels, same_image, targets)
         if targets.lam < 1:
-            other, _ = self._hardest(everyone, own, squared, targets.other_labels, same_image, targets)
+            other, _ = self._mine(all_features, own, squared, targets.other_labels, same_image, targets)
             loss = targets.lam * loss + (1 - targets.lam) * other
         return loss, {**logged, "feature_norm": norm}
 
-    def _hardest(
-        self, everyone: Tensor, own: slice, squared: Tensor, labels: Tensor, same_image: Tensor, targets: Targets
+    def _mine(
+        self, all_features: Tensor, own: slice, squared: Tensor, labels: Tensor, same_image: Tensor, targets: Targets
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Anchors are the rows `own` of `everyone`, pairs are sought among all of them."""
-        features, all_labels = everyone[own], targets.group.gather(labels, len(everyone))
+        """The loss, and the terms to log, of one label per image.
+
+        Args:
+            all_features: [N, D], of the whole batch.
+            own: the rows of this process, which are the anchors, B of them.
+            squared: [B, N], squared distances of anchors and all images.
+            labels: [B], of the anchors.
+            same_image: [B, N], whether both rows show the same training image.
+        """
+        features, all_labels = all_features[own], targets.group.gather(labels, len(all_features))
         same_class = labels[:, None] == all_labels
         farthest, positives = squared.masked_fill(~same_class | same_image, -torch.inf).max(1)
         nearest, negatives = squared.masked_fill(same_class | same_image, torch.inf).min(1)
         counts = (farthest > -torch.inf) & (nearest < torch.inf)  # has a positive and a negative
-        # embedding: a gather whose gradient is summed fast, and on a GPU in one order
+        # embedding: a gather whose backward pass is fast, and deterministic on a GPU
         hardest = [
-            (features - functional.embedding(pairs, everyone)).norm(dim=1).clamp(min=LEAST_DISTANCE)
+            (features - functional.embedding(pairs, all_features)).norm(dim=1).clamp(min=MIN_DISTANCE)
             for pairs in (positives, negatives)
         ]
         gap = hardest[0] - hardest[1]
         each = functional.softplus(gap) if self.margin == "soft" else functional.relu(gap + self.margin)
-        number = targets.group.sum_(counts.sum())
-        share = counts.to(features.dtype) / number.clamp(min=1)  # [B], of the mean over the anchors that count
-        if targets.group.count > 1:  # the value is a mean over own rows, as of every loss
-            share = share * (len(everyone) / len(features))
+        num_counting = targets.group.sum_(counts.sum())
+        weight = counts.to(features.dtype) / num_counting.clamp(min=1)  # [B], for the mean over the counting anchors
+        if targets.group.count > 1:  # every loss is a mean over the process's own rows
+            weight = weight * (len(all_features) / len(features))
         with torch.no_grad():
-            shown = share / (number > 0)  # NaN where none counts: nothing to log
-            positive, negative = ((distance * shown).sum() for distance in hardest)
-            active = ((gap > 0 if self.margin == "soft" else each > 0) * shown).sum()
+            logged_weight = weight / (num_counting > 0)  # NaN if no anchor counts: nothing is logged
+            positive, negative = ((distance * logged_weight).sum() for distance in hardest)
+            active = ((gap > 0 if self.margin == "soft" else each > 0) * logged_weight).sum()
         logged = {"hardest_positive": positive, "hardest_negative": negative, "active_share": active}
-        return (each * share).sum(), logged
+        return (each * weight).sum(), logged
 
     def collapse(self, means: Mapping[str, float], first: Mapping[str, float], progress: float) -> str | None:
-        """Features that draw together into one point: distances fall to 0, the loss to its margin."""
+        """Diagnose features that contract to one point: distances fall to 0, and the loss stays at its margin."""
         positive, negative = means.get("hardest_positive"), means.get("hardest_negative")
         if positive is None or negative is None:
             return None
         unit = 1.0 if self.margin == "soft" else self.margin
         small = positive < COLLAPSED_POSITIVE * unit and negative < COLLAPSED_NEGATIVE * unit
         collapsed = small and negative - positive < COLLAPSED_LEAD * unit
-        shrinks = positive < SHRUNKEN * first.get("hardest_positive", 0.0) and means["active_share"] > UNSATISFIED
-        if not collapsed and not shrinks:
+        collapsing = positive < SHRUNKEN * first.get("hardest_positive", 0.0) and means["active_share"] > UNSATISFIED
+        if not collapsed and not collapsing:
             return None
-        rest = f"{math.log(2):.2f} (log 2)" if self.margin == "soft" else f"its margin {self.margin:g}"
-        what = f"has collapsed and rests at {rest}" if collapsed else "is collapsing"
-        remedies = ["lower the rate (lr_scale = 0.1)", "lower its weight (losses.weights.triplet)"]
+        limit = f"{math.log(2):.2f} (log 2)" if self.margin == "soft" else f"its margin {self.margin:g}"
+        problem = f"has collapsed and stays at {limit}" if collapsed else "is collapsing"
+        remedies = ["lower the learning rate (lr_scale = 0.1)", "lower its weight (losses.weights.triplet)"]
         remedies += [] if self.normalise else ["normalise the features (losses.triplet.normalise = true)"]
         return (
-            f"the triplet loss {what}: the hardest positive lies {positive:.2g} and the hardest negative "
-            f"{negative:.2g} away, {means['active_share']:.0%} of the anchors are unsatisfied, and the features draw "
-            f"together into one point. In a new run {', or '.join(remedies)}; if this one began at random, begin with "
-            "ce weights"
+            f"the triplet loss {problem}: the hardest positive is {positive:.2g} and the hardest negative "
+            f"{negative:.2g} away on average, {means['active_share']:.0%} of the anchors are active, and the features "
+            f"contract to one point. In a new run {', or '.join(remedies)}; if this run started from random weights, "
+            "start from weights trained with ce"
         )
 
 
 def squared_distances(features: Tensor) -> Tensor:
-    """[B, D] -> [B, B], by one matrix product; around the mean, where float32 loses the least."""
+    """[B, D] -> squared distances [B, B], by one matrix product of centred features, which loses least in float32."""
     centred = features - features.mean(0)
     lengths = centred.square().sum(1)
     return torch.addmm(lengths[:, None] + lengths, centred, centred.T, alpha=-2)
 
 
 def triplet(losses: Losses, num_classes: int, num_features: int, class_weights: Tensor | None) -> nn.Module:
-    """`triplet`."""
+    """Build the loss `triplet`."""
     values = losses.triplet
     return BatchHardTriplet(values.margin, normalise=values.normalise, mixed=values.mixed)

@@ -1,6 +1,6 @@
-"""Several processes as one training: who takes which rows, and sums over all. A process by itself is rank 0 of 1.
+"""Data-parallel training: the rows of each process, and collectives. A single process is rank 0 of 1.
 
-`torchrun` starts the processes; each joins here. What a batch is was drawn before it is cut: see `train.mix`.
+`torchrun` starts the processes. A batch is drawn as a whole and then split among them: see `training.mix`.
 """
 
 import contextlib
@@ -15,50 +15,52 @@ from torch import Tensor, distributed, nn
 
 from fewsight.errors import RunError
 
-MIN_IMAGES_PER_PROCESS = 2  # images of a batch that a process takes: a lone one has no batch statistics
-TIMEOUT = timedelta(minutes=30)  # of a process that lives but does not answer; a dead one is noticed at once
+MIN_IMAGES_PER_PROCESS = 2  # of a batch: a single image has no batch statistics
+TIMEOUT = timedelta(
+    minutes=30
+)  # for a process that is alive but does not answer; the end of a process is noticed at once
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those of a training."""
+    """This process's rank among the processes that train a run together."""
 
     rank: int = 0
     count: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this process writes, and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def rows(self, total: int) -> slice:
-        """Its share of `total` rows; shares differ by at most one."""
+        """This process's part of `total` rows; the parts of two processes differ by at most one row."""
         return slice(total * self.rank // self.count, total * (self.rank + 1) // self.count)
 
     def sum_(self, values: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
+        """Sum `values` over all processes, in place."""
         if self.count > 1:
             distributed.all_reduce(values)
         return values
 
     def gather(self, rows: Tensor, total: int) -> Tensor:
-        """[n, ...] of each process -> [total, ...] of all, in order; the gradient comes back to each one's rows."""
+        """[n, ...] of each process -> [total, ...] of all, by rank; each process receives the gradient of its rows."""
         if self.count == 1:
             return rows
-        whole: Tensor = _Gather.apply(rows, self, total)
-        return whole
+        all_rows: Tensor = _Gather.apply(rows, self, total)
+        return all_rows
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has called this."""
         self.sum_(torch.zeros(1))
 
     def copy_(self, values: Tensor) -> None:
-        """The first process's values, in place."""
+        """Copy the first process's `values` to all processes, in place."""
         if self.count > 1:
             distributed.broadcast(values, 0)
 
     def broadcast_text(self, text: str = "") -> str:
-        """The first process's text, at every process."""
+        """Return the first process's text in every process."""
         if self.count == 1:
             return text
         data = torch.frombuffer(bytearray(f".{text}".encode("utf-8", "surrogateescape")), dtype=torch.uint8)
@@ -74,7 +76,7 @@ SINGLE_PROCESS = ProcessGroup()
 
 @contextlib.contextmanager
 def joined() -> Iterator[ProcessGroup]:
-    """Join the processes that torchrun has started; without it, alone.
+    """Join the processes that torchrun has started; without torchrun, yield `SINGLE_PROCESS`.
 
     Raises:
         RunError: another process has ended.
@@ -85,7 +87,7 @@ def joined() -> Iterator[ProcessGroup]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    with naming_lost_ranks():
+    with explain_lost_processes():
         distributed.init_process_group(backend, timeout=TIMEOUT)
         try:
             yield ProcessGroup(distributed.get_rank(), distributed.get_world_size())
@@ -94,11 +96,11 @@ def joined() -> Iterator[ProcessGroup]:
 
 
 @contextlib.contextmanager
-def naming_lost_ranks() -> Iterator[None]:
-    """Inside the block the end of another process stops this one with what to do.
+def explain_lost_processes() -> Iterator[None]:
+    """Turn torch's error about the end of another process into a RunError that says what to do.
 
     Raises:
-        RunError: so it has.
+        RunError: another process has ended.
     """
     try:
         yield
@@ -108,20 +110,20 @@ def naming_lost_ranks() -> Iterator[None]:
             raise
         raise RunError(
             f"another process of this training has ended ({text[:200]}). Its own message says why; continue from the "
-            "last saved state by the same command with --resume RUN"
+            "last saved state with the same command and --resume RUN"
         ) from error
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes; backward sums what each process's loss says of the rows."""
+    """The rows of all processes; backward sums the gradients of all processes' losses."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, group: ProcessGroup, total: int) -> Tensor:
         ctx.own = group.rows(total)
-        whole = rows.new_zeros(total, *rows.shape[1:])
-        whole[ctx.own] = rows
-        distributed.all_reduce(whole)
-        return whole
+        all_rows = rows.new_zeros(total, *rows.shape[1:])
+        all_rows[ctx.own] = rows
+        distributed.all_reduce(all_rows)
+        return all_rows
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -131,7 +133,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; so is its gradient."""
+    """The sum over all processes; backward sums the gradients in the same way."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -147,9 +149,10 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncNorm(nn.BatchNorm2d):
-    """Batch normalisation by the mean and variance of all processes' rows; in evaluation as torch's.
+    """Batch normalisation with the mean and variance of all processes' rows; in evaluation mode as torch's.
 
-    torch's SyncBatchNorm refuses CPUs. Sums in two passes, the mean first, in float32 at least.
+    torch's SyncBatchNorm does not support CPUs. The mean is computed first and the variance from centred values, in
+    float32 or float64.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,37 +160,37 @@ class SyncNorm(nn.BatchNorm2d):
         if not self.training or not distributed.is_initialized():
             return super().forward(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        over, shape = (0, *range(2, x.ndim)), (1, -1, *[1] * (x.ndim - 2))
+        dims, shape = (0, *range(2, x.ndim)), (1, -1, *[1] * (x.ndim - 2))
         count = wide.new_tensor([wide.numel() / wide.shape[1]])
-        sums: Tensor = _Sum.apply(torch.cat([wide.sum(over), count]))
+        sums: Tensor = _Sum.apply(torch.cat([wide.sum(dims), count]))
         number = sums[-1].detach()
         mean = sums[:-1] / number
         centred = wide - mean.view(shape)
-        squares: Tensor = _Sum.apply(centred.square().sum(over))
+        squares: Tensor = _Sum.apply(centred.square().sum(dims))
         variance = squares / number
-        self._note(mean.detach(), variance.detach() * number / (number - 1))
+        self._update_statistics(mean.detach(), variance.detach() * number / (number - 1))
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return (centred * scale.view(shape) + self.bias.view(shape)).to(x.dtype)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Both kinds of shape are taken."""
+        """Inputs of both shapes are accepted."""
 
     @torch.no_grad()
-    def _note(self, mean: Tensor, variance: Tensor) -> None:
+    def _update_statistics(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None, "it tracks its statistics"
         assert self.running_var is not None, "it tracks its statistics"
         assert self.num_batches_tracked is not None, "it tracks its statistics"
         self.num_batches_tracked += 1
-        share = 0.1 if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+        momentum = 0.1 if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), momentum)
 
 
 def synchronise_norms(model: nn.Module) -> None:
-    """Let every batch norm of a model take its statistics over all processes; weights and names stay.
+    """Replace every batch norm of a model by a SyncNorm; weights and names stay.
 
     Raises:
-        RunError: it has a kind of batch norm that does more than torch's own, as some models of timm do.
+        RunError: the model has a subclass of torch's batch norms, as some timm models do.
     """
     for name, child in model.named_children():
         if not isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -195,8 +198,8 @@ def synchronise_norms(model: nn.Module) -> None:
             continue
         if type(child) not in (nn.BatchNorm1d, nn.BatchNorm2d):
             raise RunError(
-                f"run.sync_norm knows torch's own batch norms, but this model has {type(child).__name__}; train with "
-                "run.sync_norm=false"
+                f"run.sync_norm supports torch's own batch norms, but this model has {type(child).__name__}; train "
+                "with run.sync_norm=false"
             )
         norm = SyncNorm(child.num_features, child.eps, child.momentum)
         norm.weight, norm.bias = child.weight, child.bias

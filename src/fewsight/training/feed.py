@@ -1,4 +1,4 @@
-"""The batches of a plan: loaded and augmented, the same for any number of workers."""
+"""Loads and augments the batches of a plan, with the same bits for any number of workers."""
 
 import contextlib
 import multiprocessing
@@ -23,13 +23,15 @@ from fewsight.training.plans import Plan
 
 
 class AugmentedImages(Dataset[Any]):
-    """Training images, augmented; a key is (epoch, index) and alone decides what happens to the image.
+    """Augmented training images; the key (epoch, index) alone determines the augmentation.
 
     Args:
-        numbers: what stands for the index there, so that images which were left out change nothing for the others;
-            none: the index itself.
+        root: folder of the images.
+        paths: of the images, relative to `root`.
+        numbers: each image's number in its random streams, so that images left out of the data change nothing for the
+            others; empty: the image's index.
         cache: bytes of memory for decoded images.
-        px_at: the side of an epoch's images; none: `augment.train_px`.
+        px_at: epoch -> side of its images, in pixels; None: `augment.train_px`.
     """
 
     def __init__(
@@ -44,16 +46,22 @@ class AugmentedImages(Dataset[Any]):
     ) -> None:
         self.files, self.augment, self.seed = [str(root / path) for path in paths], augment, seed
         self.numbers, self.px_at = numbers or range(len(paths)), px_at
-        # a crop of the least area and of the least even sides still has a pixel for each of its own
-        share = augment.crop_area[0] * min(augment.crop_aspect[0], 1 / augment.crop_aspect[1])
-        self.cache = PixelCache(len(paths), cache, px=augment.train_px, share=share)
+        # even the smallest, most elongated crop of a cached image has a pixel for each pixel of the training image
+        fraction = augment.crop_area[0] * min(augment.crop_aspect[0], 1 / augment.crop_aspect[1])
+        self.cache = PixelCache(len(paths), cache, px=augment.train_px, area_fraction=fraction)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> "np.ndarray | DataError":
-        """uint8 [n, 3, px, px], after crop, flip and policy; an image that fails comes back as the error, which the
-        loop raises. The images of a batch are of one epoch."""
+        """Images after crop, flip and policy.
+
+        Args:
+            keys: (epoch, index) of each image; all of one epoch.
+
+        Returns:
+            uint8 [n, 3, px, px]; or, if an image cannot be read, the error, which `batches` raises.
+        """
         augment = self.augment
         if self.px_at is not None:
             augment = augment.model_copy(update={"train_px": self.px_at(keys[0][0])})
@@ -65,7 +73,7 @@ class AugmentedImages(Dataset[Any]):
             return error
 
 
-Rows = Callable[[int, int, int], np.ndarray]  # (epoch, step, images of the batch) -> places in it
+Rows = Callable[[int, int, int], np.ndarray]  # (epoch, step, batch size) -> rows of the batch
 
 
 def all_rows(epoch: int, step: int, count: int) -> np.ndarray:
@@ -87,10 +95,12 @@ def batches(
     """Every batch from (first_epoch, first_step) on: (epoch, step, uint8 [n, 3, px, px], indices [B]).
 
     Args:
-        rows: which of a batch's B images are loaded, n of them in that order: a process's share and its partners.
+        workers: loading processes; 0: load in this process.
+        pin: copy batches to pinned memory, for faster transfers to a GPU.
+        rows: which n of a batch's B images are loaded, in that order: a process's own rows and their CutMix partners.
 
     Raises:
-        DataError: an image that could be read before training can no longer be; it is named.
+        DataError: an image that could be read before training no longer can; the message names it.
     """
 
     def positions() -> Iterator[tuple[int, int, np.ndarray]]:
@@ -103,7 +113,7 @@ def batches(
         [(epoch, int(index)) for index in indices[rows(epoch, step, len(indices))]]
         for epoch, step, indices in positions()
     )
-    loaded = map(images.__getitems__, keys) if workers == 0 else _load_beside(images, keys, workers)
+    loaded = map(images.__getitems__, keys) if workers == 0 else _load_in_workers(images, keys, workers)
     for (epoch, step, indices), batch in zip(positions(), loaded, strict=True):
         if isinstance(batch, DataError):
             raise DataError(f"{batch} (epoch {epoch + 1}, step {step + 1}; it could be read before training began)")
@@ -112,11 +122,11 @@ def batches(
 
 
 @contextlib.contextmanager
-def naming_lost_workers() -> Iterator[None]:
-    """Inside the block, the end of a loading process stops the run with what to do; it can surface anywhere.
+def explain_lost_workers() -> Iterator[None]:
+    """Turn torch's error about a killed loading process, which can surface anywhere in the block, into a RunError.
 
     Raises:
-        RunError: the system ended a loading process.
+        RunError: the system killed a loading process.
     """
     try:
         yield
@@ -125,19 +135,20 @@ def naming_lost_workers() -> Iterator[None]:
             raise
         raise RunError(
             f"a process that loads images has ended ({str(error).splitlines()[0]}); often memory ran out: close other "
-            "programs, then continue from the last saved state with --resume, or train anew with --set run.workers=0"
+            "programs, then continue from the last saved state with --resume, or start a new run with "
+            "--set run.workers=0"
         ) from error
 
 
-def _load_beside(
+def _load_in_workers(
     images: AugmentedImages, keys: Iterator[list[tuple[int, int]]], workers: int
 ) -> Iterator["np.ndarray | DataError"]:
     context = multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
     loader = DataLoader(
         images,
-        batch_sampler=keys,  # drawn as the training goes: all epochs' keys together would be large
+        batch_sampler=keys,  # a generator: the keys of all epochs at once would take much memory
         num_workers=workers,
-        collate_fn=_as_is,
+        collate_fn=_identity,
         worker_init_fn=_quiet_worker,
         multiprocessing_context=context,
     )
@@ -147,12 +158,12 @@ def _load_beside(
     yield from loaded
 
 
-def _as_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
 def _quiet_worker(_: int) -> None:
-    """Ctrl-C, and SIGTERM from a service manager, reach the whole process group; only the main process answers."""
+    """Ignore Ctrl-C and SIGTERM, which reach the whole process group: only the main process handles them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What changes while a stage trains: model, loss, optimiser, moving average; and one step of it."""
+"""A training step, and the state that it changes: model, loss, optimiser, moving average of the weights."""
 
 import itertools
 import math
@@ -18,13 +18,13 @@ from fewsight.training.plans import ShuffledBatches, batch_plan, class_counts
 
 
 class Learner:
-    """Model, loss, SGD and, where the stage asks for it, a moving average of the weights.
+    """Model, loss, SGD and, if the stage asks for it, a moving average of the weights.
 
     Args:
         model: trained in place, on `device`.
         loss: `(logits, features, targets) -> (scalar, what to log)`; its own weights are trained too.
-        num_steps: steps an epoch, for the average's half-life.
-        precision: float32, bf16 or fp16 (with a scaled loss).
+        num_steps: steps per epoch, for the half-life of the moving average.
+        precision: float32, bf16 or fp16 (with loss scaling).
         group: the processes that share each batch.
     """
 
@@ -41,34 +41,42 @@ class Learner:
         self.group = group
         self.model, self.loss, self.stage = model, loss, stage
         self.device, self.precision = device, precision
-        self.named = {f"model.{name}": weight for name, weight in model.named_parameters()}
-        self.named |= {f"loss.{name}": weight for name, weight in loss.named_parameters()}
-        self.optimizer = _sgd(self.named, stage, device, precision)
+        self.weights = {f"model.{name}": weight for name, weight in model.named_parameters()}
+        self.weights |= {f"loss.{name}": weight for name, weight in loss.named_parameters()}
+        self.optimizer = _sgd(self.weights, stage, device, precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         half_life = stage.ema_half_life_epochs * num_steps
         self.average = moving_average(model, half_life) if half_life else None
 
-    def step(self, images: Tensor, targets: Targets, rate: float) -> tuple[float, dict[str, float]]:
-        """One optimiser step on a batch, in `stage.accumulate` parts; returns the batch's loss and what to log.
+    def step(self, images: Tensor, targets: Targets, lr: float) -> tuple[float, dict[str, float]]:
+        """One optimiser step on a batch, in `stage.accumulate` parts.
 
-        Where several processes share the batch, `images` are this one's; gradients, loss and log are summed over all.
+        If several processes share the batch, `images` are the rows of this one; gradients, loss and logged terms are
+        summed over all processes.
+
+        Args:
+            images: [B, 3, H, W], normalised.
+            lr: the learning rate of this step.
+
+        Returns:
+            The batch's mean loss, and the loss's logged terms that have a value in this batch.
         """
         self.model.train()
         self.loss.train()
         for param_group in self.optimizer.param_groups:
-            param_group["lr"] = rate
+            param_group["lr"] = lr
         total = torch.zeros((), device=self.device)
         logged: dict[str, Any] = {}
-        whole = len(images) if targets.total is None else targets.total
-        for part in split_batch(len(images), min(self.stage.accumulate, whole // self.group.count // 2)):
+        batch_size = len(images) if targets.total is None else targets.total
+        for part in split_batch(len(images), min(self.stage.accumulate, batch_size // self.group.count // 2)):
             with autocast(self.device, self.precision):
                 logits, features = self.model(images[part])
             loss, extra = self.loss(logits, features, targets.part(part))
-            share = (part.stop - part.start) / whole
-            self.scaler.scale(loss * share).backward()
-            total += loss.detach() * share
+            proportion = (part.stop - part.start) / batch_size
+            self.scaler.scale(loss * proportion).backward()
+            total += loss.detach() * proportion
             for name, value in extra.items():
-                logged[name] = logged.get(name, 0.0) + share * value
+                logged[name] = logged.get(name, 0.0) + proportion * value
         if self.group.count > 1:
             self._sum_gradients()
             values = [torch.as_tensor(value, device=self.device).double() for value in (total, *logged.values())]
@@ -79,78 +87,85 @@ class Learner:
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        terms = {name: float(value) for name, value in logged.items()}  # here the device is waited for
+        terms = {name: float(value) for name, value in logged.items()}  # waits for the device
         return float(total), {name: value for name, value in terms.items() if not math.isnan(value)}
 
     def _sum_gradients(self) -> None:
-        """Over all processes, in one message for each type; every share of the loss was weighed by its images."""
-        for weight in self.named.values():
+        """Sum gradients over all processes, one message per dtype: each process's loss is weighted by its images."""
+        for weight in self.weights.values():
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-        kinds = {weight.dtype for weight in self.named.values()}
-        for kind in kinds:
+        dtypes = {weight.dtype for weight in self.weights.values()}
+        for dtype in dtypes:
             gradients = [
-                weight.grad for weight in self.named.values() if weight.dtype == kind and weight.grad is not None
+                weight.grad for weight in self.weights.values() if weight.dtype == dtype and weight.grad is not None
             ]
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
             self.group.sum_(flat)
-            for gradient, summed in zip(gradients, torch.split(flat, [one.numel() for one in gradients]), strict=True):
+            sizes = [gradient.numel() for gradient in gradients]
+            for gradient, summed in zip(gradients, torch.split(flat, sizes), strict=True):
                 gradient.copy_(summed.view(gradient.shape))
 
     def averaged(self) -> nn.Module:
-        """The model to test and to keep: the moving average where there is one."""
+        """The model to evaluate and save: the moving average if there is one."""
         return self.model if self.average is None else self.average.module
 
     def finish(self) -> None:
-        """Put the moving average into the model, at the stage's end."""
+        """Copy the moving average into the model at the end of the stage."""
         if self.average is not None:
             self.model.load_state_dict(self.average.module.state_dict())
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and plain values from which `load` restores every bit."""
+        """Tensors and JSON values from which `load` restores every bit."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
-        for name, weight in self.named.items():
+        for name, weight in self.weights.items():
             if "momentum_buffer" in self.optimizer.state[weight]:
                 tensors[f"momentum.{name}"] = self.optimizer.state[weight]["momentum_buffer"]
         if self.average is not None:
             tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        return {name: _plain(value) for name, value in tensors.items()}, {"scaler": self.scaler.state_dict()}
+        return {name: _cpu_copy(value) for name, value in tensors.items()}, {"scaler": self.scaler.state_dict()}
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Restore what `state` gave."""
-        self.model.load_state_dict(_under("model.", tensors))
-        self.loss.load_state_dict(_under("loss.", tensors))
-        momentum = _under("momentum.", tensors)
-        for name, weight in self.named.items():
+        """Restore what `state` returned."""
+        self.model.load_state_dict(_without_prefix("model.", tensors))
+        self.loss.load_state_dict(_without_prefix("loss.", tensors))
+        momentum = _without_prefix("momentum.", tensors)
+        for name, weight in self.weights.items():
             if name in momentum:
-                buffer = torch.empty_like(weight)  # in the weight's layout
+                buffer = torch.empty_like(weight)  # with the strides of the weight
                 self.optimizer.state[weight]["momentum_buffer"] = buffer.copy_(momentum[name])
         if self.average is not None:
-            self.average.load_state_dict(_under("average.", tensors))
+            self.average.load_state_dict(_without_prefix("average.", tensors))
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(values["scaler"])
 
 
-def split_batch(num_images: int, most: int) -> list[slice]:
-    """Cut a batch into `most` parts that differ in size by at most one; fewer, where one would have a lone image."""
-    parts = max(1, min(most, num_images // 2))
-    edges = [num_images * number // parts for number in range(parts + 1)]
+def split_batch(num_images: int, max_parts: int) -> list[slice]:
+    """Split a batch into parts that differ in size by at most one image.
+
+    There are fewer than `max_parts` where a part would have a single image, which has no batch statistics.
+    """
+    parts = max(1, min(max_parts, num_images // 2))
+    edges = [num_images * part // parts for part in range(parts + 1)]
     return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
 
 
 def moving_average(model: nn.Module, half_life: float) -> AveragedModel:
-    """An exponential moving average of weights and statistics; its memory halves every `half_life` steps.
+    """An exponential moving average of weights and norm statistics.
 
-    It starts as an average over the steps so far, so that a short run is not held back by its first weights.
+    It starts as an average over the steps so far, so that a short run does not keep its initial weights.
+
+    Args:
+        half_life: steps after which the contribution of a set of weights has halved.
     """
     decay = 0.5 ** (1 / half_life)
 
     def update(averages: Any, weights: Any, num_averaged: Any) -> None:
         count = int(num_averaged)
-        share = 1 - min(decay, (1 + count) / (10 + count))
+        new_weight = 1 - min(decay, (1 + count) / (10 + count))
         if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, weights, share)
+            torch._foreach_lerp_(averages, weights, new_weight)
         else:
             for average, weight in zip(averages, weights, strict=True):
                 average.copy_(weight)
@@ -158,15 +173,17 @@ def moving_average(model: nn.Module, half_life: float) -> AveragedModel:
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
-def _sgd(named: dict[str, nn.Parameter], stage: Stage, device: torch.device, precision: str) -> torch.optim.SGD:
-    """SGD; weight decay falls on weights of two and more dimensions, not on biases and norms, unless asked for.
+def _sgd(named_weights: dict[str, nn.Parameter], stage: Stage, device: torch.device, precision: str) -> torch.optim.SGD:
+    """SGD with weight decay on weights of two and more dimensions; on biases and norms only with `decay_norm_bias`.
 
-    Not fused in fp16: where the first step overflows, torch's fused SGD leaves its momentum uninitialised.
+    Not fused in fp16: if the first step overflows, torch's fused SGD leaves its momentum uninitialised.
     """
     decays = {True: stage.optim.weight_decay, False: 0.0}
     groups: list[dict[str, Any]] = []
     for decayed, weight_decay in decays.items():
-        weights = [one for one in named.values() if (one.ndim > 1 or stage.optim.decay_norm_bias) == decayed]
+        weights = [
+            weight for weight in named_weights.values() if (weight.ndim > 1 or stage.optim.decay_norm_bias) == decayed
+        ]
         groups += [{"params": weights, "weight_decay": weight_decay}] if weights else []
     return torch.optim.SGD(
         groups,
@@ -177,12 +194,12 @@ def _sgd(named: dict[str, nn.Parameter], stage: Stage, device: torch.device, pre
     )
 
 
-def _plain(value: Tensor) -> Tensor:
-    """A contiguous copy on the CPU, as safetensors wants it."""
+def _cpu_copy(value: Tensor) -> Tensor:
+    """A contiguous copy on the CPU, as safetensors requires."""
     return value.detach().to("cpu", copy=True).contiguous()
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
@@ -195,19 +212,19 @@ def build_learner(
     device: torch.device,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> Learner:
-    """The model with the stage's loss, fresh optimiser and moving average.
+    """The model with the stage's loss, a new optimiser and a new moving average.
 
-    P x K batches show every class equally often, so the loss weighs none there.
+    P x K batches show every class equally often, so the loss uses no class weights with them.
     """
     plan = batch_plan(recipe, stage, data)
-    weighs = recipe.data.balance == "weights" and isinstance(plan, ShuffledBatches)
-    weights = balanced_weights(class_counts(data.labels, num_classes)) if weighs else None
-    torch.manual_seed(recipe.run.seed + 1)  # a loss that owns weights draws them here
+    weighted = recipe.data.balance == "weights" and isinstance(plan, ShuffledBatches)
+    class_weights = balanced_weights(class_counts(data.labels, num_classes)) if weighted else None
+    torch.manual_seed(recipe.run.seed + 1)  # the weights that a loss owns are drawn here
     loss = build_loss(
         stage.loss,
         stage.losses,
         num_classes=num_classes,
         num_features=model.head.in_features,
-        class_weights=weights,
+        class_weights=class_weights,
     )
     return Learner(model, loss.to(device), stage, plan.num_steps, device, recipe.run.precision, group)

@@ -1,4 +1,4 @@
-"""fit(): the one visible loop. It never asks which backbone, loss or policy it has."""
+"""`fit`: the one training loop. It never asks which backbone, loss or augmentation policy it has."""
 
 import math
 import time
@@ -28,7 +28,7 @@ from fewsight.recipes import Recipe
 from fewsight.runs import Run
 from fewsight.scores.metrics import Figures, evaluate_scores
 from fewsight.scores.scoring import score_images
-from fewsight.training.feed import AugmentedImages, batches, naming_lost_workers
+from fewsight.training.feed import AugmentedImages, batches, explain_lost_workers
 from fewsight.training.learner import Learner, build_learner
 from fewsight.training.mix import mix, rows_of
 from fewsight.training.plans import ClassBatches, Plan, batch_plan
@@ -37,9 +37,9 @@ from fewsight.training.schedule import lr_at, peak_lr, px_at
 from fewsight.training.state import Position, StateSaver, check_threads
 from fewsight.wording import counted
 
-_LOWER_RATE = (
-    "{path} keeps the last saved state. Lower the rate (--set stages.0.optim.base_lr=...) or lengthen the warm-up "
-    "(--set stages.0.optim.warmup_epochs=...) in a new run."
+_LOWER_LR = (
+    "{path} keeps the last saved state. Start a new run with a lower learning rate (--set stages.0.optim.base_lr=...) "
+    "or a longer warm-up (--set stages.0.optim.warmup_epochs=...)."
 )
 
 
@@ -53,23 +53,29 @@ def fit(
     """Train a run to its end, from its last saved state if it has one.
 
     Args:
-        weights: what to start from instead of a random initialisation.
-        group: the processes that train it together, each of which calls this; the first one writes and speaks.
+        run: a run folder with a resolved recipe (no "auto" values).
+        data: its training and validation images.
+        reporter: receives every step and epoch.
+        weights: initial weights; None: the random initialisation of the recipe's seed.
+        group: the processes that share each batch. Every process calls `fit`; only the first one writes files.
+
+    Returns:
+        The finished run.
 
     Raises:
-        RunError: the loss is not finite, or has collapsed and `run.on_collapse` is "stop", or the folder cannot be
-            written.
+        RunError: the loss is not finite, or has collapsed and `run.on_collapse` is "stop"; a batch is too small for
+            the number of processes; the folder cannot be written.
         DataError: an image can no longer be read.
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     recipe = run.recipe
     keep_freed_memory()
     state = runs.read_state(run.path)
-    at = Position(**state[1]["position"]) if state else Position()
+    position = Position(**state[1]["position"]) if state else Position()
     if group.first:
         runs.remove_leftovers(run.path)
         runs.cut_log(run.path, state[1]["log_bytes"] if state else 0)
-    group.wait()  # nobody writes before everybody has read
+    group.wait()  # no process writes before every process has read
     device = torch.device(recipe.run.device)
     normalise = Normalise(run.data.mean, run.data.std).to(device)
     model = initial_model(recipe, len(run.classes))
@@ -78,29 +84,29 @@ def fit(
     if recipe.run.sync_norm and group.count > 1:
         synchronise_norms(model)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    assert recipe.run.threads != "auto", "a resolved recipe has its threads"
+    assert recipe.run.threads != "auto", "the recipe is resolved"
     plans = [batch_plan(recipe, stage, data) for stage in recipe.stages]
     cache = cache_size(recipe.run.cache_gb) // group.count
     images = AugmentedImages(
         data.root, data.paths, recipe.augment, recipe.run.seed, data.numbers, cache, partial(px_at, recipe)
     )
-    _check_shares(plans, group)
-    total = sum(plan.num_steps * stage.epochs for plan, stage in zip(plans, recipe.stages, strict=True))
-    reporter.start(total, _steps_before(recipe, plans, at))
+    _check_batch_sizes(plans, group)
+    total_steps = sum(plan.num_steps * stage.epochs for plan, stage in zip(plans, recipe.stages, strict=True))
+    reporter.start(total_steps, _steps_done(recipe, plans, position))
     exact = same_bits(device, always=recipe.run.deterministic)
-    with compute_threads(recipe.run.threads), exact, signals_that_stop() as stop, naming_lost_workers():
+    with compute_threads(recipe.run.threads), exact, signals_that_stop() as stop, explain_lost_workers():
         if state:
             check_threads(run, state[1]["threads"])
-        for number in range(at.stage, len(recipe.stages)):
+        for number in range(position.stage, len(recipe.stages)):
             learner = build_learner(model, recipe, recipe.stages[number], data, len(run.classes), device, group)
             if state:
                 learner.load(*state)
                 state = None
             reporter.say(_stage_line(recipe, number, plans[number], learner))
-            at = _fit_stage(run, data, images, learner, plans, at, normalise, reporter, stop)
+            position = _fit_stage(run, data, images, learner, plans, position, normalise, reporter, stop)
             learner.finish()
     if recipe.run.select == "best":
-        run = runs.read_run(run.path)  # its weights' digest was noted there
+        run = runs.read_run(run.path)  # run.json has the digest of the best weights since they were saved
         load_weights(model, runs.read_weights(run))
     with compute_threads(recipe.run.threads):
         figures = score_val(run, data, model, normalise, group)
@@ -110,21 +116,25 @@ def fit(
     if recipe.run.select == "last":
         run = runs.save_weights(run, weights_out(model))
     files.write_json(run.path / "metrics.json", {"val": figures.as_json() if figures else None})
-    run = runs.update_info(run, status="finished", finished=runs.now(), collapsed=at.collapsed)
+    run = runs.update_info(run, status="finished", finished=runs.now(), collapsed=position.collapsed)
     runs.remove_state(run.path)
     group.wait()
     return run
 
 
-def _check_shares(plans: Sequence[Plan], group: ProcessGroup) -> None:
-    """Every process needs images of every batch."""
+def _check_batch_sizes(plans: Sequence[Plan], group: ProcessGroup) -> None:
+    """Check that every batch has enough images for every process.
+
+    Raises:
+        RunError: the smallest batch has not.
+    """
     if group.count == 1:
         return
-    least = min(min(len(indices) for indices in plan.epoch(0)) for plan in plans)
-    if least < MIN_IMAGES_PER_PROCESS * group.count:
+    smallest = min(min(len(indices) for indices in plan.epoch(0)) for plan in plans)
+    if smallest < MIN_IMAGES_PER_PROCESS * group.count:
         raise RunError(
-            f"a batch of {least} images cannot be shared by {group.count} processes, each of which needs "
-            f"{MIN_IMAGES_PER_PROCESS}; start fewer, or train with a larger batch_size"
+            f"a batch of {smallest} images cannot be split among {group.count} processes, each of which needs "
+            f"{MIN_IMAGES_PER_PROCESS}; start fewer processes, or train with a larger batch_size"
         )
 
 
@@ -134,84 +144,89 @@ def _fit_stage(
     images: AugmentedImages,
     learner: Learner,
     plans: list[Plan],
-    at: Position,
+    position: Position,
     normalise: Normalise,
     reporter: Reporter,
-    stop: "StopFlag",
+    stop: StopFlag,
 ) -> Position:
-    """One stage, from `at` to the start of the next."""
-    recipe, stage, plan = run.recipe, run.recipe.stages[at.stage], plans[at.stage]
-    before = sum(earlier.epochs for earlier in recipe.stages[: at.stage])  # epochs count on across stages
+    """Train one stage from `position` on; returns the position at the start of the next stage."""
+    recipe, stage, plan = run.recipe, run.recipe.stages[position.stage], plans[position.stage]
+    first_epoch = sum(earlier.epochs for earlier in recipe.stages[: position.stage])  # epochs count on across stages
     labels = torch.tensor(data.labels)
     peak, total_steps = peak_lr(stage, plan.batch_size), stage.epochs * plan.num_steps
     warmup_steps = min(round(stage.optim.warmup_epochs * plan.num_steps), total_steps)
-    keeper, began, group = StateSaver(recipe.run.state_minutes), time.monotonic(), learner.group
+    saver, epoch_start, group = StateSaver(recipe.run.state_minutes), time.monotonic(), learner.group
 
     def rows(epoch: int, step: int, count: int) -> np.ndarray:
         return rows_of(recipe, stage, epoch, step, count, group)
 
-    assert recipe.run.workers != "auto", "a resolved recipe has its workers"
+    assert recipe.run.workers != "auto", "the recipe is resolved"
     feed = batches(
         images,
         plan,
-        first_epoch=before + at.epoch,
-        first_step=at.step,
-        num_epochs=before + stage.epochs,
+        first_epoch=first_epoch + position.epoch,
+        first_step=position.step,
+        num_epochs=first_epoch + stage.epochs,
         workers=recipe.run.workers,
         pin=learner.device.type == "cuda",
         rows=rows,
     )
-    with closing(feed):  # ends its processes, whatever happens
+    with closing(feed):  # ends its worker processes, also after an error
         for epoch, step, batch, indices in feed:
             torch.manual_seed(int(batch_stream(recipe.run.seed, epoch, step).integers(2**62)))
             inputs, targets = mix(normalise.of_bytes(batch), labels, indices, recipe, stage, epoch, step, group)
-            done = (epoch - before) * plan.num_steps + step
-            rate = lr_at(done, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps)
-            loss, terms = learner.step(inputs, targets, rate)
+            stage_step = (epoch - first_epoch) * plan.num_steps + step
+            lr = lr_at(stage_step, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps)
+            loss, terms = learner.step(inputs, targets, lr)
             if not math.isfinite(loss):
-                raise RunError(_not_finite(run, loss, epoch, step, rate))
-            at = replace(
-                at,
+                raise RunError(_not_finite(run, loss, epoch, step, lr))
+            position = replace(
+                position,
                 step=step + 1,
-                loss_sum=at.loss_sum + loss * len(indices),
-                num_images=at.num_images + len(indices),
-                terms=_summed(at.terms, terms, len(indices)),
+                loss_sum=position.loss_sum + loss * len(indices),
+                num_images=position.num_images + len(indices),
+                terms=_add_terms(position.terms, terms, len(indices)),
             )
             line = {
                 "kind": "step",
-                "stage": at.stage,
+                "stage": position.stage,
                 "epoch": epoch + 1,
                 "step": step + 1,
                 "loss": loss,
-                "lr": rate,
+                "lr": lr,
                 **({"terms": terms} if terms else {}),
             }
-            reporter.step(line, _steps_before(recipe, plans, at))
+            reporter.step(line, _steps_done(recipe, plans, position))
             if group.first and step % max(1, plan.num_steps // 10) == 0:
                 runs.append_log(run.path, {**line, "time": runs.now()})
             if step + 1 == plan.num_steps:
-                at = _end_epoch(run, data, learner, at, normalise, reporter, time.monotonic() - began)
-                began = time.monotonic()
-            _keep_or_stop(run, learner, at, keeper, stop, f"epoch {epoch + 1}", f"step {step + 1}")
-    return replace(at, stage=at.stage + 1, epoch=0, step=0)
+                position = _end_epoch(run, data, learner, position, normalise, reporter, time.monotonic() - epoch_start)
+                epoch_start = time.monotonic()
+            _save_or_stop(run, learner, position, saver, stop, f"epoch {epoch + 1}", f"step {step + 1}")
+    return replace(position, stage=position.stage + 1, epoch=0, step=0)
 
 
-def _keep_or_stop(
-    run: Run, learner: Learner, at: Position, keeper: "StateSaver", stop: "StopFlag", epoch: str, step: str
+def _save_or_stop(
+    run: Run, learner: Learner, position: Position, saver: StateSaver, stop: StopFlag, epoch: str, step: str
 ) -> None:
-    """After a step: save the state where it is due, and end here where a signal or a collapse asks for it."""
+    """After a step: save the state if it is due, and stop on a signal or a collapsed loss.
+
+    Raises:
+        RunError: the loss has collapsed and `run.on_collapse` is "stop".
+        Interrupted: a process has received a signal.
+    """
     group = learner.group
-    collapsed = at.step == 0 and at.collapsed and run.recipe.run.on_collapse == "stop"
-    signal_number = _agreed(stop.signal_number, group)
-    if group.first and (signal_number or collapsed or keeper.is_due(epoch_ended=at.step == 0)):
-        keeper.save(run, learner, at)
+    collapsed = position.step == 0 and position.collapsed and run.recipe.run.on_collapse == "stop"
+    signal_number = _signal_of_any(stop.signal_number, group)
+    if group.first and (signal_number or collapsed or saver.is_due(epoch_ended=position.step == 0)):
+        saver.save(run, learner, position)
     if collapsed:
         raise RunError(
-            f"{run.path}: stopped after {epoch}, because the loss has collapsed (the reason stands above and in "
-            'log.jsonl) and run.on_collapse = "stop". Train anew with what it says to change'
+            f'{run.path}: stopped after {epoch}: the loss has collapsed and run.on_collapse is "stop". The warning '
+            "above, also in log.jsonl, says what to change in a new run"
         )
     if signal_number:
-        group.wait()  # nobody leaves before the state is saved
+        group.wait()  # no process exits before the state is saved
         raise Interrupted(
             f"interrupted in {epoch}, after {step}; the state is saved. Continue with: fewsight train --resume "
             f"{run.path}",
@@ -219,90 +234,99 @@ def _keep_or_stop(
         )
 
 
-def _agreed(signal_number: int, group: ProcessGroup) -> int:
-    """The signal that any process has received: all stop after the same step."""
+def _signal_of_any(signal_number: int, group: ProcessGroup) -> int:
+    """The signal that any of the processes has received, 0 for none, so that all stop after the same step."""
     if group.count == 1:
         return signal_number
-    heard = torch.zeros(group.count, dtype=torch.int64)
-    heard[group.rank] = signal_number
-    return int(group.sum_(heard).max())
+    signals = torch.zeros(group.count, dtype=torch.int64)
+    signals[group.rank] = signal_number
+    return int(group.sum_(signals).max())
 
 
 def _end_epoch(
     run: Run,
     data: TrainingSet,
     learner: Learner,
-    at: Position,
+    position: Position,
     normalise: Normalise,
     reporter: Reporter,
     seconds: float,
 ) -> Position:
-    """Log the epoch, test on val where it is time to, keep the best; returns the start of the next epoch."""
-    recipe, stage = run.recipe, run.recipe.stages[at.stage]
-    earlier = sum(one.epochs for one in recipe.stages[: at.stage])
+    """Log the epoch, evaluate on val if it is due and keep the best weights; returns the start of the next epoch.
+
+    Args:
+        seconds: the epoch's duration.
+    """
+    recipe, stage = run.recipe, run.recipe.stages[position.stage]
+    earlier = sum(before.epochs for before in recipe.stages[: position.stage])
     line: dict[str, Any] = {
         "kind": "epoch",
-        "stage": at.stage,
-        "epoch": earlier + at.epoch + 1,
-        "train_loss": at.loss_sum / at.num_images,
+        "stage": position.stage,
+        "epoch": earlier + position.epoch + 1,
+        "train_loss": position.loss_sum / position.num_images,
     }
-    means = {name: total / count for name, (total, count) in at.terms.items()}
+    means = {name: total / count for name, (total, count) in position.terms.items()}
     if means:
         line["terms"] = means
     every = recipe.eval.every_epochs
-    if every and ((at.epoch + 1) % every == 0 or at.epoch + 1 == stage.epochs):
+    if every and ((position.epoch + 1) % every == 0 or position.epoch + 1 == stage.epochs):
         figures = score_val(run, data, learner.averaged(), normalise, learner.group)
         if figures:
             line |= {"val_top1": figures.top1.value, "val_nll": figures.nll}
-            if recipe.run.select == "best" and figures.top1.value > at.best_top1:
-                at = replace(at, best_top1=figures.top1.value)
+            if recipe.run.select == "best" and figures.top1.value > position.best_top1:
+                position = replace(position, best_top1=figures.top1.value)
                 if learner.group.first:
                     runs.save_weights(run, weights_out(learner.averaged()), best_epoch=line["epoch"])
-    first = means if at.epoch == 0 else at.first
-    warm = at.epoch + 1 > stage.optim.warmup_epochs
-    collapse = collapse_of(learner.loss, means, first, (at.epoch + 1) / stage.epochs) if warm else None
+    first = means if position.epoch == 0 else position.first
+    warmed_up = position.epoch + 1 > stage.optim.warmup_epochs
+    collapse = collapse_of(learner.loss, means, first, (position.epoch + 1) / stage.epochs) if warmed_up else None
     if collapse:
         line["collapse"] = collapse
     if learner.group.first:
         runs.append_log(run.path, {**line, "seconds": round(seconds, 3), "time": runs.now()})
-    reporter.epoch({**line, "epochs": sum(one.epochs for one in recipe.stages), "seconds": seconds})
-    if collapse and not at.collapsed:  # named once, while it lasts
+    reporter.epoch({**line, "epochs": sum(planned.epochs for planned in recipe.stages), "seconds": seconds})
+    if collapse and not position.collapsed:  # reported once, in the first of the epochs that it lasts
         reporter.say(f"warning: epoch {line['epoch']}: {collapse}")
-    at = replace(at, first=first, collapsed=collapse is not None)
-    return replace(at, epoch=at.epoch + 1, step=0, loss_sum=0.0, num_images=0, terms={})
+    position = replace(position, first=first, collapsed=collapse is not None)
+    return replace(position, epoch=position.epoch + 1, step=0, loss_sum=0.0, num_images=0, terms={})
 
 
 def _stage_line(recipe: Recipe, number: int, plan: Plan, learner: Learner) -> str:
-    """What a stage does, in words."""
+    """One line that says what a stage trains with."""
     stage = recipe.stages[number]
     batch = "x".join(map(str, plan.shape)) if isinstance(plan, ClassBatches) else str(plan.batch_size)
     text = (
         f"stage {number + 1} of {len(recipe.stages)}: {stage.loss}, {counted(stage.epochs, 'epoch')} of "
         f"{counted(plan.num_steps, 'batch')} "
     )
-    text += f"({batch} images{' by class' if isinstance(plan, ClassBatches) else ''}), peak rate "
+    text += f"({batch} images{' by class' if isinstance(plan, ClassBatches) else ''}), peak learning rate "
     text += f"{peak_lr(stage, plan.batch_size):.3g}"
-    own = own_weights(learner.loss)
-    return text + (f"; the loss's own weights: {', '.join(own)}" if own else "")
+    loss_weights = own_weights(learner.loss)
+    return text + (f"; the loss's own weights: {', '.join(loss_weights)}" if loss_weights else "")
 
 
-def _summed(sums: Mapping[str, list[float]], terms: Mapping[str, float], count: int) -> dict[str, list[float]]:
-    """What the loss has logged so far in the epoch; a term that sat a batch out does not count there."""
-    added = {name: [value * count, count] for name, value in terms.items()}
-    before = {name: sums.get(name, [0.0, 0.0]) for name in added}
-    return {**sums, **{name: [before[name][0] + total, before[name][1] + n] for name, (total, n) in added.items()}}
+def _add_terms(sums: Mapping[str, list[float]], terms: Mapping[str, float], count: int) -> dict[str, list[float]]:
+    """An epoch's sums of the logged terms, name -> [sum over images, images], after another batch of `count` images.
+
+    A term without a value in a batch does not count the batch's images.
+    """
+    before = {name: sums.get(name, [0.0, 0.0]) for name in terms}
+    return {
+        **sums,
+        **{name: [before[name][0] + value * count, before[name][1] + count] for name, value in terms.items()},
+    }
 
 
 def score_val(
     run: Run, data: TrainingSet, model: nn.Module, normalise: Normalise, group: ProcessGroup = SINGLE_PROCESS
 ) -> Figures | None:
-    """Figures on val, None where there is no val; each image is scored once, by one of the processes.
+    """Accuracy and loss on val, centre view; None without a val split. Each image is scored once, by one process.
 
     Raises:
         DataError: an image can no longer be read.
         RunError: a score is not finite.
     """
-    for buffer in model.buffers():  # the statistics that are kept are the first process's
+    for buffer in model.buffers():  # the norm statistics that are saved are the first process's
         group.copy_(buffer)
     if not data.val_paths:
         return None
@@ -311,19 +335,22 @@ def score_val(
     scored = list(score_images(model, normalise, paths[group.rows(len(paths))], run.recipe))
     for error in (error for scores in scored for error in scores.errors if error is not None):
         raise DataError(f"{error} (val; it could be read before training began)")
-    found = [scores.log_probs for scores in scored] or [np.empty((0, len(run.classes)), np.float32)]
-    log_probs = group.gather(torch.from_numpy(np.concatenate(found)), len(paths)).numpy()
+    parts = [scores.log_probs for scores in scored] or [np.empty((0, len(run.classes)), np.float32)]
+    log_probs = group.gather(torch.from_numpy(np.concatenate(parts)), len(paths)).numpy()
     if not np.isfinite(log_probs).all():
-        raise RunError(f"the model's scores on val are not finite. {_LOWER_RATE.format(path=run.path)}")
+        raise RunError(f"the model's scores on val are not finite. {_LOWER_LR.format(path=run.path)}")
     return evaluate_scores(log_probs, np.asarray(data.val_labels), run.classes)
 
 
-def _steps_before(recipe: Recipe, plans: list[Plan], at: Position) -> int:
-    stages = zip(plans[: at.stage], recipe.stages, strict=False)
-    done = sum(plan.num_steps * stage.epochs for plan, stage in stages)
-    return done + (at.epoch * plans[at.stage].num_steps + at.step if at.stage < len(plans) else 0)
+def _steps_done(recipe: Recipe, plans: list[Plan], position: Position) -> int:
+    """Steps of all stages before `position`."""
+    stages = zip(plans[: position.stage], recipe.stages, strict=False)
+    steps = sum(plan.num_steps * stage.epochs for plan, stage in stages)
+    if position.stage == len(plans):
+        return steps
+    return steps + position.epoch * plans[position.stage].num_steps + position.step
 
 
-def _not_finite(run: Run, loss: float, epoch: int, step: int, rate: float) -> str:
-    where = f"epoch {epoch + 1}, step {step + 1} (rate {rate:.4g})"
-    return f"the loss is {loss} at {where}. {_LOWER_RATE.format(path=run.path)}"
+def _not_finite(run: Run, loss: float, epoch: int, step: int, lr: float) -> str:
+    where = f"epoch {epoch + 1}, step {step + 1} (learning rate {lr:.4g})"
+    return f"the loss is {loss} at {where}. {_LOWER_LR.format(path=run.path)}"

@@ -1,4 +1,4 @@
-"""What a batch is after normalisation: CutMix over the whole of it, and the rows of it that a process takes."""
+"""CutMix over a whole batch after normalisation, and the rows of the batch that each process needs."""
 
 import numpy as np
 import torch
@@ -22,41 +22,46 @@ def mix(
     step: int,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[Tensor, Targets]:
-    """CutMix, drawn for the whole batch by (seed, epoch, step); of it this process's rows.
+    """Apply CutMix, drawn for the whole batch by (seed, epoch, step), to the rows of this process.
 
     Args:
-        images: [n, 3, H, W], the rows of the batch that `rows_of` names: all of them for a process by itself.
-        labels: [N], of the whole training set; `indices` [B] says which of it stand in the batch.
+        images: [n, 3, H, W], the rows of the batch that `rows_of` returns: all of them in a single process.
+        labels: [N], class indices of the whole training set.
+        indices: [B], which images of the training set are in the batch.
+
+    Returns:
+        This process's images [b, 3, H, W], and their targets.
     """
     device, count, own = images.device, len(indices), group.rows(len(indices))
     total = None if group.count == 1 else count
-    known, which = labels[indices].to(device), torch.from_numpy(indices)[own].to(device)
-    drawn = _drawn(recipe, stage, epoch, step, count)
+    batch_labels, own_indices = labels[indices].to(device), torch.from_numpy(indices)[own].to(device)
+    drawn = _draw(recipe, stage, epoch, step, count)
     if drawn is None:
-        return images, Targets(known[own], known[own], images=which, group=group, total=total)
+        own_labels = batch_labels[own]
+        return images, Targets(own_labels, own_labels, images=own_indices, group=group, total=total)
     rows = rows_of(recipe, stage, epoch, step, count, group)
-    place = np.empty(count, np.int64)
-    place[rows] = np.arange(len(rows))
+    loaded_at = np.empty(count, np.int64)  # row of the batch -> row of `images`
+    loaded_at[rows] = np.arange(len(rows))
     partners = drawn.permutation[own]
-    mixed = paste(images[: own.stop - own.start], images, place[partners], drawn.box)
-    others = known[torch.from_numpy(partners).to(device)]
-    return mixed, Targets(known[own], others, drawn.lam, which, group, total)
+    mixed = paste(images[: own.stop - own.start], images, loaded_at[partners], drawn.box)
+    other_labels = batch_labels[torch.from_numpy(partners).to(device)]
+    return mixed, Targets(batch_labels[own], other_labels, drawn.lam, own_indices, group, total)
 
 
 def rows_of(recipe: Recipe, stage: Stage, epoch: int, step: int, count: int, group: ProcessGroup) -> np.ndarray:
-    """Which images of a batch a process needs: its share, then the CutMix partners that lie in the others'."""
+    """The rows of a batch that a process needs: its own, then their CutMix partners among the other processes' rows."""
     own = np.arange(count)[group.rows(count)]
     if group.count == 1:
         return own
-    drawn = _drawn(recipe, stage, epoch, step, count)
+    drawn = _draw(recipe, stage, epoch, step, count)
     return own if drawn is None else np.concatenate([own, np.setdiff1d(drawn.permutation[own], own)])
 
 
-def _drawn(recipe: Recipe, stage: Stage, epoch: int, step: int, count: int) -> Mix | None:
+def _draw(recipe: Recipe, stage: Stage, epoch: int, step: int, count: int) -> Mix | None:
     px, prob, alpha = px_at(recipe, epoch), cutmix_prob(recipe, stage), recipe.augment.cutmix_alpha
     return draw_cutmix(batch_stream(recipe.run.seed, epoch, step), count, px, px, prob=prob, alpha=alpha)
 
 
 def cutmix_prob(recipe: Recipe, stage: Stage) -> float:
-    """The probability that a batch of the stage is mixed."""
+    """The probability that CutMix mixes a batch of the stage."""
     return recipe.augment.cutmix_prob if stage.cutmix_prob == "auto" else stage.cutmix_prob

@@ -1,8 +1,8 @@
 """Data + device + hours -> a recipe, with reasons.
 
-The planner climbs a ladder of (backbone, stem, width, size), probes the pace of each rung with real steps, and
-takes the highest that still sees every image often enough in the time. Epochs then fill the time. Nothing after
-the plan reads the clock, so the plan in recipe.toml repeats the run.
+The planner tries candidates (backbone, stem, width, image size) in order of cost, times real training steps of each,
+and chooses the largest that still sees every image often enough in the time. The number of epochs then fills the time.
+Nothing reads the clock after that, so the recipe.toml of a planned run repeats the run.
 """
 
 import math
@@ -30,24 +30,24 @@ from fewsight.training.plans import batch_plan
 from fewsight.training.schedule import PX_STEP, mean_cost
 from fewsight.wording import counted
 
-SHARE_TO_USE = 0.9  # of the time; the rest is for saving states and a machine that slows down
-START_SECONDS = 4.0  # of a command before it can look at the clock: Python and torch
-PROBE_SHARE = 0.06  # of the time, for probing
-MOST_PROBE_SECONDS = 60.0  # for probing, however long the training may take
-MOST_EPOCHS = 300
-MEMORY_SHARE = 0.5  # of the memory that is free, for one step
+TIME_TO_USE = 0.9  # proportion of the hours; the rest covers saving states and a machine that slows down
+START_SECONDS = 4.0  # for a command to import Python and torch, before it can read the clock
+PROBE_FRACTION = 0.06  # of the hours, for probing
+MAX_PROBE_SECONDS = 60.0  # for probing all candidates, however long the training may take
+MAX_EPOCHS = 300
+MEMORY_FRACTION = 0.5  # of the free memory, for one step
 TIMED_STEPS = 8
-LONG_PROBE_SECONDS = 10.0  # of one rung: a slow device is timed over fewer steps
-QUIET_QUANTILE = 0.25  # of timed steps: other programs only ever make one longer
-FEW = 0.5  # of the epochs that are wanted; a plan of fewer is warned of
-LEAST_GROWING_EPOCHS = 10  # fewer are too few for several sizes
-LEAST_GROWN_PX = 64  # from here on images grow over a training; smaller ones were not tried (NOTES.md)
-EPOCHS_FOR_A_POLICY = 150  # fewer leave a model that has not yet learnt the plain images (NOTES.md)
+MAX_CANDIDATE_SECONDS = 10.0  # for probing one candidate: a slow device is timed over fewer steps
+STEP_QUANTILE = 0.25  # of the timed steps: other programs can only make a step longer
+WARN_BELOW = 0.5  # of the target epochs; a plan with fewer gets a warning
+MIN_GROWING_EPOCHS = 10  # for images that grow: fewer epochs are too few for several sizes
+MIN_GROWING_PX = 64  # for images that grow over a run; smaller images were not tried (NOTES.md)
+MIN_POLICY_EPOCHS = 150  # for an augmentation policy: with fewer it lowers accuracy (NOTES.md)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model and the size of the images that it is trained on."""
+    """A model and the size of its training images."""
 
     backbone: str
     stem: str
@@ -57,39 +57,39 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Pace:
-    """What a probe found."""
+    """Time and memory that a probe measured."""
 
-    step_seconds: float  # of a training step on a batch that is loaded
-    load_seconds: float  # of loading and augmenting a batch, on one core
-    score_seconds: float  # of scoring one image, loading included
-    image_bytes: int  # kept for the backward pass, one image
+    step_seconds: float  # a training step on a loaded batch
+    load_seconds: float  # loading and augmenting a batch, on one core
+    score_seconds: float  # loading and scoring one image
+    image_bytes: int  # kept for the backward pass, per image
 
 
 def ladder(native_px: int) -> list[Candidate]:
-    """Rungs from cheap to dear, for images whose shorter side is about `native_px`."""
+    """Candidates in order of cost, for images whose shorter side is about `native_px` pixels."""
     if native_px < 48:
         px = max(16, 4 * round(native_px / 4))
-        rungs = [("resnest14", "medium", 0.5), ("resnest14", "small", 0.5), ("resnest14", "small", 1.0)]
-        rungs += [("resnest26", "small", 1.0), ("resnest50", "small", 1.0)]
-        return [Candidate(*rung, px) for rung in rungs]
+        models = [("resnest14", "medium", 0.5), ("resnest14", "small", 0.5), ("resnest14", "small", 1.0)]
+        models += [("resnest26", "small", 1.0), ("resnest50", "small", 1.0)]
+        return [Candidate(*model, px) for model in models]
     if native_px < 112:
         px = min(96, 16 * round(native_px / 16))
-        rungs = [("resnest14", "large", 1.0), ("resnest26", "large", 1.0), ("resnest50", "large", 1.0)]
-        rungs += [("resnest26", "medium", 1.0), ("resnest50", "medium", 1.0), ("resnest101", "medium", 1.0)]
-        return [Candidate(*rung, px) for rung in rungs]
-    steps = [("resnest14", 0.5, 64), ("resnest14", 1.0, 64), ("resnest14", 1.0, 96), ("resnest14", 1.0, 128)]
-    steps += [("resnest26", 1.0, 128), ("resnest26", 1.0, 160), ("resnest50", 1.0, 160), ("resnest50", 1.0, 192)]
-    steps += [("resnest50", 1.0, 224), ("resnest101", 1.0, 224)]
-    return [Candidate(name, "large", width, px) for name, width, px in steps if px <= max(128, native_px)]
+        models = [("resnest14", "large", 1.0), ("resnest26", "large", 1.0), ("resnest50", "large", 1.0)]
+        models += [("resnest26", "medium", 1.0), ("resnest50", "medium", 1.0), ("resnest101", "medium", 1.0)]
+        return [Candidate(*model, px) for model in models]
+    sizes = [("resnest14", 0.5, 64), ("resnest14", 1.0, 64), ("resnest14", 1.0, 96), ("resnest14", 1.0, 128)]
+    sizes += [("resnest26", 1.0, 128), ("resnest26", 1.0, 160), ("resnest50", 1.0, 160), ("resnest50", 1.0, 192)]
+    sizes += [("resnest50", 1.0, 224), ("resnest101", 1.0, 224)]
+    return [Candidate(name, "large", width, px) for name, width, px in sizes if px <= max(128, native_px)]
 
 
-def wanted_epochs(num_images: int) -> int:
-    """How often every image should be seen before more model is worth its time: fewer images, more often."""
+def target_epochs(num_images: int) -> int:
+    """Epochs after which a larger model is worth more than more epochs; fewer images need more epochs."""
     return round(25 + 45 * math.sqrt(1000 / max(250, num_images)))
 
 
 def starting_values() -> dict[str, Any]:
-    """The recipe that the plan fills in; our choice of values, measured on tiny20's val (NOTES.md)."""
+    """The recipe that the plan completes; the values are our choice, measured on the val split of tiny20 (NOTES.md)."""
     return {
         "model": {"backbone": "resnest14", "stem": "large"},
         "augment": {"train_px": 64, "crop_area": [0.25, 1.0], "policy": "none"},
@@ -107,27 +107,27 @@ def starting_values() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Clock:
-    """The time of a command, and what it goes on beside the epochs."""
+    """The time of a command, and what it spends outside of epochs."""
 
     hours: float
     began: float  # `time.monotonic()` when the command began
-    num_val: int  # images that are scored at the end
+    num_val: int  # images to score at the end
 
     def passed(self) -> float:
-        """Seconds since the command was started, those too before it could look at the clock."""
+        """Seconds since the command was started, including imports before it could read the clock."""
         return START_SECONDS + time.monotonic() - self.began
 
     def scoring(self, pace: Pace) -> float:
-        """Seconds for val."""
+        """Seconds for scoring val."""
         return self.num_val * pace.score_seconds
 
-    def epochs(self, pace: Pace, epoch: float) -> int:
-        """How many epochs of so many seconds fit into what is left."""
-        return int((SHARE_TO_USE * self.hours * 3600 - self.passed() - self.scoring(pace)) / epoch)
+    def epochs(self, pace: Pace, epoch_seconds: float) -> int:
+        """How many epochs of `epoch_seconds` fit into the remaining time."""
+        return int((TIME_TO_USE * self.hours * 3600 - self.passed() - self.scoring(pace)) / epoch_seconds)
 
-    def hours_for(self, epochs: int, pace: Pace, epoch: float) -> float:
-        """The hours to ask for so that so many epochs fit, rounded up."""
-        return math.ceil((self.passed() + self.scoring(pace) + epochs * epoch) / SHARE_TO_USE / 36) / 100
+    def hours_for(self, epochs: int, pace: Pace, epoch_seconds: float) -> float:
+        """The --hours that `epochs` need, rounded up to hundredths."""
+        return math.ceil((self.passed() + self.scoring(pace) + epochs * epoch_seconds) / TIME_TO_USE / 36) / 100
 
 
 def plan_recipe(
@@ -139,112 +139,116 @@ def plan_recipe(
     *,
     began: float,
 ) -> tuple[Recipe, list[str]]:
-    """The recipe for this data, device and time, and why; a warning comes last where the time is short.
+    """Choose the recipe for this data, device and time.
 
     Args:
         settings: the resolved [run] section.
-        hours: of the whole command, for one seed.
-        overrides: values that the user fixed; the plan works around them.
+        hours: for the whole command, one seed.
+        overrides: values that the user fixed, as `key.path=value`.
         began: `time.monotonic()` when the command began.
 
+    Returns:
+        The recipe, and the reasons for it, a line each; a warning comes last if there is time for few epochs only.
+
     Raises:
-        RecipeError: the time is not enough for a single epoch.
+        RecipeError: there is not enough time for a single epoch.
     """
     if not 0 < hours < math.inf:
         raise RecipeError(f"--hours {hours:g}: expected a number above 0, for example 0.5")
     native = int(np.median([min(size) for size in prepared.sizes]))
     num_images, clock = len(prepared.images.paths), Clock(hours, began, len(prepared.images.val_paths))
-    wanted = wanted_epochs(num_images)
+    target = target_epochs(num_images)
     reasons = [
         f"{counted(num_images, 'training image')} of {counted(len(prepared.classes), 'class')}, median shorter side "
         f"{native} px; {settings.device}, {settings.precision}, {counted(int(settings.threads), 'thread')}, "
         f"{counted(int(settings.workers), 'loading process')}"
     ]
-    candidates = _candidates(ladder(native), num_images, settings, overrides)
-    recipe, pace = _climb(candidates, prepared, clock, wanted, reasons, console)
-    epoch = epoch_seconds(pace, recipe, prepared)
-    epochs = min(MOST_EPOCHS, clock.epochs(pace, epoch))
-    if epochs < LEAST_GROWING_EPOCHS:
-        recipe = parse_recipe(_one_size(recipe), overrides, "auto")
-        epoch = epoch_seconds(pace, recipe, prepared)
-        epochs = clock.epochs(pace, epoch)
+    candidates = _candidate_recipes(ladder(native), num_images, settings, overrides)
+    recipe, pace = _choose(candidates, prepared, clock, target, reasons, console)
+    seconds = epoch_seconds(pace, recipe, prepared)
+    epochs = min(MAX_EPOCHS, clock.epochs(pace, seconds))
+    if epochs < MIN_GROWING_EPOCHS:
+        recipe = parse_recipe(_with_one_size(recipe), overrides, "auto")
+        seconds = epoch_seconds(pace, recipe, prepared)
+        epochs = clock.epochs(pace, seconds)
     if epochs < 1:
-        raise RecipeError(_too_short(clock, pace, epoch, num_images, wanted, recipe))
-    warning = _warning(clock, pace, epoch, epochs, wanted, recipe)
+        raise RecipeError(_too_short(clock, pace, seconds, num_images, target, recipe))
+    warning = _warning(clock, pace, seconds, epochs, target, recipe)
     recipe = _with_epochs(recipe, overrides, epochs, pace)
     reasons.append(
-        f"chosen: {_described(recipe)}, {counted(recipe.stages[0].epochs, 'epoch')} (about {wanted} are wanted before "
-        f"a larger model pays), batch {recipe.stages[0].batch_size}, policy {recipe.augment.policy}"
+        f"chosen: {_described(recipe)}, {counted(recipe.stages[0].epochs, 'epoch')} (a larger model is only chosen "
+        f"with time for about {target}), batch size {recipe.stages[0].batch_size}, policy {recipe.augment.policy}"
     )
-    if warning and recipe.stages[0].epochs == epochs:  # else the user named them
+    if warning and recipe.stages[0].epochs == epochs:  # else the user fixed them
         reasons.append(warning)
     return recipe, reasons
 
 
-def _climb(
+def _choose(
     candidates: Sequence[Recipe],
     prepared: Prepared,
     clock: Clock,
-    wanted: int,
+    target: int,
     reasons: list[str],
     console: Console,
 ) -> tuple[Recipe, Pace]:
-    """The highest rung that sees every image often enough, else the lowest; what each gave is added to `reasons`."""
-    limit, began = min(MOST_PROBE_SECONDS, PROBE_SHARE * clock.hours * 3600), time.monotonic()
+    """The most expensive candidate with time for `target` epochs, else the cheapest; each adds a line to `reasons`."""
+    limit, began = min(MAX_PROBE_SECONDS, PROBE_FRACTION * clock.hours * 3600), time.monotonic()
     console.print(
-        f"measuring training steps of up to {counted(len(candidates), 'model')}, for about {duration(limit)} at most"
+        f"timing training steps of up to {counted(len(candidates), 'model')}, for at most about {duration(limit)}"
     )
     chosen: tuple[Recipe, Pace] | None = None
-    with progress_counter(console, "measuring") as progress:
+    with progress_counter(console, "timing") as progress:
         for number, recipe in enumerate(candidates):
             progress(number, len(candidates))
-            pace = probe(recipe, prepared, min(LONG_PROBE_SECONDS, limit - (time.monotonic() - began)))
+            pace = probe(recipe, prepared, min(MAX_CANDIDATE_SECONDS, limit - (time.monotonic() - began)))
             epochs = clock.epochs(pace, epoch_seconds(pace, recipe, prepared))
             milliseconds = 1e3 * (pace.step_seconds + pace.load_seconds)
             reasons.append(
-                f"{_described(recipe)}: {milliseconds:.0f} ms a step, {counted(max(0, epochs), 'epoch')} in the time"
+                f"{_described(recipe)}: {milliseconds:.0f} ms per step, time for {counted(max(0, epochs), 'epoch')}"
             )
-            if chosen is None or epochs >= wanted:
+            if chosen is None or epochs >= target:
                 chosen = recipe, pace
-            if epochs < 2 * wanted or time.monotonic() - began >= limit:
+            if epochs < 2 * target or time.monotonic() - began >= limit:
                 break
-    assert chosen is not None, "a ladder has rungs"
+    assert chosen is not None, "there is at least one candidate"
     return chosen
 
 
-def _too_short(clock: Clock, pace: Pace, epoch: float, num_images: int, wanted: int, recipe: Recipe) -> str:
-    """Why no epoch fits, and what to ask for."""
+def _too_short(clock: Clock, pace: Pace, seconds: float, num_images: int, target: int, recipe: Recipe) -> str:
+    """The error message when there is no time for an epoch of `seconds`: the reasons, and what to do."""
     return (
-        f"--hours {clock.hours:g} is not enough for one epoch of {counted(num_images, 'image')} on this device: one "
-        f"takes about {duration(epoch)}, scoring val {duration(clock.scoring(pace))}, starting, reading and measuring "
-        f"took {duration(clock.passed())}, and a tenth of the time is kept back. Give --hours "
-        f"{clock.hours_for(1, pace, epoch):g} or more for one epoch, about {clock.hours_for(wanted, pace, epoch):g} "
-        f"for the {wanted} that such data needs, or take a cheaper model: {_cheaper(recipe)}. If another program uses "
-        "this machine, stop it first: the time of an epoch was measured beside it"
+        f"--hours {clock.hours:g} is not enough for one epoch of {counted(num_images, 'image')} on this device: it "
+        f"takes about {duration(seconds)}, scoring val {duration(clock.scoring(pace))}, starting, reading and timing "
+        f"took {duration(clock.passed())}, and a tenth of the time is reserved. Give "
+        f"--hours {clock.hours_for(1, pace, seconds):g} or more for one epoch, about "
+        f"{clock.hours_for(target, pace, seconds):g} for the {target} that this data needs, or use a cheaper model: "
+        f"{_cheaper(recipe)}. If another program uses "
+        "this machine, stop it first: it made the timed steps slower"
     )
 
 
-def _warning(clock: Clock, pace: Pace, epoch: float, epochs: int, wanted: int, recipe: Recipe) -> str | None:
-    """What a user should know of a plan with far fewer epochs than are wanted."""
-    if epochs >= FEW * wanted:
+def _warning(clock: Clock, pace: Pace, seconds: float, epochs: int, target: int, recipe: Recipe) -> str | None:
+    """The warning about a plan with far fewer epochs than the target; None if there are enough."""
+    if epochs >= WARN_BELOW * target:
         return None
     return (
-        f"warning: {counted(epochs, 'epoch')} in the time, of about {wanted} that such data needs: the model will know "
-        f"little. Give --hours {clock.hours_for(wanted, pace, epoch):g}, or take a cheaper model: {_cheaper(recipe)}"
+        f"warning: time for {counted(epochs, 'epoch')}, but this data needs about {target}: expect a low accuracy. "
+        f"Give --hours {clock.hours_for(target, pace, seconds):g}, or use a cheaper model: {_cheaper(recipe)}"
     )
 
 
 def _cheaper(recipe: Recipe) -> str:
-    """What makes a step of a recipe take less."""
+    """Options that make a step of a recipe faster."""
     smaller = f" or --set augment.train_px={4 * round(recipe.augment.train_px / 8)}"
     return f"--set model.width={recipe.model.width / 2:g}" + smaller * (recipe.augment.train_px >= 48)
 
 
-def probe(recipe: Recipe, prepared: Prepared, seconds: float = LONG_PROBE_SECONDS) -> Pace:
-    """The pace of a few real steps: seconds and bytes.
+def probe(recipe: Recipe, prepared: Prepared, seconds: float = MAX_CANDIDATE_SECONDS) -> Pace:
+    """Measure the time and memory of a few real training steps.
 
     Args:
-        seconds: after so many no other step begins; a single step stands for itself.
+        seconds: time after which no further step starts; at least one step is timed.
     """
     keep_freed_memory()
     device = torch.device(recipe.run.device)
@@ -259,72 +263,76 @@ def probe(recipe: Recipe, prepared: Prepared, seconds: float = LONG_PROBE_SECOND
         model = initial_model(recipe, len(prepared.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         learner = build_learner(model, recipe, stage, images, len(prepared.classes), device)
         feed = batches(source, plan, first_epoch=0, first_step=0, num_epochs=1 + TIMED_STEPS, workers=0)
-        then = probing = time.perf_counter()
+        previous = probe_start = time.perf_counter()
         for number, (epoch, step, batch, indices) in enumerate(feed):
             loaded = time.perf_counter()
             inputs, targets = mix(normalise.of_bytes(batch), labels, indices, recipe, stage, epoch, step)
-            learner.step(inputs, targets, 1e-6)  # it gives a float, so the device has finished
+            learner.step(inputs, targets, 1e-6)  # returns a float, so the device has finished
             now = time.perf_counter()
-            loads.append(loaded - then)
+            loads.append(loaded - previous)
             steps.append(now - loaded)
-            then = now
-            if number == TIMED_STEPS or now - probing > seconds:
+            previous = now
+            if number == TIMED_STEPS or now - probe_start > seconds:
                 break
         image_bytes = _bytes_kept(learner.model, inputs[:2]) // 2
-    computing, loading = _quiet(steps), _quiet(loads)
+    computing, loading = _undisturbed(steps), _undisturbed(loads)
     return Pace(computing, loading, 0.8 * (computing + loading) / len(inputs), image_bytes)
 
 
-def _quiet(seconds: Sequence[float]) -> float:
-    """What a step takes when nothing else runs; the first one also chooses kernels, so it counts only alone."""
-    return float(np.quantile(seconds[1:] or seconds, QUIET_QUANTILE))
+def _undisturbed(seconds: Sequence[float]) -> float:
+    """A step's time when no other program runs, without the first step, which also chooses kernels, if there are more.
+
+    Args:
+        seconds: of each step.
+    """
+    return float(np.quantile(seconds[1:] or seconds, STEP_QUANTILE))
 
 
 def _bytes_kept(model: torch.nn.Module, images: torch.Tensor) -> int:
-    """What autograd keeps of a forward pass in float32, each storage once."""
-    kept: dict[int, int] = {}
+    """Bytes that autograd keeps for the backward pass of `images` in float32, without the weights."""
+    storage_bytes: dict[int, int] = {}  # address -> bytes: each storage counts once
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
+    def count(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        storage_bytes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         model(images)
-    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    return max(0, sum(kept.values()) - weights)
+    weight_bytes = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    return max(0, sum(storage_bytes.values()) - weight_bytes)
 
 
 def epoch_seconds(pace: Pace, recipe: Recipe, prepared: Prepared) -> float:
-    """What an epoch of the first stage takes at a pace; loading runs beside it where there are processes for it."""
+    """Seconds per epoch of the first stage; loading processes, if there are any, run in parallel with the steps."""
     workers, plan = recipe.run.workers, batch_plan(recipe, recipe.stages[0], prepared.images)
     assert workers != "auto", "the settings are resolved"
-    beside = workers > 0
-    step = max(pace.step_seconds, pace.load_seconds / workers) if beside else pace.step_seconds + pace.load_seconds
+    parallel = workers > 0
+    step = max(pace.step_seconds, pace.load_seconds / workers) if parallel else pace.step_seconds + pace.load_seconds
     return step * plan.num_steps * mean_cost(recipe, recipe.stages[0])
 
 
-def _candidates(
-    rungs: list[Candidate], num_images: int, settings: RunSettings, overrides: Sequence[str]
+def _candidate_recipes(
+    candidates: list[Candidate], num_images: int, settings: RunSettings, overrides: Sequence[str]
 ) -> list[Recipe]:
-    """A recipe for each rung, one where the user fixed what the ladder varies."""
-    recipes = [_candidate(rung, num_images, settings, overrides) for rung in rungs]
+    """The different recipes of the candidates: a single one if the user fixed all that they differ in."""
+    recipes = [_candidate_recipe(candidate, num_images, settings, overrides) for candidate in candidates]
     return [recipe for number, recipe in enumerate(recipes) if recipe not in recipes[:number]]
 
 
-def _candidate(rung: Candidate, num_images: int, settings: RunSettings, overrides: Sequence[str]) -> Recipe:
-    """A rung's recipe; its images grow from half their size where that was measured to pay, if the user lets them."""
-    values = _with_rung(rung, num_images, settings)
+def _candidate_recipe(candidate: Candidate, num_images: int, settings: RunSettings, overrides: Sequence[str]) -> Recipe:
+    """A candidate's recipe; its images grow from half their size, where that was measured to help."""
+    values = _candidate_values(candidate, num_images, settings)
     recipe = parse_recipe(values, overrides, "auto")
     px = recipe.augment.train_px
-    if px >= LEAST_GROWN_PX:
+    if px >= MIN_GROWING_PX:
         values["stages"][0]["first_px"] = PX_STEP * (px // PX_STEP // 2)
         recipe = parse_recipe(values, overrides, "auto")
     return with_stem(recipe)
 
 
-def _one_size(recipe: Recipe) -> dict[str, Any]:
-    """Its values, for images that do not grow."""
+def _with_one_size(recipe: Recipe) -> dict[str, Any]:
+    """The values of a recipe with images that do not grow."""
     values = recipe.model_dump()
     values["stages"][0]["first_px"] = "train"
     return values
@@ -336,10 +344,10 @@ def _described(recipe: Recipe) -> str:
     return f"{model.backbone}{width}, {model.stem} stem, {recipe.augment.train_px} px"
 
 
-def _with_rung(rung: Candidate, num_images: int, settings: RunSettings) -> dict[str, Any]:
+def _candidate_values(candidate: Candidate, num_images: int, settings: RunSettings) -> dict[str, Any]:
     values = starting_values()
-    values["model"] = {"backbone": rung.backbone, "stem": rung.stem, "width": rung.width}
-    values["augment"]["train_px"] = rung.train_px
+    values["model"] = {"backbone": candidate.backbone, "stem": candidate.stem, "width": candidate.width}
+    values["augment"]["train_px"] = candidate.train_px
     values["stages"][0]["batch_size"] = max(16, min(128, round(num_images / 20)))
     values["run"] = settings.model_dump()
     return values
@@ -349,17 +357,17 @@ def _with_epochs(recipe: Recipe, overrides: Sequence[str], epochs: int, pace: Pa
     values = recipe.model_dump()
     stage = values["stages"][0]
     stage["epochs"] = epochs
-    if epochs >= EPOCHS_FOR_A_POLICY:
-        values["augment"]["policy"] = "trivialaugment"  # needs no search, so no labels but the user's
+    if epochs >= MIN_POLICY_EPOCHS:
+        values["augment"]["policy"] = "trivialaugment"  # unlike AutoAugment, it was not searched on other labels
     stage["ema_half_life_epochs"] = round(epochs / 25, 2)
     stage["optim"]["warmup_epochs"] = min(3.0, round(epochs / 10, 1))
     needed = pace.image_bytes * stage["batch_size"]
-    stage["accumulate"] = max(1, math.ceil(needed / max(1, MEMORY_SHARE * free_memory(recipe.run.device))))
+    stage["accumulate"] = max(1, math.ceil(needed / max(1, MEMORY_FRACTION * free_memory(recipe.run.device))))
     return with_stem(parse_recipe(values, overrides, "auto"))
 
 
 def free_memory(device: str) -> int:
-    """Bytes that are free on the device; for a CPU what this process can still take."""
+    """Bytes that are free on the device; on a CPU what this process can still allocate."""
     kind = torch.device(device)
     if kind.type == "cuda":
         return torch.cuda.mem_get_info(kind)[0]

@@ -1,4 +1,4 @@
-"""Which image stands in which batch: shuffled, or P classes x K images."""
+"""Which images form each batch: shuffled, or P classes x K images."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -18,11 +18,11 @@ class Plan(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Nominal size, from which the rate comes."""
+        """Nominal size, which the peak learning rate is proportional to."""
 
     @property
     def num_steps(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
         """The image indices of each batch of `epoch`."""
@@ -30,14 +30,15 @@ class Plan(Protocol):
 
 @dataclass(frozen=True)
 class ShuffledBatches:
-    """Every image once an epoch, in an order of its own.
+    """Every image once per epoch, in a new random order each epoch.
 
-    Batches of an epoch differ in size by at most one, no image is dropped, and no batch has fewer than two
-    images (a lone one has no batch statistics).
+    The batches of an epoch differ in size by at most one image, no image is dropped, and no batch has fewer than two
+    images (a single image has no batch statistics).
 
     Args:
         labels: class index of each image, [N], N >= 2.
-        batch_size: nominal size, at least 2; no batch is larger, but for one of 3 where 2 would leave a lone image.
+        batch_size: nominal size, at least 2. No batch is larger, except one of 3 images where 2 would leave one over.
+        seed: of the order.
         sampling: draw classes equally often, images with replacement (`data.balance = "sampling"`).
     """
 
@@ -48,7 +49,7 @@ class ShuffledBatches:
 
     @property
     def num_steps(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         count = len(self.labels)
         return max(1, min(math.ceil(count / self.batch_size), count // 2))
 
@@ -57,8 +58,8 @@ class ShuffledBatches:
         rng = order_stream(self.seed, epoch)
         if self.sampling:
             labels = np.asarray(self.labels)
-            share = 1 / np.bincount(labels)[labels]
-            order = rng.choice(len(labels), len(labels), p=share / share.sum())
+            weights = 1 / np.bincount(labels)[labels]
+            order = rng.choice(len(labels), len(labels), p=weights / weights.sum())
         else:
             order = rng.permutation(len(self.labels))
         return np.array_split(order, self.num_steps)
@@ -66,23 +67,25 @@ class ShuffledBatches:
 
 @dataclass(frozen=True)
 class ClassBatches:
-    """P classes x K images in every batch, for losses that compare images within it.
+    """P classes x K images in every batch, for losses that compare images within a batch.
 
-    K starts at `images_per_class`, P = min(classes, most // K), and K then fills the batch: K = most // P, at most as
-    many as the largest class has. An epoch has max(1, N // (P * K)) batches. Classes come from a reshuffled queue, so
-    that in an epoch each is drawn equally often, by at most one; each class's images from a queue of its own, likewise.
-    A class with fewer than K images gives some of them twice, and only then does an image stand twice in a batch.
+    K starts at `images_per_class`, P = min(classes, max_images // K), and K is then raised to fill the batch:
+    K = max_images // P, at most the number of images of the largest class. An epoch has max(1, N // (P * K)) batches.
+    Classes are drawn from a queue that is reshuffled when it is empty, so that within an epoch the numbers of draws of
+    two classes differ by at most one; the images of each class are drawn from a queue in the same way. Only a class
+    with fewer than K images has an image twice in a batch.
 
     Args:
         labels: class index of each image, [N], of at least two classes.
-        most: images a batch at most, at least 4.
-        images_per_class: K, at least 2; less where `most` is under 2 * K.
+        max_images: maximum number of images per batch, at least 4.
+        seed: of the draws.
+        images_per_class: K, at least 2; K is smaller if `max_images` is below 2 * K.
 
     Source: Hermans et al., arXiv 1703.07737, section 2; the queues are our choice.
     """
 
     labels: tuple[int, ...]
-    most: int
+    max_images: int
     seed: int
     images_per_class: int = 4
 
@@ -90,8 +93,8 @@ class ClassBatches:
     def shape(self) -> tuple[int, int]:
         """(P, K)."""
         sizes = np.bincount(self.labels)
-        num_classes = min(int((sizes > 0).sum()), max(2, self.most // self.images_per_class))
-        return num_classes, min(self.most // num_classes, max(2, int(sizes.max())))
+        num_classes = min(int((sizes > 0).sum()), max(2, self.max_images // self.images_per_class))
+        return num_classes, min(self.max_images // num_classes, max(2, int(sizes.max())))
 
     @property
     def batch_size(self) -> int:
@@ -100,17 +103,17 @@ class ClassBatches:
 
     @property
     def num_steps(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         return max(1, len(self.labels) // self.batch_size)
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
-        """The image indices of each batch of `epoch`, a class's images side by side."""
+        """The image indices of each batch of `epoch`; the images of a class are adjacent."""
         rng = order_stream(self.seed, epoch)
         num_classes, num_images = self.shape
-        members: dict[int, list[int]] = {}
+        of_class: dict[int, list[int]] = {}
         for index, label in enumerate(self.labels):
-            members.setdefault(label, []).append(index)
-        images = {label: _Queue(members[label], rng) for label in sorted(members)}
+            of_class.setdefault(label, []).append(index)
+        images = {label: _Queue(of_class[label], rng) for label in sorted(of_class)}
         classes = _Queue(images, rng)
         return [
             np.array([index for label in classes.take(num_classes) for index in images[label].take(num_images)])
@@ -119,30 +122,31 @@ class ClassBatches:
 
 
 class _Queue:
-    """Members in a random order that is drawn anew whenever it runs out."""
+    """Items in a random order, shuffled again whenever it is used up."""
 
-    def __init__(self, members: Iterable[int], rng: np.random.Generator) -> None:
-        self.members, self.rng = np.array(list(members)), rng
+    def __init__(self, items: Iterable[int], rng: np.random.Generator) -> None:
+        self.items, self.rng = np.array(list(items)), rng
         self.waiting: list[int] = []
 
     def take(self, count: int) -> list[int]:
-        """The next `count`; none twice, unless there are fewer members than that."""
+        """The next `count` items; none is repeated unless there are fewer than `count`."""
         taken: list[int] = []
         while len(taken) < count:
             if not self.waiting:
-                fresh = self.rng.permutation(self.members).tolist()
-                self.waiting = [one for one in fresh if one in taken] + [one for one in fresh if one not in taken]
+                order = self.rng.permutation(self.items).tolist()
+                self.waiting = [item for item in order if item in taken]
+                self.waiting += [item for item in order if item not in taken]
             taken.append(self.waiting.pop())
         return taken
 
 
 def class_counts(labels: Sequence[int], num_classes: int) -> list[int]:
-    """Images of each class."""
+    """Number of images of each class."""
     return [int(count) for count in np.bincount(np.asarray(labels), minlength=num_classes)]
 
 
 def batch_plan(recipe: Recipe, stage: Stage, data: TrainingSet) -> Plan:
-    """Which image stands in which batch of a stage."""
+    """The plan of a stage's batches."""
     if batch_kind(stage) == "pk":
         return ClassBatches(data.labels, stage.batch_size, recipe.run.seed, stage.images_per_class)
     sampling = recipe.data.balance == "sampling"

@@ -1,4 +1,4 @@
-"""The first augmented batches as a picture: what the model will see, CutMix too."""
+"""A contact sheet of the first augmented batches, as the model receives them, including CutMix."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -20,7 +20,7 @@ from fewsight.training.schedule import px_at
 def preview_sheet(
     recipe: Recipe, images: TrainingSet, classes: Sequence[str], count: int
 ) -> tuple[Image.Image, list[int]]:
-    """A contact sheet of the first `count` batches of the first stage, and how many images a batch has.
+    """A contact sheet of the first `count` batches of the first stage, and the batch sizes among them.
 
     Raises:
         DataError: an image can no longer be read.
@@ -43,12 +43,14 @@ def preview_sheet(
         sheets.append(mixed.permute(0, 2, 3, 1).byte().numpy())
         names = [[classes[int(label)] for label in part] for part in (targets.labels, targets.other_labels)]
         stems = [Path(images.paths[index]).stem for index in indices]
-        captions.append([_caption(*each, targets.lam) for each in zip(names[0], names[1], stems, strict=True)])
+        captions.append(
+            [_caption(label, other, stem, targets.lam) for label, other, stem in zip(*names, stems, strict=True)]
+        )
     return contact_sheet(sheets, captions), sorted({len(sheet) for sheet in sheets})
 
 
 def _caption(label: str, other_label: str, stem: str, lam: float) -> str:
-    """The class and the file; or both classes, each with its share of the target."""
+    """The class and the file name; for a mixed image both classes with their target probabilities."""
     if lam == 1:
         return f"{printable(label)}\n{printable(stem)}"
     return f"{lam:.2f} {printable(label)}\n{1 - lam:.2f} {printable(other_label)}"

@@ -1,4 +1,4 @@
-"""Training progress callbacks: the protocol, and the terminal's own."""
+"""Training progress callbacks: the protocol, and the one that prints to the terminal."""
 
 import contextlib
 import time
@@ -13,28 +13,28 @@ from fewsight.data.training_set import TrainingSet
 from fewsight.runs import Run
 from fewsight.terminal import PLAIN_WIDTH, duration, progress_bar
 
-PLAIN_SECONDS = 30.0  # between two plain lines, where they are not epochs
-BAR_CELLS = 28  # what the bar and the time left need beside the text
+PLAIN_SECONDS = 30.0  # between two lines in a log file, within an epoch
+BAR_CELLS = 28  # for the bar and the time left, beside the text
 
 
 class Reporter(Protocol):
-    """Who is told how far a run is.
+    """Callbacks that receive the progress of a run.
 
-    An exception in one of these methods ends the training there and leaves `train` as it was raised. What the run has
-    saved stays: `fewsight.resume(RUN)` goes on from its last state.
+    An exception in one of these methods ends the training and propagates out of `train` unchanged. The saved state
+    stays: `fewsight.resume(RUN)` continues from it.
     """
 
     def start(self, total_steps: int, done_steps: int) -> None:
-        """The loop begins; `done_steps` of `total_steps` are behind it, over all stages."""
+        """The loop starts; `done_steps` of `total_steps` are done, over all stages."""
 
     def step(self, line: Mapping[str, Any], done_steps: int) -> None:
         """A step is done.
 
         Args:
-            line: `kind` ("step"); `stage` (from 0); `epoch` and `step` (from 1; the epochs count on from stage to
-                stage, the steps are those of the epoch); `loss`; `lr` (the learning rate of this step); where the loss
-                logs something, `terms` (name -> value).
-            done_steps: of all stages, this one among them.
+            line: `kind` ("step"); `stage` (from 0); `epoch` and `step` (from 1; epochs count on across stages, steps
+                restart with each epoch); `loss`; `lr` (the learning rate of this step); `terms` (name -> value), if
+                the loss logs any.
+            done_steps: over all stages, including this step.
         """
 
     def epoch(self, line: Mapping[str, Any]) -> None:
@@ -42,65 +42,65 @@ class Reporter(Protocol):
 
         Args:
             line: `kind` ("epoch"); `stage` (from 0); `epoch` (from 1); `epochs` (of all stages); `train_loss` (the mean
-                over the epoch's images); `seconds`; where there are such, `terms` (their means), `val_top1` (a share,
-                centre view) and `val_nll` (nats) of an epoch that was tested, and `collapse` (why the loss counts as
-                collapsed).
+                over the epoch's images); `seconds`; `terms` (means over the epoch), if the loss logs any; `val_top1`
+                (a proportion, centre view) and `val_nll` (nats), if the epoch was evaluated; `collapse` (the reason),
+                if the loss has collapsed.
         """
 
     def say(self, text: str) -> None:
-        """Something that the user should know now: the stage that begins, a loss that collapses.
+        """A message for the user, such as the start of a stage or a collapsed loss.
 
-        The terminal is a reporter too and has printed it already.
+        The terminal, which is a reporter too, has already printed it.
         """
 
     def close(self) -> None:
-        """The loop has ended, well or not."""
+        """The loop has ended, with or without an error."""
 
 
 class Reporters:
-    """Several reporters as one: each is told everything, in their order. An error in one ends the training."""
+    """Several reporters as one, called in order. An error in one ends the training."""
 
     def __init__(self, reporters: Sequence[Reporter]) -> None:
         self.reporters = reporters
 
     def start(self, total_steps: int, done_steps: int) -> None:
-        """The loop begins."""
-        for one in self.reporters:
-            one.start(total_steps, done_steps)
+        """The loop starts."""
+        for reporter in self.reporters:
+            reporter.start(total_steps, done_steps)
 
     def step(self, line: Mapping[str, Any], done_steps: int) -> None:
         """A step is done."""
-        for one in self.reporters:
-            one.step(line, done_steps)
+        for reporter in self.reporters:
+            reporter.step(line, done_steps)
 
     def epoch(self, line: Mapping[str, Any]) -> None:
         """An epoch is done."""
-        for one in self.reporters:
-            one.epoch(line)
+        for reporter in self.reporters:
+            reporter.epoch(line)
 
     def say(self, text: str) -> None:
-        """Something that the user should know now."""
-        for one in self.reporters:
-            one.say(text)
+        """A message for the user."""
+        for reporter in self.reporters:
+            reporter.say(text)
 
     def close(self) -> None:
-        """The loop has ended; an error in one keeps no other from closing."""
+        """The loop has ended. All reporters are closed even if one of them raises."""
         with contextlib.ExitStack() as stack:
-            for one in reversed(self.reporters):
-                stack.callback(one.close)
+            for reporter in reversed(self.reporters):
+                stack.callback(reporter.close)
 
 
 class TrainingReporter:
-    """Shows a training: a bar with time left in a terminal; a line an epoch, or every half minute, elsewhere."""
+    """Prints progress: a bar with the time left in a terminal; elsewhere a line per epoch or half minute."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.total = self.done = 0
         self.times: deque[tuple[float, int]] = deque(maxlen=200)
-        self.starting = True  # the first time is that of the start, not of a step
-        self.spoke = time.monotonic()
+        self.starting = True  # the first entry of `times` is from `start`, not from a step
+        self.last_print = time.monotonic()
         self.loss: float | None = None
-        self.terms: dict[str, float] = {}  # the last of each that the loss logged
+        self.terms: dict[str, float] = {}  # the latest value of each
         self.bar: Progress | None = None
         self.task = TaskID(0)
 
@@ -119,63 +119,64 @@ class TrainingReporter:
         """Move the bar."""
         self.done = done_steps
         if self.starting and len(self.times) > 1:
-            self.times.popleft()  # the step after a start also opens files and chooses kernels
+            self.times.popleft()  # the first step also opens files and chooses kernels
             self.starting = False
         self.times.append((time.monotonic(), done_steps))
         self.loss = line["loss"] if self.loss is None else 0.95 * self.loss + 0.05 * line["loss"]
         self.terms |= line.get("terms", {})
-        text = f"epoch {line['epoch']} · loss {self.loss:.3f} · rate {line['lr']:.2g}"
+        text = f"epoch {line['epoch']} · loss {self.loss:.3f} · lr {line['lr']:.2g}"
         if self.bar:
             text += format_terms(self.terms, self.console.width - len(text) - BAR_CELLS)
             self.bar.update(self.task, completed=done_steps, description=text, left=self.left())
-        elif time.monotonic() - self.spoke > PLAIN_SECONDS:
+        elif time.monotonic() - self.last_print > PLAIN_SECONDS:
             text += format_terms(self.terms)
-            self._say(_joined(f"{text} · step {done_steps:,} of {self.total:,}", self.left()))
+            self._print(_join(f"{text} · step {done_steps:,} of {self.total:,}", self.left()))
 
     def epoch(self, line: Mapping[str, Any]) -> None:
-        """Say what an epoch gave; in a terminal only where it was tested or its loss has more to say."""
+        """Print the epoch's line; in a terminal only if it has figures on val or logged terms."""
         text = f"epoch {line['epoch']:>{len(str(line['epochs']))}} of {line['epochs']}"
         text += f" · train loss {line['train_loss']:.3f}" + format_terms(line.get("terms", {}))
         if "val_top1" in line:
             text += f" · val top-1 {100 * line['val_top1']:.1f} %"
         if self.bar is None or "val_top1" in line or "terms" in line:
-            self._say(_joined(f"{text} · {duration(line['seconds'])}", self.left()))
+            self._print(_join(f"{text} · {duration(line['seconds'])}", self.left()))
 
     def say(self, text: str) -> None:
         """Print a line, above the bar."""
-        self._say(text)
+        self._print(text)
 
     def left(self) -> str:
-        """The time left, from the pace of the last steps; nothing at the end, and while one step alone was taken."""
-        (then, before), (last, done) = self.times[0], self.times[-1]
-        if done >= self.total or done - before < 1 + self.starting:
+        """The time left, estimated from the latest steps; empty at the end, and before the second step."""
+        (first_time, first_step), (last_time, last_step) = self.times[0], self.times[-1]
+        if last_step >= self.total or last_step - first_step < 1 + self.starting:
             return ""
-        return duration((last - then) / (done - before) * (self.total - done)) + " left"
+        seconds_per_step = (last_time - first_time) / (last_step - first_step)
+        return duration(seconds_per_step * (self.total - last_step)) + " left"
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self.bar:
             self.bar.stop()
             self.bar = None
 
-    def _say(self, text: str) -> None:
-        self.spoke = time.monotonic()
+    def _print(self, text: str) -> None:
+        self.last_print = time.monotonic()
         self.console.print(text)
 
 
-def _joined(*parts: str) -> str:
+def _join(*parts: str) -> str:
     return " · ".join(part for part in parts if part)
 
 
 def format_terms(terms: Mapping[str, float], cells: int = PLAIN_WIDTH) -> str:
-    """As many of a loss's terms as fit: ` · hardest positive 4.21 · active share 0.83`."""
+    """As many of a loss's logged terms as fit: ` · hardest positive 4.21 · active share 0.83`."""
     text = ""
     for name, value in terms.items():
-        more = f" · {name.replace('_', ' ')} {value:.3g}"
-        if len(text) + len(more) > cells:
+        term = f" · {name.replace('_', ' ')} {value:.3g}"
+        if len(text) + len(term) > cells:
             break
-        text += more
+        text += term
     return text
 
 
-ReporterFactory = Callable[[Run, TrainingSet], Reporter]  # called when a run begins or goes on
+ReporterFactory = Callable[[Run, TrainingSet], Reporter]  # called when a run starts or resumes

@@ -1,4 +1,4 @@
-"""Every "auto" value of a recipe as a number or a name, and checks before the images are read."""
+"""Resolves every "auto" value of a recipe, and checks a recipe before the images are read."""
 
 from fewsight.data.prepare import Prepared
 from fewsight.errors import RecipeError
@@ -9,18 +9,18 @@ from fewsight.models.classifier import build_without_memory, resolve_stem, with_
 from fewsight.recipes import Recipe
 from fewsight.training.mix import cutmix_prob
 
-TEST_RATIOS = (1.0, 320 / 224, 380 / 224, 2.0)  # the report's test sizes over its train size
+TEST_RATIOS = (1.0, 320 / 224, 380 / 224, 2.0)  # the paper's test sizes relative to its training size
 
 
 def check_parts(recipe: Recipe) -> None:
-    """Build the backbone and the losses without memory, so that a wrong name fails before the images are read.
+    """Build the backbone and the losses on the meta device, so that a wrong name fails before the images are read.
 
     Raises:
-        RecipeError: there is no such backbone or loss, the backbone has no such stem or width, or a loss could not do
-            its work in its stage.
+        RecipeError: there is no such backbone or loss, the backbone has no such stem or width, or a loss cannot train
+            with the settings of its stage.
     """
-    name, asked = recipe.model.backbone, recipe.model.stem
-    stem = resolve_stem(recipe.augment.train_px, name) if asked == "auto" else asked
+    name = recipe.model.backbone
+    stem = resolve_stem(recipe.augment.train_px, name) if recipe.model.stem == "auto" else recipe.model.stem
     if recipe.run.recompute and name.startswith(TIMM_PREFIX):
         raise RecipeError(f"run.recompute is for fewsight's own backbones, not for {name}; set run.recompute = false")
     build_without_memory(name, 2, stem=stem, width=recipe.model.width)
@@ -29,10 +29,10 @@ def check_parts(recipe: Recipe) -> None:
 
 
 def resolve(recipe: Recipe, prepared: Prepared) -> Recipe:
-    """Every "auto" value as a number or name, by the data and this device.
+    """Replace every "auto" value by the one for this data and device.
 
     Raises:
-        RecipeError: the recipe asks for what the data or the device lacks.
+        RecipeError: the recipe needs a val split that the data lacks, or a device or precision that the machine lacks.
     """
     if recipe.run.select == "best" and not prepared.images.val_paths:
         raise RecipeError('run.select = "best" needs a val split, but the data has none; use "last"')

@@ -1,26 +1,28 @@
-"""What changes over a training, as pure functions: step -> learning rate, epoch -> size of the images."""
+"""Schedules as pure functions: step -> learning rate, epoch -> image size."""
 
 import math
 
 from fewsight.recipes import Recipe, Stage
 
-PX_STEP = 8  # by which images grow: all strides divide it, and a training meets few sizes
+PX_STEP = 8  # by which images grow: a multiple of all strides, and large enough that a run has few sizes
 
 
 def peak_lr(stage: Stage, batch_size: int) -> float:
-    """The rate after warm-up: lr_scale * base_lr * batch_size / 256 (Goyal et al., arXiv 1706.02677).
+    """The learning rate after warm-up: lr_scale * base_lr * batch_size / 256.
 
     Args:
-        batch_size: nominal, of the stage's plan: P x K where batches are made of classes.
+        batch_size: nominal, of the stage's plan: P x K for class batches.
+
+    Source: Goyal et al., arXiv 1706.02677.
     """
     return stage.lr_scale * stage.optim.base_lr * batch_size / 256
 
 
 def lr_at(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> float:
-    """The rate of `step` (from 0): linear from 0 over the warm-up, then a cosine to 0 over the rest.
+    """The learning rate of `step` (from 0): linear from 0 over the warm-up, then a cosine to 0 over the rest.
 
-    Step `warmup_steps` has the peak rate; a step `total_steps` would have 0. Where the warm-up is as long as
-    the run, the rate rises throughout.
+    Step `warmup_steps` has the peak; a step `total_steps` would have 0. If the warm-up is as long as the stage, the
+    learning rate rises throughout.
 
     Source: Loshchilov and Hutter, arXiv 1608.03983; warm-up as Goyal et al., arXiv 1706.02677.
     """
@@ -31,13 +33,12 @@ def lr_at(step: int, *, peak: float, warmup_steps: int, total_steps: int) -> flo
 
 
 def px_at(recipe: Recipe, epoch: int) -> int:
-    """The side of the images in `epoch`, which counts on across stages.
+    """The side of the training images in `epoch`, in pixels; epochs count on across stages.
 
-    A stage's first epoch has `first_px`; the side grows with the epochs, in steps of `PX_STEP`, and is `train_px` once
-    `grow_share` of them are done, at the latest in the last. Small images cost less, and what a model sees in them it
-    need not learn again.
+    A stage's first epoch has `first_px`; the side grows in steps of `PX_STEP` and reaches `train_px` after the
+    proportion `grow_share` of the stage's epochs, at the latest in its last epoch. Small images take less time.
 
-    Source: Tan and Le, arXiv 2104.00298, section 4, where regularisation grows too; here it does not.
+    Source: Tan and Le, arXiv 2104.00298, section 4, which also raises the regularisation; here it stays constant.
     """
     full = recipe.augment.train_px
     for stage in recipe.stages:
@@ -52,7 +53,7 @@ def px_at(recipe: Recipe, epoch: int) -> int:
 
 
 def mean_cost(recipe: Recipe, stage: Stage) -> float:
-    """What an epoch of a stage with many costs on average where one of `train_px` costs 1, as pixels go."""
+    """Pixels per image, averaged over the epochs of a long stage, relative to images of side `train_px`."""
     if stage.first_px == "train":
         return 1.0
     full = recipe.augment.train_px

@@ -1,4 +1,4 @@
-"""What `fewsight train` does, as functions: train, resume."""
+"""Training and resuming as functions: `train` and `resume`, which `fewsight train` calls."""
 
 import contextlib
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 from fewsight import runs
 from fewsight.data.prepare import Prepared, prepare
 from fewsight.data.training_set import TrainingSet
-from fewsight.errors import Interrupted, RecipeError, RunError
+from fewsight.errors import Interrupted, RecipeError, RunError, WriteError
 from fewsight.machine import files
 from fewsight.machine.device import resolve_device, resolve_run
 from fewsight.machine.processes import ProcessGroup, joined
@@ -29,7 +29,7 @@ from fewsight.training.resolve import check_parts, resolve
 from fewsight.training.start import check_fits, model_values, read_start, weights_from
 from fewsight.wording import counted
 
-NEAR_IN_MESSAGE = 5  # pairs of nearly equal images
+MAX_NEAR_PAIRS = 5  # of nearly equal images, in a message
 
 
 def train(
@@ -47,23 +47,27 @@ def train(
 ) -> list[Run]:
     """Train on a folder or manifest; the run folder `out` then holds the model.
 
-    Under torchrun the processes share each batch; the first one plans, writes and speaks.
+    Under torchrun the processes share each batch; the first one plans, writes the files and prints.
 
     Args:
-        recipe: "auto" (planned from the data, the device and `hours`), a shipped name or a TOML file.
-        overrides: `key.path=value` on top of the recipe, for all that the command has options for: `data.holdout=0.3`
-            is --holdout 0.3, `data.max_bad=0.05` --max-bad, `data.leak=stop` --leak, `data.merge_val=true` --merge-val,
-            `run.deterministic=true` --deterministic.
-        seeds: train once for each, in `out/seed<N>`, all by one plan; none: once, in `out`.
-        init_from: start from this run's weights instead of random ones, seed by seed where it holds a run for each.
-            They stand for all stages of the recipe but the last, which alone is trained.
-        preview: write a contact sheet of that many augmented batches and stop; nothing is trained.
+        data: a folder of images or a manifest.
+        out: the run folder to create.
+        recipe: "auto" (planned from the data, the device and `hours`), the name of a shipped recipe or a TOML file.
+        hours: for the whole command and one seed, with recipe "auto".
+        overrides: `key.path=value` on top of the recipe. They include what the command has options for:
+            `data.holdout=0.3` is --holdout 0.3, `data.max_bad=0.05` --max-bad, `data.leak=stop` --leak,
+            `data.merge_val=true` --merge-val, `run.deterministic=true` --deterministic.
+        seeds: train a run for each of these in `out/seed<N>`, all with one plan; empty: one run, in `out`.
+        init_from: start from this run's weights instead of random ones; if it holds a run per seed, from the run of
+            the same seed. The weights replace all stages of the recipe but the last, and only the last is trained.
+        preview: write a contact sheet of this many augmented batches and return without training.
+        console: prints progress; None: standard output.
         reporters: callbacks for every step and epoch beside the terminal's, such as
             `fewsight.training.tensorboard.TensorBoard`; each is called with the run and its images, and returns a
             `fewsight.training.reporters.Reporter`.
 
     Returns:
-        The finished runs, one a seed.
+        The finished runs, one per seed; empty after a preview.
 
     Raises:
         DataError, RecipeError, RunError: before anything is overwritten.
@@ -75,12 +79,12 @@ def train(
             return _follow(group)
         console = console or make_console()
         finished = _train(group, data, out, recipe, hours, overrides, seeds, init_from, preview, console, reporters)
-        group.broadcast_text("")  # there is no more to train
+        group.broadcast_text("")  # ends the other processes' loops
         return finished
 
 
 def _follow(group: ProcessGroup) -> list[Run]:
-    """Train what the first process names, until it names nothing."""
+    """Train each run folder that the first process broadcasts, until it broadcasts an empty name."""
     finished = []
     while folder := group.broadcast_text():
         finished.append(_continue(runs.read_run(Path(folder)), Console(quiet=True), group))
@@ -100,13 +104,13 @@ def _train(
     console: Console,
     reporters: Sequence[ReporterFactory],
 ) -> list[Run]:
-    """`train`, as the first process does it."""
+    """`train` in the first process."""
     began = time.monotonic()
     folders = {seed: out / f"seed{seed}" for seed in seeds} if seeds else {None: out}
     planned = str(recipe) == "auto"
     if planned and not 0 < hours < math.inf:
         raise RecipeError(f"--hours {hours:g}: expected a number above 0, for example 0.5")
-    _check_place(out, [] if preview else list(folders.values()))
+    _check_out(out, [] if preview else list(folders.values()))
     sources = {seed: read_start(init_from, seed) for seed in folders} if init_from else {}
     if sources and planned:
         overrides = [*model_values(next(iter(sources.values()))), *overrides]  # the plan must fit the weights
@@ -119,7 +123,7 @@ def _train(
     check_parts(first)
     with progress_counter(console, "checking images") as progress:
         prepared = prepare(data, first.data, progress=progress)
-    _say_data(console, prepared)
+    _print_data(console, prepared)
     notes = ""
     if planned:
         first, reasons = plan_recipe(prepared, settings, hours, overrides, console, began=began)
@@ -141,26 +145,29 @@ def _train(
             group.broadcast_text(str(folder.resolve()))
             finished.append(_fit(run, prepared.images, console, weights, group, reporters))
         except Interrupted as error:
-            waiting = [one for one in seeds if one != seed and not (out / f"seed{one}").exists()]
-            if not waiting:
+            remaining = [other for other in seeds if other != seed and not (out / f"seed{other}").exists()]
+            if not remaining:
                 raise
             todo = "; ".join(
-                f"--recipe {folder}/recipe.toml --set run.seed={one} --out {out}/seed{one}"
-                + (f" --init-from {sources[one].path}" if sources else "")
-                for one in waiting
+                f"--recipe {folder}/recipe.toml --set run.seed={other} --out {out}/seed{other}"
+                + (f" --init-from {sources[other].path}" if sources else "")
+                for other in remaining
             )
             raise Interrupted(f"{error}. The other seeds: fewsight train {data} {todo}", error.signal_number) from error
     return finished
 
 
 def resume(path: str | Path, *, console: Console | None = None, reporters: Sequence[ReporterFactory] = ()) -> Run:
-    """Continue a run from its last saved state; the finished run equals the uninterrupted one bit for bit.
+    """Continue a run from its last saved state; the finished run equals an uninterrupted one bit for bit.
 
     Args:
+        path: the run folder.
+        console: prints progress; None: standard output.
         reporters: as for `train`.
 
     Raises:
-        RunError: not a run, or its recipe or data is no longer what it began with; the differences are named.
+        RunError: not a run, or its recipe or data is no longer the one it began with; the message names the
+            differences.
     """
     with joined() as group:
         run = runs.read_run(Path(path))
@@ -170,7 +177,7 @@ def resume(path: str | Path, *, console: Console | None = None, reporters: Seque
 
 
 def _continue(run: Run, console: Console, group: ProcessGroup, reporters: Sequence[ReporterFactory] = ()) -> Run:
-    """Train a run that was begun, from its last state or its start."""
+    """Train an existing run to its end, from its last state or from its start."""
     path = run.path
     if run.finished:
         console.print(f"{path} is finished; there is nothing to continue")
@@ -181,15 +188,15 @@ def _continue(run: Run, console: Console, group: ProcessGroup, reporters: Sequen
         if differences:
             raise RunError(
                 f"{path / 'recipe.toml'} was changed since the run began ({'; '.join(differences)}); "
-                "put the values back to resume, or train anew with --recipe"
+                "restore the values to resume, or start a new run with --recipe"
             )
     resolve_device(run.recipe.run.device)
     source = Path(run.data.source)
     if not source.exists():
-        raise RunError(f"{path}: its data {source} is not there; bring it back to that place, then resume")
+        raise RunError(f"{path}: its data {source} does not exist; restore it there, then resume")
     with progress_counter(console, "checking images") as progress:
         prepared = prepare(source, run.recipe.data, progress=progress)
-    runs.read_images(run)  # the list of what it is trained on is whole
+    runs.read_images(run)  # raises if the list of training images is damaged
     if prepared.facts.digest != run.data.digest:
         raise RunError(f"{path}: {source} is not the data that the run began with: {_data_differences(run, prepared)}")
     origin = None if runs.has_state(path) else run.info.get("start")
@@ -198,14 +205,14 @@ def _continue(run: Run, console: Console, group: ProcessGroup, reporters: Sequen
 
 
 def write_preview(recipe: Recipe, prepared: Prepared, count: int, out: Path, console: Console) -> Path:
-    """Write `out/preview.png`: the first `count` augmented batches as the model will see them, CutMix too."""
+    """Write `out/preview.png`: the first `count` augmented batches as the model receives them, including CutMix."""
     sheet, sizes = preview_sheet(recipe, prepared.images, prepared.classes, count)
     files.make_folder(out)
     target = out / runs.PREVIEW
     with files.replacing(target) as part:
         sheet.save(part, format="PNG")
-    shown = counted(count, "batch")
-    console.print(f"wrote {target}: {shown} of {' or '.join(map(str, sizes))} images as the model will see them")
+    batches = counted(count, "batch")
+    console.print(f"wrote {target}: {batches} of {' or '.join(map(str, sizes))} images as the model will see them")
     return target
 
 
@@ -219,55 +226,58 @@ def _fit(
 ) -> Run:
     reporter = Reporters([TrainingReporter(console), *(make(run, images) for make in reporters)])
     if group.count > 1:
-        norms = "of all images (sync_norm)" if run.recipe.run.sync_norm else "of each process's own images"
-        console.print(f"{group.count} processes share each batch; batch norms take their statistics {norms}")
+        images_used = "all images (sync_norm)" if run.recipe.run.sync_norm else "each process's own images"
+        console.print(
+            f"{group.count} processes share each batch; batch norms compute their statistics on {images_used}"
+        )
     try:
         with files.locked(run.path, "training") if group.first else contextlib.nullcontext():
             return fit(run, images, reporter, weights, group)
     except torch.OutOfMemoryError as error:
-        parts = (
-            f"with the batch in more parts, for example --set stages.0.accumulate={2 * run.recipe.stages[0].accumulate}"
-        )
-        whole = any(stage.batches == "pk" for stage in run.recipe.stages)  # such a loss takes no accumulation
+        double = 2 * run.recipe.stages[0].accumulate
+        accumulated = f"with gradient accumulation, for example --set stages.0.accumulate={double}"
+        class_batches = any(stage.batches == "pk" for stage in run.recipe.stages)  # which cannot be accumulated
         raise RunError(
-            f"{run.path}: the device's memory is too small for a batch. Train anew "
-            f"{'with a smaller batch_size' if whole else parts}, or a smaller train_px"
+            f"{run.path}: the device's memory is too small for a batch. Start a new run "
+            f"{'with a smaller batch_size' if class_batches else accumulated}, or with a smaller train_px"
         ) from error
+    except WriteError as error:
+        raise RunError(f"{error} The training goes on with: fewsight train --resume {run.path}") from error
     finally:
         reporter.close()
 
 
 def _last_stage(recipe: Recipe, console: Console) -> Recipe:
-    """The recipe without the stages that trained weights stand for."""
+    """The recipe with its last stage only: the weights to start from replace the others."""
     for number, stage in enumerate(recipe.stages[:-1]):
-        what = f"{stage.loss}, {counted(stage.epochs, 'epoch')}"
-        console.print(f"stage {number + 1} ({what}) is left out: --init-from stands for it")
+        described = f"{stage.loss}, {counted(stage.epochs, 'epoch')}"
+        console.print(f"stage {number + 1} ({described}) is skipped: the weights of --init-from replace it")
     return recipe.model_copy(update={"stages": recipe.stages[-1:]})
 
 
 def _origin(source: Run) -> dict[str, str]:
-    """What run.json notes of the weights that a run starts from."""
+    """What run.json records about the weights that a run starts from."""
     return {"run": str(source.path.resolve()), "weights_digest": str(source.info.get("weights_digest"))}
 
 
 def _starting_weights(
     origin: Mapping[str, str] | None, recipe: Recipe, classes: tuple[str, ...], console: Console
 ) -> dict[str, Tensor] | None:
-    """The weights that `origin` notes, None where there is none.
+    """The initial weights that `origin` (from run.json) names; None for a random initialisation.
 
     Raises:
-        RunError: that run is not there any more, or its weights are others now.
+        RunError: the source run no longer exists, or its weights have changed.
     """
     if origin is None:
         return None
     source = read_start(Path(origin["run"]))
     if source.info.get("weights_digest") != origin.get("weights_digest"):
         raise RunError(
-            f"{source.path} has other weights than those that the run began with; put them back, or train anew with "
+            f"{source.path} no longer has the weights that the run started from; restore them, or start a new run with "
             "--init-from"
         )
-    weights, account = weights_from(source, recipe, classes)
-    console.print(account)
+    weights, summary = weights_from(source, recipe, classes)
+    console.print(summary)
     return weights
 
 
@@ -275,45 +285,49 @@ def _with_seed(recipe: Recipe, seed: int) -> Recipe:
     return recipe.model_copy(update={"run": recipe.run.model_copy(update={"seed": seed})})
 
 
-def _check_place(out: Path, folders: Sequence[Path]) -> None:
-    """Refuse a place where the runs could not be written, before the images are read."""
+def _check_out(out: Path, folders: Sequence[Path]) -> None:
+    """Check, before the images are read, that the run folders can be written.
+
+    Raises:
+        RunError: one of them exists, or no folder can be created there.
+    """
     if folders and folders[0] != out and (out / "run.json").exists():
-        runs.check_new(out)  # says that it is a run
+        runs.check_new(out)  # raises: `out` itself is a run
     for folder in folders:
         runs.check_new(folder)
-    there = next(parent for parent in (out, *out.absolute().parents) if os.path.lexists(parent))
-    if not there.is_dir():
-        raise RunError(f"--out {out}: {there} is a file, not a folder; choose another place")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise RunError(f"--out {out}: the folder {there} may not be written; choose another place")
+    existing = next(parent for parent in (out, *out.absolute().parents) if os.path.lexists(parent))
+    if not existing.is_dir():
+        raise RunError(f"--out {out}: {existing} is a file, not a folder; choose another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise RunError(f"--out {out}: the folder {existing} is not writable; choose another folder")
 
 
-def _say_data(console: Console, prepared: Prepared) -> None:
+def _print_data(console: Console, prepared: Prepared) -> None:
     counts = {split: sum(classes.values()) for split, classes in prepared.facts.counts.items()}
     parts = ", ".join(f"{number:,} {split}" for split, number in counts.items())
     console.print(f"{counted(len(prepared.classes), 'class')}; images: {parts}")
     if prepared.facts.ignored:
         ignored = ", ".join(f"{number:,} {reason}" for reason, number in prepared.facts.ignored.items())
         console.print(f"ignored: {ignored}")
-    left_out = [one["error"] for one in prepared.facts.left_out]
+    left_out = [image["error"] for image in prepared.facts.left_out]
     print_first(console, "left out", left_out, rest=", named in the run's data.json")
     leaks = prepared.facts.leaks
     if leaks["equal"] and leaks["policy"] == "allow":
         console.print(
-            f"note: images to train on that are equal to images of other splits: {len(leaks['equal']):,} (--leak allow)"
+            f"note: training images that are equal to images of other splits: {len(leaks['equal']):,} (--leak allow)"
         )
-    near = [f"{one} and {other}" for one, other in leaks["near"]]
-    rest = ", in data.json (fewsight check tells what they may mean)"
-    print_first(console, "nearly equal, in two splits", near, most=NEAR_IN_MESSAGE, rest=rest)
+    near = [f"{first} and {second}" for first, second in leaks["near"]]
+    rest = ", in data.json (fewsight check shows what they may mean)"
+    print_first(console, "nearly equal, in two splits", near, limit=MAX_NEAR_PAIRS, rest=rest)
 
 
 def _data_differences(run: Run, prepared: Prepared) -> str:
-    before = {(one["split"], one["path"]): (one["label"], one["size"]) for one in runs.read_images(run)}
-    after = {(one["split"], one["path"]): (one["label"], one["size"]) for one in prepared.listed}
+    before = {(image["split"], image["path"]): (image["label"], image["size"]) for image in runs.read_images(run)}
+    after = {(image["split"], image["path"]): (image["label"], image["size"]) for image in prepared.listed}
     kinds = {
         "gone": [key for key in before if key not in after],
         "new": [key for key in after if key not in before],
         "changed": [key for key in before if key in after and before[key] != after[key]],
     }
-    told = [f"{len(keys):,} {kind} (first: {keys[0][1]})" for kind, keys in kinds.items() if keys]
-    return ", ".join(told) or "the same images, in another order"
+    texts = [f"{len(keys):,} {kind} (first: {keys[0][1]})" for kind, keys in kinds.items() if keys]
+    return ", ".join(texts) or "the same images, in another order"

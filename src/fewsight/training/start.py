@@ -1,4 +1,4 @@
-"""The weights that a run starts from, where they are another run's."""
+"""Initial weights that are taken from another run."""
 
 from pathlib import Path
 
@@ -13,21 +13,21 @@ from fewsight.models.classifier import initial_model, weights_out, with_stem
 from fewsight.recipes import Recipe
 from fewsight.runs import Run
 
-NAMED = 5  # classes listed in the account
+MAX_NAMED = 5  # classes in the summary
 
 
 def read_start(path: Path, seed: int | None = None) -> Run:
-    """The finished run to start from: `path`, or `path/seed<N>` where it holds a run for each seed.
+    """The finished run to start from: `path`, or `path/seed<N>` if it holds a run per seed.
 
     Raises:
-        RunError: not a run, or its training did not end.
+        RunError: not a run, or its training is not finished.
     """
-    if not (path / "run.json").exists() and (there := sorted(path.glob("seed*/run.json"))):
+    if not (path / "run.json").exists() and (seed_runs := sorted(path.glob("seed*/run.json"))):
         folder = path / f"seed{seed}"
-        if folder / "run.json" not in there:
-            names = ", ".join(one.parent.name for one in there)
-            wanted = "name one of them" if seed is None else f"there is none for seed {seed}"
-            raise RunError(f"{path} holds runs for several seeds ({names}); {wanted}")
+        if folder / "run.json" not in seed_runs:
+            names = ", ".join(file.parent.name for file in seed_runs)
+            problem = "name one of them" if seed is None else f"there is none for seed {seed}"
+            raise RunError(f"{path} holds runs for several seeds ({names}); {problem}")
         path = folder
     run = runs.read_run(path)
     if not run.finished:
@@ -36,7 +36,7 @@ def read_start(path: Path, seed: int | None = None) -> Run:
 
 
 def model_values(run: Run) -> list[str]:
-    """The run's backbone and train size as overrides, for a plan that must fit its weights."""
+    """The run's backbone and training size as overrides, so that a plan fits its weights."""
     model, px = run.recipe.model, run.recipe.augment.train_px
     return [
         f"model.backbone={model.backbone}",
@@ -47,50 +47,51 @@ def model_values(run: Run) -> list[str]:
 
 
 def check_fits(source: Run, recipe: Recipe) -> None:
-    """Refuse a recipe whose backbone is not the source's.
+    """Check that a recipe has the backbone of the run that it starts from.
 
     Raises:
         RunError: name, stem or width differ.
     """
     theirs, ours = source.recipe.model, with_stem(recipe).model
     if theirs != ours:
-        names = [f"{one.backbone} (stem {one.stem}, width {one.width:g})" for one in (theirs, ours)]
+        names = [f"{model.backbone} (stem {model.stem}, width {model.width:g})" for model in (theirs, ours)]
         raise RunError(
-            f"{source.path} has the backbone {names[0]}, but this recipe {names[1]}; take another recipe or run, or "
+            f"{source.path} has the backbone {names[0]}, but this recipe {names[1]}; use another recipe or run, or "
             + " ".join(f"--set {value}" for value in model_values(source)[:3])
         )
 
 
 def weights_from(source: Run, recipe: Recipe, classes: tuple[str, ...]) -> tuple[dict[str, Tensor], str]:
-    """A run's weights as the start of a recipe, and an account of them in words.
+    """A run's weights as the initial weights of a recipe, and a summary of them.
 
-    The backbone is taken whole. The linear head is taken class by class, by name; a class that the source does not
-    know gets the random row that the recipe's seed draws.
+    The whole backbone is copied. The rows of the linear head are copied by class name; a class that the source does
+    not have gets the random row that the recipe's seed draws.
 
     Raises:
-        RunError: not a finished run, damaged, or another backbone.
+        RunError: the source is damaged, or has another backbone.
     """
     check_fits(source, recipe)
-    trained, own = runs.read_weights(source), weights_out(initial_model(recipe, len(classes)))
-    rows = {name: row for row, name in enumerate(source.classes)}
-    known = [(row, rows[name]) for row, name in enumerate(classes) if name in rows]
-    weights = {**trained, "head.weight": own["head.weight"], "head.bias": own["head.bias"]}
+    trained, random = runs.read_weights(source), weights_out(initial_model(recipe, len(classes)))
+    source_rows = {name: row for row, name in enumerate(source.classes)}
+    shared = [(row, source_rows[name]) for row, name in enumerate(classes) if name in source_rows]
+    weights = {**trained, "head.weight": random["head.weight"], "head.bias": random["head.bias"]}
     for name in ("head.weight", "head.bias"):
-        for row, their_row in known:
-            weights[name][row] = trained[name][their_row]
-    return weights, _account(source, recipe, weights, classes)
+        for row, source_row in shared:
+            weights[name][row] = trained[name][source_row]
+    return weights, _summary(source, recipe, weights, classes)
 
 
-def _account(source: Run, recipe: Recipe, weights: dict[str, Tensor], classes: tuple[str, ...]) -> str:
-    """What was taken, what is new and what was left behind, in words."""
-    fresh = [name for name in classes if name not in source.classes]
-    gone = [name for name in source.classes if name not in classes]
-    own = [one for number in range(len(recipe.stages)) for one in _loss_weights(recipe, number, weights, classes)]
-    new = [f"the head's rows of {_listed(fresh)}"] if fresh else []
-    new += [f"the loss's own {one}" for one in own] + ["the optimiser"]
+def _summary(source: Run, recipe: Recipe, weights: dict[str, Tensor], classes: tuple[str, ...]) -> str:
+    """One line on what was copied, what is new and what was not used."""
+    new_classes = [name for name in classes if name not in source.classes]
+    unused = [name for name in source.classes if name not in classes]
+    stages = range(len(recipe.stages))
+    loss_weights = [text for number in stages for text in _loss_weights(recipe, number, weights, classes)]
+    new = [f"the head's rows of {_listed(new_classes)}"] if new_classes else []
+    new += [f"the loss's own {text}" for text in loss_weights] + ["the optimiser"]
     text = f"starting from {source.path}: {len(weights) - 2} tensors of the backbone and the linear head's rows of "
-    text += f"{len(classes) - len(fresh)} of {len(classes)} classes; new: {', '.join(new)}"
-    return text + (f"; left behind: the rows of {_listed(gone)}" if gone else "")
+    text += f"{len(classes) - len(new_classes)} of {len(classes)} classes; new: {', '.join(new)}"
+    return text + (f"; not used: the rows of {_listed(unused)}" if unused else "")
 
 
 def _loss_weights(recipe: Recipe, number: int, weights: dict[str, Tensor], classes: tuple[str, ...]) -> list[str]:
@@ -101,5 +102,5 @@ def _loss_weights(recipe: Recipe, number: int, weights: dict[str, Tensor], class
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(map(repr, names[:NAMED])) + more
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(map(repr, names[:MAX_NAMED])) + more

@@ -1,4 +1,4 @@
-"""Where a training stands, and when its state is saved."""
+"""The position of a run in its training, and when its state is saved."""
 
 import time
 from dataclasses import asdict, dataclass, field
@@ -13,24 +13,24 @@ from fewsight.training.learner import Learner
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: the next step to take, and what the epoch has summed so far."""
+    """The next step of a run, and the sums over its current epoch so far."""
 
     stage: int = 0
     epoch: int = 0  # within the stage
     step: int = 0  # within the epoch
-    loss_sum: float = 0.0  # over the epoch's images so far
+    loss_sum: float = 0.0  # of each image's batch loss, over the epoch so far
     num_images: int = 0
     best_top1: float = -1.0  # on val, for select = "best"
-    terms: dict[str, list[float]] = field(default_factory=dict)  # what the loss logs: [sum over images, images]
-    first: dict[str, float] = field(default_factory=dict)  # their means over the stage's first epoch
-    collapsed: bool = False  # the loss said so of the last epoch
+    terms: dict[str, list[float]] = field(default_factory=dict)  # logged by the loss: name -> [sum over images, images]
+    first: dict[str, float] = field(default_factory=dict)  # means of `terms` over the stage's first epoch
+    collapsed: bool = False  # as the loss diagnosed after the last epoch
 
 
 class StateSaver:
     """Saves the state from which a run continues with the same bits, and decides when.
 
-    It is due every `minutes` and after each epoch; short epochs of a large model wait until saving has cost no
-    more than a fiftieth of the time since the last one. When a state is saved changes no result.
+    A state is due every `minutes` and after each epoch; where epochs are short and the model is large, only once
+    saving takes at most a fiftieth of the time since the last state. The times of saving change no result.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -38,22 +38,28 @@ class StateSaver:
 
     def is_due(self, *, epoch_ended: bool) -> bool:
         """Whether to save now."""
-        waited = time.monotonic() - self.last
-        return waited > 60 * self.minutes or (epoch_ended and waited >= 50 * self.cost)
+        elapsed = time.monotonic() - self.last
+        return elapsed > 60 * self.minutes or (epoch_ended and elapsed >= 50 * self.cost)
 
-    def save(self, run: Run, learner: Learner, at: Position) -> None:
-        """Write the state."""
+    def save(self, run: Run, learner: Learner, position: Position) -> None:
+        """Write the state to the run folder."""
         start = time.monotonic()
         tensors, values = learner.state()
-        values |= {"position": asdict(at), "log_bytes": runs.sync_log(run.path), "threads": torch.get_num_threads()}
+        values |= {"position": asdict(position), "log_bytes": runs.sync_log(run.path)}
+        values |= {"threads": torch.get_num_threads()}
         runs.save_state(run.path, tensors, values)
         self.last = time.monotonic()
         self.cost = self.last - start
 
 
 def check_threads(run: Run, before: int) -> None:
+    """Check that torch computes with the thread count that the state was saved with.
+
+    Raises:
+        RunError: the counts differ, so that results would differ in their last bits.
+    """
     if before != torch.get_num_threads():
         raise RunError(
             f"{run.path} was trained with {before} compute threads, but torch computes with "
-            f"{torch.get_num_threads()} here, which changes the last bits; resume it where it began"
+            f"{torch.get_num_threads()} here, which changes the last bits; resume it on the machine where it began"
         )

@@ -1,6 +1,6 @@
-"""TensorBoard: a run's curves, its first batch and its recipe in `RUN/tensorboard`, written as it trains.
+"""TensorBoard: a run's curves, first batch and recipe, written to `RUN/tensorboard` during training.
 
-A reporter of your own is a class like this one, given to `fewsight.train(..., reporters=[MyReporter])`.
+Your own reporter is a class like this one, passed to `fewsight.train(..., reporters=[MyReporter])`.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 FOLDER = "tensorboard"
-EVERY_STEPS = 10  # a point of the curves
+EVERY_STEPS = 10  # between two points of a curve
 
 
 class TensorBoard:
@@ -36,7 +36,7 @@ class TensorBoard:
         self.done = 0
 
     def start(self, total_steps: int, done_steps: int) -> None:
-        """Open the folder; what a run had written after the step that it goes on from is dropped."""
+        """Open the event file; points after the step that a run resumes from are dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.done = done_steps
@@ -49,21 +49,21 @@ class TensorBoard:
             self.writer.flush()
 
     def step(self, line: Mapping[str, Any], done_steps: int) -> None:
-        """A point of the curves every few steps."""
+        """Add a point to the curves every few steps."""
         self.done = done_steps
         if done_steps % EVERY_STEPS == 0:
             self._scalars({"train/loss": line["loss"], "train/rate": line["lr"]})
             self._scalars({f"train/{name}": value for name, value in line.get("terms", {}).items()})
 
     def epoch(self, line: Mapping[str, Any]) -> None:
-        """The epoch's mean loss, and val where it was tested."""
+        """Add the epoch's mean loss, and the figures on val if it was evaluated."""
         self._scalars({"epoch/loss": line["train_loss"], "epoch/seconds": line["seconds"]})
         self._scalars({name.replace("val_", "val/"): line[name] for name in ("val_top1", "val_nll") if name in line})
         assert self.writer is not None, "start() comes first"
         self.writer.flush()
 
     def say(self, text: str) -> None:
-        """What the terminal says is not for the curves."""
+        """Messages are not written to TensorBoard."""
 
     def close(self) -> None:
         """Flush and close the file."""
@@ -77,10 +77,10 @@ class TensorBoard:
 
 
 def require_tensorboard() -> None:
-    """Say how to install the extra where it is missing.
+    """Check that the extra is installed.
 
     Raises:
-        FewsightError: it is.
+        FewsightError: it is not; the message says how to install it.
     """
     if importlib.util.find_spec("tensorboard") is None:
         raise FewsightError("--tensorboard needs an extra: pip install 'fewsight[tensorboard]'")
