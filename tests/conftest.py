@@ -1,4 +1,4 @@
-"""Fixtures: where the real data lies, small folders of real digits, a cache of our own, the command line."""
+"""Fixtures: the folder of real images, small folders of digits, a separate cache, the command line."""
 
 import io
 import os
@@ -15,19 +15,19 @@ from sklearn.datasets import load_digits
 
 from fewsight.cli import main
 
-settings.register_profile("fewsight", deadline=None)  # a machine under load is no failure
+settings.register_profile("fewsight", deadline=None)  # a slow machine is not a failure
 settings.load_profile("fewsight")
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's own cache of scanned images."""
+    """Give each test its own cache of scanned images instead of the user's."""
     monkeypatch.setenv("FEWSIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="session")
 def fewsight_data() -> Path:
-    """The folder of real images; a test that needs it skips where it is not set, but never under CI."""
+    """The folder of real images; a test that needs it is skipped if it is not set, but never under CI."""
     folder = os.environ.get("FEWSIGHT_DATA", "")
     if folder and Path(folder).is_dir():
         return Path(folder)
@@ -61,16 +61,16 @@ def digit_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for digit, name in enumerate(["nought", "one", "two"]):
         of_class = pixels[labels == digit]
         for split, first, last in [("train", 0, 6), ("val", 6, 10), ("test", 10, 15)]:
-            place = folder / split / name
-            place.mkdir(parents=True)
+            class_folder = folder / split / name
+            class_folder.mkdir(parents=True)
             for index in range(first, last):
-                Image.fromarray(of_class[index]).save(place / f"{index:02d}.png")
+                Image.fromarray(of_class[index]).save(class_folder / f"{index:02d}.png")
     return folder
 
 
 @pytest.fixture(autouse=True)
 def tiny_run_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
-    """`evaluate` keeps scores in the run; the next test finds `tiny_run` without them."""
+    """Remove the scores that `evaluate` keeps in `tiny_run` after each test."""
     run = request.getfixturevalue("tiny_run") if "tiny_run" in request.fixturenames else None
     yield
     if run is not None:
@@ -95,7 +95,7 @@ def tiny_run(digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command gave."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str

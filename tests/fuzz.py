@@ -1,8 +1,8 @@
-"""Damaged and hostile files for every reader, and what the readers make of them.
+"""A fuzzer: damaged and hostile files for every reader.
 
 An input is a function of its seed: a valid file of some kind, damaged at random. A reader may take it or refuse it with
-a `FewsightError`; anything else is a crash. `python tests/fuzz.py --minutes 30` runs until then and prints figures as
-Markdown; `--seed N` runs one input and shows its traceback.
+a `FewsightError`; anything else is a crash. `python tests/fuzz.py --minutes 30` runs for that time and prints a
+Markdown table; `--seed N` runs one input and shows its traceback.
 """
 
 import argparse
@@ -73,105 +73,105 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
     """Bytes with one to four faults."""
     changed = bytearray(data)
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
-        place, length = rng.randrange(len(changed) + 1), rng.choice([1, 2, 4, 16, 256, 4096])
+        offset, length = rng.randrange(len(changed) + 1), rng.choice([1, 2, 4, 16, 256, 4096])
         kind = rng.randrange(8)
         if kind == 0 and changed:
-            changed[place % len(changed)] ^= 1 << rng.randrange(8)
+            changed[offset % len(changed)] ^= 1 << rng.randrange(8)
         elif kind == 1:
-            changed[place : place + length] = b""
+            changed[offset : offset + length] = b""
         elif kind == 2:
-            changed[place:place] = rng.randbytes(length)
+            changed[offset:offset] = rng.randbytes(length)
         elif kind == 3:
-            del changed[place:]
+            del changed[offset:]
         elif kind == 4:
-            changed[place:place] = changed[place : place + length] * rng.choice([1, 2, 100])
+            changed[offset:offset] = changed[offset : offset + length] * rng.choice([1, 2, 100])
         elif kind == 5:
             size, order = rng.choice([1, 2, 4, 8]), rng.choice(["big", "little"])
             value = rng.choice(EXTREMES) % 2 ** (8 * size)
-            changed[place : place + size] = value.to_bytes(size, order)  # type: ignore[arg-type]
-        elif kind == 6 and (found := list(re.finditer(rb"-?\d+(\.\d+)?", bytes(changed[:100_000])))):
-            start, stop = rng.choice(found).span()
+            changed[offset : offset + size] = value.to_bytes(size, order)  # type: ignore[arg-type]
+        elif kind == 6 and (numbers := list(re.finditer(rb"-?\d+(\.\d+)?", bytes(changed[:100_000])))):
+            start, stop = rng.choice(numbers).span()
             changed[start:stop] = rng.choice(NUMBERS).encode()
         else:
             other = rng.randrange(len(changed) + 1)
-            changed[place : place + length] = changed[other : other + length]
+            changed[offset : offset + length] = changed[other : other + length]
     return bytes(changed)
 
 
 def damaged_json(data: bytes, rng: random.Random) -> bytes:
-    """A JSON text, or one of its lines, with one value of another kind, or one lost."""
+    """A JSON text, or one of its lines, in which one value is replaced or removed."""
     lines = data.splitlines() if data.count(b"}\n{") else [data]
     number = rng.randrange(len(lines))
     value = json.loads(lines[number])
     parent, key = None, None
-    place = value
-    while isinstance(place, (dict, list)) and place and (parent is None or rng.random() < 0.8):
-        parent, key = place, rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
-        place = parent[key]
+    node = value
+    while isinstance(node, (dict, list)) and node and (parent is None or rng.random() < 0.8):
+        parent, key = node, rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
+        node = parent[key]
     if parent is None:
         value = rng.choice(VALUES)
     elif rng.random() < 0.2:
         del parent[key]
     else:
-        parent[key] = rng.choice([*VALUES, place * 2 if isinstance(place, (int, str, list)) else None])
+        parent[key] = rng.choice([*VALUES, node * 2 if isinstance(node, (int, str, list)) else None])
     lines[number] = json.dumps(value).encode()
     return b"\n".join(lines) + b"\n"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Something that fewsight reads: a folder with valid files, those that are damaged, and the reader."""
+    """A kind of input: a folder with valid files, the files to damage, and the reader."""
 
     folder: Path
     targets: tuple[str, ...]
     read: Callable[[Path], object]
 
 
-def kinds(place: Path) -> dict[str, Kind]:
-    """Valid inputs of every kind, made in `place`."""
+def kinds(folder: Path) -> dict[str, Kind]:
+    """Create valid inputs of every kind in `folder`."""
     images = pictures()
-    (place / "images").mkdir()
+    (folder / "images").mkdir()
     for name, data in images.items():
-        (place / "images" / name).write_bytes(data)
-    labelled, rng = place / "labelled", random.Random(0)
+        (folder / "images" / name).write_bytes(data)
+    labelled, rng = folder / "labelled", random.Random(0)
     for split in ("train", "val", "test"):
         for label in CLASSES:
             (labelled / split / label).mkdir(parents=True)
             for count in range(3):
                 picture(rng.randrange(2**32), 12).save(labelled / split / label / f"{count}.png")
-    (place / "manifest").mkdir()
-    shutil.copytree(labelled, place / "manifest" / "labelled")
-    write_manifests(place / "manifest")
-    (place / "recipes").mkdir()
+    (folder / "manifest").mkdir()
+    shutil.copytree(labelled, folder / "manifest" / "labelled")
+    write_manifests(folder / "manifest")
+    (folder / "recipes").mkdir()
     for name, path in shipped_recipes().items():
-        shutil.copy(path, place / "recipes" / f"{name}.toml")
-    (place / "lists").mkdir()
-    write_lists(place / "lists")
-    run = place / "run" / "run"
+        shutil.copy(path, folder / "recipes" / f"{name}.toml")
+    (folder / "lists").mkdir()
+    write_lists(folder / "lists")
+    run = folder / "run" / "run"
     train(labelled, run, recipe="digits", overrides=TINY, console=make_console(io.StringIO()))
-    picture(5, 12).save(place / "run" / "image.png")
+    picture(5, 12).save(folder / "run" / "image.png")
     truth = random_labels(0, 12)
     for name in ("a", "b"):
         scores = {view: random_scores(len(name + view), truth) for view in ("center-8", "random-8")}
-        write_store(place / "scores" / name / "scores" / "test", scores, truth, unreadable=[3])
-    made = place / "ensemble" / "ensemble"
-    other = place / "other"
+        write_store(folder / "scores" / name / "scores" / "test", scores, truth, unreadable=[3])
+    made = folder / "ensemble" / "ensemble"
+    other = folder / "other"
     train(labelled, other, recipe="digits", overrides=[*TINY, "run.seed=1"], console=make_console(io.StringIO()))
     make_ensemble([str(run), str(other)], made)
     run_files = ("recipe.toml", "classes.json", "data.json", "images.jsonl", "run.json", "weights.safetensors")
     return {
-        "image": Kind(place / "images", tuple(images), read_image),
-        "manifest": Kind(place / "manifest", ("list.csv", "list.tsv.csv", "list.parquet"), read_manifests),
-        "recipe": Kind(place / "recipes", tuple(f"{name}.toml" for name in shipped_recipes()), read_recipe),
-        "list": Kind(place / "lists", ("train.pickle", "val.pickle", "test.pickle"), read_lists),
-        "run": Kind(place / "run", tuple(f"run/{name}" for name in run_files), read_run_folder),
+        "image": Kind(folder / "images", tuple(images), read_image),
+        "manifest": Kind(folder / "manifest", ("list.csv", "list.tsv.csv", "list.parquet"), read_manifests),
+        "recipe": Kind(folder / "recipes", tuple(f"{name}.toml" for name in shipped_recipes()), read_recipe),
+        "list": Kind(folder / "lists", ("train.pickle", "val.pickle", "test.pickle"), read_lists),
+        "run": Kind(folder / "run", tuple(f"run/{name}" for name in run_files), read_run_folder),
         "store": Kind(
-            place / "scores",
+            folder / "scores",
             tuple(f"a/scores/test/{name}" for name in ("store.json", "images.jsonl", "center-8.f32")),
             read_scores,
         ),
         "ensemble": Kind(
-            place / "ensemble",
+            folder / "ensemble",
             tuple(f"ensemble/{name}" for name in ("ensemble.json", "run.json", "classes.json", "runs/run/run.json")),
             read_ensemble,
         ),
@@ -179,16 +179,16 @@ def kinds(place: Path) -> dict[str, Kind]:
 
 
 def picture(seed: int, px: int) -> Image.Image:
-    """A small image of our own."""
+    """A small random image."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (px, px, 3), np.uint8))
 
 
 def pictures() -> dict[str, bytes]:
-    """Valid images of every format that Pillow writes here, by file name."""
+    """Valid images of every format that Pillow can write, by file name."""
     plain, exif = picture(0, 40), Image.Exif()
     exif[274] = 6
     frames = [picture(number, 40) for number in range(3)]
-    wanted: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+    pictures_to_write: dict[str, tuple[Image.Image, dict[str, Any]]] = {
         "plain.jpg": (plain, {}),
         "progressive.jpg": (plain, {"progressive": True, "exif": exif}),
         "cmyk.jpg": (plain.convert("CMYK"), {}),
@@ -203,12 +203,12 @@ def pictures() -> dict[str, bytes]:
         "plain.bmp": (plain, {}),
         "plain.avif": (plain, {}),
     }
-    found = {}
-    for name, (image, options) in wanted.items():
+    contents = {}
+    for name, (image, options) in pictures_to_write.items():
         written = io.BytesIO()
         image.save(written, {"jpg": "JPEG", "tif": "TIFF"}.get(name.split(".")[1], name.split(".")[1]), **options)
-        found[name] = written.getvalue()
-    return found
+        contents[name] = written.getvalue()
+    return contents
 
 
 def write_manifests(folder: Path) -> None:
@@ -229,7 +229,7 @@ def write_manifests(folder: Path) -> None:
 
 
 def write_lists(folder: Path) -> None:
-    """Lists as the challenge's toolkit keeps them."""
+    """Lists in the format of the challenge's toolkit."""
     names = [f"n{number:08d}" for number in range(4)]
     for split, first in (("train", 0), ("val", 50)):
         listed = [(name, f"{name}_{first + count}.JPEG") for name in names for count in range(3)]
@@ -256,11 +256,11 @@ def read_recipe(folder: Path) -> None:
 
 
 def read_run_folder(folder: Path) -> None:
-    asked = open_runs(folder / "run", None)
+    opened = open_runs(folder / "run", None)
     read_state(folder / "run")
-    calibration_for(folder / "run", asked.view_names)
-    for found in run_scores(asked.first_run, [folder / "image.png"], asked.views["run"]):
-        assert found.log_probs.shape == (1, len(asked.classes))
+    calibration_for(folder / "run", opened.view_names)
+    for result in run_scores(opened.first_run, [folder / "image.png"], opened.views["run"]):
+        assert result.log_probs.shape == (1, len(opened.classes))
 
 
 def read_scores(folder: Path) -> None:
@@ -270,69 +270,69 @@ def read_scores(folder: Path) -> None:
 
 
 def read_ensemble(folder: Path) -> None:
-    asked = open_runs(folder / "ensemble", None)
-    calibration_for(folder / "ensemble", asked.view_names)
-    for run in asked.runs.values():
+    opened = open_runs(folder / "ensemble", None)
+    calibration_for(folder / "ensemble", opened.view_names)
+    for run in opened.runs.values():
         read_weights(run)
 
 
-def damage(kind: Kind, rng: random.Random, place: Path) -> Path:
-    """A copy of a kind's folder in `place` with one file damaged; of single files only that one is copied."""
+def damage(kind: Kind, rng: random.Random, folder: Path) -> Path:
+    """Copy a kind's folder to `folder` with one file damaged; for independent files only that one is copied."""
     target = rng.choice(kind.targets)
     alone = kind.read in (read_image, read_recipe)
     if alone:
-        place.mkdir()
+        folder.mkdir()
     else:
-        shutil.copytree(kind.folder, place, copy_function=os.link)
+        shutil.copytree(kind.folder, folder, copy_function=os.link)
     data = (kind.folder / target).read_bytes()
     structured = target.endswith((".json", ".jsonl")) and rng.random() < 0.7
     data = damaged_json(data, rng) if structured else damaged(data, rng)
-    (place / target).unlink(missing_ok=True)
-    (place / target).write_bytes(data)
-    if target.endswith(".safetensors") and rng.random() < 0.8:  # by a stranger who makes the digest fit
-        info = json.loads((place / "run" / "run.json").read_text())
+    (folder / target).unlink(missing_ok=True)
+    (folder / target).write_bytes(data)
+    if target.endswith(".safetensors") and rng.random() < 0.8:  # an attacker who also fixes the digest
+        info = json.loads((folder / "run" / "run.json").read_text())
         info["weights_digest"] = hashlib.blake2b(data, digest_size=16).hexdigest()
-        (place / "run" / "run.json").unlink()
-        (place / "run" / "run.json").write_text(json.dumps(info))
-    return place / target
+        (folder / "run" / "run.json").unlink()
+        (folder / "run" / "run.json").write_text(json.dumps(info))
+    return folder / target
 
 
 def try_input(name: str, kind: Kind, seed: int) -> str:
-    """What the reader makes of one input: taken, refused, or the traceback of a crash."""
+    """The outcome of one input: taken, refused, or the traceback of a crash."""
     rng = random.Random(seed)
-    with tempfile.TemporaryDirectory() as place:
-        damage(kind, rng, Path(place) / name)
+    with tempfile.TemporaryDirectory() as folder:
+        damage(kind, rng, Path(folder) / name)
         try:
-            kind.read(Path(place) / name)
+            kind.read(Path(folder) / name)
         except FewsightError as error:
-            return "refused" if str(error).strip() else "crash: an error without words"
+            return "refused" if str(error).strip() else "crash: an error without a message"
         except BaseException:
             return f"crash: {traceback.format_exc()}"
     return "taken"
 
 
-def of_seed(found: dict[str, Kind], seed: int) -> str:
-    """Which kind a seed stands for."""
-    return list(found)[seed % len(found)]
+def of_seed(kind_by_name: dict[str, Kind], seed: int) -> str:
+    """The kind of input of a seed."""
+    return list(kind_by_name)[seed % len(kind_by_name)]
 
 
-def work(place: str, first: int, pipe: Connection) -> None:
-    """Try seeds from `first` on, telling of each; a hang ends the process with its traceback."""
-    os.environ["FEWSIGHT_CACHE"] = f"{place}/cache"
-    found = kinds(Path(place))
+def work(folder: str, first: int, pipe: Connection) -> None:
+    """Try seeds from `first` on and report each; a hang ends the process with its traceback."""
+    os.environ["FEWSIGHT_CACHE"] = f"{folder}/cache"
+    kind_by_name = kinds(Path(folder))
     peak_megabytes()
     for seed in iter_from(first):
         faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
-        began, name = time.monotonic(), of_seed(found, seed)
-        outcome = try_input(name, found[name], seed)
+        began, name = time.monotonic(), of_seed(kind_by_name, seed)
+        outcome = try_input(name, kind_by_name[name], seed)
         faulthandler.cancel_dump_traceback_later()
         pipe.send((seed, name, time.monotonic() - began, outcome, peak_megabytes()))
 
 
 def peak_megabytes() -> float:
-    """The most memory that this process has had since the last call."""
+    """The peak memory of this process since the last call."""
     status = Path("/proc/self/status").read_text()
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
@@ -343,14 +343,14 @@ def iter_from(first: int) -> Iterator[int]:
 
 
 def run(minutes: float, first: int) -> int:
-    """Try inputs for a time in a process of its own; returns how many crashed or hung."""
+    """Try inputs for a time in a separate process; returns how many crashed or hung."""
     context = multiprocessing.get_context("spawn")
     tried: dict[str, dict[str, float]] = {}
     until, seed, bad = time.monotonic() + 60 * minutes, first, list[int]()
     while time.monotonic() < until:
         ours, theirs = context.Pipe(duplex=False)
-        with tempfile.TemporaryDirectory() as place:
-            process = context.Process(target=work, args=(place, seed, theirs))
+        with tempfile.TemporaryDirectory() as folder:
+            process = context.Process(target=work, args=(folder, seed, theirs))
             process.start()
             theirs.close()
             try:
@@ -377,7 +377,7 @@ def run(minutes: float, first: int) -> int:
     for name, count in tried.items():
         print(f"| {name} | {count['inputs']:,.0f} | {count['taken']:,.0f} | {count['refused']:,.0f} | "
               f"{count['worst s']:.2f} | {count['MB']:,.0f} |")  # fmt: skip
-    print(f"{sum(one['inputs'] for one in tried.values()):,.0f} inputs, seeds {first} to {seed - 1}; "
+    print(f"{sum(count['inputs'] for count in tried.values()):,.0f} inputs, seeds {first} to {seed - 1}; "
           f"crashes and hangs: {len(bad)} {bad[:20]}")  # fmt: skip
     return len(bad)
 
@@ -387,13 +387,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--seed", type=int, help="try this one only")
-    asked = parser.parse_args()
-    if asked.seed is None:
-        sys.exit(run(asked.minutes, asked.first) > 0)
-    with tempfile.TemporaryDirectory() as place:
-        found = kinds(Path(place))
-        name = of_seed(found, asked.seed)
-        print(name, try_input(name, found[name], asked.seed))
+    arguments = parser.parse_args()
+    if arguments.seed is None:
+        sys.exit(run(arguments.minutes, arguments.first) > 0)
+    with tempfile.TemporaryDirectory() as folder:
+        kind_by_name = kinds(Path(folder))
+        name = of_seed(kind_by_name, arguments.seed)
+        print(name, try_input(name, kind_by_name[name], arguments.seed))
 
 
 if __name__ == "__main__":

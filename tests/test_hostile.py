@@ -1,4 +1,4 @@
-"""Files and names from strangers: refused or taken in bounded time and memory, run as code never, shown unharmed."""
+"""Untrusted files and names: read or refused in bounded time and memory, never run as code, shown harmlessly."""
 
 import contextlib
 import csv
@@ -53,10 +53,10 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, fuzz.Kind]:
-    place = tmp_path_factory.mktemp("fuzz")
+    folder = tmp_path_factory.mktemp("fuzz")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEWSIGHT_CACHE", str(place / "cache"))
-        return fuzz.kinds(place)
+        patch.setenv("FEWSIGHT_CACHE", str(folder / "cache"))
+        return fuzz.kinds(folder)
 
 
 @pytest.mark.parametrize("name", ["image", "manifest", "recipe", "list", "run", "store", "ensemble"])
@@ -106,18 +106,18 @@ def test_pickle_that_calls_is_refused_and_does_not_run(protocol: int, tmp_path: 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"\x80\x02]r\xff\xff\xff\x7f.", "it numbers a value 2,147,483,647"),  # LONG_BINPUT makes room for as many
+        (b"\x80\x02]r\xff\xff\xff\x7f.", "it numbers a value 2,147,483,647"),  # LONG_BINPUT allocates that many
         (b"}(U\x01aq\x00" + b"h\x00h\x00\x86q\x00" * 40 + b"K\x01u.", "it holds SETITEMS and tuples"),
     ],
     ids=["memo", "hash"],
 )
-def test_pickle_that_would_take_the_machine_is_refused_at_once(data: bytes, message: str, tmp_path: Path) -> None:
+def test_pickle_that_would_exhaust_the_machine_is_refused_at_once(data: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "train.pickle").write_bytes(data)
     with pytest.raises(DataError, match=message):
         read_lists(tmp_path)
 
 
-def test_entry_of_lists_in_lists_is_named_shortly(tmp_path: Path) -> None:
+def test_message_on_a_nested_entry_is_short(tmp_path: Path) -> None:
     doubled: tuple[Any, ...] = ("n01440764", "n01440764_3.JPEG")
     for _ in range(40):
         doubled = (doubled, doubled)
@@ -127,7 +127,7 @@ def test_entry_of_lists_in_lists_is_named_shortly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("section", "key", "code"), [("eval", "test_px", 2), ("run", "precision", 0)])
-def test_run_whose_recipe_is_not_resolved_does_not_crash(
+def test_unresolved_recipe_in_a_run_does_not_crash(
     section: str, key: str, code: int, tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
 ) -> None:
     shutil.copytree(tiny_run, tmp_path / "run")
@@ -162,20 +162,20 @@ def test_any_json_in_place_of_a_files_own_is_taken_or_refused(
 ) -> None:
     name = chosen.draw(st.sampled_from(["run", "store", "ensemble"]))
     kind = kinds[name]
-    target = chosen.draw(st.sampled_from([one for one in kind.targets if one.endswith((".json", ".jsonl"))]))
-    place = tmp_path_factory.mktemp("hostile") / name
+    target = chosen.draw(st.sampled_from([file for file in kind.targets if file.endswith((".json", ".jsonl"))]))
+    folder = tmp_path_factory.mktemp("hostile") / name
     own = json.loads((kind.folder / target).read_text().splitlines()[0] if target.endswith("l")
                      else (kind.folder / target).read_text())  # fmt: skip
     if isinstance(own, dict) and chosen.draw(st.booleans()):
-        value = {**own, chosen.draw(st.sampled_from(sorted(own))): value}  # one key is another value
-    fuzz.damage(kind, random.Random(0), place)
-    for one in kind.targets:  # whole again, but for this one
-        (place / one).unlink()
-        (place / one).write_bytes((kind.folder / one).read_bytes())
-    (place / target).unlink()
-    (place / target).write_text(json.dumps(value) + "\n")
+        value = {**own, chosen.draw(st.sampled_from(sorted(own))): value}  # one value is replaced
+    fuzz.damage(kind, random.Random(0), folder)
+    for file in kind.targets:  # restore all files; then replace one
+        (folder / file).unlink()
+        (folder / file).write_bytes((kind.folder / file).read_bytes())
+    (folder / target).unlink()
+    (folder / target).write_text(json.dumps(value) + "\n")
     with contextlib.suppress(FewsightError):
-        kind.read(place)
+        kind.read(folder)
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
@@ -194,7 +194,7 @@ def gif(frames: int) -> bytes:
     return screen + b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0" + frame * frames + b";"
 
 
-TIFF = b"II*\0\x08\0\0\0"  # its directory follows
+TIFF = b"II*\0\x08\0\0\0"  # the header; its directory follows
 HOSTILE_IMAGES: dict[str, Any] = {
     "a header of 100,000 x 100,000 pixels": lambda: png(100_000, 100_000, data=b"x"),
     "a bomb: 12,000 x 12,000 in 430 kB": lambda: png(12_000, 12_000),
@@ -236,7 +236,7 @@ def test_hostile_image_costs_bounded_time_and_memory(name: str, tmp_path: Path) 
     assert ran.returncode == 0, ran.stderr
     seconds, kilobytes, _ = ran.stdout.split(maxsplit=2)
     assert float(seconds) < 30
-    assert int(kilobytes) < 3 * 2**20, "3 GiB: what the largest image that is taken needs"
+    assert int(kilobytes) < 3 * 2**20, "3 GiB, which the largest accepted image needs"
     assert not (tmp_path / "hacked").exists()
 
 
@@ -247,7 +247,7 @@ def test_malformed_exif_keeps_the_pixels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_hostile_class_and_file_names_come_through_a_whole_session(
+def test_hostile_class_and_file_names_survive_a_whole_session(
     name: str, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -259,7 +259,7 @@ def test_hostile_class_and_file_names_come_through_a_whole_session(
             Image.fromarray(pixels).save(tmp_path / "data" / label / f"{count}.png")
     Image.new("RGB", (9, 9)).save(tmp_path / "picture.png")
     (tmp_path / "picture.png").rename(tmp_path / f"{folder}.png")
-    sets = [part for one in fuzz.TINY for part in ("--set", one)]
+    sets = [part for setting in fuzz.TINY for part in ("--set", setting)]
     trained = command("train", "data", "--out", "run", "--recipe", "digits", *sets)
     assert trained.code == 0, trained
     checked = command("check", "data", "--json", "check.json", "--html", "check.html")
@@ -283,7 +283,7 @@ def test_hostile_class_and_file_names_come_through_a_whole_session(
         assert Path(row["path"]) == Path(given_path)
     assert not from_csv["path"].startswith(prediction_files.FORMULA)
     assert json.loads(Path("run/classes.json").read_text()) == sorted([folder, "other"])
-    assert {one["label"] for one in map(json.loads, Path("run/images.jsonl").read_text().splitlines())} == {
+    assert {image["label"] for image in map(json.loads, Path("run/images.jsonl").read_text().splitlines())} == {
         folder,
         "other",
     }
@@ -331,17 +331,17 @@ def test_postscript_under_an_images_name_runs_nothing(tmp_path: Path, monkeypatc
     gs.chmod(0o755)
     monkeypatch.setenv("PATH", f"{gs.parent}{os.pathsep}{os.environ['PATH']}")
     data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
-    with pytest.raises(ImageError, match=r"not an image of a kind that is read \(JPEG, PNG"):
+    with pytest.raises(ImageError, match=r"not an image of a supported format \(JPEG, PNG"):
         decode_bytes(data, "x.jpg")
     assert read_header(data) == UNKNOWN
     assert not called.exists()
 
 
-def test_formats_beyond_those_that_are_read_are_refused(tmp_path: Path) -> None:
+def test_unsupported_formats_are_refused(tmp_path: Path) -> None:
     for kind in ("PPM", "TGA", "PCX", "ICO", "SGI", "EPS"):
         handle = io.BytesIO()
         Image.new("RGB", (16, 16)).save(handle, kind)
-        with pytest.raises(ImageError, match="not an image of a kind that is read"):
+        with pytest.raises(ImageError, match="not an image of a supported format"):
             decode_bytes(handle.getvalue(), "x.png")
 
 

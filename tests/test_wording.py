@@ -1,4 +1,4 @@
-"""Counts with the word for what they count."""
+"""Words for messages."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from fewsight.wording import counted
 
 
 @pytest.mark.parametrize(
-    ("number", "what", "text"),
+    ("number", "noun", "text"),
     [
         (1, "epoch", "1 epoch"),
         (2, "epoch", "2 epochs"),
@@ -18,5 +18,5 @@ from fewsight.wording import counted
         (2, "loading process", "2 loading processes"),
     ],
 )
-def test_count_has_its_word_in_the_right_number(number: int, what: str, text: str) -> None:
-    assert counted(number, what) == text
+def test_counted_noun_is_singular_or_plural(number: int, noun: str, text: str) -> None:
+    assert counted(number, noun) == text

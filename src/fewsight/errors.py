@@ -1,8 +1,8 @@
-"""The one error tree. Users' mistakes are raised as these and caught once, in the command line's `main`."""
+"""The error tree. Users' mistakes are raised as these classes and caught once, in the command line's `main`."""
 
 
 class FewsightError(Exception):
-    """A mistake or a condition that the user can mend; its text says what, where, what was expected, what next."""
+    """A problem that the user can fix; its text says what, where, what was expected and what to do next."""
 
 
 class RecipeError(FewsightError):
@@ -17,8 +17,12 @@ class RunError(FewsightError):
     """A run folder cannot be written, read or resumed, or the run itself cannot go on."""
 
 
+class WriteError(RunError):
+    """A file cannot be written: a full disk, a folder without permission. Nothing that existed before is lost."""
+
+
 class Interrupted(FewsightError):
-    """Ctrl-C or SIGTERM arrived; what was reached is saved."""
+    """Ctrl-C or SIGTERM arrived; the training's progress is saved."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Decoded images that are kept: the same pixels, in the memory that was given, never those of an older file."""
+"""The pixel cache: the same pixels within the given memory, and never those of an older version of the file."""
 
 import multiprocessing
 import os
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fewsight.data import ImageError, PixelCache, cache_size
-from fewsight.data.cache import AUTO_SHARE, free_memory
+from fewsight.data.cache import AUTO_FRACTION, free_memory
 
 
 def write(path: Path, seed: int, width: int = 9) -> np.ndarray:
@@ -27,7 +27,7 @@ def files(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def test_kept_pixels_are_those_of_the_file_and_it_is_not_read_again(
+def test_cached_pixels_equal_the_file_and_it_is_not_read_again(
     files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = PixelCache(4, 10_000)
@@ -41,7 +41,7 @@ def test_kept_pixels_are_those_of_the_file_and_it_is_not_read_again(
 
 
 @pytest.mark.parametrize("width", [9, 12])
-def test_changed_file_is_decoded_anew_each_time(files: list[Path], width: int) -> None:
+def test_changed_file_is_decoded_each_time(files: list[Path], width: int) -> None:
     cache = PixelCache(4, 10_000)
     cache.load(0, str(files[0]))
     before = files[0].stat()
@@ -52,7 +52,7 @@ def test_changed_file_is_decoded_anew_each_time(files: list[Path], width: int) -
     assert len(cache) == 0
 
 
-def test_change_back_to_an_older_time_is_seen(files: list[Path]) -> None:
+def test_change_back_to_an_older_time_is_noticed(files: list[Path]) -> None:
     cache = PixelCache(4, 10_000)
     cache.load(0, str(files[0]))
     expected = write(files[0], 20)
@@ -60,7 +60,7 @@ def test_change_back_to_an_older_time_is_seen(files: list[Path]) -> None:
     assert np.array_equal(cache.load(0, str(files[0])), expected)
 
 
-def test_vanished_file_is_an_error_though_it_was_kept(files: list[Path]) -> None:
+def test_missing_file_is_an_error_although_it_was_cached(files: list[Path]) -> None:
     cache = PixelCache(4, 10_000)
     cache.load(0, str(files[0]))
     files[0].unlink()
@@ -69,7 +69,7 @@ def test_vanished_file_is_an_error_though_it_was_kept(files: list[Path]) -> None
 
 
 @pytest.mark.parametrize(("size", "held"), [(0, 0), (5 * 9 * 3 - 1, 0), (5 * 9 * 3, 1), (5 * (9 + 10) * 3 + 1, 2)])
-def test_no_more_is_kept_than_fits(files: list[Path], size: int, held: int) -> None:
+def test_no_more_is_cached_than_fits(files: list[Path], size: int, held: int) -> None:
     cache = PixelCache(4, size)
     for _ in range(2):
         for number, path in enumerate(files):
@@ -82,7 +82,7 @@ def fill(cache: PixelCache, paths: list[Path]) -> None:
         cache.load(number, str(path))
 
 
-def test_forked_processes_share_what_they_keep(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forked_processes_share_the_cache(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     cache = PixelCache(4, 10_000)
     workers = [multiprocessing.get_context("fork").Process(target=fill, args=(cache, files)) for _ in range(3)]
     for worker in workers:
@@ -94,7 +94,7 @@ def test_forked_processes_share_what_they_keep(files: list[Path], monkeypatch: p
     fill(cache, files)
 
 
-def test_spawned_process_begins_with_an_empty_one_of_its_share(files: list[Path]) -> None:
+def test_spawned_process_gets_an_empty_cache_with_its_part_of_the_size(files: list[Path]) -> None:
     cache = PixelCache(4, 10_000)
     fill(cache, files)
     own = pickle.loads(pickle.dumps(cache))
@@ -102,14 +102,14 @@ def test_spawned_process_begins_with_an_empty_one_of_its_share(files: list[Path]
     assert 0 < own.size <= cache.size
 
 
-def test_size_is_what_is_asked_for_or_a_share_of_what_is_free() -> None:
+def test_size_is_the_given_one_or_a_fraction_of_the_free_memory() -> None:
     assert cache_size(0.5) == 500_000_000
     assert cache_size(0.0) == 0
     assert cache_size(1e9) <= free_memory() * 1.5
-    assert 0 < cache_size("auto") <= AUTO_SHARE * 1.5 * free_memory()
+    assert 0 < cache_size("auto") <= AUTO_FRACTION * 1.5 * free_memory()
 
 
-def test_memory_that_is_not_given_is_done_without(files: list[Path]) -> None:
+def test_cache_is_disabled_if_its_memory_cannot_be_allocated(files: list[Path]) -> None:
     cache = PixelCache(4, 2**62)
     fill(cache, files)
     assert (cache.size, len(cache)) == (0, 0)

@@ -1,4 +1,4 @@
-"""Every kind of image file to the right RGB pixels, and every bad one to one line with its name."""
+"""Every image format decodes to the right RGB pixels; every bad file gives one line with its name."""
 
 import contextlib
 import io
@@ -93,26 +93,26 @@ def test_decode_avif_is_close() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
 def test_decode_grey_has_three_equal_channels(kind: str) -> None:
-    found = pixels(saved(RGB[..., 0], kind))
-    assert np.abs(found - RGB[..., :1]).max() <= 3
+    decoded = pixels(saved(RGB[..., 0], kind))
+    assert np.abs(decoded - RGB[..., :1]).max() <= 3
 
 
 def test_decode_cmyk_jpeg_gives_the_colours() -> None:
     red = Image.new("RGB", (16, 16), (200, 30, 60)).convert("CMYK")
-    found = pixels(saved(red, "JPEG", quality=100))
-    assert np.abs(found - [200, 30, 60]).max() <= 3
+    decoded = pixels(saved(red, "JPEG", quality=100))
+    assert np.abs(decoded - [200, 30, 60]).max() <= 3
 
 
 def test_decode_cmyk_tiff_gives_the_colours() -> None:
-    found = pixels(saved(Image.fromarray(RGB).convert("CMYK"), "TIFF"))
-    assert np.abs(found - RGB).max() <= 1
+    decoded = pixels(saved(Image.fromarray(RGB).convert("CMYK"), "TIFF"))
+    assert np.abs(decoded - RGB).max() <= 1
 
 
 @pytest.mark.parametrize(("order", "photometric"), [("<", 0), ("<", 1), (">", 1)])  # Pillow lacks (">", 0)
 def test_decode_16_bit_grey_tiff_is_scaled(order: str, photometric: int) -> None:
     grey = np.linspace(0, 65535, 512).astype(np.uint16).reshape(16, 32, 1)
-    wanted = np.rint((65535 - grey.astype(float) if photometric == 0 else grey) / 257)
-    assert np.abs(pixels(tiff(grey, photometric, order=order)) - wanted).max() <= 0.5
+    expected = np.rint((65535 - grey.astype(float) if photometric == 0 else grey) / 257)
+    assert np.abs(pixels(tiff(grey, photometric, order=order)) - expected).max() <= 0.5
 
 
 def test_decode_16_bit_grey_png_is_scaled() -> None:
@@ -140,7 +140,7 @@ def test_decode_32_bit_integers_are_refused() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_decode_transparency_is_laid_over_white(mode: str) -> None:
+def test_decode_transparency_is_composited_over_white(mode: str) -> None:
     alpha = np.tile(np.array([0, 255, 128], np.uint8), (3, 1))
     rgba = np.dstack([np.zeros((3, 3, 3), np.uint8), alpha])
     image = Image.fromarray(rgba)
@@ -151,12 +151,12 @@ def test_decode_transparency_is_laid_over_white(mode: str) -> None:
 
 
 @pytest.mark.parametrize("transparency", [0, bytes([0, 255])])
-def test_decode_palette_transparency_is_laid_over_white(transparency: int | bytes) -> None:
+def test_decode_palette_transparency_is_composited_over_white(transparency: int | bytes) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.putpixel((1, 0), 1)
-    found = pixels(saved(image, "PNG", transparency=transparency))
-    assert found.tolist() == [[[255, 255, 255], [0, 0, 255]]]
+    decoded = pixels(saved(image, "PNG", transparency=transparency))
+    assert decoded.tolist() == [[[255, 255, 255], [0, 0, 255]]]
 
 
 def test_decode_one_bit_is_black_and_white() -> None:
@@ -196,9 +196,9 @@ def test_decode_applies_exif_orientation(kind: str, orientation: int) -> None:
     stored = np.rot90(stored, turns)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    found = pixels(saved(np.ascontiguousarray(stored), kind, exif=exif))
-    assert found.shape == upright.shape
-    assert np.abs(found - upright).mean() < 6, orientation
+    decoded = pixels(saved(np.ascontiguousarray(stored), kind, exif=exif))
+    assert decoded.shape == upright.shape
+    assert np.abs(decoded - upright).mean() < 6, orientation
 
 
 def test_decode_heic_is_close_and_upright() -> None:
@@ -208,7 +208,7 @@ def test_decode_heic_is_close_and_upright() -> None:
     assert np.abs(pixels(buffer.getvalue()) - RGB).mean() < 5
 
 
-def test_decode_heic_names_the_extra_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decode_heic_names_the_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(ImageError, match=r"a\.heic: .*fewsight\[heic\]"):
         decode_bytes(struct.pack(">I", 24) + b"ftypheic" + bytes(4) + b"mif1heic", "a.heic")
@@ -269,7 +269,7 @@ def test_decode_any_truncation_of_a_jpeg_is_an_error() -> None:
             decode_bytes(JPEG[:end], "x")
 
 
-def test_decode_bytes_after_the_end_of_a_jpeg_do_no_harm() -> None:
+def test_decode_ignores_bytes_after_the_end_of_a_jpeg() -> None:
     assert np.array_equal(pixels(JPEG + b"appended" * 9), pixels(JPEG))
 
 
@@ -279,8 +279,8 @@ def test_decode_random_damage_is_an_image_or_an_image_error(kind: str) -> None:
     data = saved(RGB, kind)
     for _ in range(40):
         damaged = bytearray(data)
-        for place in rng.integers(0, len(data), 6):
-            damaged[place] = rng.integers(0, 256)
+        for offset in rng.integers(0, len(data), 6):
+            damaged[offset] = rng.integers(0, 256)
         with contextlib.suppress(ImageError):
             assert decode_bytes(bytes(damaged), "x").mode == "RGB"
 
@@ -315,7 +315,7 @@ def test_load_image_names_folder_and_missing_file(tmp_path: Path) -> None:
         load_image(tmp_path / "b.jpg")
 
 
-def test_decode_in_threads_leaves_the_warning_filters_as_they_were() -> None:
+def test_decode_in_threads_restores_the_warning_filters() -> None:
     before = warnings.filters[:]
     data = saved(RGB, "PNG")
     threads = [threading.Thread(target=lambda: [decode_bytes(data, "x") for _ in range(50)]) for _ in range(4)]
@@ -326,7 +326,7 @@ def test_decode_in_threads_leaves_the_warning_filters_as_they_were() -> None:
     assert warnings.filters == before
 
 
-def test_image_error_crosses_processes() -> None:
+def test_image_error_survives_pickling() -> None:
     import pickle
 
     error = pickle.loads(pickle.dumps(ImageError("a.png", "too\nlarge")))
@@ -347,7 +347,7 @@ def large_digits(width: int, height: int) -> tuple[bytes, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("px", "share", "expected"),
+    ("px", "area_fraction", "expected"),
     [
         (0, 1.0, (600, 800)),
         (64, 1.0, (75, 100)),
@@ -356,18 +356,21 @@ def large_digits(width: int, height: int) -> tuple[bytes, np.ndarray]:
         (96, 0.06, (600, 800)),
     ],
 )
-def test_large_jpeg_comes_no_smaller_than_its_crops_need(px: int, share: float, expected: tuple[int, int]) -> None:
+def test_large_jpeg_is_reduced_no_further_than_its_crops_allow(
+    px: int, area_fraction: float, expected: tuple[int, int]
+) -> None:
     data, whole = large_digits(800, 600)
-    found = decode_pixels(data, "a", px=px, share=share)
-    assert found.shape == (*expected, 3)
+    decoded = decode_pixels(data, "a", px=px, area_fraction=area_fraction)
+    assert decoded.shape == (*expected, 3)
     if expected == (600, 800):
-        assert np.array_equal(found, whole)
+        assert np.array_equal(decoded, whole)
     small = [
-        np.asarray(Image.fromarray(one).resize((64, 48), Image.Resampling.BILINEAR), int) for one in (found, whole)
+        np.asarray(Image.fromarray(sheet).resize((64, 48), Image.Resampling.BILINEAR), int)
+        for sheet in (decoded, whole)
     ]
     assert abs(small[0] - small[1]).mean() < 1.5
 
 
-def test_other_kinds_keep_their_size() -> None:
+def test_other_formats_keep_their_size() -> None:
     data = saved(Image.new("RGB", (400, 300), (7, 8, 9)), "PNG")
     assert np.array_equal(decode_pixels(data, "a", px=32), np.full((300, 400, 3), (7, 8, 9), np.uint8))

@@ -1,4 +1,4 @@
-"""Every file decoded once, bad ones as answers, remembered outside the data folder."""
+"""Scanning: every file is decoded once, bad files are results, results are cached outside the data folder."""
 
 import os
 import sqlite3
@@ -38,25 +38,25 @@ def count_decodes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_scan_measures_each_image_in_order(tmp_path: Path) -> None:
     samples = images(tmp_path / "data")
-    found = scan(tmp_path / "data", samples, workers=3)
-    for sample, one in zip(samples, found, strict=True):
+    scanned = scan(tmp_path / "data", samples, workers=3)
+    for sample, result in zip(samples, scanned, strict=True):
         values = np.asarray(Image.open(tmp_path / "data" / sample.path)) / 255
-        assert (one.height, one.width, one.error) == (*values.shape[:2], None)
-        assert np.allclose(one.mean, values.mean((0, 1)))
-        assert np.allclose(one.mean_square, (values**2).mean((0, 1)))
+        assert (result.height, result.width, result.error) == (*values.shape[:2], None)
+        assert np.allclose(result.mean, values.mean((0, 1)))
+        assert np.allclose(result.mean_square, (values**2).mean((0, 1)))
 
 
 def test_scan_reports_bad_files_by_name(tmp_path: Path) -> None:
     samples = images(tmp_path / "data", 3)
     (tmp_path / "data/001.png").write_bytes(b"")
     (tmp_path / "data/002.png").unlink()
-    found = scan(tmp_path / "data", samples, workers=2)
-    assert found[0].error is None
-    assert found[1] == Scanned(0, 0, "001.png: empty file (0 bytes)")
-    assert found[2].error == "002.png: cannot be read (No such file or directory)"
+    scanned = scan(tmp_path / "data", samples, workers=2)
+    assert scanned[0].error is None
+    assert scanned[1] == Scanned(0, 0, "001.png: empty file (0 bytes)")
+    assert scanned[2].error == "002.png: cannot be read (No such file or directory)"
 
 
-def test_scan_remembers_good_files_and_tries_bad_ones_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scan_caches_good_files_and_tries_bad_ones_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = images(tmp_path / "data")
     (tmp_path / "data/005.png").write_bytes(b"text")
     first = scan(tmp_path / "data", samples, workers=2)
@@ -78,7 +78,7 @@ def test_scan_reads_a_changed_file_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert decoded == [path]
 
 
-def test_scan_forgets_what_older_rules_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scan_ignores_results_of_older_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = images(tmp_path / "data", 4)
     scan(tmp_path / "data", samples, workers=1)
     monkeypatch.setattr(scanning, "_RULES", 99)
@@ -88,7 +88,7 @@ def test_scan_forgets_what_older_rules_measured(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("damage", ["corrupt", "cut", "other table", "folder", "unwritable"])
-def test_scan_goes_on_without_its_memory(tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scan_works_without_its_cache(tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = images(tmp_path / "data", 40)
     first = scan(tmp_path / "data", samples, workers=2)
     file = cache_file()
@@ -109,16 +109,16 @@ def test_scan_goes_on_without_its_memory(tmp_path: Path, damage: str, monkeypatc
     assert scan(tmp_path / "data", samples, workers=2) == first
 
 
-def test_scan_tells_its_progress(tmp_path: Path) -> None:
+def test_scan_reports_its_progress(tmp_path: Path) -> None:
     samples = images(tmp_path / "data")
-    told: list[tuple[int, int]] = []
-    scan(tmp_path / "data", samples, workers=2, progress=lambda done, total: told.append((done, total)))
-    assert told[0] == (0, 70)
-    assert told[-1] == (70, 70)
-    assert told == sorted(told)
-    told.clear()
-    scan(tmp_path / "data", samples, workers=2, progress=lambda done, total: told.append((done, total)))
-    assert told == [(70, 70)]
+    reports: list[tuple[int, int]] = []
+    scan(tmp_path / "data", samples, workers=2, progress=lambda done, total: reports.append((done, total)))
+    assert reports[0] == (0, 70)
+    assert reports[-1] == (70, 70)
+    assert reports == sorted(reports)
+    reports.clear()
+    scan(tmp_path / "data", samples, workers=2, progress=lambda done, total: reports.append((done, total)))
+    assert reports == [(70, 70)]
 
 
 def test_two_scans_at_once_agree(tmp_path: Path) -> None:
@@ -150,11 +150,11 @@ def test_scan_copes_with_names_that_are_not_unicode(tmp_path: Path) -> None:
     assert [scan(tmp_path, [Sample(name, "a")], workers=1)[0].width for _ in range(2)] == [2, 2]
 
 
-def test_channel_stats_weigh_images_not_pixels(tmp_path: Path) -> None:
+def test_channel_stats_weight_images_not_pixels(tmp_path: Path) -> None:
     Image.new("RGB", (100, 100), (255, 0, 51)).save(tmp_path / "0.png")
     Image.new("RGB", (1, 1), (0, 0, 51)).save(tmp_path / "1.png")
-    found = scan(tmp_path, [Sample("0.png", "a"), Sample("1.png", "a")], workers=1)
-    mean, std = channel_stats([*found, Scanned(0, 0, "bad")])
+    scanned = scan(tmp_path, [Sample("0.png", "a"), Sample("1.png", "a")], workers=1)
+    mean, std = channel_stats([*scanned, Scanned(0, 0, "bad")])
     assert np.allclose(mean, (0.5, 0, 0.2))
     assert np.allclose(std, (0.5, 1 / 255, 1 / 255))
     with pytest.raises(ValueError, match="no readable image"):

@@ -1,4 +1,4 @@
-"""Folders and manifests to datasets, and every mistake to one line that says what to do."""
+"""Datasets from folders and manifests; every mistake gives one line that says what to do."""
 
 import os
 import shutil
@@ -130,26 +130,26 @@ def test_class_folders_are_split_by_seed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "reason"),
     [
-        ((), "this folder holds nothing"),
+        ((), "this folder is empty"),
         (("notes.txt",), "no class folders"),
-        (("1.png", "2.png"), r"images lie directly in this folder \(2\)"),
-        (("train/1.png", "cars/1.png"), r"images lie directly .* \(if 'train' is one of your classes"),
+        (("1.png", "2.png"), r"images are directly in this folder \(2\)"),
+        (("train/1.png", "cars/1.png"), r"images are directly .* \(if 'train' is one of your classes"),
         (("train/",), "no class folders"),
         (("train/a/x.txt",), r"no images in its folders \(a\); expected .* \.png"),
         (("a/", "b/"), r"no images in its folders \(a, b\)"),
         (("val/a/1.png", "test/a/1.png"), "holds test/, val/ but no train/"),
         (("Train/a/1.png", "Test/a/1.png"), "holds Test/, Train/ but no train/"),
-        ((".hidden/1.png",), "holds nothing"),
+        ((".hidden/1.png",), "this folder is empty"),
     ],
 )
-def test_folders_that_are_no_dataset(tmp_path: Path, names: tuple[str, ...], reason: str) -> None:
+def test_folders_that_are_not_a_dataset(tmp_path: Path, names: tuple[str, ...], reason: str) -> None:
     with pytest.raises(DataError, match=reason) as caught:
         read_dataset(fill(tmp_path, *names))
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_paths_that_are_no_dataset(tmp_path: Path) -> None:
+def test_paths_that_are_not_a_dataset(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nothing: no such file or folder \(looked in"):
         read_dataset(tmp_path / "nothing")
     with pytest.raises(DataError, match=r"a\.zip: a dataset is a folder .*\(unpack"):
@@ -170,7 +170,7 @@ def test_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         read_dataset(tmp_path)
 
 
-def test_images_under_a_folder_that_went_away(tmp_path: Path) -> None:
+def test_images_under_a_missing_folder(tmp_path: Path) -> None:
     from collections import Counter
 
     with pytest.raises(DataError, match="cannot be read"):
@@ -212,9 +212,9 @@ def test_manifest_counts_a_repeated_row(tmp_path: Path) -> None:
     [
         ("", "empty; expected the columns"),
         ("path,label\n", "no rows"),
-        ("file,class\n1.png,a\n", "no column 'path' and none 'label'; found file, class; expected"),
-        ("path,labels\n1.png,a|b\n", "several labels an image"),
-        ("path,label,label\n1.png,a,b\n", "'label' stands there twice"),
+        ("file,class\n1.png,a\n", "no column 'path' and no 'label'; found file, class; expected"),
+        ("path,labels\n1.png,a|b\n", "several labels per image"),
+        ("path,label,label\n1.png,a,b\n", "'label' is given twice"),
         ("path;label\n1.png;a\n", "separated by ';'; save it with commas"),
         ("path\tlabel\n1.png\ta\n", "separated by tabs"),
         ("path,label\n1.png,\n2.png, \n", r"no label in 2 of 2 rows \(line 2, line 3\)"),
@@ -222,7 +222,7 @@ def test_manifest_counts_a_repeated_row(tmp_path: Path) -> None:
         ("path,label,split\n1.png,a,\n", "no split in 1 of 1 rows"),
         (
             "path,label\n1.png,a\n1.png,b\n",
-            r"1\.png \(line 2 and line 3\) has the labels 'a' and 'b'; one label",
+            r"1\.png \(line 2 and line 3\) has the labels 'a' and 'b'; give each image one label",
         ),
         ("path,label,split\n1.png,a,train\n1.png,a,val\n", "is in the splits 'train' and 'val'"),
         ("path,label\n1.png,a,b\n", "line 2: 3 values under 2 column names"),
@@ -258,14 +258,14 @@ def test_parquet_manifest_equals_csv(tmp_path: Path) -> None:
     fill(tmp_path, "1.png", "2.png")
     columns = {"path": ["1.png", "2.png"], "label": [7, 8], "split": ["train", "val"], "other": [[1], [2]]}
     parquet.write_table(pa.table(columns), tmp_path / "list.parquet")
-    csv_one = read_dataset(manifest(tmp_path, "path,label,split\n1.png,7,train\n2.png,8,val\n"))
-    assert read_dataset(tmp_path / "list.parquet") == csv_one
+    from_csv = read_dataset(manifest(tmp_path, "path,label,split\n1.png,7,train\n2.png,8,val\n"))
+    assert read_dataset(tmp_path / "list.parquet") == from_csv
 
 
 @pytest.mark.parametrize(
     ("columns", "reason"),
     [
-        ({"path": ["1.png"], "label": [["a", "b"]]}, "several labels an image"),
+        ({"path": ["1.png"], "label": [["a", "b"]]}, "several labels per image"),
         ({"path": ["1.png"], "label": [None]}, r"no label in 1 of 1 rows \(row 1\)"),
         ({"file": ["1.png"]}, "found file;"),
     ],
@@ -279,7 +279,7 @@ def test_parquet_manifests_with_mistakes(tmp_path: Path, columns: dict[str, list
         read_dataset(tmp_path / "list.parquet")
 
 
-def test_parquet_that_is_none_and_parquet_without_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_parquet_and_missing_parquet_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = fill(tmp_path, "list.parquet") / "list.parquet"
     with pytest.raises(DataError, match="not a readable Parquet file"):
         read_dataset(path)

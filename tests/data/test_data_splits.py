@@ -1,4 +1,4 @@
-"""The split by seed, and which samples a run trains on or is evaluated on."""
+"""The split by seed, and the choice of samples to train on or to evaluate."""
 
 from collections import Counter
 from pathlib import Path
@@ -103,7 +103,7 @@ def test_training_data_with_mistakes(splits: dict[str, dict[str, int]], reason: 
     assert str(caught.value).startswith("photos: ")
 
 
-def test_merging_a_val_that_is_not_there_is_refused() -> None:
+def test_merging_a_missing_val_is_refused() -> None:
     with pytest.raises(DataError, match="no val split to merge; found train"):
         training_samples(in_memory(train={"a": 2, "b": 2}), merge_val=True)
 
@@ -115,17 +115,17 @@ def test_other_splits_do_not_stop_training() -> None:
 
 def test_evaluation_matches_labels_by_name(tmp_path: Path) -> None:
     folder(tmp_path, "train/a/1.png", "test/c/1.png", "test/b/1.png", "val/a/1.png")
-    found = evaluation_samples(tmp_path, ("a", "b", "c"))
-    assert (found.split, found.labels) == ("test", (1, 2))
-    assert [sample.label for sample in found.samples] == ["b", "c"]
+    evaluated = evaluation_samples(tmp_path, ("a", "b", "c"))
+    assert (evaluated.split, evaluated.labels) == ("test", (1, 2))
+    assert [sample.label for sample in evaluated.samples] == ["b", "c"]
     assert evaluation_samples(tmp_path, ("a", "b", "c"), "validation").labels == (0,)
     assert evaluation_samples(tmp_path, ("c", "b", "a")).labels == (1, 0)
 
 
 def test_evaluation_takes_a_folder_without_train_whole(tmp_path: Path) -> None:
     folder(tmp_path, *[f"{label}/{i}.png" for label in "ab" for i in range(5)])
-    found = evaluation_samples(tmp_path, ("a", "b"))
-    assert (found.split, len(found.samples), found.labels) == ("all", 10, (0,) * 5 + (1,) * 5)
+    evaluated = evaluation_samples(tmp_path, ("a", "b"))
+    assert (evaluated.split, len(evaluated.samples), evaluated.labels) == ("all", 10, (0,) * 5 + (1,) * 5)
     assert len(evaluation_samples(tmp_path, ("a", "b"), "val").samples) == 2
     same = evaluation_samples(tmp_path, ("a", "b"), trained_on=tmp_path)
     assert (same.split, same.samples) == ("val", read_dataset(tmp_path).splits["val"])
@@ -144,7 +144,7 @@ def test_evaluation_without_test_takes_val(tmp_path: Path) -> None:
 
 def test_evaluation_refuses_unknown_labels_and_splits(tmp_path: Path) -> None:
     folder(tmp_path, "train/a/1.png", "test/x/1.png", "test/y/1.png")
-    with pytest.raises(DataError, match=r"test holds classes .* \(x, y\); the run knows 2 \(a, b\)"):
+    with pytest.raises(DataError, match=r"test holds classes .* \(x, y\); the run has 2 \(a, b\)"):
         evaluation_samples(tmp_path, ("a", "b"))
     with pytest.raises(DataError, match="no split 'dev'; splits with labels: test, train"):
         evaluation_samples(tmp_path, ("a", "b"), "dev")

@@ -1,4 +1,4 @@
-"""What a test would meet again: found by pixels, dropped from training, and the others keep their numbers."""
+"""Leaks between splits: found by pixels and dropped from training; the other images keep their numbers."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from fewsight.recipes import Data
 
 @pytest.fixture
 def leaky(class_images: Path) -> Path:
-    """train/ant/1.png stands in val too, as another kind of file."""
+    """Images whose train/ant/1.png is in val too, in another format."""
     Image.open(class_images / "train/ant/1.png").save(class_images / "val/ant/copy.bmp")
     return class_images
 
@@ -35,25 +35,25 @@ def test_equal_image_is_dropped_and_the_others_keep_their_numbers(leaky: Path) -
     assert before.facts.leaks["policy"] == "allow"
 
 
-def test_equal_image_stops_where_that_is_asked(leaky: Path) -> None:
-    with pytest.raises(DataError, match=r"1 image to train on is equal.*\n  train/ant/1\.png = val/ant/copy\.bmp"):
+def test_equal_image_stops_the_training_under_leak_stop(leaky: Path) -> None:
+    with pytest.raises(DataError, match=r"1 training image is equal.*\n  train/ant/1\.png = val/ant/copy\.bmp"):
         prepare(leaky, Data(leak="stop"))
 
 
-def test_split_that_is_trained_on_is_no_leak(leaky: Path) -> None:
+def test_merged_split_is_not_a_leak(leaky: Path) -> None:
     merged = prepare(leaky, Data(merge_val=True))
     assert merged.facts.leaks["equal"] == ()
     assert {"train/ant/1.png", "val/ant/copy.bmp"} <= set(merged.images.paths)
 
 
 def test_unlabelled_test_counts_too(class_images: Path) -> None:
-    place = class_images / "test" / "imgs"
-    place.mkdir(parents=True)
-    Image.open(class_images / "train/cat/2.png").save(place / "img_0.png")
+    folder = class_images / "test" / "imgs"
+    folder.mkdir(parents=True)
+    Image.open(class_images / "train/cat/2.png").save(folder / "img_0.png")
     assert prepare(class_images, Data()).facts.leaks["equal"] == (("train/cat/2.png", "test/imgs/img_0.png"),)
 
 
-def test_near_duplicate_is_named_and_kept(digit_images: Path, tmp_path: Path, command: Command) -> None:
+def test_near_duplicate_is_reported_and_kept(digit_images: Path, tmp_path: Path, command: Command) -> None:
     data = tmp_path / "data"
     rng = np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2)):
@@ -70,7 +70,7 @@ def test_near_duplicate_is_named_and_kept(digit_images: Path, tmp_path: Path, co
     assert len(prepare(data, Data()).images.paths) == 8
 
 
-def test_train_says_what_it_dropped_and_keeps_the_verdict(leaky: Path, tmp_path: Path, command: Command) -> None:
+def test_train_reports_dropped_images_and_records_the_leaks(leaky: Path, tmp_path: Path, command: Command) -> None:
     sets = ["--set", "model.width=0.125", "--set", "stages.0.epochs=1", "--set", "stages.0.batch_size=4"]
     answer = command("train", leaky, "--recipe", "digits", "--out", tmp_path / "run", *sets)
     assert answer.code == 0

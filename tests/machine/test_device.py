@@ -1,4 +1,4 @@
-"""Device, precision, threads and processes: filled in within the cores, or refused with the reason."""
+"""Device, precision, threads and workers: resolved within the number of cores, or refused with the reason."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ from fewsight.recipes import RunSettings
 AUTO = st.just("auto")
 
 
-def asked(**values: Any) -> RunSettings:
+def run_settings(**values: Any) -> RunSettings:
     return RunSettings.model_validate({"device": "cpu", "precision": "float32", **values})
 
 
@@ -28,7 +28,7 @@ def test_threads_and_workers_never_exceed_the_cores(cores: int, threads: Any, wo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "num_cores", lambda: cores)
         patch.setattr(device, "resolve_device", torch.device)
-        check_division(cores, threads, workers, asked(device=kind, threads=threads, workers=workers))
+        check_division(cores, threads, workers, run_settings(device=kind, threads=threads, workers=workers))
 
 
 def check_division(cores: int, threads: Any, workers: Any, run: RunSettings) -> None:
@@ -46,10 +46,12 @@ def check_division(cores: int, threads: Any, workers: Any, run: RunSettings) -> 
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(1, (1, 0)), (2, (2, 0)), (3, (3, 0)), (4, (3, 1)), (16, (12, 4))])
-def test_cpu_divides_its_cores(monkeypatch: pytest.MonkeyPatch, cores: int, expected: tuple[int, int]) -> None:
+def test_cpu_divides_its_cores_between_compute_and_loading(
+    monkeypatch: pytest.MonkeyPatch, cores: int, expected: tuple[int, int]
+) -> None:
     monkeypatch.setattr(device, "num_cores", lambda: cores)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    resolved = resolve_run(asked())
+    resolved = resolve_run(run_settings())
     assert (resolved.threads, resolved.workers) == expected
 
 
@@ -57,38 +59,38 @@ def test_cpu_divides_its_cores(monkeypatch: pytest.MonkeyPatch, cores: int, expe
 def test_threads_follow_omp_num_threads(monkeypatch: pytest.MonkeyPatch, said: str, threads: int) -> None:
     monkeypatch.setattr(device, "num_cores", lambda: 16)
     monkeypatch.setenv("OMP_NUM_THREADS", said)
-    assert resolve_run(asked()).threads == threads
-    assert resolve_run(asked(threads=8, workers=2)).threads == 8
+    assert resolve_run(run_settings()).threads == threads
+    assert resolve_run(run_settings(threads=8, workers=2)).threads == 8
 
 
 def test_resolved_run_stays_as_it_is() -> None:
-    resolved = resolve_run(asked(seed=3, state_minutes=2.0))
+    resolved = resolve_run(run_settings(seed=3, state_minutes=2.0))
     assert resolve_run(resolved) == resolved
     assert (resolved.device, resolved.seed, resolved.state_minutes) == ("cpu", 3, 2.0)
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "", "cpu:0"])
-def test_device_that_is_not_there_is_refused(name: str) -> None:
-    with pytest.raises(RecipeError, match=rf"run\.device: '{name}' is not there; this machine has cpu"):
-        resolve_run(asked(device=name))
+def test_unavailable_device_is_refused(name: str) -> None:
+    with pytest.raises(RecipeError, match=rf"run\.device: '{name}' is not available; this machine has cpu"):
+        resolve_run(run_settings(device=name))
 
 
-def test_auto_device_is_one_that_is_there() -> None:
-    found = resolve_device("auto")
-    assert found.type == "cuda" if torch.cuda.is_available() else found.type in ("mps", "cpu")
+def test_auto_device_is_available() -> None:
+    chosen = resolve_device("auto")
+    assert chosen.type == "cuda" if torch.cuda.is_available() else chosen.type in ("mps", "cpu")
 
 
 def test_fp16_on_a_cpu_is_refused() -> None:
     with pytest.raises(RecipeError, match=r'"fp16" needs a CUDA device, got cpu; use "bf16" or "float32"'):
-        resolve_run(asked(precision="fp16"))
+        resolve_run(run_settings(precision="fp16"))
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.5, "bf16"), (0.9, "float32"), (3.0, "float32")])
-def test_cpu_takes_bf16_only_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, seconds: float, expected: str) -> None:
+def test_cpu_uses_bf16_only_if_it_is_faster(monkeypatch: pytest.MonkeyPatch, seconds: float, expected: str) -> None:
     measured = {torch.float32: 1.0, torch.bfloat16: seconds}
     monkeypatch.setattr(device, "_convolution_seconds", measured.__getitem__)
     device.best_precision.cache_clear()
-    assert resolve_run(asked(precision="auto")).precision == expected
+    assert resolve_run(run_settings(precision="auto")).precision == expected
     device.best_precision.cache_clear()
 
 
@@ -115,7 +117,7 @@ def test_num_cores_honours_the_control_group(
     assert num_cores() == expected
 
 
-def test_compute_threads_are_set_and_put_back() -> None:
+def test_compute_threads_are_set_and_restored() -> None:
     before = torch.get_num_threads()
     with compute_threads(before + 1):
         assert torch.get_num_threads() == before + 1
@@ -124,7 +126,9 @@ def test_compute_threads_are_set_and_put_back() -> None:
 
 def test_images_reach_the_device_and_the_model_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = torch.arange(7 * 3 * 4 * 5).to(torch.uint8).view(7, 3, 4, 5)
-    monkeypatch.setattr("fewsight.augment.normalise.PART_BYTES", 3 * 4 * 3 * 4 * 5)  # three images and a last one
+    monkeypatch.setattr(
+        "fewsight.augment.normalise.PART_BYTES", 3 * 4 * 3 * 4 * 5
+    )  # two parts of three images and one of one
     normalise = Normalise((0.1, 0.2, 0.3), (0.5, 0.25, 0.2))
     normalised = normalise.of_bytes(pixels)
     assert (normalised.dtype, normalised.shape) == (torch.float32, (7, 3, 4, 5))
@@ -134,7 +138,7 @@ def test_images_reach_the_device_and_the_model_channels_last(monkeypatch: pytest
     assert normalise.of_bytes(pixels[:0]).shape == (0, 3, 4, 5)
 
 
-def test_exact_operations_are_asked_for_inside_the_block_alone() -> None:
+def test_deterministic_operations_are_required_inside_the_block_only() -> None:
     cpu = torch.device("cpu")
     with same_bits(cpu, always=True):
         assert torch.are_deterministic_algorithms_enabled()
@@ -143,9 +147,9 @@ def test_exact_operations_are_asked_for_inside_the_block_alone() -> None:
         assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_operation_that_gives_other_bits_is_refused_by_name() -> None:
-    told = r"run\.deterministic: put_ does not have a deterministic"
-    with pytest.raises(RecipeError, match=told), same_bits(torch.device("cpu"), always=True):
+def test_nondeterministic_operation_is_refused_by_name() -> None:
+    message = r"run\.deterministic: put_ does not have a deterministic"
+    with pytest.raises(RecipeError, match=message), same_bits(torch.device("cpu"), always=True):
         raise RuntimeError("put_ does not have a deterministic implementation, but you set ...")
     with pytest.raises(RuntimeError, match="another reason"), same_bits(torch.device("cpu"), always=True):
         raise RuntimeError("another reason")

@@ -1,4 +1,4 @@
-"""Files: whole under their name or not at all, and errors that say what to do."""
+"""Files appear whole or not at all, and errors say what to do."""
 
 import contextlib
 import errno
@@ -31,7 +31,7 @@ def old(tmp_path: Path) -> Path:
 
 def assert_untouched(old: Path) -> None:
     assert old.read_text() == "old"
-    assert [path.name for path in old.parent.iterdir()] == ["kept.txt"], "nothing half-written is left"
+    assert [path.name for path in old.parent.iterdir()] == ["kept.txt"], "no half-written file is left"
 
 
 def test_write_replaces_and_leaves_nothing_beside(old: Path) -> None:
@@ -43,23 +43,23 @@ def test_write_replaces_and_leaves_nothing_beside(old: Path) -> None:
 @pytest.mark.parametrize("where", ["os.fsync", "pathlib.Path.write_bytes", "pathlib.Path.replace"])
 def test_full_disk_leaves_the_old_file(old: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     monkeypatch.setattr(where, full_disk)
-    with pytest.raises(RunError, match=r"cannot write .*kept\.txt: No space left on device.*free the space"):
+    with pytest.raises(RunError, match=r"cannot write .*kept\.txt: No space left on device.*free some space"):
         files.write_text(old, "new")
     monkeypatch.undo()
     assert_untouched(old)
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "raised"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), pytest.raises(RunError, match="No space left on device")),
         (ZeroDivisionError(), pytest.raises(ZeroDivisionError)),
     ],
 )
 def test_failure_inside_the_block_leaves_the_old_file(
-    old: Path, error: Exception, told: contextlib.AbstractContextManager[Any]
+    old: Path, error: Exception, raised: contextlib.AbstractContextManager[Any]
 ) -> None:
-    with told, files.replacing(old) as part:
+    with raised, files.replacing(old) as part:
         part.write_text("half of the n")
         raise error
     assert_untouched(old)
@@ -127,24 +127,27 @@ def test_broken_or_missing_json_is_named(tmp_path: Path) -> None:
 
 def test_digest_changes_with_every_bit() -> None:
     data = bytes(range(256))
-    flipped = [bytes(byte ^ (1 << 3) if at == place else byte for at, byte in enumerate(data)) for place in range(256)]
-    assert len({files.digest_of(one) for one in [data, *flipped]}) == 257
+    flipped = [
+        bytes(byte ^ (1 << 3) if index == changed else byte for index, byte in enumerate(data))
+        for changed in range(256)
+    ]
+    assert len({files.digest_of(content) for content in [data, *flipped]}) == 257
 
 
 def test_folder_that_another_process_works_in_is_refused(tmp_path: Path) -> None:
     assert files.is_locked(tmp_path) is False
-    assert not list(tmp_path.iterdir()), "asking leaves nothing"
+    assert not list(tmp_path.iterdir()), "the query leaves no file"
     holds = "import sys, time; from pathlib import Path; from fewsight.machine.files import locked\n"
     holds += "with locked(Path(sys.argv[1]), 'training'): print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", holds, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        refused = pytest.raises(RunError, match="another process is training there; wait until it has ended")
+        refused = pytest.raises(RunError, match="another process is training there; wait until it ends")
         with refused, files.locked(tmp_path, "training"):
             pytest.fail("two at once")
         assert files.is_locked(tmp_path)
-        assert files.why_unfinished(tmp_path).startswith("a process is training it now; wait for its end")
-        other.kill()  # as a machine that goes off: nothing is cleaned up
+        assert files.why_unfinished(tmp_path).startswith("a process is training it now; wait until it ends")
+        other.kill()  # as after a power failure: nothing is cleaned up
     assert files.is_locked(tmp_path) is False
     assert files.why_unfinished(tmp_path).endswith(f"finish it with `fewsight train --resume {tmp_path}`")
     with files.locked(tmp_path, "training"):
@@ -166,7 +169,7 @@ def test_file_system_without_locks_does_not_stop_the_work(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("kind", ["link outside", "device", "pipe", "broken link", "missing"])
-def test_file_that_lies_elsewhere_or_is_none_is_refused(kind: str, tmp_path: Path) -> None:
+def test_path_that_is_not_a_regular_file_inside_the_folder_is_refused(kind: str, tmp_path: Path) -> None:
     folder, file = tmp_path / "run", tmp_path / "run" / "run.json"
     folder.mkdir()
     (tmp_path / "outside.json").write_text("{}")
@@ -194,6 +197,6 @@ def test_json_that_is_far_too_large_or_deep_is_refused(tmp_path: Path, monkeypat
     (tmp_path / "deep.json").write_text("[" * 200_000)
     with pytest.raises(RunError, match="cannot read"):
         files.read_json(tmp_path / "deep.json")
-    monkeypatch.setattr(files, "MOST_JSON_BYTES", 10)
-    with pytest.raises(RunError, match="which is no file that fewsight wrote"):
+    monkeypatch.setattr(files, "MAX_JSON_BYTES", 10)
+    with pytest.raises(RunError, match="so it is not a file that fewsight wrote"):
         files.read_json(tmp_path / "deep.json")

@@ -38,16 +38,22 @@ def test_stream_is_a_function_of_its_integers(seed: int, purpose: int, epoch: in
 
 
 @given(*[st.tuples(WORDS, st.integers(0, 4), WORDS, WORDS)] * 2)
-def test_streams_of_other_integers_differ(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> None:
-    assert (first(stream(*one)) == first(stream(*other))) == (one == other)
+def test_streams_of_other_integers_differ(
+    first_key: tuple[int, int, int, int], second_key: tuple[int, int, int, int]
+) -> None:
+    assert (first(stream(*first_key)) == first(stream(*second_key))) == (first_key == second_key)
 
 
 def test_neighbouring_streams_do_not_overlap() -> None:
     """Philox counts up from a stream's start: no neighbour's numbers follow soon."""
-    places = [
-        (seed, purpose, epoch, at) for seed in (0, 1) for purpose in range(3) for epoch in (0, 1) for at in (0, 1)
+    keys = [
+        (seed, purpose, epoch, position)
+        for seed in (0, 1)
+        for purpose in range(3)
+        for epoch in (0, 1)
+        for position in (0, 1)
     ]
-    numbers = [int(number) for place in places for number in stream(*place).integers(2**63, size=1000)]
+    numbers = [int(number) for key in keys for number in stream(*key).integers(2**63, size=1000)]
     assert len(set(numbers)) == len(numbers)
 
 
@@ -66,7 +72,7 @@ def test_streams_are_the_same_in_another_process_and_forever() -> None:
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     here = [first(image_stream(7, 1, 2)), first(batch_stream(7, 1, 2)), first(order_stream(7, 1))]
     assert json.loads(answer.stdout) == here
-    assert [one[0] for one in here] == FIRST_NUMBERS, "runs begun with an older fewsight would not resume"
+    assert [drawn[0] for drawn in here] == FIRST_NUMBERS, "runs begun with an older fewsight would not resume"
 
 
 @pytest.mark.parametrize("number", [2**53, 2**63, 2**64 - 1025, 2**64 - 2])

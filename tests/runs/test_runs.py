@@ -1,4 +1,4 @@
-"""The run folder: what is written is read back, and what is not whole is refused by name."""
+"""The run folder: it is read back as it was written, and damaged files are refused by name."""
 
 import json
 import shlex
@@ -47,9 +47,9 @@ def run(tmp_path: Path) -> Run:
     return runs.create_run(tmp_path / "runs" / "one", RECIPE, ("a", "ü\nb"), DATA, IMAGES, "why\nso")
 
 
-def flip_a_byte(path: Path, place: int = -5) -> None:
+def flip_a_byte(path: Path, offset: int = -5) -> None:
     data = bytearray(path.read_bytes())
-    data[place] ^= 1
+    data[offset] ^= 1
     path.write_bytes(data)
 
 
@@ -66,11 +66,22 @@ def test_run_is_read_as_it_was_written(run: Run) -> None:
     assert runs.read_images(run) == IMAGES
     assert not again.finished
     assert (run.path / "recipe.toml").read_text().startswith("# why\n# so\n")
-    told = {"format", "status", "fewsight", "torch", "commit", "device", "command", "seed", "started", "recipe"}
-    assert told <= set(again.info)
+    expected_keys = {
+        "format",
+        "status",
+        "fewsight",
+        "torch",
+        "commit",
+        "device",
+        "command",
+        "seed",
+        "started",
+        "recipe",
+    }
+    assert expected_keys <= set(again.info)
 
 
-def test_run_is_shown_in_a_line(run: Run) -> None:
+def test_run_has_a_one_line_repr(run: Run) -> None:
     shown = f"Run({str(run.path)!r}: {RECIPE.model.backbone}, {RECIPE.augment.train_px} px, 2 classes, training)"
     assert repr(run) == shown
 
@@ -99,7 +110,7 @@ def test_moved_run_is_still_a_run(run: Run, tmp_path: Path) -> None:
 def test_taken_folder_is_refused_and_untouched(tmp_path: Path, run: Run, kind: str) -> None:
     taken = {"a run": run.path, "not empty": run.path.parent, "a file": run.path / "run.json"}[kind]
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(RunError, match=rf"already there \({kind}\); choose another --out.*Nothing was changed"):
+    with pytest.raises(RunError, match=rf"already exists \({kind}\); choose another --out.*Nothing was changed"):
         runs.create_run(taken, RECIPE, ("a", "b"), DATA, IMAGES)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
@@ -117,8 +128,8 @@ def test_other_format_is_refused(run: Run, version: Any) -> None:
         runs.read_run(run.path)
 
 
-def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="is not there; expected a folder that"):
+def test_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="does not exist; expected a folder that"):
         runs.read_run(tmp_path / "nothing")
     with pytest.raises(RunError, match=r"holds no run\.json"):
         runs.read_run(tmp_path)
@@ -170,8 +181,8 @@ def test_weights_are_read_as_they_were_saved(run: Run) -> None:
 def test_damaged_weights_are_refused(run: Run) -> None:
     run = runs.save_weights(run, TENSORS)
     whole = (run.path / runs.WEIGHTS).read_bytes()
-    for place in (0, 20, len(whole) // 2, -1):
-        flip_a_byte(run.path / runs.WEIGHTS, place)
+    for offset in (0, 20, len(whole) // 2, -1):
+        flip_a_byte(run.path / runs.WEIGHTS, offset)
         with pytest.raises(RunError, match=r"weights\.safetensors is damaged"):
             runs.read_weights(run)
         (run.path / runs.WEIGHTS).write_bytes(whole)
@@ -202,7 +213,7 @@ def test_newer_state_replaces_the_older(run: Run) -> None:
     state = runs.read_state(run.path)
     assert state is not None
     assert (state[0]["w"][0].item(), state[1]) == (2.0, {"step": 2})
-    assert len(list((run.path / "state").iterdir())) == 2, "older tensors are deleted"
+    assert len(list((run.path / "state").iterdir())) == 2, "the older tensors are deleted"
 
 
 @pytest.mark.parametrize("moment", ["before state.json", "before the tensors", "in the middle of the tensors"])
@@ -225,7 +236,7 @@ def test_death_while_saving_leaves_the_older_state(run: Run, monkeypatch: pytest
     runs.remove_leftovers(run.path)
     assert not list(run.path.rglob("*.part"))
     runs.save_state(run.path, newer, {"step": 9})
-    assert len(list((run.path / "state").iterdir())) == 2, "what the death left is gone with the next state"
+    assert len(list((run.path / "state").iterdir())) == 2, "the next state removes what the killed process left"
 
 
 @pytest.mark.parametrize("name", ["state.json", "*.safetensors"])

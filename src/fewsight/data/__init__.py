@@ -1,4 +1,4 @@
-"""Folders and manifests in; upright RGB images, labels by name and splits out."""
+"""Reading datasets: from folders and manifests to upright RGB images, class names and splits."""
 
 from fewsight.data.cache import PixelCache, cache_size
 from fewsight.data.decode import (

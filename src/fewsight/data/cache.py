@@ -1,4 +1,4 @@
-"""Decoded images in memory that all loading processes share: an image is decoded once, not once an epoch."""
+"""A cache of decoded images, shared by all loading processes: an image is decoded once, not once per epoch."""
 
 import contextlib
 import math
@@ -13,34 +13,34 @@ import numpy as np
 from fewsight.data.decode import decode_pixels, read_bytes
 from fewsight.machine.cores import num_cores
 
-AUTO_SHARE = 0.25  # of the memory that is free when training begins
-UNKNOWN_FREE = 4 * 2**30  # bytes, where the system does not say what is free
+AUTO_FRACTION = 0.25  # of the memory that is free when training begins
+UNKNOWN_FREE = 4 * 2**30  # bytes assumed free where the system does not report it
 CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
-EMPTY, CHANGED = -1, -2  # instead of an offset: not kept yet; the file has changed since
+EMPTY, CHANGED = -1, -2  # in place of an offset: not cached yet; the file has changed since it was cached
 
 
 class PixelCache:
-    """Pixels of images by number, as many as fit; the others are decoded each time.
+    """The pixels of as many images as fit, by image index; the other images are decoded each time.
 
-    What fits stays: where images come in random order, to replace one by another would gain nothing. A file of another
-    size or time of change than when it was kept is decoded each time. Where processes are forked they share the memory;
-    where they are spawned each has a cache of its own, of its share of the size.
+    Nothing is evicted: images are visited in random order, so replacing an entry would gain nothing. A file whose size
+    or modification time has changed since it was cached is decoded each time. Forked processes share the memory;
+    a spawned process has a cache of its own, with its part of the size.
 
     Args:
-        num_images: numbers are below it.
-        size: bytes for pixels; the system hands them out as they are filled.
-        px, share: how small large images may be decoded, see `decode_pixels`.
+        num_images: image indices are below it.
+        size: bytes for pixels; the system allocates them as they are filled.
+        px, area_fraction: how far large images may be reduced while decoding, see `decode_pixels`.
     """
 
-    def __init__(self, num_images: int, size: int, *, px: int = 0, share: float = 1.0) -> None:
-        self.num_images, self.size, self.px, self.share = num_images, size, px, share
+    def __init__(self, num_images: int, size: int, *, px: int = 0, area_fraction: float = 1.0) -> None:
+        self.num_images, self.size, self.px, self.area_fraction = num_images, size, px, area_fraction
         head = 8 * (1 + 5 * num_images)
         try:
             self._memory = mmap.mmap(-1, head + max(size, 1))  # shared with forked processes
-        except OSError:  # the system promises no more than it has
+        except OSError:  # the system does not allow so much
             self.size = 0
             self._memory = mmap.mmap(-1, head + 1)
         words = np.frombuffer(self._memory, np.int64, 1 + 5 * num_images)
@@ -53,61 +53,69 @@ class PixelCache:
         self._lock = multiprocessing.get_context().Lock()
 
     def __reduce__(self) -> tuple["partial[PixelCache]", tuple[int, int]]:
-        return partial(PixelCache, px=self.px, share=self.share), (self.num_images, self.size // num_cores())
+        rebuild = partial(PixelCache, px=self.px, area_fraction=self.area_fraction)
+        return rebuild, (self.num_images, self.size // num_cores())
 
-    def load(self, number: int, path: str) -> np.ndarray:
-        """The pixels of an image file, uint8 [H, W, 3]; not to be written to.
+    def load(self, index: int, path: str) -> np.ndarray:
+        """The pixels of an image file.
+
+        Args:
+            index: the image's index, below `num_images`.
+            path: its file.
+
+        Returns:
+            uint8 [H, W, 3], not to be written to.
 
         Raises:
-            ImageError: it cannot be read or decoded.
+            ImageError: the file cannot be read or decoded.
         """
         stamp = None
-        with contextlib.suppress(OSError, ValueError):  # reading it will say why
+        with contextlib.suppress(OSError, ValueError):  # read_bytes raises with the reason
             status = os.stat(path)  # noqa: PTH116  (a Path takes four times as long)
             stamp = status.st_mtime_ns, status.st_size
-            kept = self._kept(number, stamp)
-            if kept is not None:
-                return kept
-        pixels = decode_pixels(read_bytes(Path(path)), path, px=self.px, share=self.share)
+            cached = self._lookup(index, stamp)
+            if cached is not None:
+                return cached
+        pixels = decode_pixels(read_bytes(Path(path)), path, px=self.px, area_fraction=self.area_fraction)
         if stamp is not None:
-            self._keep(number, stamp, pixels)
+            self._store(index, stamp, pixels)
         return pixels
 
     def __len__(self) -> int:
-        """How many images it holds."""
+        """The number of cached images."""
         return int((self._offsets >= 0).sum())
 
-    def _kept(self, number: int, stamp: tuple[int, int]) -> np.ndarray | None:
-        own = slice(2 * number, 2 * number + 2)
+    def _lookup(self, index: int, stamp: tuple[int, int]) -> np.ndarray | None:
+        own = slice(2 * index, 2 * index + 2)
         with self._lock:
-            offset = int(self._offsets[number])
+            offset = int(self._offsets[index])
             if offset < 0:
                 return None
             if self._stamps[own].tolist() != [*stamp]:
-                self._offsets[number] = CHANGED  # its place is not filled anew: another process may be reading there
+                self._offsets[index] = CHANGED  # its bytes are not reused: another process may be reading them
                 return None
             height, width = self._sides[own].tolist()
         return self._pixels[offset : offset + 3 * height * width].reshape(height, width, 3)
 
-    def _keep(self, number: int, stamp: tuple[int, int], pixels: np.ndarray) -> None:
-        own = slice(2 * number, 2 * number + 2)
+    def _store(self, index: int, stamp: tuple[int, int], pixels: np.ndarray) -> None:
+        own = slice(2 * index, 2 * index + 2)
         with self._lock:
             offset = int(self._used[0])
-            if self._offsets[number] != EMPTY or offset + pixels.size > self.size:
+            if self._offsets[index] != EMPTY or offset + pixels.size > self.size:
                 return
             self._used[0] += pixels.size
             self._pixels[offset : offset + pixels.size] = pixels.reshape(-1)
-            self._sides[own], self._stamps[own], self._offsets[number] = pixels.shape[:2], stamp, offset
+            self._sides[own], self._stamps[own], self._offsets[index] = pixels.shape[:2], stamp, offset
 
 
 def cache_size(gigabytes: float | str) -> int:
-    """Bytes of a cache: what is asked for, at most what is free now; "auto": a quarter of that."""
+    """The cache's size in bytes: the given one, limited to the free memory; "auto": a quarter of the free memory."""
     free = free_memory()
-    return int(AUTO_SHARE * free) if isinstance(gigabytes, str) else min(int(gigabytes * 1e9), free)
+    return int(AUTO_FRACTION * free) if isinstance(gigabytes, str) else min(int(gigabytes * 1e9), free)
 
 
 def free_memory() -> int:
-    """Bytes that this process can still take, by the system and by its control group."""
+    """Bytes that this process can still allocate, limited by the system and by its control group."""
     free = float(UNKNOWN_FREE)
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()

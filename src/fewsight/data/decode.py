@@ -1,8 +1,8 @@
-"""An image file's bytes to an upright RGB image, or one line that says why not.
+"""Decode an image file to an upright RGB image, or raise an error with a one-line reason.
 
-Every image becomes what a person sees: EXIF orientation applied, transparency over white, 16 bits scaled
-to 8, the first frame or page. Nothing is guessed and nothing is filled in: a file that lost pixels is an
-error, never an image with a grey part. Colour profiles are ignored.
+The result is what an image viewer shows: EXIF orientation applied, transparency over white, 16 bits scaled
+to 8, the first frame or page. Nothing is guessed or filled in: a file with missing pixels is an error, never
+an image with a grey part. Colour profiles are ignored.
 """
 
 import functools
@@ -40,9 +40,9 @@ IMAGE_SUFFIXES = frozenset(
         ".avif",
     ]
 )  # compared in lower case
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # by Pillow, whatever a file's name ends with
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # read by Pillow, whatever the file's suffix
 MAX_BYTES = 2**30  # of a file: no image of MAX_PIXELS needs more
-MAX_PIXELS = 178_956_970  # twice Pillow's warning threshold: where Pillow itself stops
+MAX_PIXELS = 178_956_970  # twice Pillow's warning threshold, which is where Pillow itself refuses
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -52,10 +52,10 @@ _UPRIGHT = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # EXIF orientation -> what makes it 1
+}  # EXIF orientation -> the transposition that undoes it
 _TIFF_CHANNELS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # photometric interpretation -> colour channels
 _TIFF_MAGIC = (b"II*\0", b"MM\0*")
-_LOST_PIXELS = ("premature end", "bad huffman code")  # libjpeg fills these in and only warns
+_LOST_PIXELS = ("premature end", "bad huffman code")  # libjpeg fills the missing pixels in and only warns
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 
@@ -67,19 +67,19 @@ class ImageError(DataError):
         super().__init__(f"{name}: {self.reason}")
 
     def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
-        return type(self), (self.name, self.reason)  # so that it crosses from a loading worker
+        return type(self), (self.name, self.reason)  # so that a loading process can send it
 
 
 class LargeImageError(ImageError):
-    """It has more pixels than are decoded."""
+    """An image has more pixels than the limit."""
 
 
 class UnknownKindError(ImageError):
-    """It is not an image of a kind that is read, whatever its name."""
+    """A file is not an image of a supported format, whatever its name."""
 
 
 def load_image(path: Path) -> Image.Image:
-    """The image in the file `path`, upright, in mode RGB.
+    """Decode the image file `path`: upright, in mode RGB.
 
     Raises:
         ImageError: the file cannot be read or decoded; one line with its path and the reason.
@@ -88,13 +88,13 @@ def load_image(path: Path) -> Image.Image:
 
 
 def read_bytes(path: Path) -> bytes:
-    """What the image file `path` holds.
+    """The contents of the image file `path`.
 
     Raises:
         ImageError: the file cannot be read.
     """
     try:
-        status = path.stat()  # before it is opened: a pipe would be waited for, a device never ends
+        status = path.stat()  # before opening it: reading a pipe would block, and a device never ends
         if stat.S_ISDIR(status.st_mode):
             raise ImageError(str(path), "a folder, not an image")
         if not stat.S_ISREG(status.st_mode):
@@ -109,36 +109,46 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode_bytes(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The image that the file contents `data` hold, upright, in mode RGB; `name` is for the message.
+    """Decode the contents of an image file: upright, in mode RGB.
+
+    Args:
+        data: the file's contents.
+        name: the file's name for the error message.
+        max_pixels: the largest image to decode, at most `MAX_PIXELS`.
 
     Raises:
         UnknownKindError: not an image.
         LargeImageError: more pixels than `max_pixels`.
         ImageError: damaged, or of a kind that has no agreed meaning as RGB.
     """
-    found = _decoded(data, name, max_pixels)
-    return Image.fromarray(found) if isinstance(found, np.ndarray) else found
+    decoded = _decoded(data, name, max_pixels)
+    return Image.fromarray(decoded) if isinstance(decoded, np.ndarray) else decoded
 
 
-def decode_pixels(data: bytes, name: str, *, px: int = 0, share: float = 1.0) -> np.ndarray:
-    """The same as uint8 [H, W, 3]; of a JPEG without another copy.
+def decode_pixels(data: bytes, name: str, *, px: int = 0, area_fraction: float = 1.0) -> np.ndarray:
+    """Decode the contents of an image file to uint8 [H, W, 3], a JPEG without an extra copy.
 
     Args:
-        px: not 0: a JPEG may come at a half, a quarter or an eighth of its sides, which costs less time and memory, as
-            long as a square of `share` of its area has so many pixels a side.
+        data: the file's contents.
+        name: the file's name for the error message.
+        px: unless 0, a JPEG may be decoded at a half, a quarter or an eighth of its size, which costs less time and
+            memory, as long as a square crop of `area_fraction` of its area is at least `px` pixels wide.
+        area_fraction: the smallest crop that will be taken, as a fraction of the image's area.
 
     Raises:
         ImageError: as `decode_bytes`.
     """
-    found = _decoded(data, name, MAX_PIXELS, px, share)
-    return found if isinstance(found, np.ndarray) else np.array(found)  # asarray's would be read-only
+    decoded = _decoded(data, name, MAX_PIXELS, px, area_fraction)
+    return decoded if isinstance(decoded, np.ndarray) else np.array(decoded)  # asarray's would be read-only
 
 
-def _decoded(data: bytes, name: str, max_pixels: int, px: int = 0, share: float = 1.0) -> Image.Image | np.ndarray:
+def _decoded(
+    data: bytes, name: str, max_pixels: int, px: int = 0, area_fraction: float = 1.0
+) -> Image.Image | np.ndarray:
     if not data:
         raise ImageError(name, "empty file (0 bytes)")
     try:
-        return _decode(data, min(max_pixels, MAX_PIXELS), px, share)
+        return _decode(data, min(max_pixels, MAX_PIXELS), px, area_fraction)
     except _RefusedError as refusal:
         raise refusal.kind(name, str(refusal)) from None
     except UnidentifiedImageError:
@@ -148,39 +158,42 @@ def _decoded(data: bytes, name: str, max_pixels: int, px: int = 0, share: float 
         raise LargeImageError(name, f"too large: more than {min(max_pixels, MAX_PIXELS):,} pixels") from None
     except MemoryError:
         raise ImageError(name, "not enough memory to decode it") from None
-    except Exception as error:  # decoders raise nearly every type on damaged files
+    except Exception as error:  # on damaged files decoders raise nearly every exception type
         raise ImageError(name, f"cannot be decoded ({error or type(error).__name__})") from None
 
 
 def take_image(image: "Image.Image | np.ndarray", name: str) -> tuple[Image.Image, str]:
-    """An image in memory, upright and in mode RGB, and 64 bits of BLAKE2b over its pixels in hexadecimal.
+    """Convert an image in memory to an upright image in mode RGB.
 
     Args:
-        image: an image of Pillow in any mode; or uint8 [H, W, 3] or [H, W].
-        name: for the message.
+        image: a Pillow image in any mode, or an array, uint8 [H, W, 3] or [H, W].
+        name: the image's name for the error message.
+
+    Returns:
+        The image, and 64 bits of BLAKE2b over its pixels in hexadecimal.
 
     Raises:
-        ImageError: something else, or of a kind that has no agreed meaning as RGB.
+        ImageError: of another type, or of a kind that has no agreed meaning as RGB.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or not image.size:
             raise ImageError(name, f"expected uint8 [H, W, 3] or [H, W], got {image.dtype} {list(image.shape)}")
         image = Image.fromarray(np.ascontiguousarray(image))
     elif not isinstance(image, Image.Image):
-        raise ImageError(name, f"expected a path, an image of Pillow or an array, got {type(image).__name__}")
+        raise ImageError(name, f"expected a path, a Pillow image or an array, got {type(image).__name__}")
     try:
         with _pillow_is_silent():
             _check_size(*image.size, MAX_PIXELS)
             upright = _upright(_to_rgb(image), _orientation(image))
     except _RefusedError as refusal:
         raise ImageError(name, str(refusal)) from None
-    except Exception as error:  # a file that Pillow reads only now
+    except Exception as error:  # Pillow reads an opened file only now
         raise ImageError(name, f"cannot be decoded ({error or type(error).__name__})") from None
     return upright, pixel_digest(upright, 8)
 
 
 def pixel_digest(image: Image.Image, size: int = 16) -> str:
-    """BLAKE2b of so many bytes over an image's sides and pixels, in hexadecimal."""
+    """BLAKE2b over an image's width, height and pixels, in hexadecimal; `size` is the digest's number of bytes."""
     result = hashlib.blake2b(f"{image.width} {image.height} ".encode(), digest_size=size)
     result.update(image.tobytes())
     return result.hexdigest()
@@ -188,18 +201,18 @@ def pixel_digest(image: Image.Image, size: int = 16) -> str:
 
 @dataclass(frozen=True)
 class Header:
-    """What a readable image file says of itself."""
+    """The metadata of a readable image file."""
 
-    kind: str  # the format of its bytes, whatever its name ends with: "JPEG", "PNG"; "" where nobody knows
-    animated: bool = False  # or of several pages: only the first is used
-    orientation: int = 1  # EXIF, 1 to 8
+    kind: str  # the format of its contents, whatever its suffix: "JPEG", "PNG"; "" if unknown
+    animated: bool = False  # several frames or pages, of which only the first is used
+    orientation: int = 1  # EXIF orientation, 1 to 8
 
 
 UNKNOWN = Header("")
 
 
 def read_header(data: bytes) -> Header:
-    """What the file contents `data` say of themselves, at the cost of a header: frames are not counted."""
+    """Read the metadata of an image file from its contents; no pixels are decoded and no frames are counted."""
     try:
         with _pillow_is_silent():
             if data[:3] == b"\xff\xd8\xff" and b"Exif\0\0" not in data[: 1 << 18]:
@@ -207,15 +220,15 @@ def read_header(data: bytes) -> Header:
             if _is_heic(data):
                 return Header("HEIF")
             with _open(data) as image:
-                kind = "JPEG" if image.format == "MPO" else image.format or ""  # a camera's JPEG with a preview
+                kind = "JPEG" if image.format == "MPO" else image.format or ""  # MPO: a camera's JPEG with a preview
                 animated = kind != "JPEG" and bool(getattr(image, "is_animated", False))
                 return Header(kind, animated, _orientation(image))
-    except Exception:  # it could be decoded; what its metadata hold is of no use
+    except Exception:  # damaged metadata do not make an image unusable
         return UNKNOWN
 
 
 class _RefusedError(Exception):
-    """The image is understood, but not one we can use; the text is the reason."""
+    """The image is of a known format but cannot be used; the text is the reason."""
 
     kind: type[ImageError] = ImageError
 
@@ -224,9 +237,9 @@ class _TooLargeError(_RefusedError):
     kind = LargeImageError
 
 
-def _decode(data: bytes, max_pixels: int, px: int, share: float) -> Image.Image | np.ndarray:
+def _decode(data: bytes, max_pixels: int, px: int, area_fraction: float) -> Image.Image | np.ndarray:
     if data[:3] == b"\xff\xd8\xff":
-        pixels = _decode_jpeg(data, max_pixels, px, share)
+        pixels = _decode_jpeg(data, max_pixels, px, area_fraction)
         if pixels is not None:
             return pixels
     with _pillow_is_silent():
@@ -239,12 +252,12 @@ def _decode_by_pillow(data: bytes, max_pixels: int) -> Image.Image:
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             _check_tiff_channels(image)
         image.load()
-        orientation = _orientation(image)  # after load(): PNG may keep its EXIF behind the pixels
+        orientation = _orientation(image)  # after load(): PNG may store its EXIF behind the pixels
         return _upright(_to_rgb(image), orientation)
 
 
 def _open(data: bytes) -> Image.Image:
-    """By Pillow, only as a format of `FORMATS`: others would run programs (EPS is PostScript) or read other files."""
+    """Open with Pillow as one of `FORMATS` only: others run programs (EPS is PostScript) or read other files."""
     return Image.open(io.BytesIO(data), formats=_formats())
 
 
@@ -254,17 +267,19 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]  # an old Pillow lacks AVIF
 
 
-def _decode_jpeg(data: bytes, max_pixels: int, px: int, share: float) -> np.ndarray | None:
-    """By simplejpeg, or None where Pillow should try: an unusual kind, or damage that costs no pixels."""
+def _decode_jpeg(data: bytes, max_pixels: int, px: int, area_fraction: float) -> np.ndarray | None:
+    """Decode with simplejpeg; None where Pillow should try: an unusual kind, or damage that loses no pixels."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
     _check_size(int(width), int(height), max_pixels)
     try:
-        least = [-(-side // _reduction(int(width), int(height), px, share)) for side in (height, width)]
-        # strict: what libjpeg only warns of is an error
-        pixels = simplejpeg.decode_jpeg(data, min_height=least[0], min_width=least[1], min_factor=1)
+        factor = _reduction(int(width), int(height), px, area_fraction)
+        # strict by default: libjpeg's warnings are errors
+        pixels = simplejpeg.decode_jpeg(
+            data, min_height=-(-height // factor), min_width=-(-width // factor), min_factor=1
+        )
     except ValueError as error:
         if any(text in str(error).lower() for text in _LOST_PIXELS):
             raise _RefusedError(f"truncated or damaged JPEG ({error})") from None
@@ -276,18 +291,18 @@ def _decode_jpeg(data: bytes, max_pixels: int, px: int, share: float) -> np.ndar
     return pixels if orientation not in _UPRIGHT else np.array(_upright(Image.fromarray(pixels), orientation))
 
 
-def _reduction(width: int, height: int, px: int, share: float) -> int:
-    """By which power of two the sides may shrink; libjpeg has fast ways for these alone."""
-    side = math.sqrt(share * width * height)
+def _reduction(width: int, height: int, px: int, area_fraction: float) -> int:
+    """The factor 1, 2, 4 or 8 by which the sides may shrink; libjpeg decodes directly at these reductions."""
+    side = math.sqrt(area_fraction * width * height)
     return next((factor for factor in (8, 4, 2) if px and side >= factor * px), 1)
 
 
 def _is_heic(data: bytes) -> bool:
     if data[4:8] != b"ftyp":
         return False
-    brands = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
-    found = {brands[i : i + 4] for i in range(0, len(brands), 4)}
-    return bool(found & _HEIC_BRANDS) and not found & {b"avif", b"avis"}
+    listed = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
+    brands = {listed[i : i + 4] for i in range(0, len(listed), 4)}
+    return bool(brands & _HEIC_BRANDS) and not brands & {b"avif", b"avis"}
 
 
 def _open_heic(data: bytes, max_pixels: int) -> Image.Image:
@@ -302,13 +317,13 @@ def _open_heic(data: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def _check_size(width: int, height: int, most: int) -> None:
-    if width * height > most:
-        raise _TooLargeError(f"too large: {width} x {height} is more than {most:,} pixels")
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise _TooLargeError(f"too large: {width} x {height} is more than {max_pixels:,} pixels")
 
 
 def _check_tiff_channels(image: TiffImagePlugin.TiffImageFile) -> None:
-    """Pillow drops channels past the colours it knows, and takes an undeclared fourth for transparency."""
+    """Refuse a TIFF whose channels Pillow would drop silently, or whose undeclared fourth it would use as alpha."""
     tags = image.tag_v2
     channels = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
     colours = _TIFF_CHANNELS.get(tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, -1), channels)
@@ -318,7 +333,7 @@ def _check_tiff_channels(image: TiffImagePlugin.TiffImageFile) -> None:
 
 
 def _too_many_channels(channels: int) -> str:
-    return f"{channels} channels: only grey, RGB or CMYK, with declared transparency at most, can be used"
+    return f"{channels} channels: only grey, RGB or CMYK, optionally with declared transparency, can be used"
 
 
 def _why_unidentified(data: bytes) -> str:
@@ -336,7 +351,7 @@ def _why_unidentified(data: bytes) -> str:
         return "a TIFF of a kind that cannot be read (save it with 8 or 16 bits a channel)"
     if data[4:8] == b"ftyp" and b"avif" in data[8:64]:
         return "a damaged AVIF, or this Pillow cannot read AVIF (pip install -U pillow)"
-    return f"not an image of a kind that is read ({', '.join(FORMATS)}, HEIC), or damaged at its start"
+    return f"not an image of a supported format ({', '.join(FORMATS)}, HEIC), or damaged at its start"
 
 
 def _orientation(image: Image.Image) -> int:
@@ -352,11 +367,11 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB without cutting: 16 bits are scaled, transparency is laid over white."""
+    """Convert any mode to RGB without clipping: 16 bits are scaled, transparency is composited over white."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         return _grey16_to_rgb(image)
     if image.mode == "I":
-        raise _RefusedError("integers of 32 bits, or with a sign, have no agreed range: save it with 8 or 16 bits")
+        raise _RefusedError("32-bit or signed integers have no agreed range: save it with 8 or 16 bits")
     if image.mode == "F":
         return _float_to_rgb(image)
     if image.has_transparency_data:
@@ -368,10 +383,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _grey16_to_rgb(image: Image.Image) -> Image.Image:
     grey = np.asarray(image).astype(np.uint32)  # [H, W], 0 to 65535
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        if image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero
+        if image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # zero is white
             grey = 65535 - grey  # Pillow inverts this for 8 bits only
     elif isinstance(clear := image.info.get("transparency"), int):
-        grey[grey == clear] = 65535  # a PNG's one transparent value, over white
+        grey[grey == clear] = 65535  # the one transparent grey value of a PNG, over white
     return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
 
 
@@ -389,10 +404,10 @@ _silence = warnings.catch_warnings()
 
 @contextmanager
 def _pillow_is_silent() -> Iterator[None]:
-    """Pillow's warnings are off while any thread decodes.
+    """Suppress Pillow's warnings while any thread decodes.
 
-    What they tell of is either checked here (size, palette) or harmless (metadata). `catch_warnings` replaces
-    the process's list, so threads that overlap must share one.
+    Their causes are either checked here (size, palette) or harmless (metadata). `catch_warnings` replaces
+    the filters of the whole process, so overlapping threads must share one.
     """
     global _silence_depth, _silence
     with _silence_lock:

@@ -1,4 +1,4 @@
-"""Training images that a test would meet again: equal ones are dropped, nearly equal ones named."""
+"""Find training images that are repeated in another split: equal ones are dropped, near duplicates reported."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,19 +9,19 @@ from fewsight.data import Sample, Scanned, candidates, confirmed, load_compared
 from fewsight.errors import DataError
 from fewsight.wording import counted
 
-NAMED = 20
+MAX_NAMED = 20  # in the error message
 
 
 @dataclass(frozen=True)
 class Leaks:
-    """Pairs of an image to train on and one of another split."""
+    """Pairs (training image, image of another split) that show the same."""
 
     policy: str  # drop, stop or allow
-    equal: tuple[tuple[str, str], ...]  # pixel by pixel
-    near: tuple[tuple[str, str], ...]  # as `fewsight check` finds them
+    equal: tuple[tuple[str, str], ...]  # the same pixels
+    near: tuple[tuple[str, str], ...]  # near duplicates, as `fewsight check` finds them
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for data.json."""
+        """The value of `leaks` in data.json."""
         return asdict(self)
 
 
@@ -31,28 +31,36 @@ def find_leaks(
     train: Sequence[tuple[Sample, Scanned]],
     others: Sequence[tuple[Sample, Scanned]],
 ) -> Leaks:
-    """The training images that have an equal, or nearly equal, image among those that are not trained on.
+    """Find the training images that equal, or nearly equal, an image of another split.
+
+    Args:
+        root: the dataset's root.
+        policy: what happens to equal ones: drop, stop or allow.
+        train: the training images, each with what its scan measured.
+        others: the images of all splits that are not trained on.
 
     Raises:
-        DataError: there is an equal one, and the policy is "stop".
+        DataError: there are equal images and the policy is "stop".
     """
-    elsewhere = {one.pixels: sample.path for sample, one in others if one.error is None}
+    path_of_pixels = {scanned.pixels: sample.path for sample, scanned in others if scanned.error is None}
     equal = tuple(
-        (sample.path, elsewhere[one.pixels]) for sample, one in train if one.error is None and one.pixels in elsewhere
+        (sample.path, path_of_pixels[scanned.pixels])
+        for sample, scanned in train
+        if scanned.error is None and scanned.pixels in path_of_pixels
     )
     if equal and policy == "stop":
-        named = "".join(f"\n  {one} = {other}" for one, other in equal[:NAMED])
-        those = counted(len(equal), "image") + " to train on " + ("is" if len(equal) == 1 else "are")
+        named = "".join(f"\n  {path} = {other_path}" for path, other_path in equal[:MAX_NAMED])
+        subject = counted(len(equal), "training image") + (" is" if len(equal) == 1 else " are")
         raise DataError(
-            f"{root}: {those} equal to images of another split; remove them, or say --leak drop:{named}"
-            + (f"\n  and {len(equal) - NAMED:,} more" if len(equal) > NAMED else "")
+            f"{root}: {subject} equal to images of another split; remove them, or pass --leak drop:{named}"
+            + (f"\n  and {len(equal) - MAX_NAMED:,} more" if len(equal) > MAX_NAMED else "")
         )
-    both = [(sample, one) for sample, one in [*train, *others] if one.error is None]
-    num_train = sum(one.error is None for _, one in train)
+    readable = [(sample, scanned) for sample, scanned in [*train, *others] if scanned.error is None]
+    num_train = sum(scanned.error is None for _, scanned in train)
     pairs = [
         pair
-        for pair in candidates([one.thumbnail for _, one in both])
-        if pair[0] < num_train <= pair[1] and both[pair[0]][1].pixels != both[pair[1]][1].pixels
+        for pair in candidates([scanned.thumbnail for _, scanned in readable])
+        if pair[0] < num_train <= pair[1] and readable[pair[0]][1].pixels != readable[pair[1]][1].pixels
     ]
-    found = confirmed(pairs, lambda place: load_compared(root / both[place][0].path))
-    return Leaks(policy, equal, tuple((both[one][0].path, both[other][0].path) for one, other, _ in found))
+    near = confirmed(pairs, lambda index: load_compared(root / readable[index][0].path))
+    return Leaks(policy, equal, tuple((readable[first][0].path, readable[second][0].path) for first, second, _ in near))

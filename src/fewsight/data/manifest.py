@@ -1,7 +1,7 @@
 """Datasets listed in a table: `path,label[,split]` as CSV or Parquet, paths relative to the manifest.
 
 Values are text: a label `01` stays `01`. A row that repeats another is counted and dropped; the same file
-under two labels or in two splits is refused, because it would be several labels an image or a leak.
+under two labels or in two splits is refused, because it would be a multi-label image or a leak.
 """
 
 import csv
@@ -16,18 +16,23 @@ from fewsight.data.splits import split_by_seed
 from fewsight.errors import DataError
 
 MANIFEST_SUFFIXES = frozenset({".csv", ".parquet"})
-_COLUMNS = "expected the columns path,label and, if you like, split"
+_COLUMNS = "expected the columns path,label and, optionally, split"
 
 
 def read_manifest(path: Path, *, holdout: float, seed: int) -> Dataset:
-    """The dataset that the manifest `path` lists; without a split column it is split by seed.
+    """Read the dataset that the manifest `path` lists; without a split column it is split by seed.
+
+    Args:
+        path: a CSV or Parquet file.
+        holdout: the fraction of each class that becomes val.
+        seed: the seed of that draw.
 
     Raises:
         DataError: a column, value or file is missing, or an image has several labels.
     """
     rows = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
     if not rows:
-        raise DataError(f"{path}: no rows; {_COLUMNS}, then one row an image")
+        raise DataError(f"{path}: no rows; {_COLUMNS}, then one row per image")
     _check_values(path, rows)
     ignored: Counter[str] = Counter()
     rows = _without_repeats(path, rows, ignored)
@@ -44,12 +49,12 @@ def read_manifest(path: Path, *, holdout: float, seed: int) -> Dataset:
 
 
 class _Row:
-    """One row: its place for messages and its values as text; `split` is "" where there is no such column."""
+    """One row: its location for messages and its values as text; `split` is "" where there is no such column."""
 
-    __slots__ = ("has_split", "label", "path", "place", "split")
+    __slots__ = ("has_split", "label", "location", "path", "split")
 
-    def __init__(self, place: str, values: dict[str, str]) -> None:
-        self.place = place
+    def __init__(self, location: str, values: dict[str, str]) -> None:
+        self.location = location
         self.path = values["path"]
         self.label = values["label"]
         self.has_split = "split" in values
@@ -66,13 +71,13 @@ def _read_csv(path: Path) -> list[_Row]:
             for values in reader:
                 if not any(value.strip() for value in values):
                     continue
-                place = f"line {reader.line_num}"
+                location = f"line {reader.line_num}"
                 if len(values) != len(header):
                     raise DataError(
-                        f"{path}, {place}: {len(values)} values under {len(header)} column names; "
-                        'put a value that holds a comma in "quotes"'
+                        f"{path}, {location}: {len(values)} values under {len(header)} column names; "
+                        'put a value that contains a comma in "quotes"'
                     )
-                rows.append(_Row(place, {name: values[i].strip() for name, i in columns.items()}))
+                rows.append(_Row(location, {name: values[i].strip() for name, i in columns.items()}))
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8 text; save it as CSV UTF-8") from None
     except csv.Error as error:
@@ -107,7 +112,7 @@ def _text(path: Path, column: str, value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace").strip()
     if isinstance(value, (list, dict)):
-        raise DataError(f"{path}: column {column!r} holds lists; several labels an image are not supported")
+        raise DataError(f"{path}: column {column!r} holds lists; several labels per image are not supported")
     return str(value).strip()
 
 
@@ -116,28 +121,30 @@ def _one_line(error: Exception) -> str:
 
 
 def _columns(path: Path, header: list[str]) -> dict[str, int]:
-    """Where path, label and split stand in the header; case and blanks around a name do not matter."""
+    """The column index of path, label and split in the header; case and blanks around a name do not matter."""
     names = [name.strip().lower() for name in header]
-    twice = sorted(name for name, count in Counter(names).items() if count > 1 and name in ("path", "label", "split"))
-    if twice:
-        raise DataError(f"{path}: the column {twice[0]!r} stands there twice; one label an image; {_COLUMNS}")
+    repeated = sorted(
+        name for name, count in Counter(names).items() if count > 1 and name in ("path", "label", "split")
+    )
+    if repeated:
+        raise DataError(f"{path}: the column {repeated[0]!r} is given twice; one label per image; {_COLUMNS}")
     missing = [name for name in ("path", "label") if name not in names]
     if not missing:
         return {name: names.index(name) for name in ("path", "label", "split") if name in names}
     if not any(names):
         raise DataError(f"{path}: empty; {_COLUMNS}")
     if len(names) == 1:
-        for mark, called in ((";", "';'"), ("\t", "tabs"), ("|", "'|'")):
-            if mark in names[0]:
-                raise DataError(f"{path}: separated by {called}; save it with commas")
+        for separator, name in ((";", "';'"), ("\t", "tabs"), ("|", "'|'")):
+            if separator in names[0]:
+                raise DataError(f"{path}: separated by {name}; save it with commas")
     if "label" in missing and "labels" in names:
-        raise DataError(f"{path}: several labels an image (column 'labels') are not supported; {_COLUMNS}")
-    raise DataError(f"{path}: no column {' and none '.join(map(repr, missing))}; found {named(header, 10)}; {_COLUMNS}")
+        raise DataError(f"{path}: several labels per image (column 'labels') are not supported; {_COLUMNS}")
+    raise DataError(f"{path}: no column {' and no '.join(map(repr, missing))}; found {named(header, 10)}; {_COLUMNS}")
 
 
 def _check_values(path: Path, rows: list[_Row]) -> None:
     for column in ("path", "label", "split"):
-        empty = [row.place for row in rows if not getattr(row, column) and (column != "split" or row.has_split)]
+        empty = [row.location for row in rows if not getattr(row, column) and (column != "split" or row.has_split)]
         if empty:
             raise DataError(f"{path}: no {column} in {len(empty):,} of {len(rows):,} rows ({named(empty)}); fill it in")
 
@@ -146,14 +153,14 @@ def _without_repeats(path: Path, rows: list[_Row], ignored: Counter[str]) -> lis
     first: dict[str, _Row] = {}
     for row in rows:
         row.path = posixpath.normpath(row.path)
-        known = first.setdefault(row.path, row)
-        if known is row:
+        earlier = first.setdefault(row.path, row)
+        if earlier is row:
             continue
-        where = f"{path}: {row.path} ({known.place} and {row.place})"
-        if known.label != row.label:
-            raise DataError(f"{where} has the labels {known.label!r} and {row.label!r}; one label an image")
-        if known.split != row.split:
-            raise DataError(f"{where} is in the splits {known.split!r} and {row.split!r}; keep it in one")
+        where = f"{path}: {row.path} ({earlier.location} and {row.location})"
+        if earlier.label != row.label:
+            raise DataError(f"{where} has the labels {earlier.label!r} and {row.label!r}; give each image one label")
+        if earlier.split != row.split:
+            raise DataError(f"{where} is in the splits {earlier.split!r} and {row.split!r}; keep it in one")
         ignored["repeated row"] += 1
     return list(first.values())
 

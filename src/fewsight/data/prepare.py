@@ -1,4 +1,4 @@
-"""From a folder or manifest to a training set: scanned, with what cannot be read left out, measured and fixed."""
+"""Prepare a training set: read the dataset, scan its images, leave unreadable ones out, measure the statistics."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -8,30 +8,35 @@ from typing import Any
 
 from fewsight.data import Dataset, Sample, Scanned, channel_stats, digest, read_dataset, scan, training_samples
 from fewsight.data.leaks import Leaks, find_leaks
-from fewsight.data.samples import sample_positions
+from fewsight.data.samples import sample_indices
 from fewsight.data.training_set import RunData, TrainingSet
 from fewsight.errors import DataError
 from fewsight.machine.cores import num_cores
 from fewsight.recipes import Data
 from fewsight.wording import counted
 
-MOST_IMAGES_FOR_STATISTICS = 50_000
-NAMED_IN_MESSAGE = 20
+MAX_IMAGES_FOR_STATISTICS = 50_000
+MAX_NAMED = 20  # in an error message
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run needs to know of its data before the first step."""
+    """The data of a run before its first step."""
 
     classes: tuple[str, ...]
     images: TrainingSet
     facts: RunData
-    listed: list[dict[str, Any]]  # {"split", "path", "label", "size"} of each training and val image
+    listed: list[dict[str, Any]]  # {"split", "path", "label", "size", "pixels"} of each training and val image
     sizes: tuple[tuple[int, int], ...]  # (width, height) of each training image
 
 
 def prepare(source: Path, settings: Data, *, progress: Callable[[int, int], None] | None = None) -> Prepared:
-    """Read, scan and fix the images that a run trains on and selects on.
+    """Read and scan a dataset, and choose the images that a run trains on and selects on.
+
+    Args:
+        source: a folder or a manifest.
+        settings: the recipe's section data.
+        progress: called with (images scanned, images in all).
 
     Raises:
         DataError: the data cannot be used, or more than `settings.max_bad` of its images cannot be read.
@@ -40,19 +45,19 @@ def prepare(source: Path, settings: Data, *, progress: Callable[[int, int], None
     classes, train, val = training_samples(dataset, merge_val=settings.merge_val)
     others = _not_trained_on(dataset, settings.merge_val)
     scanned = scan(dataset.root, [*train, *others], workers=num_cores(), progress=progress)
-    known = {sample.path: one for sample, one in zip([*train, *others], scanned, strict=True)}
+    scans = {sample.path: result for sample, result in zip([*train, *others], scanned, strict=True)}
     left_out = [
-        {"path": sample.path, "split": split, "error": str(known[sample.path].error)}
+        {"path": sample.path, "split": split, "error": str(scans[sample.path].error)}
         for split, samples in (("train", train), ("val", val))
         for sample in samples
-        if known[sample.path].error is not None
+        if scans[sample.path].error is not None
     ]
     _check_bad(source, left_out, len(train) + len(val), settings.max_bad)
     leaks = find_leaks(
         dataset.root,
         settings.leak,
-        [(sample, known[sample.path]) for sample in train],
-        [(sample, known[sample.path]) for sample in others],
+        [(sample, scans[sample.path]) for sample in train],
+        [(sample, scans[sample.path]) for sample in others],
     )
     dropped = dict(leaks.equal) if settings.leak == "drop" else {}
     left_out += [
@@ -61,15 +66,15 @@ def prepare(source: Path, settings: Data, *, progress: Callable[[int, int], None
     kept = [
         (number, sample)
         for number, sample in enumerate(train)
-        if known[sample.path].error is None and sample.path not in dropped
+        if scans[sample.path].error is None and sample.path not in dropped
     ]
     _check_counts(source, classes, [sample for _, sample in kept], bool(left_out))
-    kept_val = [sample for sample in val if known[sample.path].error is None]
-    return _fix(dataset, source, classes, kept, kept_val, known, left_out, leaks, settings)
+    kept_val = [sample for sample in val if scans[sample.path].error is None]
+    return _fix(dataset, source, classes, kept, kept_val, scans, left_out, leaks, settings)
 
 
 def _not_trained_on(dataset: Dataset, merge_val: bool) -> list[Sample]:
-    """The images of every other split, with labels or without."""
+    """The images of every split that is not trained on, labelled or not."""
     trained = ("train", "val") if merge_val else ("train",)
     labelled = [sample for split, samples in dataset.splits.items() if split not in trained for sample in samples]
     return [*labelled, *(Sample(path, "") for paths in dataset.unlabelled.values() for path in paths)]
@@ -81,20 +86,21 @@ def _fix(
     classes: tuple[str, ...],
     numbered: list[tuple[int, Sample]],
     val: list[Sample],
-    known: dict[str, Scanned],
+    scans: dict[str, Scanned],
     left_out: list[dict[str, str]],
     leaks: Leaks,
     settings: Data,
 ) -> Prepared:
-    index, train = {name: number for number, name in enumerate(classes)}, [sample for _, sample in numbered]
-    chosen = sample_positions(len(train), MOST_IMAGES_FOR_STATISTICS, settings.split_seed)
-    mean, std = channel_stats([known[train[position].path] for position in chosen])
+    class_index = {name: index for index, name in enumerate(classes)}
+    train = [sample for _, sample in numbered]
+    chosen = sample_indices(len(train), MAX_IMAGES_FOR_STATISTICS, settings.split_seed)
+    mean, std = channel_stats([scans[train[index].path] for index in chosen])
     splits = {"train": train, "val": val}
     facts = RunData(
         source=str(source.resolve()),
         layout=dataset.layout,
         digest=digest([*train, *val], dataset.root),
-        counts={split: dict(Counter(one.label for one in samples)) for split, samples in splits.items() if samples},
+        counts={split: dict(Counter(s.label for s in samples)) for split, samples in splits.items() if samples},
         mean=mean if settings.mean == "data" else settings.mean,
         std=std if settings.std == "data" else settings.std,
         left_out=left_out,
@@ -104,47 +110,45 @@ def _fix(
     images = TrainingSet(
         root=dataset.root.resolve(),
         paths=tuple(sample.path for sample in train),
-        labels=tuple(index[sample.label] for sample in train),
+        labels=tuple(class_index[sample.label] for sample in train),
         val_paths=tuple(sample.path for sample in val),
-        val_labels=tuple(index[sample.label] for sample in val),
+        val_labels=tuple(class_index[sample.label] for sample in val),
         numbers=tuple(number for number, _ in numbered),
     )
     listed = [
         {
             "split": split,
-            "path": one.path,
-            "label": one.label,
-            "size": (dataset.root / one.path).stat().st_size,
-            "pixels": known[one.path].pixels,
+            "path": sample.path,
+            "label": sample.label,
+            "size": (dataset.root / sample.path).stat().st_size,
+            "pixels": scans[sample.path].pixels,
         }
         for split, samples in splits.items()
-        for one in samples
+        for sample in samples
     ]
-    sizes = tuple((known[sample.path].width, known[sample.path].height) for sample in train)
+    sizes = tuple((scans[sample.path].width, scans[sample.path].height) for sample in train)
     return Prepared(classes, images, facts, listed, sizes)
 
 
 def _check_bad(source: Path, left_out: list[dict[str, str]], total: int, max_bad: float) -> None:
     if len(left_out) <= max_bad * total:
         return
-    named = "".join(f"\n  {one['error']}" for one in left_out[:NAMED_IN_MESSAGE])
-    more = len(left_out) - NAMED_IN_MESSAGE
+    named = "".join(f"\n  {image['error']}" for image in left_out[:MAX_NAMED])
+    more = len(left_out) - MAX_NAMED
     raise DataError(
         f"{source}: {len(left_out):,} of {counted(total, 'image')} cannot be read, more than --max-bad {max_bad:g} "
-        f"allows; mend or remove them, or raise --max-bad:{named}" + (f"\n  and {more:,} more" if more > 0 else "")
+        f"allows; fix or remove them, or raise --max-bad:{named}" + (f"\n  and {more:,} more" if more > 0 else "")
     )
 
 
 def _check_counts(source: Path, classes: tuple[str, ...], train: list[Sample], some_left_out: bool) -> None:
     counts = Counter(sample.label for sample in train)
-    lacking = [name for name in classes if counts[name] == 0]
-    if lacking:
+    empty = [name for name in classes if counts[name] == 0]
+    if empty:
         reason = (
-            " after those that cannot be read, or are equal to images of other splits, were left out"
-            if some_left_out
-            else ""
+            " after unreadable images and those equal to images of other splits were left out" if some_left_out else ""
         )
         raise DataError(
-            f"{source}: no image to train on{reason} for {', '.join(map(repr, lacking[:5]))}; "
+            f"{source}: no image to train on{reason} for {', '.join(map(repr, empty[:5]))}; "
             "add images of the class or remove its folder"
         )

@@ -1,4 +1,4 @@
-"""What a dataset is: labelled images by split. Labels are names; positions come from the sorted names."""
+"""Datasets: labelled images by split. Labels are class names; class indices come from the sorted names."""
 
 import hashlib
 from collections.abc import Iterable
@@ -17,18 +17,18 @@ VAL_NAMES = ("valid", "validation")  # other names of val
 class Sample:
     """One labelled image."""
 
-    path: str  # relative to Dataset.root with "/" between the parts; a manifest may hold absolute ones
-    label: str  # the class's name
+    path: str  # relative to Dataset.root, with "/" between the parts; a manifest may hold absolute paths
+    label: str  # the class name
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled images by split, as they were found.
+    """The labelled images of a folder or manifest, by split.
 
-    `splits` holds them in code-point order of the path (in a manifest's order for a manifest).
-    `layout` says where the splits come from: "splits" and "vipriors" are folders beside train/; "classes" is
-    one level of class folders and "manifest" a table; `split_by_seed` tells whether train and val were drawn.
-    `unlabelled` holds the splits without labels, `ignored` what was passed over: reason -> count.
+    `splits` holds them in code-point order of the path (for a manifest, in its order).
+    `layout` says where the splits come from: "splits" and "vipriors" are folders beside train/, "classes" is
+    one level of class folders, "manifest" is a table; `split_by_seed` says whether train and val were drawn.
+    `unlabelled` holds the splits without labels, `ignored` the number of skipped files and folders by reason.
     """
 
     root: Path
@@ -39,7 +39,7 @@ class Dataset:
     split_by_seed: bool = False
 
     def classes_of(self, *splits: str) -> tuple[str, ...]:
-        """The class names of these splits (of all when none is named), in code-point order."""
+        """The class names of these splits (of all splits if none is given), in code-point order."""
         return classes_in(sample for name in splits or self.splits for sample in self.splits.get(name, ()))
 
 
@@ -49,10 +49,10 @@ def classes_in(samples: Iterable[Sample]) -> tuple[str, ...]:
 
 
 def digest(samples: Iterable[Sample], root: Path) -> str:
-    """BLAKE2b over each image's path, size and label, in the order given: 32 hexadecimal digits.
+    """BLAKE2b over each image's path, size and label, in the given order: 32 hexadecimal digits.
 
     Raises:
-        DataError: a file is gone.
+        DataError: a file no longer exists.
     """
     return digest_of_list((sample.path, _size(root / sample.path), sample.label) for sample in samples)
 
@@ -73,22 +73,22 @@ def _size(path: Path) -> int:
 
 
 def val_by_its_name(splits: dict[str, tuple[Sample, ...]]) -> dict[str, tuple[Sample, ...]]:
-    """The same splits, with valid or validation called val where there is no val."""
-    other = next((name for name in VAL_NAMES if name in splits), None)
-    if other is None or "val" in splits:
+    """The same splits, with valid or validation renamed to val if there is no val."""
+    other_name = next((name for name in VAL_NAMES if name in splits), None)
+    if other_name is None or "val" in splits:
         return splits
-    return {"val" if name == other else name: samples for name, samples in splits.items()}
+    return {"val" if name == other_name else name: samples for name, samples in splits.items()}
 
 
 def named(names: Iterable[str], limit: int = 5) -> str:
-    """Names for a message: the first few, then how many more."""
+    """Names for a message: the first few and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - limit:,} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more
 
 
-def sample_positions(num_images: int, most: int, seed: int) -> np.ndarray:
-    """At most `most` image indices, drawn by `seed`, in order."""
-    if num_images <= most:
+def sample_indices(num_images: int, limit: int, seed: int) -> np.ndarray:
+    """At most `limit` image indices, drawn by `seed`, in ascending order."""
+    if num_images <= limit:
         return np.arange(num_images)
-    return np.sort(stream(seed, SAMPLE).choice(num_images, most, replace=False))
+    return np.sort(stream(seed, SAMPLE).choice(num_images, limit, replace=False))

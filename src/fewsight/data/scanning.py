@@ -1,8 +1,8 @@
-"""A full decode of every image before the first step, remembered from run to run.
+"""Decode every image in full before the first step; results are cached from run to run.
 
-A bad image is an answer here, not an exception. Decoding runs in threads: simplejpeg and Pillow release
-Python's lock while they decode. Only good results are remembered, so that a repaired disk or a newly
-installed decoder counts at once.
+An unreadable image is a result here, not an exception. Decoding runs in threads: simplejpeg and Pillow release
+the global interpreter lock while they decode. Only results of readable images are cached, so that a repaired disk
+or a newly installed decoder takes effect at once.
 """
 
 import os
@@ -20,9 +20,9 @@ from PIL import Image
 from fewsight.data.decode import UNKNOWN, Header, ImageError, decode_bytes, pixel_digest, read_bytes, read_header
 from fewsight.data.samples import Sample
 
-MIN_STD = 1 / 255  # the floor where all images have one colour: one grey level
-_CHUNK = 32  # files a thread takes at once; the memory is written after each
-_RULES = 2  # goes up when decode.py changes pixels, so that remembered figures are measured again
+MIN_STD = 1 / 255  # one grey level: the standard deviation where all images have one colour
+_CHUNK = 32  # files that a thread decodes at once; the cache is written after each chunk
+_RULES = 2  # raised when a change of decode.py changes pixels, so that cached results are measured again
 THUMBNAIL_PX = 16
 
 _Triple = tuple[float, float, float]
@@ -31,47 +31,50 @@ _Key = tuple[bytes, int, int]  # absolute path, size, modification time in nanos
 
 @dataclass(frozen=True, slots=True)
 class Scanned:
-    """What a full decode of one image found. Colours are RGB in [0, 1], averaged over its pixels."""
+    """What a full decode of one image measured. Colours are RGB in [0, 1], averaged over its pixels."""
 
-    width: int  # upright
+    width: int  # of the upright image
     height: int
-    error: str | None = None  # "path: why it cannot be used", the path as in the sample; the rest is 0 then
+    error: str | None = None  # "path: reason" of an unreadable image, the path as in the sample; the rest is 0 then
     mean: _Triple = (0.0, 0.0, 0.0)
     mean_square: _Triple = (0.0, 0.0, 0.0)
     pixels: str = ""  # BLAKE2b over size and upright RGB pixels, 128 bits in hexadecimal
-    thumbnail: bytes = b""  # grey, 16 x 16, the whole image squeezed: what near duplicates are sought by
+    thumbnail: bytes = b""  # grey, 16 x 16, the whole image squeezed: for the near-duplicate search
     header: Header = UNKNOWN
 
 
 def scan(
     root: Path, samples: Sequence[Sample], *, workers: int, progress: Callable[[int, int], None] | None = None
 ) -> list[Scanned]:
-    """What each file holds, in order; one known by its path, size and time is not decoded again.
+    """Scan images; a file whose path, size and modification time are in the cache is not decoded again.
 
     Args:
         root: the dataset's root.
         samples: the images.
-        workers: threads; the number of cores is right.
+        workers: the number of threads; the number of cores is a good choice.
         progress: called with (images done, images in all), from this thread.
+
+    Returns:
+        The result of each image, in the order of `samples`.
     """
     folder = os.path.abspath(root)  # noqa: PTH100 fast for 50,000 files
     results: list[Scanned | None] = [None] * len(samples)
     keys: list[_Key | None] = []
-    with _memory() as memory:
+    with _open_cache() as cache:
         for index, sample in enumerate(samples):
             keys.append(_key(os.path.join(folder, sample.path)))  # noqa: PTH118 as above
-            results[index] = memory.recall(keys[index])
+            results[index] = cache.lookup(keys[index])
         todo = [index for index, result in enumerate(results) if result is None]
         done = len(samples) - len(todo)
         if progress is not None:
             progress(done, len(samples))
         chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
-        found = _scan_chunks(root, [[samples[index].path for index in chunk] for chunk in chunks], workers)
-        for chunk, scanned_chunk in zip(chunks, found, strict=True):
+        scanned_chunks = _scan_chunks(root, [[samples[index].path for index in chunk] for chunk in chunks], workers)
+        for chunk, scanned_chunk in zip(chunks, scanned_chunks, strict=True):
             for index, scanned in zip(chunk, scanned_chunk, strict=True):
                 results[index] = scanned
-                memory.remember(keys[index], scanned)
-            memory.save()
+                cache.add(keys[index], scanned)
+            cache.save()
             done += len(chunk)
             if progress is not None:
                 progress(done, len(samples))
@@ -79,24 +82,27 @@ def scan(
 
 
 def channel_stats(scanned: Sequence[Scanned]) -> tuple[_Triple, _Triple]:
-    """Mean and standard deviation of each channel over the readable images, each image weighing the same.
+    """Mean and standard deviation of each channel over the readable images, all images weighted equally.
 
-    std = sqrt(mean over images of the mean square - mean**2), not below `MIN_STD`.
+    std = sqrt(mean over images of the mean square - mean**2), at least `MIN_STD`.
+
+    Returns:
+        Mean and standard deviation of red, green and blue, for values in [0, 1].
 
     Raises:
         ValueError: no image is readable.
     """
-    good = [image for image in scanned if image.error is None]
-    if not good:
-        raise ValueError("no readable image to take the mean and standard deviation of")
-    mean = np.array([image.mean for image in good]).mean(axis=0)
-    mean_square = np.array([image.mean_square for image in good]).mean(axis=0)
+    readable = [image for image in scanned if image.error is None]
+    if not readable:
+        raise ValueError("no readable image to compute the mean and standard deviation of")
+    mean = np.array([image.mean for image in readable]).mean(axis=0)
+    mean_square = np.array([image.mean_square for image in readable]).mean(axis=0)
     std = np.maximum(np.sqrt(np.maximum(mean_square - mean**2, 0)), MIN_STD)
     return _triple(mean), _triple(std)
 
 
 def scan_image(path: Path, name: str) -> Scanned:
-    """Decode the file at `path` in full and measure it; `name` is for the error."""
+    """Decode the file at `path` in full and measure it; `name` is its name in the error."""
     try:
         data = read_bytes(path)
         image = decode_bytes(data, str(path))
@@ -136,18 +142,18 @@ def _key(path: str) -> _Key | None:
     try:
         status = os.stat(path)  # noqa: PTH116 as above
     except (OSError, ValueError):
-        return None  # decoding it will say why
+        return None  # decoding it gives the reason
     return os.fsencode(path), status.st_size, status.st_mtime_ns
 
 
-class _Memory:
-    """Earlier results in one SQLite file. A convenience: whatever fails in it turns it off, nothing else."""
+class _Cache:
+    """Results of earlier scans in one SQLite file. A failure of the cache only turns it off."""
 
     def __init__(self, connection: sqlite3.Connection | None) -> None:
         self._connection = connection
         self._unsaved: list[tuple[object, ...]] = []
 
-    def recall(self, key: _Key | None) -> Scanned | None:
+    def lookup(self, key: _Key | None) -> Scanned | None:
         if self._connection is None or key is None:
             return None
         try:
@@ -171,12 +177,12 @@ class _Memory:
             self.turn_off()
             return None
 
-    def remember(self, key: _Key | None, scanned: Scanned) -> None:
+    def add(self, key: _Key | None, scanned: Scanned) -> None:
         if self._connection is not None and key is not None and scanned.error is None:
             header = scanned.header
-            measured = (scanned.width, scanned.height, *scanned.mean, *scanned.mean_square)
-            seen = (scanned.pixels, scanned.thumbnail, header.kind, header.animated, header.orientation)
-            self._unsaved.append((*key, _RULES, *measured, *seen))
+            numbers = (scanned.width, scanned.height, *scanned.mean, *scanned.mean_square)
+            contents = (scanned.pixels, scanned.thumbnail, header.kind, header.animated, header.orientation)
+            self._unsaved.append((*key, _RULES, *numbers, *contents))
 
     def save(self) -> None:
         if self._connection is None or not self._unsaved:
@@ -197,12 +203,12 @@ class _Memory:
 
 
 @contextmanager
-def _memory() -> Iterator[_Memory]:
-    memory = _Memory(_connect())
+def _open_cache() -> Iterator[_Cache]:
+    cache = _Cache(_connect())
     try:
-        yield memory
+        yield cache
     finally:
-        memory.turn_off()
+        cache.turn_off()
 
 
 def _connect() -> sqlite3.Connection | None:
@@ -211,8 +217,8 @@ def _connect() -> sqlite3.Connection | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(folder / "images.sqlite", timeout=10)
-        connection.execute("PRAGMA synchronous = OFF")  # lost at worst, never needed
-        connection.execute("DROP TABLE IF EXISTS images")  # of fewsight before it looked for duplicates
+        connection.execute("PRAGMA synchronous = OFF")  # a lost cache costs time only
+        connection.execute("DROP TABLE IF EXISTS images")  # of fewsight before the near-duplicate search
         connection.execute(
             "CREATE TABLE IF NOT EXISTS scanned (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, "
             "rules INTEGER, width INTEGER, height INTEGER, "

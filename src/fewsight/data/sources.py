@@ -1,4 +1,4 @@
-"""From a path that a user gives to a Dataset: folders here, manifests in manifest.py."""
+"""Read the dataset at a path: folders here, manifests in manifest.py."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from fewsight.errors import DataError
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 _SPLIT_NAMES = frozenset(["train", "training", "val", "valid", "validation", "test", "testing"])
-_TEST_IMAGE_FOLDERS = frozenset({"imgs", "images"})  # a test split's one folder, not a class
+_TEST_IMAGE_FOLDERS = frozenset({"imgs", "images"})  # the only folder of an unlabelled test split, not a class
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
@@ -23,11 +23,11 @@ def read_dataset(path: str | Path, *, holdout: float = 0.2, seed: int = 0) -> Da
 
     Args:
         path: a folder, or a manifest file.
-        holdout: the part of each class that becomes val where the data does not name its splits.
+        holdout: the fraction of each class that becomes val where the data does not name its splits.
         seed: the seed of that draw.
 
     Raises:
-        DataError: nothing usable is there; the message says what was found and what is expected.
+        DataError: there is no usable dataset; the message says what was found and what is expected.
     """
     path = Path(path)
     if path.is_dir():
@@ -45,45 +45,45 @@ def read_dataset(path: str | Path, *, holdout: float = 0.2, seed: int = 0) -> Da
 def images_under(folder: Path, ignored: Counter[str]) -> list[str]:
     """Paths of the images at any depth below `folder`, relative to it, in code-point order.
 
-    Links are followed, each real folder once, so a loop ends. What is passed over is counted in `ignored`.
+    Links are followed, each real folder once, so loops end. What is skipped is counted in `ignored`.
 
     Raises:
         DataError: a folder cannot be read.
     """
     images: list[str] = []
-    seen: set[tuple[int, int]] = set()
-    waiting = [""]
-    while waiting:
-        prefix = waiting.pop()
-        here = folder / prefix
+    visited: set[tuple[int, int]] = set()  # (device, inode)
+    pending = [""]
+    while pending:
+        prefix = pending.pop()
+        subfolder = folder / prefix
         try:
-            status = here.stat()
+            status = subfolder.stat()
         except OSError as error:
-            raise _unreadable(here, error) from None
+            raise _unreadable(subfolder, error) from None
         identity = status.st_dev, status.st_ino
-        if identity in seen:
+        if identity in visited:
             ignored["link to a folder already read"] += 1
             continue
-        seen.add(identity)
-        files, folders = _entries(here, ignored)
+        visited.add(identity)
+        files, folders = _entries(subfolder, ignored)
         images += [prefix + name for name in files if is_image(name)]
         ignored["other file"] += sum(not is_image(name) for name in files)
-        waiting += [f"{prefix}{name}/" for name in reversed(folders)]
+        pending += [f"{prefix}{name}/" for name in reversed(folders)]
     return sorted(images)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is passed over: a leading dot, or an operating system's own."""
+    """Whether a file or folder is skipped by its name: a leading dot, or one that operating systems create."""
     return name.startswith(".") or name in _SYSTEM_FOLDERS or name.lower() in _SYSTEM_FILES
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name ends like an image that fewsight reads; upper or lower case."""
+    """Whether a file has the suffix of a supported image format, in upper or lower case."""
     return PurePath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _entries(folder: Path, ignored: Counter[str]) -> tuple[list[str], list[str]]:
-    """The names of the visible (files, folders) directly in `folder`, sorted; the rest is counted."""
+    """The names of the visible (files, folders) directly in `folder`, sorted; all else is counted in `ignored`."""
     files, folders = [], []
     try:
         with os.scandir(folder) as entries:
@@ -103,7 +103,7 @@ def _entries(folder: Path, ignored: Counter[str]) -> tuple[list[str], list[str]]
 
 
 def _kind(entry: "os.DirEntry[str]") -> tuple[bool, bool]:
-    """Whether it is a (folder, file), links followed; neither for a link that leads nowhere or to itself."""
+    """(is a folder, is a file), following links; neither for a link to nothing or to itself."""
     try:
         return entry.is_dir(), entry.is_file()
     except OSError:
@@ -118,9 +118,7 @@ def _read_folder(root: Path, *, holdout: float, seed: int) -> Dataset:
     ignored: Counter[str] = Counter()
     files, folders = _entries(root, ignored)
     if not files and not folders:
-        raise DataError(
-            f"{root}: this folder holds nothing; expected class folders, or train/ with class folders in it"
-        )
+        raise DataError(f"{root}: this folder is empty; expected class folders, or train/ with class folders in it")
     loose = sum(is_image(name) for name in files)
     ignored["image outside a class folder"] += loose
     ignored["other file"] += len(files) - loose
@@ -129,7 +127,7 @@ def _read_folder(root: Path, *, holdout: float, seed: int) -> Dataset:
     if folders and _SPLIT_NAMES.issuperset(name.lower() for name in folders):
         raise DataError(
             f"{root}: holds {named(f'{name}/' for name in folders)} but no train/; name the training split "
-            "train/, or give one split's folder alone to evaluate it"
+            "train/, or pass the folder of one split to evaluate it"
         )
     samples = _class_folders(root, "", folders, ignored)
     if not samples:
@@ -165,13 +163,13 @@ def _read_splits(root: Path, folders: list[str], ignored: Counter[str]) -> Datas
 
 
 def _splits_layout(splits: dict[str, tuple[Sample, ...]], unlabelled: dict[str, tuple[str, ...]]) -> str:
-    challenge = "val" in splits and "test" in unlabelled
-    wnids = all(_WORDNET_ID.fullmatch(sample.label) for sample in splits["train"])
-    return "vipriors" if challenge and wnids else "splits"
+    has_challenge_splits = "val" in splits and "test" in unlabelled
+    has_wordnet_ids = all(_WORDNET_ID.fullmatch(sample.label) for sample in splits["train"])
+    return "vipriors" if has_challenge_splits and has_wordnet_ids else "splits"
 
 
 def _class_folders(root: Path, prefix: str, folders: list[str], ignored: Counter[str]) -> list[Sample]:
-    """The samples of `folders`, which lie in `root / prefix` and whose names are the classes."""
+    """The samples in `folders` of `root / prefix`, whose names are the classes."""
     samples = []
     for label in folders:
         images = images_under(root / prefix / label, ignored)
@@ -181,13 +179,14 @@ def _class_folders(root: Path, prefix: str, folders: list[str], ignored: Counter
 
 
 def _why_no_classes(folder: Path, num_loose: int, folders: list[str]) -> str:
-    wanted = "expected one folder a class with its images in it"
+    expected = "expected one folder per class with its images in it"
     if num_loose:
         hint = " (if 'train' is one of your classes, rename its folder)" if folder.name == "train" else ""
-        return f"images lie directly in this folder ({num_loose:,}) and none in class folders; {wanted}{hint}"
+        return f"images are directly in this folder ({num_loose:,}) and none in class folders; {expected}{hint}"
     if folders:
-        return f"no images in its folders ({named(folders)}); {wanted}, as {', '.join(sorted(IMAGE_SUFFIXES))}"
-    return f"no class folders; {wanted}"
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        return f"no images in its folders ({named(folders)}); {expected}, with the suffixes {suffixes}"
+    return f"no class folders; {expected}"
 
 
 def _counted(ignored: Counter[str]) -> dict[str, int]:

@@ -1,1 +1,1 @@
-"""The machine: cores and devices, processes, signals, files, random streams. Imports no torch by itself."""
+"""The machine: cores and devices, processes, signals, files, random streams. The package itself imports no torch."""

@@ -1,11 +1,11 @@
-"""How many processor cores there are to use; no torch is needed to know."""
+"""The number of usable processor cores and compute threads, without importing torch."""
 
 import contextlib
 import os
 
 
 def num_cores() -> int:
-    """Processor cores that this process may use: its affinity and its control group's quota, at least 1."""
+    """Processor cores that this process may use, by its affinity and its control group's quota; at least 1."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
         with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as handle:  # noqa: PTH123
@@ -15,7 +15,7 @@ def num_cores() -> int:
     return count
 
 
-def wanted_threads(cores: int) -> int:
-    """What OMP_NUM_THREADS allows, as for any program that computes with OpenMP."""
+def openmp_threads(cores: int) -> int:
+    """The number of threads that OMP_NUM_THREADS sets, as for any program that uses OpenMP; `cores` by default."""
     text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return int(text) if text.isdecimal() and int(text) > 0 else cores

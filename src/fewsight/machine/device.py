@@ -1,4 +1,4 @@
-"""Which device computes, in which precision, with how many threads and loading processes."""
+"""Choose the device, the precision, the compute threads and the loading processes of a run."""
 
 import contextlib
 import ctypes
@@ -12,29 +12,29 @@ import torch
 from torch import nn
 
 from fewsight.errors import RecipeError
-from fewsight.machine.cores import num_cores, wanted_threads
+from fewsight.machine.cores import num_cores, openmp_threads
 from fewsight.recipes import RunSettings
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_run(run: RunSettings) -> RunSettings:
-    """Fill in device, precision, threads and workers.
+    """Replace "auto" in device, precision, threads and workers by values for this machine.
 
-    Compute threads plus loading workers never exceed the cores. On a CPU with up to three cores loading runs
-    between the steps; beyond, a quarter of the cores loads. OMP_NUM_THREADS limits the threads that are not named.
+    Compute threads plus loading processes never exceed the cores. On a CPU with up to three cores images are loaded
+    between the steps; with more, a quarter of the cores load. OMP_NUM_THREADS limits the threads where they are "auto".
 
     Raises:
-        RecipeError: a device that is not there; a precision that it lacks; more threads than cores.
+        RecipeError: the device is not available or lacks the precision, or there are more threads than cores.
     """
     device = resolve_device(run.device)
     cores = num_cores()
     if run.workers != "auto":
         workers = run.workers
     else:
-        wanted = min(16, cores - 1) if device.type != "cpu" else 0 if cores <= 3 else cores // 4
-        workers = wanted if run.threads == "auto" else max(0, min(wanted, cores - run.threads))
-    threads = run.threads if run.threads != "auto" else min(max(1, cores - workers), wanted_threads(cores))
+        default = min(16, cores - 1) if device.type != "cpu" else 0 if cores <= 3 else cores // 4
+        workers = default if run.threads == "auto" else max(0, min(default, cores - run.threads))
+    threads = run.threads if run.threads != "auto" else min(max(1, cores - workers), openmp_threads(cores))
     if threads + workers > cores and (run.threads != "auto" or run.workers != "auto"):
         raise RecipeError(
             f"run.threads = {threads} and run.workers = {workers} need {threads + workers} cores, "
@@ -49,26 +49,26 @@ def resolve_run(run: RunSettings) -> RunSettings:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` takes CUDA, then mps, then the CPU.
+    """The device of a name; "auto" prefers CUDA, then mps, then the CPU.
 
     Raises:
-        RecipeError: the device is unknown or not there.
+        RecipeError: the device is unknown or not available.
     """
-    there = ["cpu"]
+    available = ["cpu"]
     if torch.cuda.is_available():
-        there += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        available += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
-        there.append("mps")
+        available.append("mps")
     if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if kind in there))
-    if name not in there:
-        raise RecipeError(f"run.device: {name!r} is not there; this machine has {', '.join(there)}")
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if kind in available))
+    if name not in available:
+        raise RecipeError(f"run.device: {name!r} is not available; this machine has {', '.join(available)}")
     return torch.device(name)
 
 
 @functools.cache
 def best_precision(device: torch.device) -> str:
-    """bf16 where the device has it and it is faster; on a CPU a short probe decides, not the name."""
+    """The fastest precision of a device: bf16 where it is supported and faster, which a CPU shows in a short test."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device.type == "mps":
@@ -78,7 +78,7 @@ def best_precision(device: torch.device) -> str:
 
 
 def _convolution_seconds(dtype: torch.dtype) -> float:
-    """The fastest of five runs of a typical convolution with its gradients."""
+    """Seconds of a typical convolution with its backward pass, the fastest of five runs."""
     images = torch.zeros(16, 64, 16, 16, dtype=dtype).contiguous(memory_format=torch.channels_last)
     convolution = nn.Conv2d(64, 64, 3, padding=1).to(dtype)
     seconds = []
@@ -90,7 +90,7 @@ def _convolution_seconds(dtype: torch.dtype) -> float:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
-    """Mixed precision for the forward pass; nothing in float32."""
+    """The context for a forward pass in mixed precision; for float32 it does nothing."""
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, AUTOCAST_DTYPES[precision])
@@ -98,7 +98,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 @contextlib.contextmanager
 def compute_threads(threads: int) -> Iterator[None]:
-    """Compute with `threads` threads inside the block."""
+    """Compute with `threads` threads inside the block, and with the previous number after it."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -109,18 +109,19 @@ def compute_threads(threads: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def same_bits(device: torch.device, *, always: bool) -> Iterator[None]:
-    """Inside the block a CUDA device takes only convolutions that give the same bits each time; a CPU always does.
+    """Inside the block a CUDA device uses deterministic convolutions only; a CPU is always deterministic.
 
     Args:
-        always: every other operation too; one that cannot is refused.
+        device: the device that computes.
+        always: make every other operation deterministic too, and refuse one that cannot be.
 
     Raises:
-        RecipeError: such an operation was asked for.
+        RecipeError: an operation has no deterministic implementation.
     """
     if device.type == "cuda":
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the device is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(always or before)
     try:
@@ -137,7 +138,7 @@ def same_bits(device: torch.device, *, always: bool) -> Iterator[None]:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Keep freed blocks in the process (glibc only): a step reuses its pages and does not fault them again."""
+    """Keep freed memory in the process (glibc only), so that a step reuses pages instead of faulting them in again."""
     if not sys.platform.startswith("linux"):
         return
     with contextlib.suppress(OSError, AttributeError):

@@ -1,7 +1,7 @@
-"""Atomic, checked files: the only code that replaces one.
+"""Atomic, checked files. No other code replaces a file.
 
-A file appears whole under its name or not at all: it is written beside its place, flushed to the disk and
-renamed. Readers check what they read and name the file when it is not what it should be.
+A file appears whole under its name or not at all: it is written under another name beside it, flushed to the disk
+and renamed. Readers check the contents and raise an error that names the file and the fault.
 """
 
 import contextlib
@@ -17,35 +17,35 @@ from typing import Any, NoReturn, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
-from fewsight.errors import RunError
+from fewsight.errors import RunError, WriteError
 
 T = TypeVar("T")
-LOCK = ".lock"  # in a folder that a process is working in
-MOST_JSON_BYTES = 2**28  # far more than a run of 100,000 classes writes
+LOCK = ".lock"  # the lock file of a folder that a process is working in
+MAX_JSON_BYTES = 2**28  # far more than a run of 100,000 classes writes
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` atomically.
+    """Replace the contents of `path` by `data`, atomically.
 
     Raises:
-        RunError: the folder cannot be written or the disk is full; what stood there before still stands.
+        WriteError: the folder cannot be written or the disk is full; the previous file is intact.
     """
     with replacing(path) as part:
         part.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in UTF-8, atomically."""
+    """Replace the contents of `path` by `text` in UTF-8, atomically."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as JSON, atomically. Floats keep every bit; NaN is refused."""
+    """Replace the contents of `path` by `value` as JSON, atomically. Floats keep every bit; NaN is refused."""
     write_text(path, json_text(value, indent=1) + "\n")
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """`value` as JSON. Names stay readable; those with bytes that are not UTF-8 are escaped, so that they come back."""
+    """`value` as JSON. Text stays readable; if some of it is not valid Unicode, all non-ASCII text is escaped."""
     text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     try:
         text.encode()
@@ -55,25 +55,30 @@ def json_text(value: Any, indent: int | None = None) -> str:
 
 
 def check_target(path: Path, option: str) -> None:
-    """Refuse a file that could not be written later, before the work that it is for.
+    """Check before the work begins that its output file can be written.
 
     Args:
-        option: what the user wrote, for the message.
+        path: the output file.
+        option: the command-line option that named it, for the message.
 
     Raises:
-        RunError: `path` is a folder, or its folder is not there or may not be written.
+        RunError: `path` is a folder, or its folder does not exist or may not be written.
     """
     if path.is_dir():
         raise RunError(f"{option} {path}: this is a folder; give the name of a file in it")
     if not path.parent.is_dir():
-        raise RunError(f"{option} {path}: the folder {path.parent} is not there; create it first")
+        raise RunError(f"{option} {path}: the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK):
-        raise RunError(f"{option} {path}: the folder {path.parent} may not be written; choose another place")
+        raise RunError(f"{option} {path}: the folder {path.parent} may not be written; choose another one")
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a new name beside `path` to write to; when the block ends well, it becomes `path` in one step."""
+    """Yield a temporary path beside `path` to write to; when the block succeeds, it is renamed to `path`.
+
+    Raises:
+        WriteError: it cannot be written; the previous file is intact.
+    """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield part
@@ -90,13 +95,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(folder: Path, doing: str) -> Iterator[None]:
-    """Inside the block no other process may do so too; the lock ends with the process, even a killed one.
+    """Hold the lock of a folder inside the block; the system releases it even if the process is killed.
 
     Args:
-        doing: what the other one is doing, for the message: "training".
+        folder: created if it does not exist.
+        doing: what the processes that take this lock do, for the message: "training".
 
     Raises:
-        RunError: another process has it, or the folder cannot be written.
+        RunError: another process holds the lock, or the folder cannot be written.
     """
     make_folder(folder)
     lock = FileLock(folder / LOCK)
@@ -104,7 +110,7 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise RunError(
-            f"{folder}: another process is {doing} there; wait until it has ended, or end it, then try again"
+            f"{folder}: another process is {doing} there; wait until it ends, or stop it, then try again"
         ) from error
     except NotImplementedError:  # a file system without locks
         yield
@@ -118,7 +124,7 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool | None:
-    """Whether a process holds the lock of a folder; None where that cannot be known. Nothing is written."""
+    """Whether a process holds the lock of a folder; None if that cannot be determined. Nothing is written."""
     if not (folder / LOCK).is_file():
         return False
     lock = FileLock(folder / LOCK)
@@ -126,45 +132,47 @@ def is_locked(folder: Path) -> bool | None:
         lock.acquire(timeout=0)
     except Timeout:
         return True
-    except (OSError, NotImplementedError):  # a folder that may not be written, or without locks
+    except (OSError, NotImplementedError):  # the folder may not be written, or its file system has no locks
         return None
     lock.release()
     return False
 
 
 def why_unfinished(run: Path) -> str:
-    """Why a run that is not finished has no weights or scores yet, and what to do; its lock says who is at it."""
+    """Why an unfinished run has no weights or scores yet, and what to do: is it being trained, or was it stopped?"""
     if is_locked(run):
-        return "a process is training it now; wait for its end (`fewsight runs` shows how far it is)"
-    return f"its training did not end; finish it with `fewsight train --resume {run}`"
+        return "a process is training it now; wait until it ends (`fewsight runs` shows its progress)"
+    return f"its training did not finish; finish it with `fewsight train --resume {run}`"
 
 
-def check_inside(file: Path, folder: Path, *, most: int | None = None) -> None:
-    """Refuse a file of a folder from elsewhere that is none, or lies outside: a link, a device, a pipe.
+def check_inside(file: Path, folder: Path, *, max_bytes: int | None = None) -> None:
+    """Refuse a path in an untrusted folder that is not a regular file inside it: a link out of it, a device, a pipe.
 
     Args:
-        most: bytes that such a file can have.
+        file: the path to check.
+        folder: the folder that it must be in.
+        max_bytes: the largest size that such a file can have.
 
     Raises:
-        RunError: so it is, or it is larger.
+        RunError: `file` is missing, not a regular file, outside the folder, or larger.
     """
     try:
         if not os.path.lexists(file):
-            raise RunError(f"cannot read {file}: it is not there")
+            raise RunError(f"cannot read {file}: it does not exist")
         if not file.is_file():
             raise RunError(f"{file} is not a file (a device, a pipe or a broken link); it cannot belong to {folder}")
         if not file.resolve().is_relative_to(folder.resolve()):
-            raise RunError(f"{file} is a link to {file.resolve()}, outside {folder}; put the file itself there")
-        if most is not None and (size := file.stat().st_size) > most:
-            raise RunError(f"{file} has {size / 2**20:,.0f} MiB, which is no file that fewsight wrote")
+            raise RunError(f"{file} is a link to {file.resolve()}, outside {folder}; replace it by the file itself")
+        if max_bytes is not None and (size := file.stat().st_size) > max_bytes:
+            raise RunError(f"{file} has {size / 2**20:,.0f} MiB, so it is not a file that fewsight wrote")
     except OSError as error:
         raise RunError(f"cannot read {file}: {error.strerror or error}") from error
 
 
 def remove_parts(folder: Path, name: str = "") -> None:
-    """Delete what killed processes left beside files of `folder`, or beside its file `name`.
+    """Delete the temporary files that killed processes left in `folder`, or only those of its file `name`.
 
-    No process may be writing there.
+    No process may be writing there at the same time.
     """
     for part in folder.glob(f".{glob.escape(name)}.*.part" if name else ".*.part"):
         with contextlib.suppress(OSError):
@@ -172,7 +180,7 @@ def remove_parts(folder: Path, name: str = "") -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk, where the system can (not on Windows)."""
+    """Flush a folder's entries to the disk, where the system supports it (not on Windows)."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -185,7 +193,7 @@ def make_folder(path: Path) -> None:
     """Create `path` and its parents.
 
     Raises:
-        RunError: the system refuses, with its reason.
+        WriteError: the system refuses; the message has its reason.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -194,21 +202,25 @@ def make_folder(path: Path) -> None:
 
 
 def raise_write_error(path: Path, error: OSError) -> NoReturn:
-    """Turn an operating system's error on writing `path` into one line that says what to do."""
+    """Turn an operating system's error on writing `path` into one line that says what to do.
+
+    Raises:
+        WriteError: always.
+    """
     reason = error.strerror or str(error)
-    raise RunError(
-        f"cannot write {path}: {reason}. What was saved before is intact; choose a folder that can be written, or "
-        "free the space, then try again (a training that has begun goes on with fewsight train --resume RUN)."
+    raise WriteError(
+        f"cannot write {path}: {reason}. Files that were saved before are intact; choose a folder that can be "
+        "written, or free some space, then try again."
     ) from error
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file.
+    """Read a JSON file of a run.
 
     Raises:
         RunError: the file is missing, cannot be read or is not JSON.
     """
-    data = _read_own(path)
+    data = _read_bytes(path)
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -216,15 +228,17 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_as(path: Path, kind: type[T], wrote: str) -> T:
-    """The value of a JSON file as a `kind`: a dataclass, `list[str]` and the like; every value has its type.
+    """Read a JSON file of a run as a `kind`, with the type of every value checked.
 
     Args:
+        path: the file.
+        kind: a dataclass, `list[str]` and the like.
         wrote: the command that writes such a file, for the message.
 
     Raises:
-        RunError: the file is missing, cannot be read, or is something else.
+        RunError: the file is missing, cannot be read, or has other contents.
     """
-    data = _read_own(path)
+    data = _read_bytes(path)
     try:
         return TypeAdapter(kind).validate_json(data, strict=True)
     except ValidationError as error:
@@ -232,17 +246,17 @@ def read_json_as(path: Path, kind: type[T], wrote: str) -> T:
 
 
 def first_problem(error: ValidationError) -> str:
-    """What is wrong, and where, of the first of some wrong values."""
-    found = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in found["loc"])
-    return f"{where}: {found['msg']}" if where else found["msg"]
+    """The location and the message of the first invalid value."""
+    problem = error.errors(include_url=False, include_context=False)[0]
+    location = ".".join(str(part) for part in problem["loc"])
+    return f"{location}: {problem['msg']}" if location else problem["msg"]
 
 
-def _read_own(path: Path) -> bytes:
-    """What a file of a run holds."""
+def _read_bytes(path: Path) -> bytes:
+    """The contents of a file of a run."""
     if not path.exists():
-        raise RunError(f"{path} is missing: {path.parent} is not a whole run folder.")
-    check_inside(path, path.parent, most=MOST_JSON_BYTES)
+        raise RunError(f"{path} is missing, so {path.parent} is not a complete run folder")
+    check_inside(path, path.parent, max_bytes=MAX_JSON_BYTES)
     try:
         return path.read_bytes()
     except OSError as error:
@@ -250,5 +264,5 @@ def _read_own(path: Path) -> bytes:
 
 
 def digest_of(data: bytes) -> str:
-    """BLAKE2b of `data`, 128 bits in hexadecimal: what state and run files are checked against."""
+    """BLAKE2b of `data`, 128 bits in hexadecimal: the digest of states and weights."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during training: recorded at once, acted on between two steps."""
+"""Ctrl-C and SIGTERM during training: recorded at once, handled between two steps."""
 
 import signal
 import threading
@@ -9,25 +9,25 @@ from dataclasses import dataclass
 
 @dataclass
 class StopFlag:
-    """Set by the first Ctrl-C or SIGTERM."""
+    """Whether a signal to stop has arrived."""
 
-    signal_number: int = 0
+    signal_number: int = 0  # of the first Ctrl-C or SIGTERM; 0: none yet
 
 
 @contextmanager
 def signals_that_stop() -> Iterator[StopFlag]:
-    """Inside the block the first SIGINT or SIGTERM sets the flag; a second SIGINT ends at once."""
+    """Inside the block the first SIGINT or SIGTERM sets the flag; a second signal raises KeyboardInterrupt."""
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
-        yield flag  # only the main thread may take signals
+        yield flag  # only the main thread may handle signals
         return
 
-    def take(number: int, _frame: object) -> None:
+    def handle(number: int, _frame: object) -> None:
         if flag.signal_number:
             signal.default_int_handler(signal.SIGINT, None)
         flag.signal_number = number
 
-    before = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield flag
     finally:

@@ -1,4 +1,4 @@
-"""From a recipe's name or file, with overrides, to a checked Recipe, and back to TOML."""
+"""Load a recipe by name or from a file, apply overrides, check it, and write it back as TOML."""
 
 import difflib
 import tomllib
@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 import tomli_w
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from fewsight.errors import RecipeError
-from fewsight.recipes.schema import Recipe
+from fewsight.recipes.schema import Recipe, Section
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Name -> file of each recipe that the package ships."""
+    """The file of each recipe that the package ships, by name."""
     folder = Path(str(resources.files("fewsight.recipes")))
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
@@ -24,25 +24,30 @@ def load_recipe(name_or_file: str | Path, overrides: Sequence[str] = ()) -> Reci
     """Read a shipped recipe by name, or a TOML file by path, and apply `key.path=value` overrides.
 
     Raises:
-        RecipeError: no such recipe; not TOML; an unknown key (the nearest is named); a wrong value.
+        RecipeError: no such recipe; not TOML; an unknown key (the message names the nearest); an invalid value.
     """
     shipped = shipped_recipes()
     path = shipped.get(str(name_or_file), Path(name_or_file))
     if not path.is_file():
-        near = difflib.get_close_matches(str(name_or_file), [*shipped, "auto"], 1, 0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        nearest = difflib.get_close_matches(str(name_or_file), [*shipped, "auto"], 1, 0.5)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise RecipeError(
             f"no recipe {str(name_or_file)!r}: it is neither a file nor one of auto, {', '.join(shipped)}.{hint}"
         )
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # a number of 5,000 digits is a plain ValueError
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits
         raise RecipeError(f"cannot read recipe {path}: {error}") from error
     return parse_recipe(values, overrides, str(name_or_file))
 
 
 def parse_recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
-    """Check a recipe's values after the overrides.
+    """Apply the overrides to a recipe's values and check them.
+
+    Args:
+        values: the sections of a recipe, as TOML gives them.
+        overrides: `key.path=value` each.
+        source: the recipe's name for the message.
 
     Raises:
         RecipeError: as `load_recipe`.
@@ -53,18 +58,18 @@ def parse_recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), sourc
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
-        lines = [_explain(dict(problem)) for problem in error.errors()[:5]]
-        raise RecipeError(f"recipe {source}: " + "; ".join(dict.fromkeys(lines))) from error
+        sentences = dict.fromkeys(_explain(dict(problem), merged) for problem in error.errors())
+        raise RecipeError(f"recipe {source}: " + "; ".join(list(sentences)[:5])) from error
 
 
 def recipe_toml(recipe: Recipe, heading: str = "") -> str:
-    """A recipe as TOML, every value written out; `heading` becomes comment lines on top."""
+    """A recipe as TOML with every value written out; `heading` becomes comment lines at its top."""
     comments = "".join(f"# {line}\n" for line in heading.splitlines())
     return comments + tomli_w.dumps(recipe.model_dump(mode="json"))
 
 
 def recipe_differences(old: Recipe, new: Recipe) -> list[str]:
-    """`key: old -> new` for each value that differs."""
+    """`key: old -> new` for each value that differs between two recipes."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys]
@@ -94,35 +99,41 @@ def _apply(values: dict[str, Any], override: str) -> None:
     except (ValueError, RecursionError):
         value = text.strip()
     *parents, last = key.strip().split(".")
-    place: Any = values
+    parent: Any = values
     for name in parents:
-        place = _descend(place, name, key)
-    if isinstance(place, list):
-        _descend(place, last, key)
-        place[int(last)] = value
+        parent = _descend(parent, name, key)
+    if isinstance(parent, list):
+        _descend(parent, last, key)
+        parent[int(last)] = value
     else:
-        place[last] = value
+        parent[last] = value
 
 
-def _descend(place: Any, name: str, key: str) -> Any:
-    if isinstance(place, list):
-        if not name.isdecimal() or int(name) >= len(place):
-            raise RecipeError(f"--set {key}: the recipe has {len(place)} stage(s), numbered from 0; got {name!r}")
-        return place[int(name)]
-    if not isinstance(place, dict):
+def _descend(parent: Any, name: str, key: str) -> Any:
+    if isinstance(parent, list):
+        if not name.isdecimal() or int(name) >= len(parent):
+            raise RecipeError(f"--set {key}: the recipe has {len(parent)} stage(s), numbered from 0; got {name!r}")
+        return parent[int(name)]
+    if not isinstance(parent, dict):
         raise RecipeError(f"--set {key}: {name!r} is not a section of the recipe")
-    return place.setdefault(name, {})
+    return parent.setdefault(name, {})
 
 
-def _explain(problem: dict[str, Any]) -> str:
-    location = [part for part in problem["loc"] if not _is_union_tag(part)]
-    where = ".".join(str(part) for part in location) or "recipe"
+def _explain(problem: dict[str, Any], values: Mapping[str, Any]) -> str:
+    """One sentence on one of pydantic's errors about the recipe `values`."""
+    location, schema = _field_at(problem["loc"])
+    is_missing = problem["type"] == "missing" and len(location) == len(problem["loc"])
+    if not is_missing and not {"anyOf", "prefixItems", "items"}.isdisjoint(
+        schema
+    ):  # one sentence on all alternatives and items
+        return f"{'.'.join(map(str, location))}: expected {_describe(schema)}, got {_value_at(values, location)!r}"
+    where = ".".join(str(part) for part in problem["loc"]) or "recipe"
     if problem["type"] == "extra_forbidden":
-        below, leaves = _below(problem["input"]), set(_all_keys(Recipe))
-        near = " or ".join(repr(one if one in leaves else one + below) for one in _nearest(location))
-        hint = f"did you mean {near}?" if near else f"known here: {', '.join(_keys_at(location[:-1]))}"
-        return f"unknown key {where + below!r}; {hint}"
-    if problem["type"] == "missing":
+        suffix, leaves = _key_below(problem["input"]), set(_all_keys(Recipe))
+        nearest = " or ".join(repr(key if key in leaves else key + suffix) for key in _nearest_keys(problem["loc"]))
+        hint = f"did you mean {nearest}?" if nearest else f"keys here: {', '.join(_keys_at(problem['loc'][:-1]))}"
+        return f"unknown key {where + suffix!r}; {hint}"
+    if is_missing:
         return f"{where} is missing"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
@@ -130,52 +141,91 @@ def _explain(problem: dict[str, Any]) -> str:
     return f"{where}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"
 
 
-def _below(value: Any) -> str:
-    """The rest of a key whose first part is unknown, where there is one: of `{"backbone": "x"}` it is `.backbone`."""
+def _field_at(location: Sequence[int | str]) -> tuple[Sequence[int | str], dict[str, Any]]:
+    """The part of pydantic's error location that is a recipe key, and the JSON schema of its value.
+
+    Beyond the key pydantic's location has the alternatives of unions and the indices of lists. The schema is empty for
+    a section and for an unknown key.
+    """
+    section: type[Section] = Recipe
+    for length, part in enumerate(location, 1):
+        if isinstance(part, int):
+            continue
+        if part not in section.model_fields:
+            break
+        nested = _section_of(section.model_fields[part].annotation)
+        if nested is None:
+            schema: dict[str, Any] = section.model_json_schema()["properties"][part]
+            return location[:length], schema
+        section = nested
+    return location, {}
+
+
+def _value_at(values: Any, location: Sequence[int | str]) -> Any:
+    for part in location:
+        values = values[part]
+    return values
+
+
+def _describe(schema: Mapping[str, Any]) -> str:
+    """The values that a JSON schema allows, in words."""
+    if "anyOf" in schema:
+        literals_first = sorted(schema["anyOf"], key=lambda alternative: "const" not in alternative)
+        return " or ".join(map(_describe, literals_first))
+    if "const" in schema:
+        return repr(schema["const"])
+    if "prefixItems" in schema:
+        return f"a list of {len(schema['prefixItems'])} values, each {_describe(schema['prefixItems'][0])}"
+    if "items" in schema:
+        return f"a list of {schema['minItems']} to {schema['maxItems']} values, each {_describe(schema['items'])}"
+    number = {"integer": "an integer", "number": "a finite number"}[schema["type"]]
+    if {"minimum", "maximum"} <= schema.keys():
+        return f"{number} from {schema['minimum']} to {schema['maximum']}"
+    if "minimum" in schema:
+        return f"{number} of at least {schema['minimum']}"
+    return f"{number} greater than {schema['exclusiveMinimum']}" if "exclusiveMinimum" in schema else number
+
+
+def _key_below(value: Any) -> str:
+    """The rest of a dotted key whose first part is unknown: `.backbone` for the value `{"backbone": "x"}`."""
     if not isinstance(value, dict) or len(value) != 1:
         return ""
-    (name, within), *_ = value.items()
-    return f".{name}{_below(within)}"
+    (name, nested), *_ = value.items()
+    return f".{name}{_key_below(nested)}"
 
 
-def _nearest(location: Sequence[int | str]) -> list[str]:
-    """The keys that an unknown one may stand for: much like it here, of its name elsewhere, less like it."""
-    name, here = str(location[-1]), _keys_at(location[:-1])
+def _nearest_keys(location: Sequence[int | str]) -> list[str]:
+    """The keys that an unknown one may stand for: very similar in its section, of its name elsewhere, less similar."""
+    name, in_section = str(location[-1]), _keys_at(location[:-1])
     elsewhere: dict[str, list[str]] = {}
     for key in _all_keys(Recipe):
         elsewhere.setdefault(key.rpartition(".")[2], []).append(key)
-    for known, cutoff in ((here, 0.7), (elsewhere, 1.0), (here, 0.5), (elsewhere, 0.75)):
-        if like := difflib.get_close_matches(name, known, 1, cutoff):
-            return [".".join(map(str, [*location[:-1], like[0]]))] if known is here else elsewhere[like[0]]
+    for names, cutoff in ((in_section, 0.7), (elsewhere, 1.0), (in_section, 0.5), (elsewhere, 0.75)):
+        if match := difflib.get_close_matches(name, names, 1, cutoff):
+            return [".".join(map(str, [*location[:-1], match[0]]))] if names is in_section else elsewhere[match[0]]
     return [key for last, keys in elsewhere.items() if name in last.split("_") for key in keys][:3]
 
 
-def _all_keys(section: type[BaseModel]) -> Iterator[str]:
-    """Every key of a section and of those within it; the first stage stands for all."""
+def _all_keys(section: type[Section]) -> Iterator[str]:
+    """Every key of a section and of the sections in it; of the stages only the first is listed."""
     for name, field in section.model_fields.items():
-        annotation = field.annotation
-        within = next((one for one in (annotation, *get_args(annotation)) if _is_section(one)), None)
-        if within is None:
+        nested = _section_of(field.annotation)
+        if nested is None:
             yield name
         else:
-            step = f"{name}." if within is annotation else f"{name}.0."
-            yield from (step + key for key in _all_keys(within))
-
-
-def _is_union_tag(part: int | str) -> bool:
-    """Pydantic adds the tried alternative of a union to the location; users never wrote it."""
-    return isinstance(part, str) and ("[" in part or part.removeprefix("constrained-") in ("int", "str", "float"))
+            prefix = f"{name}." if nested is field.annotation else f"{name}.0."
+            yield from (prefix + key for key in _all_keys(nested))
 
 
 def _keys_at(location: Sequence[int | str]) -> list[str]:
-    model: Any = Recipe
+    section: type[Section] = Recipe
     for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation
-        model = next((arg for arg in get_args(annotation) if _is_section(arg)), annotation)
-    return list(model.model_fields)
+        if isinstance(part, str):
+            section = _section_of(section.model_fields[part].annotation) or section
+    return list(section.model_fields)
 
 
-def _is_section(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, BaseModel)
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The section that a field holds, alone or in a list; None for a plain value."""
+    candidates = (annotation, *get_args(annotation))
+    return next((value for value in candidates if isinstance(value, type) and issubclass(value, Section)), None)

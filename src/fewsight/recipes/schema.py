@@ -1,14 +1,14 @@
-"""What a recipe may say: one strict schema for one and for several stages.
+"""The recipe schema: strict, for trainings of one or several stages.
 
-Defaults are the report's values, or our default where the report is silent (see docs and NOTES.md). "auto"
-values are computed from the data and the device before the first step and written into the run resolved.
+Defaults are the paper's values, or ours where the paper gives none (see docs and NOTES.md). "auto" values are
+computed from the data and the device before the first step; the run's recipe.toml has the resolved values.
 """
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Pixels = Annotated[int, Field(ge=8, le=4096)]
@@ -17,20 +17,20 @@ Channels = Annotated[tuple[float, float, float], Field(strict=False)]
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys, values of another type, inf and nan are errors; nothing changes later."""
+    """A section of a recipe: immutable; unknown keys, values of another type, inf and nan are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Data(Section):
-    """Which images train, and how classes are weighed."""
+    """The images to train on, and how classes are weighted."""
 
-    merge_val: bool = False  # train on train + val, as the report does
-    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2  # share for val where a folder has no splits
-    split_seed: Annotated[int, Field(ge=0)] = 0  # of that split; runs with other seeds share it
+    merge_val: bool = False  # train on train + val, as the paper does
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2  # fraction that becomes val if the data names no splits
+    split_seed: Annotated[int, Field(ge=0)] = 0  # of that split; the same for runs with different seeds
     balance: Literal["none", "weights", "sampling"] = "none"
-    leak: Literal["drop", "stop", "allow"] = "drop"  # a training image that is equal to one of another split
-    max_bad: Share = 0.01  # refuse to train when more than this share of the images cannot be read
+    leak: Literal["drop", "stop", "allow"] = "drop"  # on a training image that equals one of another split
+    max_bad: Fraction = 0.01  # refuse to train if more than this fraction of the images cannot be read
     mean: Literal["data"] | Channels = "data"  # of RGB in [0, 1]; "data": measured on the training images
     std: Literal["data"] | Channels = "data"
 
@@ -44,17 +44,17 @@ class ModelSettings(Section):
 
 
 class Augment(Section):
-    """The report's five steps, in its order: crop, flip, policy, normalise, CutMix."""
+    """The paper's five augmentation steps, in its order: crop, flip, policy, normalise, CutMix."""
 
     train_px: Pixels
     crop_area: Range = (0.08, 1.0)
     crop_aspect: Range = (3 / 4, 4 / 3)
-    flip_prob: Share = 0.5
+    flip_prob: Fraction = 0.5
     policy: Literal["autoaugment", "trivialaugment", "none"] = "autoaugment"
     num_policies: Annotated[int, Field(ge=1, le=25)] = 24
     fill: Annotated[int, Field(ge=0, le=255)] = 128
     rotate_signed: bool = True
-    cutmix_prob: Share = 0.5
+    cutmix_prob: Fraction = 0.5
     cutmix_alpha: Positive = 1.0
 
     @model_validator(mode="after")
@@ -64,87 +64,87 @@ class Augment(Section):
             if low > high:
                 raise ValueError(f"{name} goes from low to high, got {[low, high]}")
         if self.crop_area[1] > 1:
-            raise ValueError(f"crop_area is a share of the image, at most 1, got {self.crop_area[1]}")
+            raise ValueError(f"crop_area is a fraction of the image's area, at most 1, got {self.crop_area[1]}")
         return self
 
 
 class Optim(Section):
-    """SGD with momentum; the rate rises linearly, then falls on a cosine to 0, per step."""
+    """SGD with momentum; per step, the learning rate rises linearly and then falls along a cosine to 0."""
 
-    base_lr: Positive = 0.1  # for 256 images a batch: rate = base_lr * images a batch / 256
+    base_lr: Positive = 0.1  # for batches of 256 images: learning rate = base_lr * batch size / 256
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    decay_norm_bias: bool = False  # also decay biases and normalisation parameters
+    decay_norm_bias: bool = False  # apply weight decay to biases and normalisation parameters too
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
 
 
 class Triplet(Section):
-    """Batch-hard triplet."""
+    """The batch-hard triplet loss."""
 
     margin: Positive | Literal["soft"] = 0.3  # Euclidean distance; "soft": log(1 + exp(positive - negative))
-    normalise: bool = False  # features to length 1 first
-    mixed: Literal["skip", "lam"] = "skip"  # what a CutMix batch gives: nothing, or both labels' losses by lam
+    normalise: bool = False  # scale features to unit length first
+    mixed: Literal["skip", "lam"] = "skip"  # on a CutMix batch: no loss, or both labels' losses weighted by lambda
 
 
 class ArcFace(Section):
-    """ArcFace on a head of its own."""
+    """The ArcFace loss, which has a head of its own."""
 
     scale: Positive = 30.0
     margin_rad: Annotated[float, Field(ge=0, lt=1.5)] = 0.5
 
 
 class Losses(Section):
-    """The values that the losses take."""
+    """The hyperparameters of the losses."""
 
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1  # the report's: epsilon / (K - 1) on each other class
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1  # as in the paper: epsilon / (K - 1) on each other class
     triplet: Triplet = Triplet()
     arcface: ArcFace = ArcFace()
-    weights: dict[str, Positive] = {}  # of the terms of a sum; 1 where none is given; others wait for their loss
+    weights: dict[str, Positive] = {}  # of the terms of a sum, by default 1; a loss that is not used may have one
 
 
 class Stage(Section):
-    """One training from a warm restart: a loss, its epochs and batches."""
+    """One stage of a training, which begins with a warm restart of the learning rate."""
 
     loss: str = "ce"  # or a sum: "ce+triplet", "ce+arcface"
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
-    first_px: Pixels | Literal["train"] = "train"  # of its first epoch; images then grow to augment.train_px
-    grow_share: Share = 0.75  # of its epochs, after which they have that size
-    batches: Literal["auto", "shuffled", "pk"] = "auto"  # auto: what the loss wants; pk: P classes x K images
-    images_per_class: Annotated[int, Field(ge=2)] = 4  # K; P = batch_size / K, at most the classes; then K grows
-    lr_scale: Positive = 1.0  # on base_lr, for a stage that starts from trained weights
-    cutmix_prob: Share | Literal["auto"] = "auto"  # of this stage; auto: augment's
-    accumulate: Count = 1  # parts that a batch is cut into where memory is short
-    ema_half_life_epochs: Annotated[float, Field(ge=0)] = 0.0  # 0: no moving average of the weights
+    first_px: Pixels | Literal["train"] = "train"  # image size in the first epoch; it then grows to augment.train_px
+    grow_share: Fraction = 0.75  # the fraction of the epochs after which images have that size
+    batches: Literal["auto", "shuffled", "pk"] = "auto"  # auto: chosen by the loss; pk: P classes x K images
+    images_per_class: Annotated[int, Field(ge=2)] = 4  # K; P = batch_size / K; with fewer classes than P, K is raised
+    lr_scale: Positive = 1.0  # factor on base_lr, for a stage that starts from trained weights
+    cutmix_prob: Fraction | Literal["auto"] = "auto"  # in this stage; auto: as in the section augment
+    accumulate: Count = 1  # gradient accumulation: the number of parts that a batch is split into to save memory
+    ema_half_life_epochs: Annotated[float, Field(ge=0)] = 0.0  # 0: no exponential moving average of the weights
     optim: Optim = Optim()
     losses: Losses = Losses()
 
 
 class Eval(Section):
-    """How a run is tested."""
+    """How a run is evaluated."""
 
     test_px: Annotated[list[Pixels], Field(min_length=1, max_length=16)] | Literal["auto"] = "auto"
     crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.875
     view_seed: Annotated[int, Field(ge=0)] = 0
-    every_epochs: Annotated[int, Field(ge=0)] = 1  # 0: after the last epoch only
+    every_epochs: Annotated[int, Field(ge=0)] = 1  # epochs between evaluations on val; 0: after the last epoch only
 
 
 class RunSettings(Section):
-    """Seed, device and safety."""
+    """The seed, the device and how the training runs."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"  # that compute
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"  # processes that load; 0: none beside
-    select: Literal["last", "best"] = "last"
-    deterministic: bool = False  # a GPU: refuse every operation that could give other bits the next time
-    sync_norm: bool = False  # several processes: batch statistics of all images; false: of each process's own
+    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"  # compute threads
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"  # loading processes; 0: load between the steps
+    select: Literal["last", "best"] = "last"  # the weights of the last epoch, or of the best one on val
+    deterministic: bool = False  # on a GPU: refuse operations that are not deterministic
+    sync_norm: bool = False  # with several processes: batch statistics over all images instead of each process's own
     cache_gb: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"  # decoded images; auto: 1/4 of free memory
-    recompute: bool = False  # make cheap parts again in the backward pass: half the memory, up to 1/5 more time
-    on_collapse: Literal["stop", "continue"] = "continue"  # when a loss says that it has collapsed
-    state_minutes: Positive = 5.0  # and after each epoch, unless that would take over 2 % of the time
+    recompute: bool = False  # activation recomputation: half the memory, up to 1/5 more time
+    on_collapse: Literal["stop", "continue"] = "continue"  # when a loss reports that it has collapsed
+    state_minutes: Positive = 5.0  # between saved states; also after each epoch unless that takes over 2 % of the time
 
 
 class Recipe(Section):
@@ -166,7 +166,7 @@ class Recipe(Section):
         for number, stage in enumerate(self.stages):
             if stage.first_px != "train" and stage.first_px > self.augment.train_px:
                 raise ValueError(
-                    f"stages.{number}.first_px is what images grow from, at most augment.train_px "
+                    f"stages.{number}.first_px is the size that images grow from, at most augment.train_px "
                     f"({self.augment.train_px}), got {stage.first_px}"
                 )
         return self

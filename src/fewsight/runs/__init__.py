@@ -1,11 +1,11 @@
-"""The run folder: what `train` writes and every other command reads."""
+"""The run folder, which `train` writes and every other command reads."""
 
 from fewsight.runs.folder import (
-    BEGUN,
+    FIRST_FILES,
     FORMAT,
     PREVIEW,
     TEXT_FILES,
-    WROTE,
+    WRITER,
     Run,
     check_new,
     command_line,
@@ -20,12 +20,12 @@ from fewsight.runs.trained_on import TrainedOn, held_out, read_images, trained_o
 from fewsight.runs.weights import WEIGHTS, read_weights, require_weights, save_weights
 
 __all__ = [
-    "BEGUN",
+    "FIRST_FILES",
     "FORMAT",
     "PREVIEW",
     "TEXT_FILES",
     "WEIGHTS",
-    "WROTE",
+    "WRITER",
     "Run",
     "TrainedOn",
     "append_log",

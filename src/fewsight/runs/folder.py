@@ -1,7 +1,7 @@
-"""The run folder: write it, read it, nothing else.
+"""Create, read and update a run folder.
 
-A run holds recipe.toml, classes.json, data.json, images.jsonl, run.json, weights.safetensors, log.jsonl,
-metrics.json and state/. No pickle; every file is replaced atomically and checked when it is read.
+A run consists of recipe.toml, classes.json, data.json, images.jsonl, run.json, weights.safetensors, log.jsonl,
+metrics.json and state/. There are no pickles; every file is replaced atomically and checked when it is read.
 """
 
 import contextlib
@@ -23,17 +23,17 @@ from fewsight.machine import files
 from fewsight.recipes import Recipe, load_recipe, recipe_toml
 from fewsight.wording import counted
 
-FORMAT = 1  # of the run folder; a newer one is refused
-WROTE = "`fewsight train`"
-MOST_BYTES = 2**33  # of weights, a state or a list of images: far more than any
-BEGUN = ("recipe.toml", "classes.json", "data.json", "images.jsonl", "run.json")  # what a run begins with
-TEXT_FILES = (*BEGUN[:-1], "log.jsonl", "metrics.json", BEGUN[-1])  # all but weights, state and scores; run.json last
-PREVIEW = "preview.png"  # what `train --preview` leaves; a run may begin beside it
+FORMAT = 1  # version of the run folder; newer versions are refused
+WRITER = "`fewsight train`"  # named in error messages
+MAX_BYTES = 2**33  # of weights, a state or a list of images: more than any of them has
+FIRST_FILES = ("recipe.toml", "classes.json", "data.json", "images.jsonl", "run.json")  # in the order of writing
+TEXT_FILES = (*FIRST_FILES[:-1], "log.jsonl", "metrics.json", "run.json")  # all but weights, state and scores
+PREVIEW = "preview.png"  # written by `train --preview`; a run may begin in the same folder
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder as it was read."""
+    """A run folder, except for its weights and state."""
 
     path: Path
     recipe: Recipe
@@ -43,7 +43,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the training came to its end."""
+        """Whether the training has finished."""
         return self.info.get("status") == "finished"
 
     def __repr__(self) -> str:
@@ -53,23 +53,24 @@ class Run:
 
 
 def check_new(path: Path, *, resumable: bool = True) -> None:
-    """Refuse a run folder that would overwrite something.
+    """Check that a new run folder would not overwrite anything.
 
     Args:
-        resumable: the message may advise to continue the run that lies there.
+        path: the folder of the new run.
+        resumable: whether the message may advise to continue the run that is already in it.
 
     Raises:
-        RunError: `path` exists and is not an empty folder (a preview may lie there).
+        RunError: `path` exists and is not an empty folder (it may contain a preview).
     """
     if path.is_dir() and all(child.name == PREVIEW for child in path.iterdir()):
         return
     if path.exists() or path.is_symlink():
         kind = "a run" if (path / "run.json").exists() else "not empty" if path.is_dir() else "a file"
         if resumable and (path / "recipe.toml").exists():
-            other = f", or continue it with `fewsight train --resume {path}`"
+            alternative = f", or continue it with `fewsight train --resume {path}`"
         else:
-            other = ", or remove it first" if kind == "a run" else ""
-        raise RunError(f"{path} is already there ({kind}); choose another --out{other}. Nothing was changed.")
+            alternative = ", or remove it first" if kind == "a run" else ""
+        raise RunError(f"{path} already exists ({kind}); choose another --out{alternative}. Nothing was changed.")
 
 
 def create_run(
@@ -81,14 +82,19 @@ def create_run(
     notes: str = "",
     start: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Write a new run folder, complete but for its weights; run.json comes last and makes it one.
+    """Write a new run folder without weights; run.json is written last, so that a run folder is complete.
 
     Args:
-        notes: comment lines on top of recipe.toml.
-        start: what is noted of the weights that it starts from; None: random ones.
+        path: the folder, new or empty.
+        recipe: the resolved recipe.
+        classes: the class names, in the order of the logits.
+        data: the record of its data.
+        images: {"split", "path", "label", "size", "pixels"} of each training and val image.
+        notes: comment lines at the top of recipe.toml.
+        start: where the initial weights come from; None: they are random.
 
     Raises:
-        RunError: the folder is taken or cannot be written.
+        RunError: the folder exists and is not empty, or cannot be written.
     """
     check_new(path)
     files.make_folder(path)
@@ -104,7 +110,7 @@ def create_run(
         "seed": recipe.run.seed,
         "started": now(),
         "start": start,
-        "recipe": recipe.model_dump(mode="json"),  # what recipe.toml is compared with on resuming
+        "recipe": recipe.model_dump(mode="json"),  # resuming compares recipe.toml with it
     }
     try:
         files.write_text(path / "recipe.toml", recipe_toml(recipe, notes))
@@ -113,21 +119,21 @@ def create_run(
         files.write_text(path / "images.jsonl", "".join(files.json_text(image) + "\n" for image in images))
         files.write_json(path / "run.json", info)
     except RunError:
-        _remove_begun(path)
+        _remove_first_files(path)
         raise
     return Run(path, recipe, classes, data, info)
 
 
 def command_line() -> str:
-    """What this process was called with, quoted for the shell; code of one's own keeps its name."""
+    """The command line of this process, quoted for the shell; a script that calls fewsight is named as it is."""
     program = Path(sys.argv[0])
-    ours = program.stem == "fewsight" or (program.stem, program.parent.name) == ("__main__", "fewsight")
-    return shlex.join(["fewsight" if ours else sys.argv[0], *sys.argv[1:]])
+    is_fewsight = program.stem == "fewsight" or (program.stem, program.parent.name) == ("__main__", "fewsight")
+    return shlex.join(["fewsight" if is_fewsight else sys.argv[0], *sys.argv[1:]])
 
 
-def _remove_begun(path: Path) -> None:
-    """Take away what `create_run` wrote before it failed, so that the same command can be run again."""
-    for name in BEGUN:
+def _remove_first_files(path: Path) -> None:
+    """Delete what `create_run` wrote before it failed, so that the same command can be run again."""
+    for name in FIRST_FILES:
         with contextlib.suppress(OSError):
             (path / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -135,7 +141,7 @@ def _remove_begun(path: Path) -> None:
 
 
 def update_info(run: Run, **values: Any) -> Run:
-    """Replace values of run.json; the others stay as they stand there."""
+    """Set values of run.json; the other values in the file stay."""
     info = {**files.read_json(run.path / "run.json"), **values}
     files.write_json(run.path / "run.json", info)
     return Run(run.path, run.recipe, run.classes, run.data, info)
@@ -145,12 +151,12 @@ def read_run(path: Path) -> Run:
     """Read a run folder, without its weights.
 
     Raises:
-        RunError: not a run folder, not whole, or of a newer format.
-        RecipeError: its recipe was edited into something that is not one.
+        RunError: not a run folder, incomplete, or of a newer format.
+        RecipeError: its recipe was edited and is no longer valid.
     """
     if not (path / "run.json").is_file():
-        what = "is not there" if not path.exists() else "holds no run.json, so it is not a run folder"
-        raise RunError(f"{path} {what}; expected a folder that `fewsight train` wrote")
+        fault = "does not exist" if not path.exists() else "holds no run.json, so it is not a run folder"
+        raise RunError(f"{path} {fault}; expected a folder that {WRITER} wrote")
     info = files.read_json(path / "run.json")
     version = info.get("format") if isinstance(info, dict) else None
     if not isinstance(version, int) or not 1 <= version <= FORMAT:
@@ -160,12 +166,12 @@ def read_run(path: Path) -> Run:
         )
     start = info.get("start")
     if start is not None and not (isinstance(start, dict) and isinstance(start.get("run"), str)):
-        raise RunError(f"{path / 'run.json'} is not what {WROTE} wrote: start is {str(start)[:80]!r}")
-    data = files.read_json_as(path / "data.json", RunData, WROTE)
-    classes = files.read_json_as(path / "classes.json", list[str], WROTE)
+        raise RunError(f"{path / 'run.json'} is not what {WRITER} wrote: start is {str(start)[:80]!r}")
+    data = files.read_json_as(path / "data.json", RunData, WRITER)
+    classes = files.read_json_as(path / "classes.json", list[str], WRITER)
     if len(set(classes)) < max(2, len(classes)):
-        raise RunError(f"{path / 'classes.json'}: expected the names of two classes or more, each once")
-    files.check_inside(path / "recipe.toml", path, most=files.MOST_JSON_BYTES)
+        raise RunError(f"{path / 'classes.json'}: expected the names of two or more classes, each once")
+    files.check_inside(path / "recipe.toml", path, max_bytes=files.MAX_JSON_BYTES)
     return Run(path, load_recipe(path / "recipe.toml"), tuple(classes), data, info)
 
 
@@ -175,7 +181,12 @@ def now() -> str:
 
 
 def read_inside(file: Path) -> bytes:
-    files.check_inside(file, file.parent, most=MOST_BYTES)
+    """The contents of a file of a run, after a check that it is a regular file in its folder.
+
+    Raises:
+        RunError: it is not, or cannot be read.
+    """
+    files.check_inside(file, file.parent, max_bytes=MAX_BYTES)
     try:
         return file.read_bytes()
     except OSError as error:
@@ -183,12 +194,12 @@ def read_inside(file: Path) -> bytes:
 
 
 def _commit() -> str | None:
-    """The commit of a fewsight that runs from its git checkout."""
+    """The commit of fewsight if it runs from its git checkout."""
     folder = Path(__file__).parent
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = ["git", "-C", str(folder), "rev-parse", "HEAD", "--show-toplevel"]
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5)
-        commit, top = answer.stdout.split("\n")[:2]
+        completed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5)
+        commit, top = completed.stdout.split("\n")[:2]
         return commit if folder.parents[2] == Path(top).resolve() else None
     return None
 

@@ -1,4 +1,4 @@
-"""`log.jsonl`: one line a step or epoch."""
+"""The training log `log.jsonl`: one line per step or epoch."""
 
 import json
 import os
@@ -11,7 +11,12 @@ from fewsight.machine import files
 
 
 def cut_log(path: Path, num_bytes: int) -> None:
-    """Drop from log.jsonl what came after the state: those steps are run again."""
+    """Cut log.jsonl back to its size when the state was saved: the steps after it will run again.
+
+    Raises:
+        RunError: it is shorter than that.
+        WriteError: it cannot be cut.
+    """
     log = path / "log.jsonl"
     size = log.stat().st_size if log.is_file() else 0
     if size < num_bytes:
@@ -25,7 +30,11 @@ def cut_log(path: Path, num_bytes: int) -> None:
 
 
 def append_log(path: Path, line: Mapping[str, Any]) -> None:
-    """Append a line to log.jsonl."""
+    """Append a line to log.jsonl.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
     log = path / "log.jsonl"
     try:
         with log.open("ab") as handle:
@@ -35,7 +44,11 @@ def append_log(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def sync_log(path: Path) -> int:
-    """Flush log.jsonl to the disk, so that no state is ahead of it; returns its size in bytes."""
+    """Flush log.jsonl to the disk, so that no saved state is ahead of it; returns its size in bytes.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
     log = path / "log.jsonl"
     try:
         with log.open("ab") as handle:

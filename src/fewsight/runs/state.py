@@ -15,9 +15,9 @@ from fewsight.runs.folder import read_inside
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-    """Write the state for resuming: tensors under a new name, then state.json, which names them.
+    """Save the state for resuming: the tensors in a new file, then state.json, which names that file.
 
-    A crash at any moment leaves the state before or this one, whole. One digest covers both files.
+    A crash at any moment leaves either the previous state or this one, complete. One digest covers both files.
     """
     folder = path / "state"
     files.make_folder(folder)
@@ -32,12 +32,15 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, A
 
 
 def has_state(path: Path) -> bool:
-    """Whether a state was saved since the run began."""
+    """Whether the run has a saved state."""
     return (path / "state" / "state.json").is_file()
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The last saved state, or None where there is none yet.
+    """Read the last saved state; None if there is none yet.
+
+    Returns:
+        Its tensors by name, and its other values.
 
     Raises:
         RunError: the state is damaged.
@@ -57,13 +60,13 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     if digest != _state_digest(values, data):
         raise RunError(
             f"{file.parent} is damaged (its digest is not the one that was written); restore it from a copy, "
-            "or delete it to begin the run anew"
+            "or delete it to start the training again from its beginning"
         )
     return dict(load(data)), values
 
 
 def remove_state(path: Path) -> None:
-    """Delete the state of a finished run: its weights are saved."""
+    """Delete the state of a finished run, whose weights are saved."""
     folder = path / "state"
     remove_leftovers(path)
     for file in [folder / "state.json", *folder.glob("*.safetensors")]:
@@ -74,11 +77,11 @@ def remove_state(path: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete what a killed process was still writing; nothing ever reads it."""
+    """Delete the temporary files of killed processes; nothing ever reads them."""
     files.remove_parts(path)
     files.remove_parts(path / "state")
 
 
 def _state_digest(values: Mapping[str, Any], data: bytes) -> str:
-    """Of the values as JSON keeps them and of the tensors."""
+    """The digest of the values as JSON and of the tensors."""
     return files.digest_of(json.dumps(values, sort_keys=True).encode() + files.digest_of(data).encode())

@@ -8,57 +8,58 @@ from typing import Any
 from fewsight.data import digest_of_list
 from fewsight.errors import RunError
 from fewsight.machine import files
-from fewsight.runs.folder import MOST_BYTES, WROTE, Run
+from fewsight.runs.folder import MAX_BYTES, WRITER, Run
 
 
 def read_images(run: Run) -> list[dict[str, Any]]:
-    """The images that a run trains on and selects on: {"split", "path", "label", "size", "pixels"} each.
+    """Read the list of a run's training and val images: {"split", "path", "label", "size", "pixels"} each.
 
     Raises:
-        RunError: the list is damaged, or is not the one of data.json.
+        RunError: the list is damaged, or does not have the digest in data.json.
     """
     path = run.path
     try:
-        files.check_inside(path / "images.jsonl", path, most=MOST_BYTES)
+        files.check_inside(path / "images.jsonl", path, max_bytes=MAX_BYTES)
         text = (path / "images.jsonl").read_text(encoding="utf-8")
-        found = [json.loads(line) for line in text.split("\n") if line]
+        images = [json.loads(line) for line in text.split("\n") if line]
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read {path / 'images.jsonl'}: {error}") from error
-    if not all(isinstance(one, dict) and {"split", "path", "label", "size"} <= one.keys()
-               and isinstance(one["path"], str) for one in found):  # fmt: skip
-        raise RunError(f"{path / 'images.jsonl'} is not what {WROTE} wrote; restore the file from a copy of the run")
-    if digest_of_list((one["path"], one["size"], one["label"]) for one in found) != run.data.digest:
+    if not all(isinstance(image, dict) and {"split", "path", "label", "size"} <= image.keys()
+               and isinstance(image["path"], str) for image in images):  # fmt: skip
+        raise RunError(f"{path / 'images.jsonl'} is not what {WRITER} wrote; restore the file from a copy of the run")
+    if digest_of_list((image["path"], image["size"], image["label"]) for image in images) != run.data.digest:
         raise RunError(
-            f"{path / 'images.jsonl'} is not the list of images that data.json has the digest of; restore both from a "
+            f"{path / 'images.jsonl'} does not have the digest that data.json records; restore both from a "
             "copy of the run"
         )
-    return found
+    return images
 
 
 @dataclass(frozen=True)
 class TrainedOn:
     """The images that a run was trained on."""
 
-    files: frozenset[Path]  # where its data lay
-    pixels: frozenset[str]  # digests of them upright, so that a copy is known too
+    files: frozenset[Path]  # their paths when the run began
+    pixels: frozenset[str]  # digests of their upright pixels, so that copies are recognised
 
     def __contains__(self, image: tuple[Path, str]) -> bool:
-        """Whether a (file, digest of its pixels) is one of them."""
+        """Whether an image (file, digest of its pixels) is one of them, by either."""
         file, pixels = image
         return pixels in self.pixels or file.resolve() in self.files
 
 
 def trained_on(run: Run) -> TrainedOn:
-    """The images that the run was trained on, by their places and their pixels."""
-    root = Path(run.data.source)
-    root = root if root.is_dir() else root.parent
-    lines = [one for one in read_images(run) if one["split"] == "train"]
+    """The images that the run was trained on, by path and by pixel content."""
+    source = Path(run.data.source)
+    root = source if source.is_dir() else source.parent
+    images = [image for image in read_images(run) if image["split"] == "train"]
     return TrainedOn(
-        frozenset((root / one["path"]).resolve() for one in lines),
-        frozenset(str(one["pixels"]) for one in lines if one.get("pixels")),
+        frozenset((root / image["path"]).resolve() for image in images),
+        frozenset(str(image["pixels"]) for image in images if image.get("pixels")),
     )
 
 
 def held_out(run: Run) -> frozenset[str]:
-    """The digests of the pixels of the images that the run selects on, its val."""
-    return frozenset(str(one["pixels"]) for one in read_images(run) if one["split"] == "val" and one.get("pixels"))
+    """The pixel digests of the run's val images, which it selects on."""
+    val = [image for image in read_images(run) if image["split"] == "val"]
+    return frozenset(str(image["pixels"]) for image in val if image.get("pixels"))

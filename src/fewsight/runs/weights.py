@@ -1,4 +1,4 @@
-"""The weights file of a run: written, checked and read."""
+"""Write, check and read the weights file of a run."""
 
 import json
 from collections.abc import Mapping
@@ -17,50 +17,50 @@ WEIGHTS = "weights.safetensors"
 
 
 def save_weights(run: Run, tensors: Mapping[str, Tensor], **notes: Any) -> Run:
-    """Write weights.safetensors and note its digest in run.json."""
-    described = json.dumps({"format": FORMAT, "classes": run.classes})
-    data = save(dict(tensors), {"fewsight": described})  # one entry: safetensors writes several in any order
+    """Write weights.safetensors, and its digest and `notes` to run.json."""
+    metadata = json.dumps({"format": FORMAT, "classes": run.classes})
+    data = save(dict(tensors), {"fewsight": metadata})  # one entry: safetensors writes several in arbitrary order
     files.write_bytes(run.path / WEIGHTS, data)
     return update_info(run, weights_digest=files.digest_of(data), **notes)
 
 
 def require_weights(run: Run) -> None:
-    """Refuse a run that has no weights.
+    """Check that a run has weights.
 
     Raises:
-        RunError: its training did not end, or they were lost.
+        RunError: its training has not finished, or the file was lost.
     """
     if not (run.path / WEIGHTS).is_file():
         if run.finished:
-            raise RunError(f"{run.path} has lost its {WEIGHTS}; restore the file from a copy, or train anew")
+            raise RunError(f"{run.path} has lost its {WEIGHTS}; restore the file from a copy, or train again")
         raise RunError(f"{run.path} has no weights yet: {files.why_unfinished(run.path)}")
 
 
 def read_weights(run: Run) -> dict[str, Tensor]:
-    """The run's weights, checked against run.json.
+    """Read the run's weights, checked against the digest in run.json.
 
     Raises:
-        RunError: no weights yet, or the file is damaged.
+        RunError: there are no weights yet, or the file is damaged.
     """
     require_weights(run)
     data = read_inside(run.path / WEIGHTS)
     tensors = _tensors(run.path / WEIGHTS, data, run.info.get("weights_digest"))
     if _classes_in(data) not in (None, list(run.classes)):
         raise RunError(
-            f"{run.path / 'classes.json'} does not name the classes that the weights were trained for, in their order; "
+            f"{run.path / 'classes.json'} does not list the classes of the weights in their order; "
             "restore the file from a copy of the run"
         )
     return tensors
 
 
 def _classes_in(weights: bytes) -> list[str] | None:
-    """The names of the classes that `save_weights` noted in the file's header; None where there are none."""
+    """The class names that `save_weights` wrote to the file's header; None if there are none."""
     try:
         header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
-        found = json.loads(header["__metadata__"]["fewsight"])["classes"]
+        classes = json.loads(header["__metadata__"]["fewsight"])["classes"]
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, list) else None
+    return classes if isinstance(classes, list) else None
 
 
 def _tensors(file: Path, data: bytes, digest: str | None) -> dict[str, Tensor]:
