@@ -33,7 +33,7 @@ from fewsight.augment import center_view, random_box
 from fewsight.data import digest_of_list
 from fewsight.errors import DataError, FewsightError, RunError
 from fewsight.inference.ensemble import combine, open_runs
-from fewsight.inference.prediction_files import expand
+from fewsight.inference.prediction_files import expand_inputs
 from fewsight.machine import files
 from fewsight.runs import read_run
 from fewsight.scores.calibration import Calibration, Threshold, write_calibrations
@@ -336,7 +336,7 @@ def test_a_label_that_is_no_class_is_refused(tiny_run: Path, tmp_path: Path) -> 
 def test_images_that_cannot_be_read_are_left_out(digit_images: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     images = given_images([str(tmp_path / "bad.png"), str(digit_images / "val")], 100)
-    assert len(images.files) == 1 + len(expand([str(digit_images / "val")]))
+    assert len(images.files) == 1 + len(expand_inputs([str(digit_images / "val")]))
     assert len(export_images.readable_images(images).files) == 12
     with pytest.raises(DataError, match="none of 1 image can be read"):
         export_images.readable_images(given_images([str(tmp_path / "bad.png")], 100))
@@ -345,7 +345,7 @@ def test_images_that_cannot_be_read_are_left_out(digit_images: Path, tmp_path: P
 def test_mistakes_are_refused_before_the_work(
     tiny_run: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "is not there" in refused("export", tmp_path / "none", "--out", "m.onnx")
+    assert "does not exist" in refused("export", tmp_path / "none", "--out", "m.onnx")
     assert "this is a folder" in refused("export", tiny_run, "--out", ".")
     assert "does not exist; create it first" in refused("export", tiny_run, "--out", "none/m.onnx")
     assert "expected a name that ends with .onnx" in refused("export", tiny_run, "--out", "weights.safetensors")

@@ -663,7 +663,7 @@ def test_command_refuses_invalid_options(
 
 
 def test_missing_run_is_refused(refused: Callable[..., str]) -> None:
-    assert "nothing is not there" in refused("serve", "nothing", "--port", "0")
+    assert "nothing does not exist" in refused("serve", "nothing", "--port", "0")
 
 
 def test_absent_extra_says_what_to_install(
