@@ -1,4 +1,4 @@
-"""fewsight as a library: the commands' functions, the same answers, images in memory too."""
+"""fewsight as a library: the functions behind the commands give the same results, for images in memory too."""
 
 import csv
 import re
@@ -16,7 +16,7 @@ from conftest import TINY, Command
 from fewsight.inference.ensemble import make_ensemble
 
 
-def test_public_names_are_exact_and_there() -> None:
+def test_public_names_are_exact_and_importable() -> None:
     assert sorted(fewsight.__all__) == fewsight.__all__
     for name in fewsight.__all__:
         assert getattr(fewsight, name).__name__ == name
@@ -30,7 +30,7 @@ def test_public_names_are_exact_and_there() -> None:
     "module", ["fewsight", "fewsight.cli", "fewsight.scores.queries", "fewsight.scores.calibration"]
 )
 def test_import_takes_no_torch(module: str) -> None:
-    """Commands on kept scores need none."""
+    """Commands on stored scores need none."""
     code = f"import sys, {module}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
@@ -40,12 +40,12 @@ def test_ten_lines_from_a_folder_to_a_confusion_matrix(digit_images: Path, tmp_p
     figures = fewsight.evaluate(tmp_path / "run", digit_images).figures
     model = fewsight.load(tmp_path / "run")
     files = sorted(digit_images.glob("test/*/*.png"))
-    found = model.predict(files)
+    predictions = model.predict(files)
     confusion = np.zeros((3, 3), int)
-    for file, label in zip(files, found.labels, strict=True):
+    for file, label in zip(files, predictions.labels, strict=True):
         assert label is not None
         confusion[model.classes.index(file.parent.name), model.classes.index(label)] += 1
-    assert confusion.sum() == len(found) == 15
+    assert confusion.sum() == len(predictions) == 15
     assert confusion.trace() == figures.top1.count
 
 
@@ -71,21 +71,21 @@ def test_probabilities_are_those_of_the_command(
         assert command("scores", "calibrate", path).code == 0
     files: list[str | Path] = [str(file) for file in sorted(digit_images.glob("test/*/*.png"))]
     files.insert(4, tmp_path / "nothing.png")
-    asked = ["--views", views] if views else []
-    answer = command("predict", path, *files, "--out", tmp_path / "rows.csv", "--top-k", 3, *asked)
-    assert answer.code == 1, "one is not there"
-    found = fewsight.load(path, views).predict(files)
+    options = ["--views", views] if views else []
+    answer = command("predict", path, *files, "--out", tmp_path / "rows.csv", "--top-k", 3, *options)
+    assert answer.code == 1, "one of the files does not exist"
+    predictions = fewsight.load(path, views).predict(files)
     with (tmp_path / "rows.csv").open(newline="") as handle:
-        for place, row in enumerate(csv.DictReader(handle)):
-            if place == 4:
+        for index, row in enumerate(csv.DictReader(handle)):
+            if index == 4:
                 assert row["error"]
-                assert found.errors[4]
-                assert found.labels[4] is None
-                assert found.top()[4] == []
-                assert np.isnan(found.probs[4]).all()
+                assert predictions.errors[4]
+                assert predictions.labels[4] is None
+                assert predictions.top()[4] == []
+                assert np.isnan(predictions.probs[4]).all()
                 continue
-            assert found.labels[place] == row["label"]
-            for number, (label, prob) in enumerate(found.top(3)[place], start=1):
+            assert predictions.labels[index] == row["label"]
+            for number, (label, prob) in enumerate(predictions.top(3)[index], start=1):
                 column = "" if number == 1 else str(number)
                 assert float(row[f"prob{column}"]) == pytest.approx(prob, abs=1e-5)
                 assert label == row[f"label{column}"]
@@ -97,19 +97,24 @@ def test_none_of_these_is_what_the_command_says(
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     files = [*sorted(digit_images.glob("test/*/*.png")), tmp_path / "nothing.png"]
     assert command("evaluate", run, digit_images, "--split", "val").code == 0
-    assert fewsight.load(run).predict(files).none_of_these == (None,) * 16, "no threshold is kept"
-    said = command("scores", "calibrate", run, "--coverage", 0.6)
-    assert re.search(r"none of these below 0\.\d{3}: there it keeps 8 of 12 \(wanted 60 %\), and has \d", said.out)
+    assert fewsight.load(run).predict(files).none_of_these == (None,) * 16, "no threshold is stored"
+    calibrated = command("scores", "calibrate", run, "--coverage", 0.6)
+    assert re.search(
+        r"below probability 0\.\d{3} an image is none of these classes: there 8 of 12 images are accepted",
+        calibrated.out,
+    )
     answer = command("predict", run, *files, "--out", tmp_path / "rows.csv")
     with (tmp_path / "rows.csv").open(newline="") as handle:
-        told = [row["none_of_these"] for row in csv.DictReader(handle)]
-    assert 0 < told.count("true") < 15
-    assert f"{told.count('true')} of 15 are none of these classes: the most probable one has less than" in answer.err
+        column = [row["none_of_these"] for row in csv.DictReader(handle)]
+    assert 0 < column.count("true") < 15
+    assert (
+        f"{column.count('true')} of 15 are none of these classes: the most probable value has less than" in answer.err
+    )
     model = fewsight.load(run)
-    found = model.predict(files)
-    assert [{True: "true", False: "false", None: ""}[one] for one in found.none_of_these] == told
-    assert found.threshold == model.threshold
-    assert all(found.labels[:15]), "the most probable class stays"
+    predictions = model.predict(files)
+    assert [{True: "true", False: "false", None: ""}[value] for value in predictions.none_of_these] == column
+    assert predictions.threshold == model.threshold
+    assert all(predictions.labels[:15]), "the most probable class is still given"
     assert "none_of_these" not in command("predict", tiny_run, files[0]).out
 
 
@@ -118,39 +123,39 @@ def test_images_in_memory_are_seen_as_their_files(tiny_run: Path, digit_images: 
     image = Image.open(file)
     grey = np.asarray(image)
     shapes = [file, image, image.convert("RGBA"), grey, np.stack([grey] * 3, 2), np.asfortranarray(grey)]
-    found = fewsight.load(tiny_run).predict(shapes)
-    assert found.errors == (None,) * 6
-    assert np.abs(found.probs - found.probs[0]).max() < 1e-6
+    predictions = fewsight.load(tiny_run).predict(shapes)
+    assert predictions.errors == (None,) * 6
+    assert np.abs(predictions.probs - predictions.probs[0]).max() < 1e-6
 
 
 def test_turned_image_in_memory_is_made_upright(tiny_run: Path, digit_images: Path) -> None:
     upright = Image.open(next(digit_images.glob("test/two/*.png"))).convert("RGB")
     turned = upright.transpose(Image.Transpose.ROTATE_90)
     turned.getexif()[274] = 6
-    found = fewsight.load(tiny_run).predict([upright, turned])
-    assert np.abs(found.probs[0] - found.probs[1]).max() < 1e-6
+    predictions = fewsight.load(tiny_run).predict([upright, turned])
+    assert np.abs(predictions.probs[0] - predictions.probs[1]).max() < 1e-6
 
 
 @pytest.mark.parametrize(
-    ("strange", "said"),
+    ("strange", "message"),
     [
         (np.zeros((4, 4, 3)), r"expected uint8 \[H, W, 3\] or \[H, W\], got float64 \[4, 4, 3\]"),
         (np.zeros((4, 4, 2), np.uint8), r"got uint8 \[4, 4, 2\]"),
         (np.zeros((0, 4), np.uint8), r"got uint8 \[0, 4\]"),
-        (7, "expected a path, an image of Pillow or an array, got int"),
+        (7, "expected a path, a Pillow image or an array, got int"),
         (Image.new("I", (4, 4)), "32 bits"),
     ],
 )
-def test_strange_image_in_memory_is_an_error_of_its_row(strange: object, said: str, tiny_run: Path) -> None:
+def test_strange_image_in_memory_is_an_error_of_its_row(strange: object, message: str, tiny_run: Path) -> None:
     good = np.zeros((8, 8, 3), np.uint8)
-    found = fewsight.load(tiny_run).predict([good, strange, good])  # type: ignore[list-item]
-    assert found.errors[0] is found.errors[2] is None
-    assert found.errors[1]
-    assert re.search(said, found.errors[1])
-    assert np.array_equal(found.probs[0], found.probs[2])
+    predictions = fewsight.load(tiny_run).predict([good, strange, good])  # type: ignore[list-item]
+    assert predictions.errors[0] is predictions.errors[2] is None
+    assert predictions.errors[1]
+    assert re.search(message, predictions.errors[1])
+    assert np.array_equal(predictions.probs[0], predictions.probs[2])
 
 
 def test_one_image_instead_of_several_is_refused(tiny_run: Path) -> None:
-    with pytest.raises(fewsight.DataError, match="put the one in a list"):
+    with pytest.raises(fewsight.DataError, match="put a single one in a list"):
         fewsight.load(tiny_run).predict("image.png")
     assert len(fewsight.load(tiny_run).predict([])) == 0

@@ -1,4 +1,4 @@
-"""What a person sees: plain lines in a file, a bar in a terminal, names that cannot do harm."""
+"""Terminal output: plain lines in a file, a bar in a terminal, names that cannot break either."""
 
 import io
 
@@ -21,7 +21,7 @@ def terminal(width: int = 80) -> tuple[Console, io.StringIO]:
 
 
 def shown(classes: tuple[str, ...], width: int | None = None, num_images: int | None = None) -> list[str]:
-    """The lines of an evaluation in which every image is taken for the first class."""
+    """The lines of an evaluation in which every image is predicted as the first class."""
     log_probs = np.log(np.full((2 * len(classes), len(classes)), 0.1))
     log_probs[:, 0] = np.log(0.9)
     figures = evaluate_scores(log_probs, np.arange(len(log_probs)) % len(classes), classes, num_images=num_images)
@@ -55,7 +55,7 @@ def test_printable_escapes_what_moves_the_cursor(name: str, text: str) -> None:
     assert printable(name) == text
 
 
-def test_shortened_counts_cells_not_signs() -> None:
+def test_shortened_counts_cells_not_characters() -> None:
     assert shortened("short", 10) == "short"
     assert shortened("a" * 300, 10) == "a" * 9 + "…"
     assert shortened("字" * 300, 10) == "字" * 4 + " …"
@@ -95,7 +95,7 @@ def test_time_left_follows_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     reporter.start(100, 20)
     now = 110.0
     reporter.step(STEP, 25)
-    assert reporter.left() == "2 min 30 s left", "75 steps at 2 s each; the 20 before the restart count for nothing"
+    assert reporter.left() == "2 min 30 s left", "75 steps at 2 s each; the 20 before the restart do not count"
 
 
 def test_time_left_does_not_count_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,7 @@ def test_time_left_does_not_count_the_start(monkeypatch: pytest.MonkeyPatch) -> 
     reporter.start(1000, 600)
     now = 120.0
     reporter.step(STEP, 601)
-    assert reporter.left() == "", "one step, with all that comes before it, is no pace"
+    assert reporter.left() == "", "the first step includes the start-up, so it says nothing about the pace"
     reporter.epoch(EPOCH)
     assert file.getvalue().splitlines()[-1].endswith("· 1 min 15 s")
     for done in range(602, 701):
@@ -162,10 +162,10 @@ def test_figures_of_three_classes_say_top_3() -> None:
     assert [line.split()[:3] for line in lines[5:9]] == [
         ["per", "class", "images"], ["b", "2", "0.0"], ["c", "2", "0.0"], ["a", "2", "100.0"],
     ]  # fmt: skip
-    assert lines[9:] == ["worst confusions (true → taken for)", "  b → a  2", "  c → a  2"]
+    assert lines[9:] == ["worst confusions (true → predicted)", "  b → a  2", "  c → a  2"]
 
 
-def test_figures_name_the_unreadable() -> None:
+def test_figures_count_the_unreadable() -> None:
     assert shown(("a", "b"), num_images=7)[0] == "run on data (test) · 4 of 7 images (3 unreadable)"
 
 

@@ -1,4 +1,4 @@
-"""`fewsight check`: each planted fault is found, nothing else is, and names come through unharmed."""
+"""`fewsight check` finds each planted fault and nothing else, and shows names safely."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from conftest import Command
-from fewsight.apps.check import Checked, check
+from fewsight.apps.check import CheckResult, check
 
 
 def picture(number: int, px: int = 40) -> Image.Image:
@@ -20,20 +20,20 @@ def picture(number: int, px: int = 40) -> Image.Image:
 
 @pytest.fixture
 def clean(tmp_path: Path) -> Path:
-    """train/ and test/ of two classes, 6 and 3 images each; nothing is wrong."""
+    """train/ and test/ of two classes, 6 and 3 images each, without problems."""
     number = 0
     for split, count in (("train", 6), ("test", 3)):
         for label in ("oak", "ash"):
             (tmp_path / "data" / split / label).mkdir(parents=True)
-            for place in range(count):
-                picture(number).save(tmp_path / "data" / split / label / f"{place}.png")
+            for index in range(count):
+                picture(number).save(tmp_path / "data" / split / label / f"{index}.png")
                 number += 1
     return tmp_path / "data"
 
 
-def found(data: Path) -> dict[str, set[frozenset[str]]]:
-    """kind -> its groups."""
-    return {one.kind: {frozenset(group) for group in one.groups} for one in check(data).findings}
+def groups_of(data: Path) -> dict[str, set[frozenset[str]]]:
+    """The groups of each kind of finding."""
+    return {finding.kind: {frozenset(group) for group in finding.groups} for finding in check(data).findings}
 
 
 def copied(source: Path, target: Path) -> None:
@@ -154,17 +154,17 @@ PLANTED: dict[str, tuple[Callable[[Path], object], dict[str, set[frozenset[str]]
 
 
 def test_clean_data_has_no_finding(clean: Path, command: Command) -> None:
-    assert found(clean) == {}
+    assert groups_of(clean) == {}
     answer = command("check", clean)
     assert answer.code == 0
-    assert answer.out.endswith("nothing is wrong\n")
+    assert answer.out.endswith("no problems found\n")
 
 
 @pytest.mark.parametrize("fault", PLANTED)
 def test_planted_fault_is_found_and_nothing_else(fault: str, clean: Path) -> None:
     plant, expected = PLANTED[fault]
     plant(clean)
-    assert found(clean) == expected
+    assert groups_of(clean) == expected
 
 
 def test_second_check_decodes_nothing(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,16 +175,16 @@ def test_second_check_decodes_nothing(clean: Path, monkeypatch: pytest.MonkeyPat
     assert check(clean) == first
 
 
-def test_json_and_page_hold_every_finding_and_names_unharmed(clean: Path, tmp_path: Path, command: Command) -> None:
+def test_json_and_page_have_every_finding_and_escaped_names(clean: Path, tmp_path: Path, command: Command) -> None:
     name = '=cmd|"<script>alert(1)<\u202e&\n.png'
     copied(clean / "train/oak/1.png", clean / "test/oak" / name)
     answer = command("check", clean, "--json", tmp_path / "c.json", "--html", tmp_path / "c.html")
     assert answer.code == 1
     assert "fault: leak: equal images across splits: 1" in answer.out
-    assert "\u202e" not in answer.out, "a name cannot turn the terminal's direction"
-    kept = json.loads((tmp_path / "c.json").read_text())
-    assert kept["findings"][0]["groups"] == [["test/oak/" + name, "train/oak/1.png"]]
-    assert not kept["ok"]
+    assert "\u202e" not in answer.out, "a name cannot change the terminal's reading direction"
+    written = json.loads((tmp_path / "c.json").read_text())
+    assert written["findings"][0]["groups"] == [["test/oak/" + name, "train/oak/1.png"]]
+    assert not written["ok"]
     page = (tmp_path / "c.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)&lt;\\u202e&amp;\\n.png" in page
@@ -192,7 +192,7 @@ def test_json_and_page_hold_every_finding_and_names_unharmed(clean: Path, tmp_pa
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_page_shows_a_part_of_many(clean: Path, tmp_path: Path, command: Command) -> None:
+def test_page_shows_the_first_of_many(clean: Path, tmp_path: Path, command: Command) -> None:
     for number in range(70):
         (clean / f"train/oak/bad{number:02}.png").write_bytes(b"")
     command("check", clean, "--html", tmp_path / "c.html")
@@ -200,12 +200,12 @@ def test_page_shows_a_part_of_many(clean: Path, tmp_path: Path, command: Command
 
 
 def test_manifest_and_plain_folders_are_checked(clean: Path) -> None:
-    plain: Checked = check(clean / "train")
+    plain: CheckResult = check(clean / "train")
     assert set(plain.counts) == {"train", "val"}
     (clean / "m.csv").write_text(
         "path,label,split\ntrain/oak/0.png,a,train\ntrain/oak/1.png,a,train\ntest/oak/0.png,b,test\n"
     )
-    assert "classes that train lacks" in {one.kind for one in check(clean / "m.csv").findings}
+    assert "classes that train lacks" in {finding.kind for finding in check(clean / "m.csv").findings}
 
 
 @pytest.mark.parametrize("option", ["--json", "--html"])
@@ -214,8 +214,8 @@ def test_page_that_cannot_be_written_is_refused_first(
 ) -> None:
     answer = command("check", clean, option, tmp_path / "no" / "file")
     assert answer.code == 2
-    assert f"{option} {tmp_path / 'no' / 'file'}: the folder {tmp_path / 'no'} is not there" in answer.err
+    assert f"{option} {tmp_path / 'no' / 'file'}: the folder {tmp_path / 'no'} does not exist" in answer.err
 
 
-def test_real_images_that_are_sound_have_no_finding(fewsight_data: Path) -> None:
-    assert found(fewsight_data / "tiny20") == {}
+def test_sound_real_images_have_no_finding(fewsight_data: Path) -> None:
+    assert groups_of(fewsight_data / "tiny20") == {}

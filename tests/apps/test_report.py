@@ -1,4 +1,4 @@
-"""The page on runs: what the scores say, every name unharmed, nothing from elsewhere; and the list of runs."""
+"""The page on runs: figures of the scores, escaped names, no requests; and the list of runs."""
 
 import json
 import re
@@ -14,7 +14,7 @@ import pytest
 from conftest import Command
 from fewsight.apps.listing import list_runs, seed_groups
 from fewsight.apps.report import gather, write_report
-from fewsight.apps.report.gather import sure_from, suspects
+from fewsight.apps.report.gather import confident_from, suspects
 from fewsight.errors import RunError
 from fewsight.inference.evaluate import evaluate
 from fewsight.machine import files
@@ -25,7 +25,7 @@ VIEWS = ("center-8", "random-8")
 
 
 class Page(HTMLParser):
-    """Its text, and every address that it would ask for."""
+    """The text of a page, and every address that it would request."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -48,23 +48,23 @@ def scored_run(path: Path, num: int = 200, seed: int = 1) -> Path:
 
 def test_facts_are_those_of_the_scores(tmp_path: Path) -> None:
     labels = random_labels(0, 200)
-    found = gather(scored_run(tmp_path / "run"))
+    facts = gather(scored_run(tmp_path / "run"))
     views = [np.exp(random_scores(1 + number, labels, 2.0).astype(np.float64)) for number in range(2)]
     probs = np.mean(views, 0)
-    taken = probs.argmax(1)
-    assert found.figures.top1.count == (taken == labels).sum()
+    predicted = probs.argmax(1)
+    assert facts.figures.top1.count == (predicted == labels).sum()
     for true in range(len(CLASSES)):
         for other in range(len(CLASSES)):
-            assert found.confusion[true, other] == ((labels == true) & (taken == other)).sum()
-    wrong = np.flatnonzero(taken != labels)
-    surest = wrong[np.argsort(-probs[wrong, taken[wrong]])]
-    assert [one.path for one in found.sure_mistakes] == [f"test/{place}.png" for place in surest[:24]]
-    assert [one.path for one in found.unsure] == [f"test/{place}.png" for place in np.argsort(probs.max(1))[:24]]
-    first = found.sure_mistakes[0]
-    assert (first.label, first.taken_for) == (CLASSES[labels[surest[0]]], CLASSES[taken[surest[0]]])
-    assert first.prob == pytest.approx(probs[surest[0], taken[surest[0]]], rel=1e-5)
-    assert first.label_prob == pytest.approx(probs[surest[0], labels[surest[0]]], rel=1e-5)
-    assert sum(one.count for one in found.reliability) == 200
+            assert facts.confusion[true, other] == ((labels == true) & (predicted == other)).sum()
+    wrong = np.flatnonzero(predicted != labels)
+    most_confident = wrong[np.argsort(-probs[wrong, predicted[wrong]])]
+    assert [entry.path for entry in facts.sure_mistakes] == [f"test/{index}.png" for index in most_confident[:24]]
+    assert [entry.path for entry in facts.unsure] == [f"test/{index}.png" for index in np.argsort(probs.max(1))[:24]]
+    first = facts.sure_mistakes[0]
+    assert (first.label, first.predicted) == (CLASSES[labels[most_confident[0]]], CLASSES[predicted[most_confident[0]]])
+    assert first.prob == pytest.approx(probs[most_confident[0], predicted[most_confident[0]]], rel=1e-5)
+    assert first.label_prob == pytest.approx(probs[most_confident[0], labels[most_confident[0]]], rel=1e-5)
+    assert sum(entry.count for entry in facts.reliability) == 200
 
 
 def test_wrong_labels_are_suspected_first() -> None:
@@ -72,47 +72,47 @@ def test_wrong_labels_are_suspected_first() -> None:
     labels = rng.integers(0, 4, 400)
     logits = rng.normal(size=(400, 4))
     logits[np.arange(400), labels] += 4
-    given = labels.copy()
-    spoilt = rng.choice(400, 12, replace=False)
-    given[spoilt] = (labels[spoilt] + 1) % 4
-    found, claimed = suspects(log_softmax(logits), given)
-    assert len(set(found[:12]) & set(spoilt)) >= 10
-    assert (claimed != given[found]).all()
-    assert (claimed[:12] == labels[found[:12]]).mean() > 0.8
+    noisy = labels.copy()
+    changed = rng.choice(400, 12, replace=False)
+    noisy[changed] = (labels[changed] + 1) % 4
+    suspected, predicted = suspects(log_softmax(logits), noisy)
+    assert len(set(suspected[:12]) & set(changed)) >= 10
+    assert (predicted != noisy[suspected]).all()
+    assert (predicted[:12] == labels[suspected[:12]]).mean() > 0.8
 
 
 def test_weak_run_suspects_few_labels(tmp_path: Path) -> None:
     labels = random_labels(0, 400)
     scores = random_scores(1, labels, 0.5)
     mistakes = np.flatnonzero(scores.argmax(1) != labels)
-    found, _ = suspects(scores, labels)
+    suspected, _ = suspects(scores, labels)
     assert len(mistakes) > 200
-    assert len(found) < 10
-    assert suspects(scores, (scores.argmax(1) + 1) % 4)[0].tolist() == [], "never right, nowhere sure"
-    bound = sure_from(scores, labels)
+    assert len(suspected) < 10
+    assert suspects(scores, (scores.argmax(1) + 1) % 4)[0].tolist() == [], "never correct, so never confident"
+    bound = confident_from(scores, labels)
     assert bound is not None
-    sure = np.exp(scores.max(1).astype(np.float64)) >= bound
-    assert (scores.argmax(1) == labels)[sure].mean() >= 0.9
+    confident = np.exp(scores.max(1).astype(np.float64)) >= bound
+    assert (scores.argmax(1) == labels)[confident].mean() >= 0.9
 
 
 def test_page_says_why_labels_are_suspected(tmp_path: Path) -> None:
     labels = random_labels(0, 400)
-    given = labels.copy()
-    given[:30] = (labels[:30] + 1) % 4
-    write_run(tmp_path / "strong", {"center-8": random_scores(1, labels, 9.0)}, given)
-    write_run(tmp_path / "weak", {"center-8": random_scores(1, labels, 2.0)}, given)
+    noisy = labels.copy()
+    noisy[:30] = (labels[:30] + 1) % 4
+    write_run(tmp_path / "strong", {"center-8": random_scores(1, labels, 9.0)}, noisy)
+    write_run(tmp_path / "weak", {"center-8": random_scores(1, labels, 2.0)}, noisy)
     texts = []
     for name in ("strong", "weak"):
         write_report([tmp_path / name], tmp_path / "page.html")
         texts.append(" ".join(Page(tmp_path / "page.html").text.split()))
         assert gather(tmp_path / name).num_suspects > 0
-    assert "That is so for 30 of these 400 images, of which the first 24 stand here." in texts[0]
+    assert "This applies to 30 of these 400 images, of which the first 24 are shown." in texts[0]
     assert ["This list is unreliable" in text for text in texts] == [False, True]
 
 
 def test_reliability_is_exact_for_a_calibrated_run() -> None:
-    sure = np.array([0.6] * 10 + [0.9] * 10)
-    scores = np.log(np.stack([sure, 1 - sure], 1)).astype(np.float32)
+    confidence = np.array([0.6] * 10 + [0.9] * 10)
+    scores = np.log(np.stack([confidence, 1 - confidence], 1)).astype(np.float32)
     labels = np.array([0] * 6 + [1] * 4 + [0] * 9 + [1])
     low, high = reliability_bins(scores, labels)
     assert (low.count, high.count) == (10, 10)
@@ -120,7 +120,7 @@ def test_reliability_is_exact_for_a_calibrated_run() -> None:
     assert calibration_error([low, high]) == pytest.approx(0, abs=1e-6)
 
 
-def test_page_of_a_real_run_asks_for_nothing_and_shows_its_images(
+def test_page_of_a_real_run_makes_no_request_and_shows_its_images(
     tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
 ) -> None:
     run = tmp_path / "run"
@@ -134,55 +134,55 @@ def test_page_of_a_real_run_asks_for_nothing_and_shows_its_images(
     page = Page(tmp_path / "page.html")
     assert all(address.startswith("data:image/") for address in page.addresses)
     assert page.addresses, "images are shown"
-    found = json.loads((run / "metrics.json").read_text())
-    assert found["val"]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["val"]
     top1 = gather(run).figures.top1
     assert f"{100 * top1.value:.1f} %" in page.text
     assert "top-1 on 15 images of test in 3 classes" in page.text
-    assert page.text.count("the mean of 2 views") == 3, "of the page's figures and of each run that is compared"
-    for said in ("nought", "training loss", "one crop", "at the kept temperature", "recipe.toml", "+0.0 points",
+    assert page.text.count("the mean of 2 views") == 3, "once for the page's figures and once for each compared run"
+    for text in ("nought", "training loss", "one crop", "at the stored temperature", "recipe.toml", "+0.0 points",
                  "because of CutMix and label smoothing",
-                 "The kept threshold calls an image none of the classes", "of these 15 images pass"):  # fmt: skip
-        assert said in page.text, said
-    assert "finds in its data now" in page.text
+                 "The stored threshold rejects an image", "of these 15 images are accepted"):  # fmt: skip
+        assert text in page.text, text
+    assert "Current findings of fewsight check" in page.text
     assert command("report", run, "--out", tmp_path / "short.html", "--no-check").code == 0
-    assert "finds in its data now" not in Page(tmp_path / "short.html").text
+    assert "Current findings of fewsight check" not in Page(tmp_path / "short.html").text
     write_report([run, other], tmp_path / "two.html")
-    assert "tested on other images, so not compared" in Page(tmp_path / "two.html").text
+    assert "tested on different images, so not compared" in Page(tmp_path / "two.html").text
 
 
-def test_page_names_other_views_and_takes_those_that_are_asked_for(
+def test_page_notes_other_views_and_uses_the_given_ones(
     tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
 ) -> None:
     run, other, page = tmp_path / "run", tmp_path / "other", tmp_path / "page.html"
-    for place, views in ((run, "report"), (other, "center")):
-        shutil.copytree(tiny_run, place)
-        evaluate(place, digit_images, split="val", views=views)
+    for path, views in ((run, "report"), (other, "center")):
+        shutil.copytree(tiny_run, path)
+        evaluate(path, digit_images, split="val", views=views)
     assert command("scores", "calibrate", other).code == 0
     shutil.copy(other / "calibration.json", run)
     answer = command("report", run, other, "--out", page, "--split", "val", "--no-check")
     assert answer.out.startswith(f"wrote {page}: ")
     text = Page(page).text
-    assert "Some have other views than the first" in text
-    assert "the temperatures it keeps are for other views (center-32)" in text
+    assert "Some runs have other views than the first" in text
+    assert "the stored temperatures are for other views (center-32)" in text
     answer = command("report", run, other, "--out", page, "--split", "val", "--no-check", "--views", "center-32")
     assert answer.out.startswith(f"replaced {page}: ")
     text = Page(page).text
-    assert "Some have other views than the first" not in text
-    assert "both right on the same" in text
-    assert "at the kept temperature" in text
+    assert "Some runs have other views than the first" not in text
+    assert "both correct on the same" in text
+    assert "at the stored temperature" in text
 
 
 def test_page_replaces_no_other_file(tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_run, tmp_path / "run")
     evaluate(tmp_path / "run", digit_images)
     (tmp_path / "index.html").write_text("<!doctype html><title>mine</title>")
-    with pytest.raises(RunError, match=r"index\.html: this is there already, and no page of fewsight report"):
+    with pytest.raises(RunError, match=r"index\.html: this file exists and is not a page of fewsight report"):
         write_report([tmp_path / "run"], tmp_path / "index.html")
     assert "mine" in (tmp_path / "index.html").read_text()
 
 
-def test_images_that_are_others_now_are_not_shown(tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:
+def test_images_that_have_changed_are_not_shown(tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(digit_images, data)
     shutil.copytree(tiny_run, run)
@@ -193,7 +193,7 @@ def test_images_that_are_others_now_are_not_shown(tiny_run: Path, digit_images: 
         shutil.copy(next(data.glob("train/one/*.png")), file)
     write_report([run], tmp_path / "page.html", data=data)
     assert Page(tmp_path / "page.html").addresses == []
-    assert "or are others now" in Page(tmp_path / "page.html").text
+    assert "are missing or have changed" in Page(tmp_path / "page.html").text
 
 
 def test_page_says_where_images_are_missing_and_how_to_repeat_the_run(
@@ -210,15 +210,15 @@ def test_page_says_where_images_are_missing_and_how_to_repeat_the_run(
     shutil.rmtree(data / "test")
     answer = command("report", run, "--out", page, "--data", data, "--no-check")
     assert re.search(
-        rf"pictures: none of the \d+ images to show were found in {data}: the others are not there", answer.out
+        rf"pictures: none of the \d+ images to show were found in {data}: the others are missing", answer.out
     )
     assert f"were found in {data}" in Page(page).text
     lost = command("report", run, "--out", page, "--data", tmp_path / "nowhere")
-    assert (lost.code, "is not there; give the folder" in lost.err) == (2, True)
+    assert (lost.code, "does not exist; give the folder with the images" in lost.err) == (2, True)
     facts = json.loads((run / "data.json").read_text())
     (run / "data.json").write_text(json.dumps(facts | {"source": str(tmp_path / "gone")}))
     assert command("report", run, "--out", page).code == 0
-    assert f"It could not look at the data: it lay in {tmp_path / 'gone'}" in Page(page).text
+    assert f"The data was not checked: it was in {tmp_path / 'gone'}" in Page(page).text
 
 
 @pytest.mark.parametrize("name", ["page.txt", "page"])
@@ -235,29 +235,29 @@ def test_many_classes_make_a_small_page(tmp_path: Path) -> None:
     write_report([tmp_path / "run"], tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_size < 2**20
-    assert "b" not in page.tags, "a class's name is text"
+    assert "b" not in page.tags, "the name of a class is text, not HTML"
     assert "<b>199" in page.text
     assert [address[:15] for address in page.addresses] == ["data:image/png;"]
 
 
-def test_classes_that_are_taken_for_each_other_stand_beside_each_other(tmp_path: Path) -> None:
+def test_classes_that_are_confused_are_next_to_each_other(tmp_path: Path) -> None:
     classes = tuple(f"c{number:02d}" for number in range(40))
     labels = np.repeat(np.arange(40), 10)
-    taken = labels.copy()
-    taken[::3] = (labels[::3] + 20) % 40  # c00 and c20, c01 and c21, ...
+    predicted = labels.copy()
+    predicted[::3] = (labels[::3] + 20) % 40  # c00 and c20, c01 and c21, ...
     logits = np.zeros((400, 40))
-    logits[np.arange(400), taken] = 9
+    logits[np.arange(400), predicted] = 9
     write_run(tmp_path / "run", {"center-8": log_softmax(logits)}, labels, classes=classes)
     write_report([tmp_path / "run"], tmp_path / "page.html")
-    found = re.search(r'id="matrix-data">(.*?)</script>', (tmp_path / "page.html").read_text())
-    assert found is not None
-    matrix = json.loads(found[1])
-    place = {name: number for number, name in enumerate(matrix["names"])}
-    assert sorted(place) == list(classes)
+    match = re.search(r'id="matrix-data">(.*?)</script>', (tmp_path / "page.html").read_text())
+    assert match is not None
+    matrix = json.loads(match[1])
+    position = {name: number for number, name in enumerate(matrix["names"])}
+    assert sorted(position) == list(classes)
     for number in range(20):
-        assert abs(place[f"c{number:02d}"] - place[f"c{number + 20:02d}"]) == 1
-    own = {name: matrix["cells"][f"{at},{at}"] for name, at in place.items()}
-    assert own == {name: int((taken[labels == number] == number).sum()) for number, name in enumerate(classes)}
+        assert abs(position[f"c{number:02d}"] - position[f"c{number + 20:02d}"]) == 1
+    own = {name: matrix["cells"][f"{index},{index}"] for name, index in position.items()}
+    assert own == {name: int((predicted[labels == number] == number).sum()) for number, name in enumerate(classes)}
     assert sum(matrix["cells"].values()) == 400
 
 
@@ -269,11 +269,13 @@ def test_run_without_scores_says_how_to_make_them(tiny_run: Path, tmp_path: Path
     assert not (tmp_path / "page.html").exists()
 
 
-def test_page_says_that_images_were_trained_on(tmp_path: Path) -> None:
+def test_page_warns_about_training_images(tmp_path: Path) -> None:
     labels = random_labels(0, 20)
     write_run(tmp_path / "run", {"center-8": random_scores(1, labels)}, labels, trained_on=range(7))
     write_report([tmp_path / "run"], tmp_path / "page.html")
-    assert "7 of these are images it was trained on" in " ".join(Page(tmp_path / "page.html").text.split())
+    assert "7 of 20 images were in the training set: these figures are optimistic" in " ".join(
+        Page(tmp_path / "page.html").text.split()
+    )
 
 
 def test_runs_are_listed_with_their_seeds(tiny_run: Path, tmp_path: Path, command: Command) -> None:
@@ -283,17 +285,17 @@ def test_runs_are_listed_with_their_seeds(tiny_run: Path, tmp_path: Path, comman
     metrics.write_text(re.sub(r'"value": [\d.]+', '"value": 0.25', metrics.read_text(), count=1))
     (tmp_path / "runs" / "broken").mkdir()
     (tmp_path / "runs" / "broken" / "run.json").write_text("{")
-    found = list_runs(tmp_path / "runs")
-    assert [str(one.path.relative_to(tmp_path / "runs")) for one in found] == [
+    listed = list_runs(tmp_path / "runs")
+    assert [str(run.path.relative_to(tmp_path / "runs")) for run in listed] == [
         "alone", "broken", "deep/er/run", "many/seed0", "many/seed1",
     ]  # fmt: skip
-    assert found[1].status == "cannot be read"
-    ((path, (mean, spread, count)),) = seed_groups(found).items()
-    own = found[0].val
+    assert listed[1].status == "cannot be read"
+    ((path, (mean, sd, count)),) = seed_groups(listed).items()
+    own = listed[0].val
     assert own is not None
     assert (path, count) == (tmp_path / "runs" / "many", 2)
     assert mean == pytest.approx((own.value + 0.25) / 2)
-    assert spread == pytest.approx(abs(own.value - 0.25) / 2**0.5)
+    assert sd == pytest.approx(abs(own.value - 0.25) / 2**0.5)
     answer = command("runs", tmp_path / "runs", "--json", tmp_path / "runs.json")
     assert answer.code == 0, answer
     assert "many/seed1" in answer.out
@@ -302,7 +304,7 @@ def test_runs_are_listed_with_their_seeds(tiny_run: Path, tmp_path: Path, comman
     assert len(json.loads((tmp_path / "runs.json").read_text())) == 5
 
 
-def test_training_that_no_process_is_at_is_listed_as_interrupted(
+def test_unfinished_run_without_a_process_is_listed_as_interrupted(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tiny_run, tmp_path / "run")

@@ -1,6 +1,6 @@
-"""Pages as a person sees them: headless Chromium, no request that leaves them, axe-core's rules, two widths.
+"""Pages in headless Chromium: no requests, axe-core's accessibility rules, two widths.
 
-Screenshots are kept where FEWSIGHT_SCREENSHOTS says, to be looked at.
+Screenshots are written to the folder FEWSIGHT_SCREENSHOTS, if it is set.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import pytest
 
 from conftest import TINY, Command
 from fewsight.apps.report import write_report
-from fewsight.apps.report.page import MOST_CELLS
+from fewsight.apps.report.page import MAX_TABLE_CLASSES
 from fewsight.inference.evaluate import evaluate
 from fewsight.training.session import train
 from stores import log_softmax, write_run
@@ -34,85 +34,87 @@ HINTED = """[...document.querySelectorAll(".scroll")].every(box => {
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What a browser makes of a page."""
+class PageResult:
+    """What a browser reports about a page."""
 
     problems: list[str]  # errors and warnings on the console
-    asked: list[str]  # addresses beside the page's own
-    violations: list[str]  # of axe-core's rules, the serious ones
-    wider: int  # px that the page is wider than its window
+    requests: list[str]  # addresses other than the page's own
+    violations: list[str]  # of axe-core's serious rules
+    overflow_px: int  # by which the page is wider than its window
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    place = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if place is None:
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
         pytest.skip("no Chromium on this machine")
     with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=place, args=["--no-sandbox", "--disable-gpu"])
+        opened = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
         yield opened
         opened.close()
 
 
-def look(browser: Any, file: Path, width: int, *, dark: bool = False, axe: bool = True) -> tuple[Looked, Any]:
+def look(browser: Any, file: Path, width: int, *, dark: bool = False, axe: bool = True) -> tuple[PageResult, Any]:
     """Open a page; it stays open."""
     page = browser.new_page(
         viewport={"width": width, "height": 1000}, color_scheme="dark" if dark else "light", reduced_motion="reduce"
     )
-    problems, asked = list[str](), list[str]()
+    problems, requests = list[str](), list[str]()
     page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: requests.append(request.url))
     page.goto(file.as_uri())
-    found = []
+    violations = []
     if axe:
         page.add_script_tag(content=axe_source())
-        found = page.evaluate("axe.run()")["violations"]
-    violations = [
-        f"{one['id']} ({one['impact']}): {one['nodes'][0]['html'][:200]}" for one in found if one["impact"] in SERIOUS
+        violations = page.evaluate("axe.run()")["violations"]
+    serious = [
+        f"{entry['id']} ({entry['impact']}): {entry['nodes'][0]['html'][:200]}"
+        for entry in violations
+        if entry["impact"] in SERIOUS
     ]
-    wider = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-    outside = [url for url in asked if not url.startswith("data:") and url != file.as_uri()]
+    overflow_px = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    outside = [url for url in requests if not url.startswith("data:") and url != file.as_uri()]
     if folder := os.environ.get("FEWSIGHT_SCREENSHOTS"):
         Path(folder).mkdir(parents=True, exist_ok=True)
         target = Path(folder) / f"{file.stem}-{width}{'-dark' if dark else ''}.png"
         page.screenshot(path=str(target), full_page=True)
-    return Looked(problems, outside, violations, wider), page
+    return PageResult(problems, outside, serious, overflow_px), page
 
 
 def axe_source() -> str:
-    """axe-core's script, as its package brings it."""
+    """axe-core's script from its package."""
     return (Path(axe_package.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
 
 
-def generated_run(place: Path, num_classes: int, num_images: int, pictures: Path) -> Path:
-    """A run of generated scores whose images are those of `pictures`, over and over."""
+def generated_run(parent: Path, num_classes: int, num_images: int, pictures: Path) -> Path:
+    """A run of generated scores whose images are those of `pictures`, repeated."""
     classes = tuple(f"class {number:04d} <i>&amp;" for number in range(num_classes))
     rng = np.random.default_rng(num_classes)
     labels = rng.integers(0, num_classes, num_images)
     logits = rng.standard_normal((num_images, num_classes), np.float32)
     logits[np.arange(num_images), labels] += 4
     sources = sorted(pictures.rglob("*.png"))
-    known = [hashlib.blake2b(source.read_bytes(), digest_size=8).hexdigest() for source in sources]
-    folder = place / "data" / "test"
+    digest_of = [hashlib.blake2b(source.read_bytes(), digest_size=8).hexdigest() for source in sources]
+    folder = parent / "data" / "test"
     folder.mkdir(parents=True)
     for number in range(num_images):
         os.link(sources[number % len(sources)], folder / f"{number}.png")
-    digests = [known[number % len(sources)] for number in range(num_images)]
-    write_run(place / "run", {"center-8": log_softmax(logits)}, labels, classes=classes, digests=digests)
-    return place / "run"
+    digests = [digest_of[number % len(sources)] for number in range(num_images)]
+    write_run(parent / "run", {"center-8": log_softmax(logits)}, labels, classes=classes, digests=digests)
+    return parent / "run"
 
 
 def check_page(browser: Any, file: Path) -> None:
     for width, dark in ((WIDTHS[0], False), (WIDTHS[1], False), (WIDTHS[0], True)):
-        looked, page = look(browser, file, width, dark=dark)
+        result, page = look(browser, file, width, dark=dark)
         assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
-        assert page.evaluate(HINTED), "what scrolls sideways says so, and nothing else does"
+        assert page.evaluate(HINTED), "exactly what scrolls sideways has a hint"
         page.close()
-        assert looked == Looked([], [], [], 0), (file.name, width, dark)
+        assert result == PageResult([], [], [], 0), (file.name, width, dark)
 
 
-@pytest.mark.timeout(900)  # axe-core looks at the contrast of every cell of 1,000 classes
+@pytest.mark.timeout(900)  # axe-core checks the contrast of every cell of 1,000 classes
 @pytest.mark.parametrize(("num_classes", "num_images"), [(20, 1000), (200, 10_000), (1000, 50_000)])
 def test_report_of_many_classes(
     browser: Any, num_classes: int, num_images: int, digit_images: Path, tmp_path: Path
@@ -122,27 +124,27 @@ def test_report_of_many_classes(
     write_report([run], page, data=tmp_path / "data")
     assert page.stat().st_size < 10 * 2**20
     check_page(browser, page)
-    if num_classes > MOST_CELLS:
+    if num_classes > MAX_TABLE_CLASSES:
         check_pointer(browser, page)
 
 
 def check_pointer(browser: Any, file: Path) -> None:
-    """The picture of the confusions says what is under the pointer."""
+    """The confusion matrix names the cell under the pointer."""
     _, page = look(browser, file, WIDTHS[0], axe=False)
-    picture, said = page.locator("#matrix"), page.locator("#cell")
+    picture, output = page.locator("#matrix"), page.locator("#cell")
     names = page.evaluate("JSON.parse(document.getElementById('matrix-data').textContent).names")
     picture.scroll_into_view_if_needed()
     box = picture.bounding_box()
     step = box["width"] / len(names)
     picture.hover(position={"x": 2.5 * step, "y": 7.5 * step})
-    assert re.fullmatch(rf"{re.escape(names[7])} taken for {re.escape(names[2])}: \d+ images", said.inner_text())
+    assert re.fullmatch(rf"{re.escape(names[7])} predicted as {re.escape(names[2])}: \d+ images", output.inner_text())
     picture.hover(position={"x": 4.5 * step, "y": 4.5 * step})
-    assert int(said.inner_text().split(": ")[1].split()[0]) > 5, "most images of a class lie on the diagonal"
+    assert int(output.inner_text().split(": ")[1].split()[0]) > 5, "most images of a class are on the diagonal"
     page.close()
 
 
 def test_report_of_a_run_against_another(browser: Any, digit_images: Path, tmp_path: Path, command: Command) -> None:
-    """With everything on it: curves, temperature, views, what `check` finds, another run, galleries."""
+    """With every part: curves, temperature, views, findings of `check`, another run, galleries."""
     data = tmp_path / "data"
     shutil.copytree(digit_images, data)
     shutil.copy(data / "train/one/01.png", data / "test/two/99.png")  # a leak, with another label

@@ -1,4 +1,4 @@
-"""The challenge's subset from its lists, which are read as lists alone, and a submission that lacks no image."""
+"""The challenge's subset, built from lists that are read without running anything, and its complete submission."""
 
 import csv
 import errno
@@ -26,14 +26,14 @@ from fewsight.training.session import train
 CLASSES = ("n01440764", "n02104029", "n15075141")
 TRAIN = [(name, f"{name}_{number}.JPEG") for name in CLASSES for number in (3, 10)]
 VAL = [(name, f"{name}_{number}.JPEG") for name in CLASSES for number in (4, 11)]
-TEST = [  # neither by class nor by name
-    f"{CLASSES[place]}/ILSVRC2012_val_{number:08d}.JPEG" for place, number in [(1, 9), (0, 30), (2, 1), (1, 2), (0, 7)]
+TEST = [  # sorted neither by class nor by name
+    f"{CLASSES[index]}/ILSVRC2012_val_{number:08d}.JPEG" for index, number in [(1, 9), (0, 30), (2, 1), (1, 2), (0, 7)]
 ]
 HOW_MANY = len(TRAIN) + len(VAL) + len(TEST)
 
 
 def write_lists(folder: Path, **lists: object) -> Path:
-    """train.pickle, val.pickle and test.pickle; bytes are written as they are."""
+    """Write train.pickle, val.pickle and test.pickle; bytes are written unchanged."""
     folder.mkdir(exist_ok=True)
     for split, value in {"train": TRAIN, "val": VAL, "test": TEST, **lists}.items():
         (folder / f"{split}.pickle").write_bytes(value if isinstance(value, bytes) else pickle.dumps(value))
@@ -49,22 +49,24 @@ def lists(tmp_path: Path) -> Path:
 
 
 def test_lists_name_sources_and_targets(lists: Path) -> None:
-    found = {one.target: one.source for one in read_lists(lists)}
-    assert len(found) == HOW_MANY
-    assert found["train/n02104029/n02104029_10.JPEG"] == "train/n02104029/n02104029_10.JPEG"
-    assert found["val/n15075141/n15075141_4.JPEG"] == "train/n15075141/n15075141_4.JPEG", "val is cut from train"
-    assert [found[f"test/imgs/img_{number}.JPEG"] for number in range(5)] == [f"val/{name}" for name in TEST]
+    sources = {image.target: image.source for image in read_lists(lists)}
+    assert len(sources) == HOW_MANY
+    assert sources["train/n02104029/n02104029_10.JPEG"] == "train/n02104029/n02104029_10.JPEG"
+    assert sources["val/n15075141/n15075141_4.JPEG"] == "train/n15075141/n15075141_4.JPEG", "val is cut from train"
+    assert [sources[f"test/imgs/img_{number}.JPEG"] for number in range(5)] == [f"val/{name}" for name in TEST]
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_lists_of_every_protocol_are_read(protocol: int, lists: Path) -> None:
     before = read_lists(lists)
-    write_lists(lists, train=pickle.dumps([list(one) for one in TRAIN], protocol), test=pickle.dumps(TEST, protocol))
+    write_lists(
+        lists, train=pickle.dumps([list(entry) for entry in TRAIN], protocol), test=pickle.dumps(TEST, protocol)
+    )
     assert read_lists(lists) == before
 
 
 class Runs:
-    """A pickle of it runs a command as it is read."""
+    """Its pickle runs a command when it is loaded."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -80,34 +82,36 @@ def test_pickle_that_runs_a_command_is_refused_unrun(split: str, protocol: int, 
     good: list[Any] = {"train": TRAIN, "val": VAL, "test": TEST}[split]
     for evil in (Runs(marker), [*good, Runs(marker)], [(Runs(marker), "x")]):
         write_lists(lists, **{split: pickle.dumps(evil, protocol)})
-        with pytest.raises(DataError, match=r"not a pickle of a plain list .*system.*; nothing in it was run") as told:
+        with pytest.raises(
+            DataError, match=r"not a pickle of a plain list .*system.*; nothing in it was run"
+        ) as caught:
             read_lists(lists)
-        assert str(lists / f"{split}.pickle") in str(told.value)
+        assert str(lists / f"{split}.pickle") in str(caught.value)
     assert not marker.exists()
     pickle.loads(pickle.dumps(Runs(marker), protocol))
-    assert marker.exists(), "the command would have been run"
+    assert marker.exists(), "the command would have run"
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        b"cbuiltins\nlist\n.",  # a class, although one that lists are made of
-        b"(S'x'\nios\nsystem\n.",  # the old way to make an instance
+        b"cbuiltins\nlist\n.",  # a class, even a harmless one
+        b"(S'x'\nios\nsystem\n.",  # the old opcode that makes an instance
         pickle.dumps(Counter("ab")),
         pickle.dumps([("n01440764", np.str_("n01440764_3.JPEG"))]),
-        pickle.dumps({"n01440764"}, 2),  # sets are named before protocol 4
+        pickle.dumps({"n01440764"}, 2),  # before protocol 4, a set refers to its class
     ],
 )
 def test_pickle_that_names_anything_is_refused(data: bytes, lists: Path) -> None:
     write_lists(lists, train=data)
-    with pytest.raises(DataError, match=r"train\.pickle: not a pickle of a plain list \(it asks for \w+(\.\w+)+\)"):
+    with pytest.raises(DataError, match=r"train\.pickle: not a pickle of a plain list \(it refers to \w+(\.\w+)+\)"):
         read_lists(lists)
 
 
 @pytest.mark.parametrize("data", [b"Psomewhere\n.", b"\x80\x02X\x01\x00\x00\x00xQ."])
 def test_pickle_that_points_outside_itself_is_refused(data: bytes, lists: Path) -> None:
     write_lists(lists, val=data)
-    with pytest.raises(DataError, match=r"val\.pickle: not a pickle .*it asks for an object outside itself"):
+    with pytest.raises(DataError, match=r"val\.pickle: not a pickle .*it refers to an object outside itself"):
         read_lists(lists)
 
 
@@ -130,7 +134,7 @@ def test_other_than_a_list_is_refused(value: object, lists: Path) -> None:
         read_lists(lists)
 
 
-def test_missing_list_says_which_folder_is_wanted(lists: Path) -> None:
+def test_missing_list_says_which_folder_is_expected(lists: Path) -> None:
     (lists / "test.pickle").unlink()
     with pytest.raises(DataError, match=r"test\.pickle: No such file .*--lists is the toolkit's folder"):
         read_lists(lists)
@@ -169,7 +173,7 @@ def test_far_too_large_list_is_not_read(lists: Path) -> None:
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_strange_entry_is_refused(split: str, entry: object, lists: Path) -> None:
     write_lists(lists, **{split: [*{"train": TRAIN, "val": VAL}[split], entry]})
-    with pytest.raises(DataError, match=rf"{split}\.pickle: entry 6 is .*; expected such as \(\"n01440764\""):
+    with pytest.raises(DataError, match=rf"{split}\.pickle: entry 6 is .*; expected an entry like \(\"n01440764\""):
         read_lists(lists)
 
 
@@ -189,18 +193,18 @@ def test_strange_entry_is_refused(split: str, entry: object, lists: Path) -> Non
 )
 def test_strange_entry_of_the_test_list_is_refused(entry: object, lists: Path) -> None:
     write_lists(lists, test=[*TEST, entry])
-    with pytest.raises(DataError, match=r"test\.pickle: entry 5 is .*; expected such as \"n02104029/"):
+    with pytest.raises(DataError, match=r"test\.pickle: entry 5 is .*; expected an entry like \"n02104029/"):
         read_lists(lists)
 
 
 def test_long_entry_is_named_in_short(lists: Path) -> None:
     write_lists(lists, test=["x" * 10_000])
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as caught:
         read_lists(lists)
-    assert len(str(told.value)) < 400
+    assert len(str(caught.value)) < 400
 
 
-def test_image_that_stands_there_twice_is_refused(lists: Path) -> None:
+def test_image_that_is_listed_twice_is_refused(lists: Path) -> None:
     write_lists(lists, val=[*VAL, VAL[1]])
     with pytest.raises(DataError, match=r"the lists name val/n01440764/n01440764_11\.JPEG twice"):
         read_lists(lists)
@@ -208,28 +212,28 @@ def test_image_that_stands_there_twice_is_refused(lists: Path) -> None:
 
 def test_image_in_train_and_in_val_is_refused(lists: Path) -> None:
     write_lists(lists, val=[*VAL, TRAIN[3]])
-    with pytest.raises(DataError, match=r"train/n02104029/n02104029_10\.JPEG stands in train\.pickle and in val"):
+    with pytest.raises(DataError, match=r"train/n02104029/n02104029_10\.JPEG is in train\.pickle and in val"):
         read_lists(lists)
 
 
 def test_the_toolkits_lists_have_50_a_class(fewsight_data: Path) -> None:
-    found = read_lists(fewsight_data / "vipriors-lists")
-    assert len(found) == 150_000
+    images = read_lists(fewsight_data / "vipriors-lists")
+    assert len(images) == 150_000
     for split in ("train", "val"):
-        counts = Counter(one.target.split("/")[1] for one in found if one.target.startswith(f"{split}/"))
+        counts = Counter(image.target.split("/")[1] for image in images if image.target.startswith(f"{split}/"))
         assert len(counts) == 1000
         assert set(counts.values()) == {50}
-    tested = Counter(one.source.split("/")[1] for one in found if one.target.startswith("test/"))
+    tested = Counter(image.source.split("/")[1] for image in images if image.target.startswith("test/"))
     assert tested.keys() == counts.keys()
     assert set(tested.values()) == {50}
-    assert len({one.source for one in found}) == 150_000
+    assert len({image.source for image in images}) == 150_000
 
 
 # Build
 
 
 def image_bytes(name: str) -> bytes:
-    """What stands for the image of that name: of its own content and length."""
+    """A stand-in for the image of that name, with a content and length of its own."""
     return b"\xff\xd8" + name.encode() * (1 + len(name) % 3)
 
 
@@ -238,9 +242,9 @@ def make_tree(root: Path, *, flat: bool = False) -> Path:
     names = [f"train/{name}/{name}_{number}.JPEG" for name in CLASSES for number in range(12)]
     names += [f"val/{name}" for name in TEST] + [f"val/{CLASSES[0]}/ILSVRC2012_val_00009999.JPEG"]
     for name in names:
-        place = root / ("val/" + Path(name).name if flat and name.startswith("val/") else name)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(image_bytes(name))
+        target = root / ("val/" + Path(name).name if flat and name.startswith("val/") else name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(image_bytes(name))
     return root
 
 
@@ -279,7 +283,7 @@ def test_subset_is_laid_out_as_in_the_challenge(nested: str, flat: bool, lists: 
 def test_images_are_linked_or_copied(
     link: str, lists: Path, imagenet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the tree is given relative to where we are."""
+    """Also if the tree is a relative path."""
     monkeypatch.chdir(tmp_path)
     build(Path("imagenet"), Path("lists"), Path("out"), link=link)
     assert_whole(tmp_path / "out/imagenet_50")
@@ -304,24 +308,24 @@ def test_second_run_makes_nothing(link: str, lists: Path, imagenet: Path, tmp_pa
     first = build(imagenet, lists, tmp_path / "out", link=link)
     before = {path: path.lstat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     again = build(imagenet, lists, tmp_path / "out", link=link)
-    assert (again.made, again.there, again.counts) == (0, HOW_MANY, first.counts)
+    assert (again.created, again.present, again.counts) == (0, HOW_MANY, first.counts)
     assert {path: path.lstat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
 
 
 @pytest.mark.parametrize("link", ["hard", "symlink", "copy"])
-def test_half_copied_image_is_mended(link: str, lists: Path, imagenet: Path, tmp_path: Path) -> None:
-    """Such as another program leaves; the tree's own image is not touched."""
+def test_half_copied_image_is_replaced(link: str, lists: Path, imagenet: Path, tmp_path: Path) -> None:
+    """As another program may leave it; the image in the tree is not touched."""
     build(imagenet, lists, tmp_path / "out", link=link)
     half = tmp_path / "out/imagenet_50/test/imgs/img_3.JPEG"
     half.unlink()
     half.write_bytes(image_bytes(f"val/{TEST[3]}")[:4])
     again = build(imagenet, lists, tmp_path / "out", link=link)
-    assert (again.made, again.there) == (1, HOW_MANY - 1)
+    assert (again.created, again.present) == (1, HOW_MANY - 1)
     assert_whole(tmp_path / "out/imagenet_50")
     assert (imagenet / "val" / TEST[3]).read_bytes() == image_bytes(f"val/{TEST[3]}")
 
 
-def test_stopped_build_goes_on(lists: Path, imagenet: Path, tmp_path: Path) -> None:
+def test_stopped_build_resumes(lists: Path, imagenet: Path, tmp_path: Path) -> None:
     def stop(done: int, total: int) -> None:
         assert total == HOW_MANY
         if done == 7:
@@ -331,7 +335,7 @@ def test_stopped_build_goes_on(lists: Path, imagenet: Path, tmp_path: Path) -> N
         build(imagenet, lists, tmp_path / "out", link="copy", progress=stop)
     assert len(files_under(tmp_path / "out")) == 7
     again = build(imagenet, lists, tmp_path / "out", link="copy")
-    assert (again.made, again.there) == (HOW_MANY - 7, 7)
+    assert (again.created, again.present) == (HOW_MANY - 7, 7)
     assert_whole(tmp_path / "out/imagenet_50")
 
 
@@ -347,7 +351,7 @@ def test_missing_images_are_listed_until_they_are_there(command: Command, imagen
     answer = command("vipriors", "build", *options(tmp_path))
     subset = tmp_path / "out/imagenet_50"
     assert answer.code == 1
-    assert "5 train, 6 val, 4 test; 15 made now, 0 were there" in answer.out
+    assert "5 train, 6 val, 4 test; 15 created, 0 already present" in answer.out
     names = [str(path.relative_to(imagenet)) for path in gone]
     assert (subset / "missing.txt").read_text().splitlines() == names
     assert all(f"missing in the tree: {name}\n" in answer.out for name in names)
@@ -356,7 +360,7 @@ def test_missing_images_are_listed_until_they_are_there(command: Command, imagen
         path.write_bytes(image_bytes(name))
     again = command("vipriors", "build", *options(tmp_path))
     assert again.code == 0
-    assert "6 train, 6 val, 5 test; 2 made now, 15 were there" in again.out
+    assert "6 train, 6 val, 5 test; 2 created, 15 already present" in again.out
     assert "missing in" not in again.out
     assert_whole(subset)
 
@@ -365,7 +369,7 @@ def test_image_that_the_subset_holds_is_not_missing(lists: Path, imagenet: Path,
     build(imagenet, lists, tmp_path / "out")
     (imagenet / "val" / TEST[0]).unlink()
     built = build(imagenet, lists, tmp_path / "out")
-    assert (built.missing, built.there) == ((), HOW_MANY)
+    assert (built.missing, built.present) == ((), HOW_MANY)
 
 
 def test_link_that_leads_nowhere_is_missing(lists: Path, imagenet: Path, tmp_path: Path) -> None:
@@ -386,20 +390,20 @@ def test_many_missing_images_are_counted(command: Command, imagenet: Path, tmp_p
 
 
 @pytest.mark.usefixtures("lists", "imagenet")
-def test_strange_images_are_reported_and_left(command: Command, tmp_path: Path) -> None:
+def test_unlisted_images_are_reported_and_kept(command: Command, tmp_path: Path) -> None:
     command("vipriors", "build", *options(tmp_path))
-    strange = ["test/imgs/img_5.JPEG", "train/n01440764/n01440764_0.JPEG", "val/n99999999/x.JPEG"]
-    for name in strange:
-        place = tmp_path / "out/imagenet_50" / name
-        place.parent.mkdir(exist_ok=True)
-        place.write_bytes(b"mine")
+    unlisted = ["test/imgs/img_5.JPEG", "train/n01440764/n01440764_0.JPEG", "val/n99999999/x.JPEG"]
+    for name in unlisted:
+        image = tmp_path / "out/imagenet_50" / name
+        image.parent.mkdir(exist_ok=True)
+        image.write_bytes(b"mine")
     answer = command("vipriors", "build", *options(tmp_path))
     assert answer.code == 1
-    assert "6 train, 6 val, 5 test; 0 made now, 17 were there" in answer.out
+    assert "6 train, 6 val, 5 test; 0 created, 17 already present" in answer.out
     assert [line for line in answer.out.splitlines() if line.startswith("in no list: ")] == [
-        f"in no list: {name}" for name in strange
+        f"in no list: {name}" for name in unlisted
     ]
-    assert all((tmp_path / "out/imagenet_50" / name).read_bytes() == b"mine" for name in strange)
+    assert all((tmp_path / "out/imagenet_50" / name).read_bytes() == b"mine" for name in unlisted)
 
 
 @pytest.mark.usefixtures("lists")
@@ -488,15 +492,15 @@ def subset(digits_subset: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def probs_of(command: Command, digits_subset: Path, tmp_path: Path) -> Callable[[Path], dict[int, dict[str, float]]]:
-    """What `predict` says in the report's views: probabilities by class of each image, by its number."""
+    """A function for the probabilities of `predict` in the paper's views: image number -> class -> probability."""
 
     def ask(path: Path) -> dict[int, dict[str, float]]:
-        command("predict", path, digits_subset / "test/imgs", "--views", "report", "--top-k", 3,
+        command("predict", path, digits_subset / "test/imgs", "--views", "paper", "--top-k", 3,
                 "--out", tmp_path / "p.csv")  # fmt: skip
         with (tmp_path / "p.csv").open(newline="") as handle:
             return {
                 int(Path(row["path"]).stem[4:]): {
-                    row[f"label{place}"]: float(row[f"prob{place}"]) for place in ("", "2", "3")
+                    row[f"label{suffix}"]: float(row[f"prob{suffix}"]) for suffix in ("", "2", "3")
                 }
                 for row in csv.DictReader(handle)
             }
@@ -505,32 +509,32 @@ def probs_of(command: Command, digits_subset: Path, tmp_path: Path) -> Callable[
 
 
 Probs = Callable[[Path], dict[int, dict[str, float]]]
-ORDER = ("nought", "one", "two")  # sorted, so their places are the indices of the challenge
+ORDER = ("nought", "one", "two")  # sorted, so that an index here is the class index of the challenge
 
 
 def read_submission(path: Path) -> list[int]:
-    """The predictions, after the ids were checked."""
+    """The predictions, after checking the ids."""
     header, *lines = path.read_text().splitlines()
     assert header == "Image IDs,Predictions"
     ids, predictions = zip(*(line.split(",") for line in lines), strict=True)
     assert list(ids) == [f"img_{number}.JPEG" for number in range(len(lines))]
-    return [int(one) for one in predictions]
+    return [int(prediction) for prediction in predictions]
 
 
 def quietly(path: Path, data: Path, out: Path, **more: Any) -> int:
     return submit(path, data, out, console=make_console(io.StringIO()), **more)
 
 
-def test_submission_holds_the_place_of_each_prediction(
+def test_submission_has_the_class_index_of_each_prediction(
     command: Command, run: Path, digits_subset: Path, probs_of: Probs, tmp_path: Path
 ) -> None:
     out = tmp_path / "submission.csv"
     answer = command("vipriors", "submit", run, digits_subset, "--out", out)
     assert (answer.code, answer.err) == (0, "")
     assert answer.out == f"wrote {out}: 150 predictions\n"
-    found, probs = read_submission(out), probs_of(run)
-    assert found == [ORDER.index(max(probs[number], key=probs[number].__getitem__)) for number in range(COUNT)]
-    assert len(set(found)) > 1
+    submitted, probs = read_submission(out), probs_of(run)
+    assert submitted == [ORDER.index(max(probs[number], key=probs[number].__getitem__)) for number in range(COUNT)]
+    assert len(set(submitted)) > 1
     assert sorted(file.name for file in (run / "scores/submission").glob("*.f32")) == ["center-32.f32", "random-32.f32"]
 
 
@@ -539,16 +543,16 @@ def test_ensemble_submits_its_mean(
 ) -> None:
     make_ensemble([str(tiny_run), str(other_run)], tmp_path / "e")
     assert quietly(tmp_path / "e", digits_subset, tmp_path / "new.csv") == COUNT
-    one, two = probs_of(tiny_run), probs_of(other_run)
-    means = [[one[number][name] + two[number][name] for name in ORDER] for number in range(COUNT)]
-    found = read_submission(tmp_path / "new.csv")
-    assert found == np.argmax(means, axis=1).tolist()
-    for probs in (one, two):
-        assert found != [ORDER.index(max(probs[number], key=probs[number].__getitem__)) for number in range(COUNT)]
+    first, second = probs_of(tiny_run), probs_of(other_run)
+    means = [[first[number][name] + second[number][name] for name in ORDER] for number in range(COUNT)]
+    submitted = read_submission(tmp_path / "new.csv")
+    assert submitted == np.argmax(means, axis=1).tolist()
+    for probs in (first, second):
+        assert submitted != [ORDER.index(max(probs[number], key=probs[number].__getitem__)) for number in range(COUNT)]
 
 
 def test_data_of_other_classes_are_refused(run: Path, digits_subset: Path, tmp_path: Path) -> None:
-    """The evaluator counts the data's classes: a run of others would number its own."""
+    """The evaluator numbers the data's classes, so the indices of other classes would be wrong."""
     shutil.copytree(digits_subset, tmp_path / "subset")
     for name in ORDER[1:]:
         (tmp_path / "subset" / "train" / name).mkdir(parents=True, exist_ok=True)
@@ -559,22 +563,22 @@ def test_data_of_other_classes_are_refused(run: Path, digits_subset: Path, tmp_p
 
 
 @pytest.mark.parametrize("number", [0, -3])
-def test_number_of_images_must_be_one(number: int, run: Path, digits_subset: Path, tmp_path: Path) -> None:
+def test_number_of_images_must_be_positive(number: int, run: Path, digits_subset: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected at least 1"):
         quietly(run, digits_subset, tmp_path / "new.csv", num_images=number)
 
 
-def test_test_image_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
+def test_test_image_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
     write_lists(tmp_path / "lists", test=[*TEST, TEST[0]])
     with pytest.raises(DataError, match=rf"the lists name val/{TEST[0]} twice"):
         read_lists(tmp_path / "lists")
 
 
 def test_subset_may_be_given_at_any_depth(run: Path, digits_subset: Path, tmp_path: Path) -> None:
-    """The scores are those of the same images."""
+    """All of them have the same images, so the stored scores are reused."""
     written = []
-    for place in ("", "test", "test/imgs"):
-        quietly(run, digits_subset / place, tmp_path / "new.csv", views="center")
+    for below in ("", "test", "test/imgs"):
+        quietly(run, digits_subset / below, tmp_path / "new.csv", views="center")
         written.append((tmp_path / "new.csv").read_bytes())
         (tmp_path / "new.csv").unlink()
     assert written == [written[0]] * 3
@@ -610,7 +614,7 @@ def other_name(folder: Path) -> str:
 def two_more(folder: Path) -> str:
     for number in (150, 151):
         shutil.copy(folder / "img_0.JPEG", folder / f"img_{number}.JPEG")
-    return "2 more test images than 150 (img_150.JPEG, img_151.JPEG); say --images N"
+    return "2 more test images than 150 (img_150.JPEG, img_151.JPEG); give --images N"
 
 
 def none_there(folder: Path) -> str:
@@ -623,7 +627,7 @@ def none_there(folder: Path) -> str:
 def test_other_than_every_image_is_refused(
     spoil: Callable[[Path], str], refused: Callable[..., str], run: Path, subset: Path
 ) -> None:
-    """Before anything is scored."""
+    """Nothing is scored before."""
     message = spoil(subset / "test/imgs")
     assert message in refused("vipriors", "submit", run, subset, "--out", "new.csv")
 
@@ -632,18 +636,18 @@ def test_unreadable_image_is_refused_and_nothing_written(
     command: Command, run: Path, subset: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "new.csv"
-    out.write_text("the one before")
+    out.write_text("an older submission")
     (subset / "test/imgs/img_3.JPEG").write_bytes(b"\xff\xd8 no image")
     answer = command("vipriors", "submit", run, subset, "--out", out, "--views", "center")
     assert answer.code == 2
     assert "1 image cannot be read, so nothing was written; the first: " in answer.err
     assert "img_3.JPEG" in answer.err
     assert answer.err.count("\n") == 1
-    assert out.read_text() == "the one before"
+    assert out.read_text() == "an older submission"
 
 
 @pytest.mark.parametrize("count", [1, 40])
-def test_test_set_of_another_size_is_said(count: int, run: Path, subset: Path, tmp_path: Path) -> None:
+def test_test_set_of_another_size_needs_images_option(count: int, run: Path, subset: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"{150 - count} more test images than {count} "):
         quietly(run, subset, tmp_path / "new.csv", num_images=count)
     for number in range(count, COUNT):
@@ -652,7 +656,7 @@ def test_test_set_of_another_size_is_said(count: int, run: Path, subset: Path, t
     assert len(read_submission(tmp_path / "new.csv")) == count
 
 
-def test_places_that_cannot_be_used_are_refused(refused: Callable[..., str], run: Path, subset: Path) -> None:
+def test_paths_that_cannot_be_used_are_refused(refused: Callable[..., str], run: Path, subset: Path) -> None:
     assert "--out nowhere/new.csv: the folder nowhere is not there" in refused(
         "vipriors", "submit", run, subset, "--out", "nowhere/new.csv"
     )
@@ -665,25 +669,25 @@ def test_places_that_cannot_be_used_are_refused(refused: Callable[..., str], run
     assert "--images" in refused("vipriors", "submit", run, subset, "--out", "new.csv", "--images", "0")
 
 
-def test_interrupted_submission_goes_on_from_the_kept_scores(run: Path, digits_subset: Path, tmp_path: Path) -> None:
-    place = run / "scores/submission"
+def test_interrupted_submission_resumes_from_the_stored_scores(run: Path, digits_subset: Path, tmp_path: Path) -> None:
+    store = run / "scores/submission"
     quietly(run, digits_subset, tmp_path / "whole.csv")
     whole = read_submission(tmp_path / "whole.csv")
-    others = [(one + 1) % 3 for one in whole[:20]]
-    for view in ("center-32", "random-32"):  # as if the first 20 had been taken for others, then killed after some 110
-        rows = np.fromfile(place / f"{view}.f32", "<f4").reshape(COUNT, 3)
+    others = [(class_index + 1) % 3 for class_index in whole[:20]]
+    for view in ("center-32", "random-32"):  # as if the first 20 had other predictions, killed after about 110
+        rows = np.fromfile(store / f"{view}.f32", "<f4").reshape(COUNT, 3)
         rows[:20] = np.log(0.005 + 0.985 * np.eye(3)[others])
-        rows[:110].tofile(place / f"{view}.f32")
-    with (place / "random-32.f32").open("ab") as handle:
+        rows[:110].tofile(store / f"{view}.f32")
+    with (store / "random-32.f32").open("ab") as handle:
         handle.write(b"half")
-    lines = (place / "images.jsonl").read_bytes().splitlines(keepends=True)
-    (place / "images.jsonl").write_bytes(b"".join(lines[:100]))
+    lines = (store / "images.jsonl").read_bytes().splitlines(keepends=True)
+    (store / "images.jsonl").write_bytes(b"".join(lines[:100]))
     quietly(run, digits_subset, tmp_path / "again.csv")
-    assert read_submission(tmp_path / "again.csv") == [*others, *whole[20:]], "kept rows are not scored again"
-    assert (place / "images.jsonl").read_bytes().splitlines(keepends=True) == lines
+    assert read_submission(tmp_path / "again.csv") == [*others, *whole[20:]], "stored rows are not scored again"
+    assert (store / "images.jsonl").read_bytes().splitlines(keepends=True) == lines
 
 
-def test_scores_of_other_images_are_not_taken(
+def test_scores_of_other_images_are_not_reused(
     run: Path, digits_subset: Path, digit_images: Path, command: Command, tmp_path: Path
 ) -> None:
     command("evaluate", run, digit_images, "--scores", run / "scores/submission")

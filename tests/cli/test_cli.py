@@ -1,4 +1,4 @@
-"""The command line as a person meets it: exit codes, one line for a mistake, nothing half-made."""
+"""The command line as a user sees it: exit codes, one line for a mistake, nothing left half-made."""
 
 import csv
 import json
@@ -55,10 +55,10 @@ def test_help_is_wrapped_to_the_terminal_not_to_the_source(command: Command, mon
     monkeypatch.setenv("COLUMNS", "200")
     answer = command("scores", "calibrate", "--help")
     assert (
-        "makes the labels most likely (least NLL). The calibration error that is shown beside it, over 15 bins"
+        "minimises the NLL of the labels, and is stored in the run. The calibration error printed beside it"
         in answer.out
     )
-    assert "fewer than 300 images.\n" in re.sub(r" +\n", "\n", answer.out), "paragraphs stay apart"
+    assert "fewer than 300 images.\n" in re.sub(r" +\n", "\n", answer.out), "paragraphs stay separate"
 
 
 def test_help_names_every_command(command: Command) -> None:
@@ -94,21 +94,21 @@ def scored(tiny_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_run, tmp_path / "scored"))
 
 
-def test_evaluate_keeps_every_view_and_takes_it_up_again(command: Command, scored: Path, digit_images: Path) -> None:
+def test_evaluate_stores_every_view_and_reuses_it(command: Command, scored: Path, digit_images: Path) -> None:
     store = scored / "scores" / "test"
     first = command("evaluate", scored, digit_images)
     assert f"scores in {store}" in first.out
     assert [file.name for file in sorted(store.glob("*.f32"))] == ["center-32.f32"]
     before = (store / "center-32.f32").stat().st_mtime_ns
-    both = command("evaluate", scored, digit_images, "--views", "report")
+    both = command("evaluate", scored, digit_images, "--views", "paper")
     assert "(test, center-32, random-32)" in both.out
-    assert (store / "center-32.f32").stat().st_mtime_ns == before, "what is there is not scored again"
+    assert (store / "center-32.f32").stat().st_mtime_ns == before, "stored views are not scored again"
     assert [file.name for file in sorted(store.glob("*.f32"))] == ["center-32.f32", "random-32.f32"]
     rows = command("scores", "rows", scored)
     assert re.search(r"32 px +[0-9.]+ % \[.*\]  on 15 images, 2 views", rows.out)
 
 
-def test_scores_of_other_images_are_left_alone_and_the_figures_come_all_the_same(
+def test_scores_of_other_images_are_left_alone_and_figures_are_shown_all_the_same(
     command: Command, scored: Path, digit_images: Path, tmp_path: Path
 ) -> None:
     command("evaluate", scored, digit_images)
@@ -135,33 +135,31 @@ def test_runs_are_compared_image_by_image(command: Command, scored: Path, digit_
     assert "not distinguishable on these 15 images; by the view center-32\n" in answer.out
     assert "needs at least two runs" in command("scores", "compare", scored).err
     for name in ("rows", "compare", "ablate"):
-        assert f"{scored} is named twice; name each run once" in command("scores", name, scored, scored).err
+        assert f"{scored} is given twice; give each run once" in command("scores", name, scored, scored).err
     assert "it has scores of test (--split)" in command("scores", "rows", scored, "--split", "val").err
 
 
-def test_scores_of_val_are_asked_where_there_are_none_of_test(
-    command: Command, scored: Path, digit_images: Path
-) -> None:
+def test_scores_of_val_are_used_if_there_are_none_of_test(command: Command, scored: Path, digit_images: Path) -> None:
     command("evaluate", scored, digit_images, "--split", "val", "--views", "report")
     command("evaluate", scored, digit_images, "--split", "train")
     for name in ("rows", "ablate"):
         answer = command("scores", name, scored)
-        assert answer.out.startswith("on val: there are no scores of test (--split names another)\n")
+        assert answer.out.startswith("on val: there are no scores of test (--split chooses another)\n")
         assert " on 12 images, 2 views" in answer.out
     command("evaluate", scored, digit_images)
     assert " on 15 images, 1 view" in command("scores", "rows", scored).out
 
 
-def test_scores_are_asked_without_torch(command: Command, scored: Path, digit_images: Path) -> None:
+def test_scores_are_analysed_without_torch(command: Command, scored: Path, digit_images: Path) -> None:
     command("evaluate", scored, digit_images)
-    asked = "import sys; from fewsight.cli import app; app(['scores', 'rows', sys.argv[1]])"
-    code = f"{asked}\nassert 'torch' not in sys.modules and 'fewsight.scores.queries' in sys.modules"
+    call = "import sys; from fewsight.cli import app; app(['scores', 'rows', sys.argv[1]])"
+    code = f"{call}\nassert 'torch' not in sys.modules and 'fewsight.scores.queries' in sys.modules"
     subprocess.run([sys.executable, "-c", code, str(scored)], check=True, capture_output=True)
 
 
-def test_data_are_checked_without_torch(digit_images: Path) -> None:
-    asked = "import sys; from fewsight.cli import app; app(['check', sys.argv[1]])"
-    code = f"{asked}\nassert 'torch' not in sys.modules and 'fewsight.apps.check' in sys.modules"
+def test_data_is_checked_without_torch(digit_images: Path) -> None:
+    call = "import sys; from fewsight.cli import app; app(['check', sys.argv[1]])"
+    code = f"{call}\nassert 'torch' not in sys.modules and 'fewsight.apps.check' in sys.modules"
     subprocess.run([sys.executable, "-c", code, str(digit_images)], check=True, capture_output=True)
 
 
@@ -172,10 +170,10 @@ def test_subset_is_built_without_torch() -> None:
 
 def test_training_images_are_marked(command: Command, scored: Path, digit_images: Path) -> None:
     command("evaluate", scored, digit_images, "--split", "train")
-    assert "images it was trained on: 18 of 18" in command("scores", "rows", scored, "--split", "train").out
+    assert "18 of 18 images were in the training set" in command("scores", "rows", scored, "--split", "train").out
 
 
-def test_prediction_goes_on_from_its_scores(command: Command, scored: Path, digit_images: Path, tmp_path: Path) -> None:
+def test_prediction_resumes_from_its_scores(command: Command, scored: Path, digit_images: Path, tmp_path: Path) -> None:
     images = [digit_images / "test" / "one", tmp_path / "missing.png", digit_images / "test" / "two"]
     options = ["--views", "report", "--scores", tmp_path / "kept"]
     assert command("predict", scored, *images, "--out", tmp_path / "whole.csv", *options).code == 1
@@ -194,7 +192,7 @@ def test_prediction_goes_on_from_its_scores(command: Command, scored: Path, digi
 
 
 def test_scores_of_a_prediction_need_no_features(refused: Callable[..., str], scored: Path, digit_images: Path) -> None:
-    assert "ask for one of them" in refused(
+    assert "give only one of the two" in refused(
         "predict", scored, digit_images, "--out", "new.csv", "--features", "--scores", "kept"
     )
 
@@ -214,9 +212,9 @@ def test_scores_of_a_prediction_need_no_features(refused: Callable[..., str], sc
         ("train data --out new --hours 0", "--hours 0: expected a number above 0"),
         ("train data --out new --hours=-1", "--hours -1: expected a number above 0"),
         ("train data --out new --hours nan", "--hours nan: expected"),
-        ("train data --out new --hours 1 --recipe digits", "--hours is what `--recipe auto` plans for"),
+        ("train data --out new --hours 1 --recipe digits", "--hours is the time budget of `--recipe auto`"),
         ("train data --out new --seeds a,b", "--seeds a,b: expected numbers"),
-        ("train data --out new --seeds 1,1", "a seed stands there twice"),
+        ("train data --out new --seeds 1,1", "a seed is given twice"),
         ("train data --out new --seeds=-1", "expected numbers"),
         ("train data --out new --seeds=0,", "expected numbers"),
         ("train data --out new --seeds 99999999999999999999", "below 2^63"),
@@ -230,7 +228,10 @@ def test_scores_of_a_prediction_need_no_features(refused: Callable[..., str], sc
         ("train data --out new --recipe digits --set model.backbone=resnst14", "the nearest is 'resnest14'"),
         ("train data --out new --recipe digits --set stages.0.loss=cee", "did you mean 'ce'?"),
         ("train data --out new --recipe digits --set stages.0.loss=ce+triplt", "did you mean 'triplet'?"),
-        ("train data --out new --recipe digits --set stages.0.loss=triplet", "untrained; use 'ce+triplet'"),
+        (
+            "train data --out new --recipe digits --set stages.0.loss=triplet",
+            "does not train the linear head, which predicts; use 'ce+triplet'",
+        ),
         (
             "train data --out new --recipe digits --set stages.0.losses.triplet.margin=wide",
             "stages.0.losses.triplet.margin",
@@ -240,30 +241,30 @@ def test_scores_of_a_prediction_need_no_features(refused: Callable[..., str], sc
             "'stages.0.losses.arcface.margin_rad'?",
         ),
         ("train data --out new --recipe digits --set run.on_collapse=stopp", "'stop' or 'continue', got 'stopp'"),
-        ("train data --out new --recipe digits --init-from nowhere", "nowhere is not there"),
+        ("train data --out new --recipe digits --init-from nowhere", "nowhere does not exist"),
         ("train data --out new --recipe digits --init-from data", "data holds no run.json"),
         ("train --resume data --init-from data", "leave out --init-from"),
-        ("train data --out new --recipe digits --set run.device=cuda:77", "'cuda:77' is not there"),
+        ("train data --out new --recipe digits --set run.device=cuda:77", "'cuda:77' is not available"),
         ("train data --out new --recipe digits --set run.threads=9999", "lower one of them"),
         ("train data --out new --recipe digits --set data.balance=wieghts", "'weights' or 'sampling', got 'wieghts'"),
         ("train --resume data --out new", "leave out --out"),
         ("train data --resume data", "leave out DATA"),
         ("train --resume data --hours 1 --merge-val", "leave out --hours, --merge-val"),
         ("train --resume data", "data holds no run.json, so it is not a run folder"),
-        ("train --resume new", "new is not there"),
+        ("train --resume new", "new does not exist"),
         ("evaluate data", "DATA requires an argument (see fewsight evaluate --help)"),
         ("evaluate data data", "data holds no run.json"),
-        ("evaluate new data", "new is not there"),
+        ("evaluate new data", "new does not exist"),
         ("predict data", "IMAGES requires an argument"),
         ("predict data data", "data holds no run.json"),
         ("predict data data --topk 3", "Did you mean --top-k?"),
         ("scores rows", "RUNS requires an argument"),
         ("scores rows data", "data holds no run.json and no scores, so it is neither a run nor a folder of scores"),
-        ("scores rows nowhere", "nowhere is not there; expected a run that was evaluated"),
-        ("report nowhere --out page.html", "nowhere is not there; expected a run that was evaluated"),
+        ("scores rows nowhere", "nowhere does not exist; expected a run that was evaluated"),
+        ("report nowhere --out page.html", "nowhere does not exist; expected a run that was evaluated"),
         ("predict data data --top-k 0", "--top-k 0: expected at least 1"),
         ("predict data data --out x.txt", ".csv, .jsonl, .parquet"),
-        ("predict data data --out nowhere/x.csv", "the folder nowhere is not there; create it first"),
+        ("predict data data --out nowhere/x.csv", "the folder nowhere does not exist; create it first"),
         ("predict data data --out data", "expected the name of a file"),
         ("recipes digit", "Did you mean 'digits'?"),
     ],
@@ -292,7 +293,7 @@ def copied(source: Path, target: Path) -> Path:
 def no_images(data: Path) -> str:
     shutil.rmtree(data)
     data.mkdir()
-    return "this folder holds nothing; expected class folders"
+    return "this folder is empty; expected class folders"
 
 
 def one_class(data: Path) -> str:
@@ -360,14 +361,14 @@ def test_too_many_unreadable_images_are_listed(command: Command, digit_images: P
     answer = command("train", data, "--out", tmp_path / "new", *QUICK)
     assert answer.code == 2
     head, *listed = answer.err.splitlines()
-    assert head.endswith("2 of 32 images cannot be read, more than --max-bad 0.01 allows; mend or remove them, "
+    assert head.endswith("2 of 32 images cannot be read, more than --max-bad 0.01 allows; fix or remove them, "
                          "or raise --max-bad:")  # fmt: skip
     assert [line.split(": ")[0] for line in listed] == ["  train/one/a.png", r"  train/one/b\n\u001b[31m.png"]
     assert not (tmp_path / "new").exists()
 
 
 def test_control_characters_do_not_reach_the_terminal(refused: Callable[..., str]) -> None:
-    assert r"no\n\u001b[31mrun is not there" in refused("evaluate", "no\n\x1b[31mrun", "data")
+    assert r"no\n\u001b[31mrun does not exist" in refused("evaluate", "no\n\x1b[31mrun", "data")
 
 
 # The run folder
@@ -378,16 +379,16 @@ def test_existing_run_is_not_overwritten(refused: Callable[..., str], digit_imag
     before = {path: path.read_bytes() for path in Path("run").iterdir()}
     for more in [[], ["--seeds", "0,1"]]:
         line = refused("train", digit_images, "--out", "run", *QUICK, *more)
-        assert "run is already there (a run); choose another --out, or continue it with" in line
+        assert "run already exists (a run); choose another --out, or continue it with" in line
     assert {path: path.read_bytes() for path in Path("run").iterdir()} == before
 
 
-def test_place_that_is_taken_is_refused(refused: Callable[..., str], digit_images: Path) -> None:
+def test_existing_path_is_refused(refused: Callable[..., str], digit_images: Path) -> None:
     Path("file").write_text("mine")
     Path("folder").mkdir()
     Path("folder/notes.txt").write_text("mine")
-    assert "file is already there (a file)" in refused("train", digit_images, "--out", "file", *QUICK)
-    assert "folder is already there (not empty)" in refused("train", digit_images, "--out", "folder", *QUICK)
+    assert "file already exists (a file)" in refused("train", digit_images, "--out", "file", *QUICK)
+    assert "folder already exists (not empty)" in refused("train", digit_images, "--out", "folder", *QUICK)
     assert "file is a file, not a folder" in refused("train", digit_images, "--out", "file/run", *QUICK)
 
 
@@ -421,19 +422,19 @@ def test_unfinished_run_says_how_to_finish(refused: Callable[..., str], digit_im
     info = json.loads(Path("run/run.json").read_text())
     Path("run/run.json").write_text(json.dumps(info | {"status": "training"}))
     assert "fewsight train --resume run" in refused("evaluate", "run", digit_images)
-    assert "run has no scores yet: its training did not end; finish it with" in refused("scores", "rows", "run")
+    assert "run has no scores yet: its training did not finish; finish it with" in refused("scores", "rows", "run")
 
 
 # train
 
 
-def test_train_prints_plain_lines_and_the_end(command: Command, digit_images: Path, tmp_path: Path) -> None:
+def test_train_prints_plain_lines_and_the_next_command(command: Command, digit_images: Path, tmp_path: Path) -> None:
     answer = command("train", digit_images, "--out", tmp_path / "a/b/run", *QUICK)
     assert (answer.code, answer.err) == (0, "")
     lines = answer.out.splitlines()
     assert lines[0] == "3 classes; images: 18 train, 12 val"
     assert lines[-2:] == [
-        f"the run lies in {tmp_path / 'a/b/run'}",
+        f"the run is in {tmp_path / 'a/b/run'}",
         f"next: fewsight evaluate {tmp_path / 'a/b/run'} {digit_images}",
     ]
     assert any(line.startswith("epoch 2 of 2 · train loss ") for line in lines)
@@ -464,13 +465,13 @@ def test_train_takes_merged_and_balanced_data(
     assert ("val top-1" in answer.out) == ("--merge-val" not in more)
 
 
-def test_holdout_cuts_val_from_plain_folders(command: Command, digit_images: Path, tmp_path: Path) -> None:
+def test_holdout_takes_val_from_plain_folders(command: Command, digit_images: Path, tmp_path: Path) -> None:
     more = ["--holdout", "0.5", "--set", "stages.0.epochs=1"]
     answer = command("train", digit_images / "train", "--out", tmp_path / "run", *QUICK, *more)
     assert answer.out.startswith("3 classes; images: 9 train, 9 val\n")
 
 
-def test_preview_trains_nothing_and_does_not_stand_in_the_way(
+def test_preview_trains_nothing_and_does_not_block_training(
     command: Command, digit_images: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -501,35 +502,35 @@ def test_evaluate_shows_figures_and_writes_them(
     assert answer.out.splitlines()[0] == f"{tiny_run} on {digit_images} (test, center-32) · 15 images"
     assert "top-3 " in answer.out
     assert "trained on" not in answer.out
-    found = json.loads((tmp_path / "figures.json").read_text())
-    assert (found["split"], found["num_images"], found["top_k"], found["top1"]["total"]) == ("test", 15, 3, 15)
-    assert [one["name"] for one in found["classes"]] == ["nought", "one", "two"]
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (figures["split"], figures["num_images"], figures["top_k"], figures["top1"]["total"]) == ("test", 15, 3, 15)
+    assert [row["name"] for row in figures["classes"]] == ["nought", "one", "two"]
 
 
 def test_evaluate_announces_training_images(command: Command, tiny_run: Path, digit_images: Path) -> None:
     answer = command("evaluate", tiny_run, digit_images, "--split", "train")
     assert answer.code == 0
-    assert answer.out.startswith("images it was trained on: 18 of 18; the figures flatter\n")
+    assert answer.out.startswith("18 of 18 images were in the training set: these figures are optimistic\n")
 
 
-def test_evaluate_leaves_out_copies_of_training_images_where_nothing_else_was_asked(
+def test_evaluate_leaves_out_copies_of_training_images_by_default(
     command: Command, tiny_run: Path, digit_images: Path, tmp_path: Path
 ) -> None:
     for split in ("train", "val"):
         shutil.copytree(digit_images / split, tmp_path / "copy", dirs_exist_ok=True)
     answer = command("evaluate", tiny_run, tmp_path / "copy")
     assert answer.out.startswith(
-        "left out: 18 of 30 images, because it was trained on them; --split all tests them too\n"
+        "left out: 18 of 30 images, because they were in the training set; --split all tests them too\n"
     )
     assert f"{tiny_run} on {tmp_path / 'copy'} (val, center-32) · 12 images" in answer.out
-    assert "the figures flatter" not in answer.out
+    assert "optimistic" not in answer.out
     whole = command("evaluate", tiny_run, tmp_path / "copy", "--split", "all")
-    assert whole.out.startswith("images it was trained on: 18 of 30; the figures flatter\n")
+    assert whole.out.startswith("18 of 30 images were in the training set: these figures are optimistic\n")
     (tmp_path / "copy" / "one" / "broken.png").write_text("no image")
     assert "(val, center-32) · 12 of 13 images" in command("evaluate", tiny_run, tmp_path / "copy").out
     shutil.copytree(digit_images / "test", tmp_path / "copy", dirs_exist_ok=True)
     assert "(unseen, center-32) · 27 of 28 images" in command("evaluate", tiny_run, tmp_path / "copy").out
-    assert "18 of 18; the figures flatter" in command("evaluate", tiny_run, digit_images / "train").out
+    assert "18 of 18 images were in the training set" in command("evaluate", tiny_run, digit_images / "train").out
 
 
 def test_evaluate_counts_the_unreadable(command: Command, tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:
@@ -549,7 +550,7 @@ def test_evaluate_refuses_what_it_cannot_test(
     )
     data = copied(digit_images, tmp_path / "data")
     (data / "test/one").rename(data / "test/zebra")
-    assert "classes that the run was not trained on (zebra); the run knows 3" in refused("evaluate", tiny_run, data)
+    assert "classes that the run was not trained on (zebra); the run has 3" in refused("evaluate", tiny_run, data)
     assert "--json data: this is a folder" in refused("evaluate", tiny_run, data, "--json", "data")
 
 
@@ -583,7 +584,7 @@ def test_predict_gives_a_row_for_each_input_in_order(
     assert all(bool(row["label3"]) != bool(row["error"]) for row in table)
 
 
-def test_predict_counts_what_is_no_image_and_fails_where_nothing_was_predicted(
+def test_predict_counts_skipped_files_and_fails_if_nothing_was_predicted(
     command: Command, tiny_run: Path, digit_images: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(digit_images / "test" / "one", tmp_path / "new")
@@ -613,7 +614,7 @@ def test_predict_writes_a_file(
     assert len(target.read_text().splitlines()) == 15 + (suffix == "csv")
 
 
-def test_features_lie_beside_the_predictions(
+def test_features_are_written_beside_the_predictions(
     command: Command, tiny_run: Path, digit_images: Path, tmp_path: Path
 ) -> None:
     images = [digit_images / "test" / "one", tmp_path / "missing.png", digit_images / "test" / "two" / "10.png"]
@@ -648,7 +649,7 @@ def test_prediction_does_not_depend_on_the_others(command: Command, tiny_run: Pa
 
 def test_probabilities_fall_and_sum_to_one(command: Command, tiny_run: Path, digit_images: Path) -> None:
     table = read_csv(command("predict", tiny_run, digit_images / "test", "--top-k", 99).out)
-    probs = np.array([[float(row[f"prob{place}"]) for place in ("", "2", "3")] for row in table])
+    probs = np.array([[float(row[f"prob{suffix}"]) for suffix in ("", "2", "3")] for row in table])
     assert (np.diff(probs) <= 0).all()
     assert probs.sum(1) == pytest.approx(1, abs=1e-5)
 
@@ -657,18 +658,18 @@ def test_probabilities_fall_and_sum_to_one(command: Command, tiny_run: Path, dig
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
-def test_signal_before_training_ends_cleanly(number: int, said: str, digit_images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "ended"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_signal_before_training_ends_cleanly(number: int, ended: str, digit_images: Path, tmp_path: Path) -> None:
     line = [sys.executable, "-m", "fewsight", "train", digit_images, "--out", tmp_path / "run", *QUICK]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     maps = Path(f"/proc/{process.pid}/maps")
     while maps.exists() and process.poll() is None and "libtorch" not in maps.read_text():
-        time.sleep(0.01)  # until torch is being imported
+        time.sleep(0.01)  # until torch is imported
     time.sleep(0.1 if maps.exists() else 0.7)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number, err
-    assert err == f"fewsight: {said}; nothing that was saved before is lost\n"
+    assert err == f"fewsight: {ended}; everything saved before is kept\n"
     assert not (tmp_path / "run").exists()
 
 

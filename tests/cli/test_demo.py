@@ -1,4 +1,4 @@
-"""The demo's data, and the whole demo."""
+"""The data of the demo, and the whole demo."""
 
 import io
 from pathlib import Path
@@ -19,10 +19,10 @@ def test_digits_folder_has_50_a_class_to_train_on(tmp_path: Path) -> None:
     assert {len(images) for images in train.values()} == {50}
     assert sum(map(len, test.values())) == 1797 - 500
     names = [path.name for paths in [*train.values(), *test.values()] for path in paths]
-    assert len(set(names)) == 1797, "each image lies in one place"
+    assert len(set(names)) == 1797, "no image is written twice"
     with Image.open(train["3"][0]) as image:
         assert (image.mode, image.size) == ("L", (8, 8))
-        assert image.getextrema()[1] > 200, "16 grey levels spread over 256"
+        assert image.getextrema()[1] > 200, "the 16 grey levels are spread over 256"
 
 
 def test_digits_folder_is_the_same_each_time(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_digits_folder_is_the_same_each_time(tmp_path: Path) -> None:
 
 def test_demo_leaves_an_existing_run_alone(tmp_path: Path) -> None:
     (tmp_path / "demo").write_text("mine")
-    with pytest.raises(RunError, match="already there"):
+    with pytest.raises(RunError, match="already exists"):
         run_demo(tmp_path / "demo")
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 

@@ -1,4 +1,4 @@
-"""The runs below a folder, and what they came to."""
+"""The runs below a folder with their status and accuracy."""
 
 import json
 import os
@@ -18,15 +18,15 @@ from fewsight.scores.fusion import correct_top1, open_scored
 from fewsight.scores.metrics import Proportion, wilson
 from fewsight.wording import counted
 
-DEEPEST = 4  # folders below the one that is asked for
-TAIL_BYTES = 2**16  # of a log, its last lines
+MAX_DEPTH = 4  # levels of folders to search
+TAIL_BYTES = 2**16  # of a log, enough for its last lines
 MOST_SCORE_BYTES = 2**28  # of an ensemble's scores that are read for its figure; a list is to be quick
-SEED = re.compile(r"seed\d+")  # what `train --seeds` calls its runs
+SEED = re.compile(r"seed\d+")  # the names of the runs of `train --seeds`
 
 
 @dataclass(frozen=True)
 class ListedRun:
-    """One run: what it is and what it came to."""
+    """One run or ensemble, its status and its accuracy on val."""
 
     path: Path
     kind: str  # "run", "ensemble", or why it could not be read
@@ -38,28 +38,28 @@ class ListedRun:
 
 
 def list_runs(folder: Path) -> list[ListedRun]:
-    """The runs and ensembles below a folder, by path; the members of an ensemble belong to it.
+    """The runs and ensembles below a folder, sorted by path; the members of an ensemble are not listed.
 
     Raises:
-        RunError: the folder is not there, or holds no run.
+        RunError: the folder does not exist, or has no run in it.
     """
     if not folder.is_dir():
-        raise RunError(f"{folder} is not a folder; give one that holds runs, such as runs/")
-    found = [_listed(path) for path in _run_folders(folder, DEEPEST)]
-    if not found:
-        raise RunError(f"{folder} holds no run (a folder with a run.json) down to {DEEPEST} folders below it")
-    return found
+        raise RunError(f"{folder} is not a folder; give a folder of runs, such as runs/")
+    listed = [_listed(path) for path in _run_folders(folder, MAX_DEPTH)]
+    if not listed:
+        raise RunError(f"{folder} holds no run (a folder with a run.json) within {MAX_DEPTH} levels of folders")
+    return listed
 
 
-def seed_groups(found: Sequence[ListedRun]) -> dict[Path, tuple[float, float, int]]:
-    """Mean and standard deviation of top-1 on val, and the runs, for each folder of `train --seeds`."""
-    shares: dict[Path, list[float]] = {}
-    for one in found:
-        if SEED.fullmatch(one.path.name) and one.val is not None:
-            shares.setdefault(one.path.parent, []).append(one.val.value)
+def seed_groups(listed: Sequence[ListedRun]) -> dict[Path, tuple[float, float, int]]:
+    """Mean and standard deviation of top-1 on val, and the number of runs, for each folder of `train --seeds`."""
+    top1: dict[Path, list[float]] = {}
+    for run in listed:
+        if SEED.fullmatch(run.path.name) and run.val is not None:
+            top1.setdefault(run.path.parent, []).append(run.val.value)
     return {
         path: (statistics.mean(values), statistics.stdev(values), len(values))
-        for path, values in shares.items()
+        for path, values in top1.items()
         if len(values) > 1
     }
 
@@ -106,7 +106,7 @@ def _run(run: Run) -> ListedRun:
 
 
 def _unfinished(run: Run) -> str:
-    """How far a training is, and whether a process is at it: the lock ends with the process, run.json does not know."""
+    """How far a run is, and whether a process is training it (only the lock tells: run.json outlives it)."""
     epoch = _last_epoch(run.path / "log.jsonl")
     total = sum(stage.epochs for stage in run.recipe.stages)
     at = "before its first step" if epoch is None else f"at epoch {epoch} of {total}"
@@ -116,7 +116,7 @@ def _unfinished(run: Run) -> str:
 
 
 def _last_epoch(log: Path) -> int | None:
-    """The epoch of the last line that names one."""
+    """The epoch in the last line of a log that has one."""
     if not log.is_file():
         return None
     with log.open("rb") as handle:
@@ -126,7 +126,7 @@ def _last_epoch(log: Path) -> int | None:
         try:
             value = json.loads(line)
         except ValueError:
-            continue  # cut at the beginning, or by a kill
+            continue  # cut off by the tail, or by a kill
         if isinstance(value, dict) and isinstance(value.get("epoch"), int):
             return int(value["epoch"])
     return None
@@ -136,7 +136,7 @@ def _val_of(path: Path) -> Proportion | None:
     """An ensemble's top-1 by the scores that are kept of val; None without them, or on images that were trained on."""
     try:
         scored = open_scored(path, "val")
-        size = sum(result.store.about.count * result.store.about.row_bytes for result in scored.weights)
+        size = sum(result.store.about.count * result.store.about.image_bytes for result in scored.weights)
         if size > MOST_SCORE_BYTES or scored.trained_on.any():
             return None
         (found,) = correct_top1([scored.weights])

@@ -81,9 +81,9 @@ def train(
     Args:
         data: the folder or manifest.
         out: the run folder to write; it must not exist yet.
-        resume: continue this run instead; the recipe and the path of the data come from the run.
+        resume: continue this run instead, with its own recipe and data.
         recipe: auto (the default), a shipped recipe (see `fewsight recipes`) or a TOML file.
-        hours: time budget of the whole command, for which `auto` plans (1).
+        hours: time budget of the whole command for `auto` (1).
         set_: KEY=VALUE overrides a value of the recipe, for example stages.0.optim.base_lr=0.05; may be repeated.
         seeds: train once per seed with the same plan, for example 0,1,2; the runs are OUT/seed0 and so on.
         init_from: start from this run's weights (with --seeds, from its seed0 and so on); only the last stage of the
@@ -93,8 +93,7 @@ def train(
         max_bad: refuse to train if more than this fraction of the images cannot be read (0.01).
         leak: what to do with a training image that equals one of another split: drop it, stop, or allow it (drop).
             Near duplicates are only named.
-        deterministic: on a GPU, use deterministic operations only, and refuse the others; slower. Training on a CPU is
-            deterministic anyway.
+        deterministic: on a GPU, refuse operations that are not deterministic; slower. A CPU is deterministic anyway.
         preview: write this many augmented batches to OUT/preview.png and do not train.
         tensorboard: also write curves, one batch and the recipe to OUT/tensorboard.
     """

@@ -29,14 +29,16 @@ def vipriors_build(*, imagenet: Path, lists: Path, out: Path, link: Literal["har
     with progress_counter(console, "building") as progress:
         built = build(imagenet, lists, out, link=link, progress=progress)
     counts = ", ".join(f"{number:,} {split}" for split, number in built.counts.items())
-    console.print(f"{printable(str(built.folder))}: {counts}; {built.made:,} created, {built.there:,} already present")
-    for kind, names in (("missing in the tree", built.missing), ("in no list", built.strange)):
+    console.print(
+        f"{printable(str(built.folder))}: {counts}; {built.created:,} created, {built.present:,} already present"
+    )
+    for kind, names in (("missing in the tree", built.missing), ("in no list", built.unlisted)):
         print_first(console, kind, names)
     if built.missing:
         console.print(
             f"all missing images: {printable(str(built.folder / 'missing.txt'))}; run this again when they are present"
         )
-    return 1 if built.missing or built.strange else 0
+    return 1 if built.missing or built.unlisted else 0
 
 
 @vipriors_app.command(name="submit")

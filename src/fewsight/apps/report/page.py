@@ -141,7 +141,7 @@ def _data_source(facts: RunFacts, data: Path | None) -> Path | None:
     if data is None:
         return source
     if not data.exists():
-        raise RunError(f"--data {data}: no such folder; give the folder with the images")
+        raise RunError(f"--data {data} does not exist; give the folder with the images")
     manifest = None if source is None else data / source.name
     return manifest if manifest is not None and manifest.is_file() else data
 
