@@ -27,15 +27,15 @@ format: setup
 	$(BIN)/ruff check --fix src tests benchmarks tools
 
 bench: setup ## every benchmark; they refuse to start while another process uses a core
-	$(BIN)/python -m benchmarks.step --precision float32
-	$(BIN)/python -m benchmarks.step --precision float32 --px 64 --batch 64 --models resnest14 seresnext26d tresnet_m
-	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.step speed --precision float32
+	$(BIN)/python -m benchmarks.step speed --precision float32 --px 64 --batch 64 --models resnest14 seresnext26d tresnet_m
+	$(BIN)/python -m benchmarks.step memory
 	$(BIN)/python -m benchmarks.feed $(FEWSIGHT_DATA)
 	$(BIN)/python -m benchmarks.views $(FEWSIGHT_DATA)
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.losses
-	$(BIN)/python -m benchmarks.tiny20 $(FEWSIGHT_DATA)
-	$(BIN)/python -m benchmarks.time_to_accuracy $(FEWSIGHT_DATA)
+	$(BIN)/python -m benchmarks.check faults $(FEWSIGHT_DATA)/tiny-imagenet-50
+	$(BIN)/python -m benchmarks.accuracy run $(FEWSIGHT_DATA) --out runs/accuracy --sides fewsight,resnet18,timm-resnet18,ridge
 
 docs: setup .venv/docs-installed ## the documentation site, into site/; warnings are errors
 	$(BIN)/python tools/commands_page.py

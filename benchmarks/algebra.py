@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.machine import busy_processes, commit, device_name, keep, measured_command
+from benchmarks.machine import about, busy_processes, keep, listed, measured_command
 from fewsight.data import digest_of_list
 from fewsight.scores import store as score_store
 from fewsight.scores.store import ScoredImage, StoreInfo
@@ -73,15 +73,16 @@ def main() -> None:
             "temperatures of one model": ["scores", "calibrate", names[0], "--split", "test"],
         }
         found = {what: [measured_command(command) for _ in range(REPEATS)] for what, command in commands.items()}
-    lines = [f"{device_name('cpu')}, commit {commit()}; {options.images:,} x {NUM_CLASSES:,} x 28, {size / 1e9:.1f} GB"]
-    lines += ["", "| command | median s (least to most) | peak memory, MB |", "|---|---|---|"]
+    setting = about(
+        "algebra", [], scores=f"{options.images:,} x {NUM_CLASSES:,} x 28, {size / 1e9:.1f} GB, warm page cache"
+    )
+    lines = [*listed(setting), "| command | median s (least to most) | peak memory, MB |", "|---|---|---|"]
     for what, pairs in found.items():
         seconds = [one for one, _ in pairs]
         spread = f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
         lines.append(f"| {what} | {spread} | {max(memory for _, memory in pairs):,.0f} |")
     print("\n".join(lines))
-    title = "The algebra of scores at the challenge's size\n\n`python -m benchmarks.algebra`, warm page cache."
-    keep("algebra", title, lines, {"about": lines[0], "seconds_and_mb": found})
+    keep("algebra", "The algebra of scores at the challenge's size", lines, {"about": setting, "seconds_and_mb": found})
 
 
 if __name__ == "__main__":

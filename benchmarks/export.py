@@ -12,7 +12,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import onnx
 import torch
 from torch import nn
 
-from benchmarks.machine import busy_processes, commit, device_name, keep
+from benchmarks.machine import about, busy_processes, keep, listed
 from fewsight import runs
 from fewsight.apps.export.graph import Cut, Graph, build_graph, cuts_and_sides
 from fewsight.apps.export.images import inputs_of
@@ -198,14 +197,11 @@ def main() -> None:
             one = untrained_run(folder / backbone, options.imagenet, backbone, FULL_SIZE[backbone])
             name = f"{backbone} at {FULL_SIZE[backbone]} px, random weights, {options.imagenet.name}"
             found[name] = measure(one.path, folder, options.threads, options.photographs)
-    about = (
-        f"{device_name('cpu')}, threads: {options.threads}, commit {commit()}; {ROUNDS} rounds, median (least to most)"
-    )
-    about += f"; BESIDE OTHER PROCESSES: {len(busy)}" if busy else ""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnxruntime", "openvino"))
-    text = [f"{about}; {versions}"] + [line for name, one in found.items() for line in lines_of(name, one)]
+    rounds = f"{ROUNDS}, median (least to most)"
+    setting = about("export", busy, ("torch", "onnxruntime", "openvino"), threads=str(options.threads), rounds=rounds)
+    text = [*listed(setting), *(line for name, one in found.items() for line in lines_of(name, one))]
     print("\n".join(text))
-    keep("export", "Exported against eager\n\n`python -m benchmarks.export RUN --imagenet DIR`.", text, found)
+    keep("export", "Exported against eager", text, {"about": setting, **found})
 
 
 if __name__ == "__main__":

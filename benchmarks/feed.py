@@ -17,9 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-import torchvision
 from timm.data import create_dataset, create_loader
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -52,7 +50,7 @@ def main() -> int:
     setting = about(
         "feed",
         busy,
-        f"torch {torch.__version__}, timm {timm.__version__}, torchvision {torchvision.__version__}",
+        ("torch", "timm", "torchvision"),
         device=f"{device_name('cpu')}, one thread",
     )
     lines = [f"- {key}: {value}" for key, value in setting.items()]

@@ -8,17 +8,13 @@ and gradient. The sides take turns; each pair of turns gives a ratio. The step i
 """
 
 import argparse
-import json
 import math
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -28,8 +24,8 @@ from pytorch_metric_learning.miners import BatchHardMiner
 from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor
 
-from benchmarks.machine import RESULTS, busy_unless, commit, device_name
-from benchmarks.step import spread, synchronize, training_step
+from benchmarks.machine import RESULTS, about, busy_unless, device_name, keep, listed
+from benchmarks.step.speed import spread, synchronize, training_step
 from fewsight.losses import ArcFace, BatchHardTriplet, Targets
 from fewsight.machine.device import best_precision
 
@@ -154,27 +150,20 @@ def resnest50_steps(args: argparse.Namespace) -> list[float]:
 
 def write(args: argparse.Namespace, busy: list[str], comparisons: list[Comparison], step_seconds: list[float]) -> None:
     """Markdown for people, JSON for programs."""
-    packages = ("torch", "pytorch-metric-learning")
-    setting = {
-        "command": f"python -m benchmarks.losses {' '.join(sys.argv[1:])}".strip(),
-        "commit": commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device_name(args.device),
-        "threads": str(args.threads),
-        "versions": ", ".join(
-            [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)]
-        ),
-        "setting": f"batch {args.batch}, {args.classes} classes, {args.features} features, float32",
-        "turns": f"{args.repeats} pairs",
-        "step": f"ResNeSt50, {args.px} px, {args.precision}, {args.step_repeats} steps of {args.step_batch} images, "
+    setting = about(
+        "losses",
+        busy,
+        ("torch", "pytorch-metric-learning"),
+        device_name(args.device),
+        threads=str(args.threads),
+        setting=f"batch {args.batch}, {args.classes} classes, {args.features} features, float32",
+        turns=f"{args.repeats} pairs",
+        step=f"ResNeSt50, {args.px} px, {args.precision}, {args.step_repeats} steps of {args.step_batch} images, "
         f"scaled to {args.batch}: {spread(step_seconds, ' s')}",
-        "other load": "; ".join(busy) or "none",
-    }
+    )
     whole = statistics.median(step_seconds)
-    lines = ["# The metric losses, ours and pytorch-metric-learning's", ""]
-    lines += [f"- {name}: {value}" for name, value in setting.items()]
-    lines += [
-        "",
+    lines = [
+        *listed(setting),
         "Forward and backward, median (least to most). Ratio: the peer's time over ours in a pair of turns.",
         "",
     ]
@@ -183,15 +172,11 @@ def write(args: argparse.Namespace, busy: list[str], comparisons: list[Compariso
         share = statistics.median(one.our_seconds) / whole
         cells = [one.loss, spread(one.our_seconds, " s"), spread(one.peer_seconds, " s"), spread(one.ratios)]
         lines.append(f"| {' | '.join(cells)} | {share:.3%} |")
-    text = "\n".join(lines) + "\n"
-    args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"losses-{torch.device(args.device).type}"
-    stem.with_suffix(".md").write_text(text, encoding="utf-8")
     rows = [{**asdict(one), "ratios": one.ratios} for one in comparisons]
-    stem.with_suffix(".json").write_text(
-        json.dumps({**setting, "step_seconds": step_seconds, "rows": rows}, indent=1) + "\n", encoding="utf-8"
-    )
-    print(text)
+    name = f"losses-{torch.device(args.device).type}"
+    values = {**setting, "step_seconds": step_seconds, "rows": rows}
+    keep(name, "The metric losses, ours and pytorch-metric-learning's", lines, values, args.out)
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

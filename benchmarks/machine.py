@@ -6,7 +6,9 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +81,25 @@ def commit() -> str:
     return (git("rev-parse", "--short", "HEAD") or "none") + (" with changes" if git("status", "-s") else "")
 
 
-def about(name: str, busy: Sequence[str], versions: str, device: str = "", **more: str) -> dict[str, str]:
-    """What every result says of itself: command, commit, device, versions, what else ran; then `more`."""
+def about(
+    name: str, busy: Sequence[str], packages: Sequence[str] = ("torch",), device: str = "", **more: str
+) -> dict[str, str]:
+    """What every result says of itself: command, commit, date, device, versions, what else ran; then `more`."""
+    versions = [f"Python {platform.python_version()}", *(f"{package} {version(package)}" for package in packages)]
     return {
         "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
         "commit": commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device or device_name("cpu"),
-        "versions": versions,
+        "versions": ", ".join(versions),
         "other load": "; ".join(busy) or "none",
         **more,
     }
+
+
+def listed(setting: Mapping[str, str]) -> list[str]:
+    """The setting as lines of Markdown, with an empty one after them."""
+    return [*(f"- {name}: {value}" for name, value in setting.items()), ""]
 
 
 def measured(arguments: list[str], fine: tuple[int, ...] = (0,)) -> tuple[float, float]:
@@ -105,8 +116,16 @@ def measured_command(arguments: list[str], fine: tuple[int, ...] = (0,)) -> tupl
     return measured(["-m", "fewsight", *arguments], fine)
 
 
-def keep(name: str, title: str, lines: Sequence[str], values: Any) -> None:
-    """Write results/NAME.md, the title and the lines, and results/NAME.json, the values."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text("\n".join([f"# {title}", "", *lines]) + "\n")
-    (RESULTS / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n")
+def choose(parts: Mapping[str, Callable[[], int | None]], doc: str | None) -> int:
+    """Run the part that the first argument names; it reads the rest."""
+    if len(sys.argv) < 2 or sys.argv[1] not in parts:
+        print(doc)
+        return 0 if sys.argv[1:] in (["--help"], ["-h"]) else 2
+    return parts[sys.argv.pop(1)]() or 0
+
+
+def keep(name: str, title: str, lines: Sequence[str], values: Any, folder: Path = RESULTS) -> None:
+    """Write FOLDER/NAME.md, the title and the lines, and FOLDER/NAME.json, the values."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text("\n".join([f"# {title}", "", *lines]) + "\n", encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

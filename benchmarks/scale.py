@@ -55,7 +55,7 @@ def main() -> int:
         print(json.dumps(trained(Path(args.train[0]), int(args.train[1]), int(args.train[2]), args.steps)))
         return 0
     busy = busy_unless(args.force)
-    setting = about("scale", busy, f"torch {torch.__version__}", device=f"{device_name('cpu')}, {num_cores()} threads")
+    setting = about("scale", busy, ("torch",), device=f"{device_name('cpu')}, {num_cores()} threads")
     lines = [f"- {key}: {value}" for key, value in setting.items()]
     values: dict[str, list[dict[str, Any]]] = {"listing": [], "training": []}
     lines += [

@@ -81,11 +81,9 @@ def measure(run: Path, images: Sequence[bytes], seconds: float, rounds: int, bus
                     found[name][clients].append(loaded(port, images, clients, seconds))
                     print(name, found[name][clients][-1], flush=True)
     before, flood, after, memory = overload(run, images, seconds)
-    beside = f"; beside other processes: {', '.join(busy)}" if busy else ""
+    setting = machine.about("serve_load", busy, run=run.name, seconds=f"{seconds:g}", rounds=str(rounds))
     lines = [
-        f"`python -m benchmarks.serve_load {run.name} IMAGES --seconds {seconds:g} --rounds {rounds}`, "
-        f"{machine.commit()}, {machine.device_name('cpu')}{beside}",
-        "",
+        *machine.listed(setting),
         f"One image a request, {len(images)} images, median of {rounds} rounds; all answers 200.",
         "",
         "| clients | served | images/s | p50 ms | p95 ms | p99 ms |",

@@ -17,14 +17,13 @@ from pathlib import Path
 
 import timm
 import torch
-import torchvision
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from benchmarks.machine import about, busy_unless, device_name, keep
-from benchmarks.step import TIMM_NAMES
+from benchmarks.step.speed import TIMM_NAMES
 from fewsight.augment import named_views
 from fewsight.augment.normalise import Normalise
 from fewsight.machine.cores import num_cores
@@ -71,7 +70,7 @@ def main() -> int:
     setting = about(
         "views",
         busy,
-        f"torch {torch.__version__}, timm {timm.__version__}, torchvision {torchvision.__version__}",
+        ("torch", "timm", "torchvision"),
         device=f"{device_name('cpu')}, {num_cores()} threads, {precision}",
         work=f"{work / 1e9:.0f} GFLOP an image (a multiply-add counts as two); matrix product {rate:.0f} GFLOP/s",
     )

@@ -1,6 +1,6 @@
 """One training step of our backbones and of timm's, side by side, alternating.
 
-    python -m benchmarks.step [--batch 8] [--repeats 10] [--px 224] [--precision bf16|float32] [--threads 2]
+    python -m benchmarks.step speed [--batch 8] [--repeats 10] [--px 224] [--precision bf16|float32] [--threads 2]
 
 A step is forward, backward and an SGD update with cross-entropy over 1,000 classes, on random images, in training
 mode. Each side is a process of its own and does what its training does: ours the step of `fewsight train`, with its
@@ -11,16 +11,13 @@ machine can do.
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import timm
@@ -29,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import RESULTS, busy_unless, commit, device_name
+from benchmarks.machine import RESULTS, about, busy_unless, device_name, keep, listed
 from fewsight.losses import Targets, build_loss
 from fewsight.machine.device import keep_freed_memory
 from fewsight.models.classifier import build_model
@@ -87,7 +84,14 @@ def main() -> int:
         serve(training_step(side, name, layout, args))
         return 0
     busy = busy_unless(args.force)
-    setting = describe(args, busy)
+    setting = about(
+        "step speed",
+        busy,
+        ("torch", "timm"),
+        device_name(args.device),
+        threads=str(args.threads),
+        setting=f"{args.px} px, batch {args.batch}, {args.precision}, {args.repeats} pairs of steps",
+    )
     print("\n".join(f"{key}: {value}" for key, value in setting.items()), flush=True)
     comparisons = []
     for name in args.models:
@@ -119,7 +123,18 @@ class Served:
     """A side in a process of its own; `step()` gives the seconds of one."""
 
     def __init__(self, side: str, name: str, layout: str, args: argparse.Namespace) -> None:
-        command = [sys.executable, "-m", "benchmarks.step", "--serve", side, name, layout, "--device", args.device]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.step",
+            "speed",
+            "--serve",
+            side,
+            name,
+            layout,
+            "--device",
+            args.device,
+        ]
         command += ["--batch", str(args.batch), "--px", str(args.px), "--precision", args.precision]
         command += ["--threads", str(args.threads)]
         self.layout = layout
@@ -236,22 +251,6 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-# --- the machine --------------------------------------------------------------------------------------------
-
-
-def describe(args: argparse.Namespace, busy: list[str]) -> dict[str, str]:
-    return {
-        "command": f"python -m benchmarks.step {' '.join(sys.argv[1:])}".strip(),
-        "commit": commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device_name(args.device),
-        "threads": str(args.threads),
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}",
-        "setting": f"{args.px} px, batch {args.batch}, {args.precision}, {args.repeats} pairs of steps",
-        "other load": "; ".join(busy) or "none",
-    }
-
-
 # --- results ------------------------------------------------------------------------------------------------
 
 
@@ -272,13 +271,8 @@ def row(comparison: Comparison) -> str:
 
 
 def write_results(args: argparse.Namespace, setting: dict[str, str], comparisons: list[Comparison]) -> None:
-    args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"step-{torch.device(args.device).type}-{args.px}px-{args.precision}"
     lines = [
-        "# One training step, ours and timm's",
-        "",
-        *(f"- {key}: {value}" for key, value in setting.items()),
-        "",
+        *listed(setting),
         "Median (least to most). Ratio: timm's time over ours in a pair of turns; above 1 ours is faster. Share: of",
         "the rate of a matrix product in the same turn.",
         "",
@@ -286,10 +280,9 @@ def write_results(args: argparse.Namespace, setting: dict[str, str], comparisons
         "|---|---|---|---|---|---|",
         *map(row, comparisons),
     ]
-    stem.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     rows = [{**asdict(one), "ratios": one.ratios} for one in comparisons]
-    stem.with_suffix(".json").write_text(json.dumps({**setting, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {stem}.md, {stem}.json")
+    name = f"step-{torch.device(args.device).type}-{args.px}px-{args.precision}"
+    keep(name, "One training step, ours and timm's", lines, {**setting, "rows": rows}, args.out)
 
 
 if __name__ == "__main__":

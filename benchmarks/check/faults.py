@@ -1,6 +1,6 @@
 """Precision and recall of `fewsight check` on real images with planted faults, and its time.
 
-`python -m benchmarks.check_faults FOLDER [--each 50]`: FOLDER has train/ and val/ by class, such as
+`python -m benchmarks.check faults FOLDER [--each 50]`: FOLDER has train/ and val/ by class, such as
 tiny-imagenet-50. It is checked as it is, with an empty memory and again; then a copy of train/ and val/ with that many
 faults of each kind, on images drawn by seed. What is found in the data as they are is neither planted nor false.
 """
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.machine import busy_processes, commit, device_name, keep
-from benchmarks.near_duplicates import COPIES
-from fewsight.apps.check import Checked, check
+from benchmarks.check.near_duplicates import COPIES
+from benchmarks.machine import about, busy_processes, keep, listed
+from fewsight.apps.check import CheckResult, check
 
 NEAR = ["JPEG, quality 30", "3/4 of the size", "brighter by 20 %", "mirrored", "grey"]
 CLASSES = 5  # of each fault of whole classes
@@ -135,11 +135,11 @@ class Planter:
             self.note("classes named alike", alike, twin)
 
 
-def groups(checked: Checked) -> Groups:
+def groups(checked: CheckResult) -> Groups:
     return {one.kind: {frozenset(group) for group in one.groups} for one in checked.findings}
 
 
-def timed(root: Path) -> tuple[Checked, float]:
+def timed(root: Path) -> tuple[CheckResult, float]:
     began = time.perf_counter()
     checked = check(root)
     return checked, time.perf_counter() - began
@@ -177,13 +177,19 @@ def main() -> None:
         rows.append((kind, len(wanted), len(wanted & told), sorted(map(sorted, told - wanted))))
     each = 10_000 / count
     as_is = ", ".join(f"{len(those)} x {kind}" for kind, those in before.items())
-    about = (
-        f"{options.folder.name}, {count:,} images; {device_name('cpu')}, {commit()}\n\n"
+    setting = about("check faults", [], images=f"{options.folder.name}, {count:,}")
+    timing = (
         f"Seconds for 10,000 images, median of 3 (least to most): {each * statistics.median(first):.1f} "
         f"({each * min(first):.1f} to {each * max(first):.1f}), again {each * statistics.median(second):.1f}.\n\n"
         f"In the data as they are: {as_is or 'nothing'}."
     )
-    lines = [about, "", "| finding | planted | of them found | found but not planted |", "|---|---|---|---|"]
+    lines = [
+        *listed(setting),
+        timing,
+        "",
+        "| finding | planted | of them found | found but not planted |",
+        "|---|---|---|---|",
+    ]
     lines += [f"| {kind} | {wanted} | {right} | {len(false)} |" for kind, wanted, right, false in rows]
     planted, right = sum(row[1] for row in rows), sum(row[2] for row in rows)
     false = sum(len(row[3]) for row in rows)
@@ -193,8 +199,8 @@ def main() -> None:
     for kind, _, _, strange in rows:
         for group in strange[:5]:
             print(f"not planted, {kind}: {group}")
-    title = f"Planted faults\n\n`python -m benchmarks.check_faults {options.folder.name}`"
-    keep("check-faults", title, lines, {"about": about, "first": first, "second": second, "rows": rows})
+    values = {"about": setting, "first": first, "second": second, "rows": rows}
+    keep("check-faults", "Planted faults", lines, values)
 
 
 if __name__ == "__main__":

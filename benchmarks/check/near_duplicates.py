@@ -1,6 +1,6 @@
 """How many copies of real images `fewsight check` takes for near duplicates, kind by kind, and how many others.
 
-`python -m benchmarks.near_duplicates FOLDER [--images 400]`: FOLDER has train/ and val/, such as tiny-imagenet-50. That
+`python -m benchmarks.check copies FOLDER [--images 400]`: FOLDER has train/ and val/, such as tiny-imagenet-50. That
 many images of it are drawn by seed; one kind after the other, each is copied by it, and the copies are sought among all
 images of both splits. A pair that is no copy is a false one, or a real near duplicate in the data.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
-from benchmarks.machine import commit, device_name, keep
+from benchmarks.machine import about, keep, listed
 from fewsight.data import candidates, confirmed, load_image, read_dataset, scan
 from fewsight.machine.cores import num_cores
 
@@ -63,8 +63,10 @@ def main() -> None:
     samples = [sample for samples in dataset.splits.values() for sample in samples]
     scanned = scan(dataset.root, samples, workers=num_cores())
     drawn = np.random.default_rng(0).choice(len(samples), options.images, replace=False)
-    about = f"{options.folder.name}, {len(samples):,} images, {options.images} copied; {device_name('cpu')}, {commit()}"
-    lines = [about, "", "| copy | found | pairs that are no copy | seconds to seek |", "|---|---|---|---|"]
+    setting = about(
+        "check copies", [], images=f"{options.folder.name}, {len(samples):,} images, {options.images} copied"
+    )
+    lines = [*listed(setting), "| copy | found | pairs that are no copy | seconds to seek |", "|---|---|---|---|"]
     found = {}
     for kind, change in COPIES.items():
         copies = [change(load_image(dataset.root / samples[number].path)) for number in drawn]
@@ -84,8 +86,7 @@ def main() -> None:
         found[kind] = [len(pairs & expected), len(others), seconds]
         lines.append(f"| {kind} | {len(pairs & expected)} of {len(expected)} | {len(others)} | {seconds:.1f} |")
         print(lines[-1], flush=True)
-    title = f"Near duplicates\n\n`python -m benchmarks.near_duplicates {options.folder.name}`"
-    keep("near-duplicates", title, lines, {"about": about, "found": found})
+    keep("near-duplicates", "Near duplicates", lines, {"about": setting, "found": found})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the report's losses and augmentation gain at small size, on tiny20: arms paired by seed, with intervals.
 
-    python -m benchmarks.loss_arms train DATA --runs DIR [--jobs 2]     # an hour and more; goes on where it stopped
-    python -m benchmarks.loss_arms score DATA --runs DIR [--split val]  # devtest once, at the end: --split devtest
+    python -m benchmarks.accuracy.loss_arms train DATA --runs DIR [--jobs 2]     # an hour and more; resumes
+    python -m benchmarks.accuracy.loss_arms score DATA --runs DIR [--split val]  # at the end: --split devtest
 
 DATA is the folder that holds tiny20/. Every arm is a `fewsight train` by loss_arms.toml. The arms of the second
 stage start from the weights of the arm `ce` of their seed, for 32 epochs more; each metric loss has a control that
@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy import stats
 
-from benchmarks.machine import commit, device_name
+from benchmarks.machine import RESULTS, about, keep, listed
 from fewsight.scores.metrics import wilson
 
 HERE = Path(__file__).parent
@@ -89,7 +88,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
     parser.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="train these alone")
     parser.add_argument("--split", default="val")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.what == "train":
         return train(args)
@@ -238,16 +237,9 @@ def pair_row(first: str, second: str, right: list[tuple[np.ndarray, np.ndarray]]
 
 def write(args: argparse.Namespace, rows: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> None:
     """Markdown for people, JSON for programs."""
-    setting = {
-        "command": f"python -m benchmarks.loss_arms {' '.join(sys.argv[1:])}",
-        "commit": commit(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device_name("cpu"),
-        "versions": f"torch {torch.__version__}",
-        "recipe": "benchmarks/loss_arms.toml: half-width ResNeSt14, 48 px, 40 epochs, then 32 more in the second stage",
-    }
-    lines = [f"# The losses on tiny20, {args.split} (n = 1,000 images)", ""]
-    lines += [f"- {name}: {value}" for name, value in setting.items()] + [""]
+    recipe = "loss_arms.toml: half-width ResNeSt14, 48 px, 40 epochs, then 32 more in the second stage"
+    setting = about("accuracy.loss_arms", [], recipe=recipe)
+    lines = listed(setting)
     lines += ["| arm | top-1 of each seed, % | mean ± sd of seeds |", "|---|---|---|"]
     for row in rows:
         spread = f"{row['mean']:.1f} ± {row['sd']:.1f} %" if row["sd"] is not None else f"{row['wilson']} (one seed)"
@@ -263,14 +255,9 @@ def write(args: argparse.Namespace, rows: list[dict[str, Any]], pairs: list[dict
             f"| {row['from']} | {row['to']} | {numbers(row['each'], '+')} | {row['mean']:+.1f} | {seeds} | "
             f"{bounds(row['over_images'])} |"
         )
-    text = "\n".join(lines) + "\n"
-    args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"loss-arms-{args.split}"
-    stem.with_suffix(".md").write_text(text, encoding="utf-8")
-    stem.with_suffix(".json").write_text(
-        json.dumps({"setting": setting, "arms": rows, "pairs": pairs}, indent=1) + "\n", encoding="utf-8"
-    )
-    print(text)
+    title = f"The losses on tiny20, {args.split} (n = 1,000 images)"
+    keep(f"loss-arms-{args.split}", title, lines, {"setting": setting, "arms": rows, "pairs": pairs}, args.out)
+    print("\n".join(lines))
 
 
 def numbers(values: list[float], sign: str = "") -> str:

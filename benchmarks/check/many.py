@@ -1,6 +1,6 @@
 """Time and memory of `fewsight check` as images grow, near duplicates too.
 
-`python -m benchmarks.check_many FOLDER [--images 25000 50000 100000]`: FOLDER has train/ and val/, such as
+`python -m benchmarks.check many FOLDER [--images 25000 50000 100000]`: FOLDER has train/ and val/, such as
 tiny-imagenet-50. Every image that is checked is a blend of two of its images, drawn by seed, so that no two are alike;
 to them 100 copies as JPEG of quality 30 are added, in other classes. Each size is checked with an empty memory, by a
 process of its own.
@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.machine import commit, device_name, keep, measured_command
-from benchmarks.near_duplicates import jpeg
+from benchmarks.check.near_duplicates import jpeg
+from benchmarks.machine import about, keep, listed, measured_command
 from fewsight.data import load_image, read_dataset
 from fewsight.machine.cores import num_cores
 
@@ -56,8 +56,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, nargs="+", default=[25_000, 50_000, 100_000])
     options = parser.parse_args()
-    about = f"blends of {options.folder.name}, {device_name('cpu')}; {commit()}"
-    lines = [about, "", "| images | first check, s | again, s | peak memory, MB | copies found | other pairs |"]
+    setting = about("check many", [], images=f"blends of {options.folder.name}")
+    lines = [*listed(setting), "| images | first check, s | again, s | peak memory, MB | copies found | other pairs |"]
     lines.append("|---|---|---|---|---|---|")
     kept = []
     for count in options.images:
@@ -77,8 +77,7 @@ def main() -> None:
             f"| {count:,} | {first:.0f} | {again:.1f} | {memory:.0f} | {right} of {COPIES} | {len(groups) - right} |"
         )
         print(lines[-1], flush=True)
-    title = f"Checking many images\n\n`python -m benchmarks.check_many {options.folder.name}`"
-    keep("check-many", title, lines, {"about": about, "found": kept})
+    keep("check-many", "Checking many images", lines, {"about": setting, "found": kept})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a training step keeps, and how much memory it takes: ours plain, in-place and recomputing, and timm's.
 
-    python -m benchmarks.memory [--px 224] [--batch 32] [--repeats 5]
+    python -m benchmarks.step memory [--px 224] [--batch 32] [--repeats 5]
 
 Kept: memory that a forward pass in float32 leaves allocated, an image of two; the profiler counts it. Peak: resident
 memory of a process of its own that does two steps with SGD and momentum, at --batch, and what a process without a
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.machine import about, busy_unless, keep
-from benchmarks.step import NUM_CLASSES, TIMM_NAMES
+from benchmarks.step.speed import NUM_CLASSES, TIMM_NAMES
 from fewsight.models import Backbone, activated_norm
 from fewsight.models.classifier import build_model
 
@@ -46,9 +46,9 @@ def main() -> int:
         return 0
     busy = busy_unless(args.force)
     setting = about(
-        "memory",
+        "step memory",
         busy,
-        f"torch {torch.__version__}, timm {timm.__version__}",
+        ("torch", "timm"),
         setting=f"{args.px} px, float32, {NUM_CLASSES} classes, channels-last, peak at batch {args.batch}",
     )
     lines = [f"- {key}: {value}" for key, value in setting.items()]
@@ -136,7 +136,7 @@ def peak(name: str, way: str, batch: int, px: int) -> float:
 
 def run_apart(name: str, way: str, batch: int, px: int) -> float:
     """`peak` of a process of its own; without a batch: of two images of 32 px."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--px", str(px), "--peak", name, way, str(batch)]
+    command = [sys.executable, "-m", "benchmarks.step", "memory", "--px", str(px), "--peak", name, way, str(batch)]
     return float(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
 
 
