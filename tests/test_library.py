@@ -108,7 +108,7 @@ def test_none_of_these_is_what_the_command_says(
         column = [row["none_of_these"] for row in csv.DictReader(handle)]
     assert 0 < column.count("true") < 15
     assert (
-        f"{column.count('true')} of 15 are none of these classes: the most probable value has less than" in answer.err
+        f"{column.count('true')} of 15 are none of these classes: the most probable class has less than" in answer.err
     )
     model = fewsight.load(run)
     predictions = model.predict(files)
@@ -143,7 +143,7 @@ def test_turned_image_in_memory_is_made_upright(tiny_run: Path, digit_images: Pa
         (np.zeros((4, 4, 2), np.uint8), r"got uint8 \[4, 4, 2\]"),
         (np.zeros((0, 4), np.uint8), r"got uint8 \[0, 4\]"),
         (7, "expected a path, a Pillow image or an array, got int"),
-        (Image.new("I", (4, 4)), "32 bits"),
+        (Image.new("I", (4, 4)), "32-bit"),
     ],
 )
 def test_strange_image_in_memory_is_an_error_of_its_row(strange: object, message: str, tiny_run: Path) -> None:

@@ -426,7 +426,7 @@ def test_hard_links_need_one_disk(lists: Path, imagenet: Path, tmp_path: Path, m
     with pytest.raises(DataError, match=r"cross-device link; hard links need .* --link symlink or --link copy"):
         build(imagenet, lists, tmp_path / "out")
     monkeypatch.undo()
-    assert build(imagenet, lists, tmp_path / "out", link="copy").made == HOW_MANY
+    assert build(imagenet, lists, tmp_path / "out", link="copy").created == HOW_MANY
 
 
 def test_full_disk_leaves_no_half_image(
@@ -657,7 +657,7 @@ def test_test_set_of_another_size_needs_images_option(count: int, run: Path, sub
 
 
 def test_paths_that_cannot_be_used_are_refused(refused: Callable[..., str], run: Path, subset: Path) -> None:
-    assert "--out nowhere/new.csv: the folder nowhere is not there" in refused(
+    assert "--out nowhere/new.csv: the folder nowhere does not exist" in refused(
         "vipriors", "submit", run, subset, "--out", "nowhere/new.csv"
     )
     assert "this is a folder" in refused("vipriors", "submit", run, subset, "--out", "run")
