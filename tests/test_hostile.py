@@ -106,7 +106,7 @@ def test_pickle_that_calls_is_refused_and_does_not_run(protocol: int, tmp_path: 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"\x80\x02]r\xff\xff\xff\x7f.", "it numbers a value 2,147,483,647"),  # LONG_BINPUT allocates that many
+        (b"\x80\x02]r\xff\xff\xff\x7f.", "its memo index 2,147,483,647 is too large"),  # LONG_BINPUT allocates that many
         (b"}(U\x01aq\x00" + b"h\x00h\x00\x86q\x00" * 40 + b"K\x01u.", "it holds SETITEMS and tuples"),
     ],
     ids=["memo", "hash"],
@@ -137,7 +137,7 @@ def test_unresolved_recipe_in_a_run_does_not_crash(
     recipe.write_text(tomli_w.dumps(values))
     answer = command("predict", tmp_path / "run", digit_images / "test")
     assert answer.code == code, answer.err
-    assert ("recipe.toml of the run has eval.test_px" in answer.err) == (code == 2)
+    assert ("the run's recipe.toml has eval.test_px" in answer.err) == (code == 2)
 
 
 def test_parquet_manifest_with_damaged_text_is_refused(tmp_path: Path) -> None:
