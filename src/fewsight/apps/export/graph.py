@@ -128,7 +128,8 @@ class CroppingGraph(nn.Module):
         unsupported = next((cut.crop for cut in cuts if cut.crop not in ("center", "random")), None)
         if unsupported is not None:
             raise RecipeError(f"--crop: the graph can cut center and random crops, not {unsupported}; leave out --crop")
-        self.graph, self.px = graph, [cut.px for cut in cuts]
+        self.scorer = graph  # torch.export fails on a submodule named `graph`
+        self.px = [cut.px for cut in cuts]
         centers = [None if cut.ratio is None else CenterBox(cut.px, cut.ratio) for cut in cuts]
         self.centers = nn.ModuleList([nn.Identity() if center is None else center for center in centers])
 
@@ -141,7 +142,7 @@ class CroppingGraph(nn.Module):
                 assert boxes is not None, "random crops have boxes"
                 box, num_boxes_used = boxes[:, num_boxes_used], num_boxes_used + 1
             cuts.append((resample(pixels, box, px) / 255).float())
-        return self.graph.score(cuts)
+        return self.scorer.score(cuts)
 
 
 def build_graph(
