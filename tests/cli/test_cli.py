@@ -592,12 +592,12 @@ def test_predict_counts_skipped_files_and_fails_if_nothing_was_predicted(
         (tmp_path / "new" / name).write_text("text")
     answer = command("predict", tiny_run, tmp_path / "new", "--out", tmp_path / "new.csv")
     assert answer.code == 0
-    assert "skipped 2 files in the folders: no images by their names\n" in answer.err
+    assert "skipped 2 files in the folders: not images by their names\n" in answer.err
     for image in (tmp_path / "new").glob("*.png"):
         image.unlink()
     answer = command("predict", tiny_run, tmp_path / "new", "--out", tmp_path / "new.csv")
     reason = f"nothing to predict: {tmp_path / 'new'}: no image in this folder"
-    assert answer == Answer(2, "", f"skipped 2 files in the folders: no images by their names\nfewsight: {reason}\n")
+    assert answer == Answer(2, "", f"skipped 2 files in the folders: not images by their names\nfewsight: {reason}\n")
     answer = command("predict", tiny_run, "no*.png", "nor-this.png", "--out", tmp_path / "other.csv")
     assert answer.err == ("fewsight: nothing to predict: no*.png: no file matches this pattern (and so on: 2 inputs)\n")
     assert not (tmp_path / "other.csv").exists()

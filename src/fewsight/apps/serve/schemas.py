@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from fewsight.apps.pictures import address
+from fewsight.apps.pictures import data_url
 from fewsight.apps.serve.batching import Prediction
 from fewsight.data import ImageError, LargeImageError, UnknownKindError
 from fewsight.inference.model import Activation, Model
@@ -161,7 +161,7 @@ def _activation_map(activation: Activation, is_run: bool) -> ActivationMap:
     return ActivationMap(
         member=None if is_run else valid_text(activation.run),
         view=activation.view,
-        picture=address(Image.fromarray(activation.cut), "JPEG", quality=JPEG_QUALITY),
+        picture=data_url(Image.fromarray(activation.cut), "JPEG", quality=JPEG_QUALITY),
         map=[[float(f"{value:.4g}") for value in row] for row in activation.values],
     )
 
