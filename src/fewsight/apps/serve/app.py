@@ -202,7 +202,7 @@ def build_app(model: Model, limits: Limits | None = None, token: str | None = No
     app = FastAPI(
         title="fewsight",
         version=fewsight.__version__,
-        description=f"The run {valid_text(model.path.resolve().name)}: takes images, answers class probabilities.",
+        description=f"The run {valid_text(model.path.resolve().name)}: takes images, returns class probabilities.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
