@@ -14,7 +14,7 @@ import pytest
 from conftest import Command
 from fewsight.apps.listing import list_runs, seed_groups
 from fewsight.apps.report import gather, write_report
-from fewsight.apps.report.gather import confident_from, suspects
+from fewsight.apps.report.suspects import confident_from, suspects
 from fewsight.errors import RunError
 from fewsight.inference.evaluate import evaluate
 from fewsight.machine import files
@@ -58,13 +58,15 @@ def test_facts_are_those_of_the_scores(tmp_path: Path) -> None:
             assert facts.confusion[true, other] == ((labels == true) & (predicted == other)).sum()
     wrong = np.flatnonzero(predicted != labels)
     most_confident = wrong[np.argsort(-probs[wrong, predicted[wrong]])]
-    assert [entry.path for entry in facts.sure_mistakes] == [f"test/{index}.png" for index in most_confident[:24]]
-    assert [entry.path for entry in facts.unsure] == [f"test/{index}.png" for index in np.argsort(probs.max(1))[:24]]
-    first = facts.sure_mistakes[0]
+    assert [entry.path for entry in facts.examples.mistakes] == [f"test/{index}.png" for index in most_confident[:24]]
+    assert [entry.path for entry in facts.examples.unsure] == [
+        f"test/{index}.png" for index in np.argsort(probs.max(1))[:24]
+    ]
+    first = facts.examples.mistakes[0]
     assert (first.label, first.predicted) == (CLASSES[labels[most_confident[0]]], CLASSES[predicted[most_confident[0]]])
     assert first.prob == pytest.approx(probs[most_confident[0], predicted[most_confident[0]]], rel=1e-5)
     assert first.label_prob == pytest.approx(probs[most_confident[0], labels[most_confident[0]]], rel=1e-5)
-    assert sum(entry.count for entry in facts.reliability) == 200
+    assert sum(entry.count for entry in facts.calibration.bins) == 200
 
 
 def test_wrong_labels_are_suspected_first() -> None:
@@ -105,7 +107,7 @@ def test_page_says_why_labels_are_suspected(tmp_path: Path) -> None:
     for name in ("strong", "weak"):
         write_report([tmp_path / name], tmp_path / "page.html")
         texts.append(" ".join(Page(tmp_path / "page.html").text.split()))
-        assert gather(tmp_path / name).num_suspects > 0
+        assert gather(tmp_path / name).examples.num_suspects > 0
     assert "This applies to 30 of these 400 images, of which the first 24 are shown." in texts[0]
     assert ["This list is unreliable" in text for text in texts] == [False, True]
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fewsight import runs
+from fewsight.apps.report.suspects import confident_from, suspects
 from fewsight.errors import RunError
 from fewsight.inference.ensemble import is_ensemble
 from fewsight.machine import files
@@ -31,7 +32,6 @@ from fewsight.scores.queries import Ablation, Line, ablate, describe_mean, lines
 
 GALLERY = 24  # images
 MAX_UNSURE = 0.2  # fraction of the images that may count as least confident
-AGREEMENT = 0.9  # fraction of labels that a confident run must agree with
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,28 @@ class Prediction:
     predicted: str  # the most probable class
     prob: float  # of the predicted class
     label_prob: float  # of the label
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images worth a look, the most telling ones first."""
+
+    mistakes: tuple[Prediction, ...]  # the most confident ones
+    unsure: tuple[Prediction, ...]  # the least confident predictions
+    suspects: tuple[Prediction, ...]  # the likeliest wrong labels
+    num_suspects: int
+    confident_from: float | None  # probability from which on the run is confident; None if it never is
+
+
+@dataclass(frozen=True)
+class CalibrationFacts:
+    """How confidence matches accuracy, before and after calibration."""
+
+    bins: tuple[Bin, ...]
+    stored: Calibration | None  # for these views
+    stored_views: tuple[str, ...]  # in words, of every stored calibration
+    tempered_bins: tuple[Bin, ...]  # at the stored temperature; empty without one
+    accepted: Proportion | None  # accuracy of the images that the stored threshold accepts; None without one
 
 
 @dataclass(frozen=True)
@@ -65,18 +87,10 @@ class RunFacts:
     correct: np.ndarray  # bool [n], of the readable images
     confusion: np.ndarray  # int [K, K]: true class, predicted class
     num_trained_on: int
-    reliability: tuple[Bin, ...]
-    calibration: Calibration | None  # stored for these views
-    calibrated_views: tuple[str, ...]  # in words, of every stored calibration
-    tempered: tuple[Bin, ...]  # reliability at the stored temperature; empty without one
-    accepted: Proportion | None  # accuracy of the images that the stored threshold accepts; None without one
+    calibration: CalibrationFacts
     by_size: tuple[Line, ...]  # each test size, then all together
     ablation: Ablation | None  # None for a single view
-    sure_mistakes: tuple[Prediction, ...]
-    unsure: tuple[Prediction, ...]
-    suspects: tuple[Prediction, ...]  # the likeliest wrong labels
-    num_suspects: int
-    sure_prob: float | None  # probability from which on the run is confident; None if it never is
+    examples: Examples
     curves: tuple[Curve, ...]
     run: Run | None  # None for an ensemble
     source: str | None  # path of the data, of the run or an ensemble's first run
@@ -105,9 +119,53 @@ def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> R
     scores, labels = fused_log_probs(scored.weights)[readable], labels[readable]
     classes = scored.first_store.about.classes
     predicted = scores.argmax(1)
-    calibration = calibration_for(path, view_names(scored))
     run = None if is_ensemble(path) or not (path / "run.json").is_file() else runs.read_run(path)
+    first = run or _first_run(path)
+    info = files.read_json(path / "run.json") if (path / "run.json").is_file() else {}
+    return RunFacts(
+        path=path,
+        scored=scored,
+        views=describe_mean(scored),
+        figures=evaluate_scores(scores, labels, classes, num_images=len(readable)),
+        correct=predicted == labels,
+        confusion=np.bincount(labels * len(classes) + predicted, minlength=len(classes) ** 2).reshape(len(classes), -1),
+        num_trained_on=int(scored.trained_on.sum()),
+        calibration=_calibration(path, scored, scores, labels),
+        by_size=tuple(lines_by_size(scored)),
+        ablation=_ablation(scored),
+        examples=_examples(scored, scores, labels),
+        curves=curves(path),
+        run=run,
+        source=None if first is None else first.data.source,
+        recipe=None if first is None else first.recipe,
+        command=str(info.get("command", "")) if isinstance(info, dict) else "",
+    )
+
+
+def _calibration(path: Path, scored: Scored, scores: np.ndarray, labels: np.ndarray) -> CalibrationFacts:
+    """Reliability of the probabilities, and the effect of the stored calibration.
+
+    Args:
+        path: the run or ensemble.
+        scored: its scores.
+        scores: log-probabilities [n, K] of the readable images.
+        labels: class indices [n].
+    """
+    stored = calibration_for(path, view_names(scored))
+    return CalibrationFacts(
+        bins=reliability_bins(scores, labels),
+        stored=stored,
+        stored_views=tuple(", ".join(calibration.views) for calibration in read_calibrations(path)),
+        tempered_bins=() if stored is None else reliability_bins(scores, labels, stored.temperature),
+        accepted=_accepted(stored, scores, scores.argmax(1) == labels),
+    )
+
+
+def _examples(scored: Scored, scores: np.ndarray, labels: np.ndarray) -> Examples:
+    """Choose the images to show; arguments as for `_calibration`."""
     images = [image for image in scored.first_store.images if image.error is None]
+    classes = scored.first_store.about.classes
+    predicted, confidence = scores.argmax(1), scores.max(1)
 
     def predictions(indices: np.ndarray) -> tuple[Prediction, ...]:
         return tuple(
@@ -122,38 +180,14 @@ def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> R
             for index in indices[:GALLERY]
         )
 
-    confidence = scores[np.arange(len(labels)), predicted]
     wrong = np.flatnonzero(predicted != labels)
-    mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")]
-    unsure = np.argsort(confidence, kind="stable")[: math.ceil(MAX_UNSURE * len(confidence))]
-    first = run or _first_run(path)
     suspected, _ = suspects(scores, labels)
-    info = files.read_json(path / "run.json") if (path / "run.json").is_file() else {}
-    return RunFacts(
-        path=path,
-        scored=scored,
-        views=describe_mean(scored),
-        figures=evaluate_scores(scores, labels, classes, num_images=len(readable)),
-        correct=predicted == labels,
-        confusion=np.bincount(labels * len(classes) + predicted, minlength=len(classes) ** 2).reshape(len(classes), -1),
-        num_trained_on=int(scored.trained_on.sum()),
-        reliability=reliability_bins(scores, labels),
-        calibration=calibration,
-        calibrated_views=tuple(", ".join(kept.views) for kept in read_calibrations(path)),
-        tempered=() if calibration is None else reliability_bins(scores, labels, calibration.temperature),
-        accepted=_accepted(calibration, scores, predicted == labels),
-        by_size=tuple(lines_by_size(scored)),
-        ablation=_ablation(scored),
-        sure_mistakes=predictions(mistakes),
-        unsure=predictions(unsure),
+    return Examples(
+        mistakes=predictions(wrong[np.argsort(-confidence[wrong], kind="stable")]),
+        unsure=predictions(np.argsort(confidence, kind="stable")[: math.ceil(MAX_UNSURE * len(confidence))]),
         suspects=predictions(suspected),
         num_suspects=len(suspected),
-        sure_prob=confident_from(scores, labels),
-        curves=curves(path),
-        run=run,
-        source=None if first is None else first.data.source,
-        recipe=None if first is None else first.recipe,
-        command=str(info.get("command", "")) if isinstance(info, dict) else "",
+        confident_from=confident_from(scores, labels),
     )
 
 
@@ -163,57 +197,6 @@ def against(first: RunFacts, other: RunFacts) -> Paired | None:
     if ours != theirs or first.classes != other.classes or len(first.correct) != len(other.correct):
         return None
     return paired(first.correct, other.correct)
-
-
-def suspects(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find images whose label is possibly wrong.
-
-    The predicted class of a suspect is not its label, has at least the mean probability that it has over the images
-    labelled with it, and the run is confident there (`confident_from`), so that a weak run, which is often wrong,
-    suspects few labels or none.
-
-    Args:
-        scores: log-probabilities [n, K].
-        labels: class indices [n].
-
-    Returns:
-        The indices [m] of the suspects, those first whose prediction exceeds the label's probability by most, and
-        their predicted classes [m].
-
-    Source: Northcutt et al., Confident learning, arXiv:1911.00068 (the mean of the class); the second bound is ours.
-    """
-    num_classes, label_probs = scores.shape[1], np.exp(scores[np.arange(len(labels)), labels])
-    count = np.bincount(labels, minlength=num_classes)
-    total = np.bincount(labels, label_probs, num_classes)
-    mean_probs = np.where(count > 0, total / np.maximum(count, 1), np.inf)
-    predicted, peaks, bound = scores.argmax(1), _peaks(scores), confident_from(scores, labels)
-    suspect = (predicted != labels) & (peaks >= mean_probs[predicted]) & (peaks >= (np.inf if bound is None else bound))
-    indices = np.flatnonzero(suspect)
-    order = indices[np.argsort(label_probs[indices] - peaks[indices], kind="stable")]
-    return order, predicted[order]
-
-
-def confident_from(scores: np.ndarray, labels: np.ndarray) -> float | None:
-    """The lowest confidence c such that of the predictions with confidence >= c at least `AGREEMENT` equal the label.
-
-    None if there is no such confidence. The probabilities need not be calibrated.
-
-    Args:
-        scores: log-probabilities [n, K].
-        labels: class indices [n].
-
-    Source: Geifman and El-Yaniv, Selective classification, arXiv:1705.08500 (a confidence threshold for a given error).
-    """
-    peaks, correct = _peaks(scores), scores.argmax(1) == labels
-    order = np.argsort(-peaks, kind="stable")
-    agreeing = np.flatnonzero(np.cumsum(correct[order]) >= AGREEMENT * np.arange(1, len(order) + 1))
-    return float(peaks[order[agreeing[-1]]]) if len(agreeing) else None
-
-
-def _peaks(scores: np.ndarray) -> np.ndarray:
-    """The probability of the most probable class, float64 [n]."""
-    peaks: np.ndarray = np.exp(scores.max(1).astype(np.float64))
-    return peaks
 
 
 def _accepted(calibration: Calibration | None, scores: np.ndarray, correct: np.ndarray) -> Proportion | None:
