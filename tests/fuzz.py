@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fewsight.apps.vipriors.subset import read_lists
+from fewsight.apps.vipriors.lists import read_lists
 from fewsight.data import decode_bytes, read_dataset, scan_image
 from fewsight.errors import DataError, FewsightError
 from fewsight.inference.ensemble import make_ensemble, open_runs

@@ -25,7 +25,7 @@ from PIL import Image
 
 import fuzz
 from conftest import Command
-from fewsight.apps.vipriors.subset import read_lists
+from fewsight.apps.vipriors.lists import read_lists
 from fewsight.data import ImageError, decode_bytes, load_image, read_dataset, scan_image
 from fewsight.data.decode import UNKNOWN, read_header
 from fewsight.errors import DataError, FewsightError
@@ -106,7 +106,7 @@ def test_pickle_that_calls_is_refused_and_does_not_run(protocol: int, tmp_path: 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"\x80\x02]r\xff\xff\xff\x7f.", "its memo index 2,147,483,647 is too large"),  # LONG_BINPUT allocates that many
+        (b"\x80\x02]r\xff\xff\xff\x7f.", "its memo index 2,147,483,647 is too large"),  # LONG_BINPUT allocates it
         (b"}(U\x01aq\x00" + b"h\x00h\x00\x86q\x00" * 40 + b"K\x01u.", "it holds SETITEMS and tuples"),
     ],
     ids=["memo", "hash"],

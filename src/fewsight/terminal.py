@@ -8,6 +8,8 @@ from typing import Any
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
 
 from fewsight.wording import counted
 
@@ -73,10 +75,23 @@ def trained_on_note(number: int, total: int, whose: str = "") -> str:
     return f"{number:,} of {counted(total, 'image')} {was} in the training set{whose}: these figures are optimistic"
 
 
+def plain_table() -> Table:
+    """A table without lines, whose columns are two cells apart."""
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+
+
+def padded(names: Sequence[str]) -> list[str]:
+    """Printable names, padded to the width of the widest."""
+    shown = [printable(name) for name in names]
+    cells = max(map(cell_len, shown))
+    return [set_cell_size(name, cells) for name in shown]
+
+
 def shortened(name: str, cells: int) -> str:
     """A printable name, cut to at most `cells` terminal cells."""
-    name = printable(name)
-    return name if cell_len(name) <= cells else set_cell_size(name, cells - 1) + "…"
+    text = Text(printable(name))
+    text.truncate(cells, overflow="ellipsis")
+    return text.plain
 
 
 def printable(name: str) -> str:

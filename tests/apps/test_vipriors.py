@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from conftest import TINY, Command
+from fewsight.apps.vipriors.lists import read_lists
 from fewsight.apps.vipriors.submission import submit
-from fewsight.apps.vipriors.subset import Built, build, read_lists
+from fewsight.apps.vipriors.subset import Built, build
 from fewsight.errors import DataError, RunError
 from fewsight.inference.ensemble import make_ensemble
 from fewsight.terminal import make_console

@@ -5,13 +5,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
 from fewsight.machine import files
 from fewsight.scores.metrics import Proportion
-from fewsight.terminal import MIN_NAME_CELLS, printable, shortened, trained_on_note
+from fewsight.terminal import MIN_NAME_CELLS, padded, plain_table, printable, shortened, trained_on_note
 from fewsight.wording import counted
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def show_lines(console: Console, title: str, lines: Sequence["Line"], num_traine
     console.print(printable(title), style="bold")
     if num_trained_on:
         console.print(f"  {trained_on_note(num_trained_on, lines[0].top1.total)}")
-    names = _padded([line.name for line in lines])
+    names = padded([line.name for line in lines])
     for name, line in zip(names, lines, strict=True):
         views = counted(line.num_results, "view")
         difference = "" if line.against is None else f", {line.against.brief()}"
@@ -90,10 +89,10 @@ def show_lines(console: Console, title: str, lines: Sequence["Line"], num_traine
 def show_members(console: Console, entries: Sequence["EnsembleEntry"]) -> None:
     """Print an ensemble's members with their weights and test sizes."""
     names = list(dict.fromkeys(entry.member for entry in entries))
-    for name, padded in zip(names, _padded(names), strict=True):
+    for name, shown in zip(names, padded(names), strict=True):
         own = [entry for entry in entries if entry.member == name]
         sizes = ", ".join(f"{entry.px} px" for entry in own)
-        console.print(f"  {padded}  weight {sum(entry.weight for entry in own):.3f}  at {sizes}")
+        console.print(f"  {shown}  weight {sum(entry.weight for entry in own):.3f}  at {sizes}")
 
 
 def show_calibrations(console: Console, path: Any, calibrations: Sequence["Calibration"]) -> None:
@@ -123,7 +122,7 @@ def show_runs(
     console: Console, folder: Any, listed: Sequence["ListedRun"], seeds: Mapping[Any, tuple[float, float, int]]
 ) -> None:
     """Print a table of runs, and the mean and standard deviation over runs that differ only in their seeds."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = plain_table()
     for name in ("run", "top-1 on val, centre view", "status", "model", "training", "started"):
         table.add_column(name, overflow="fold")
     for run in listed:
@@ -137,18 +136,11 @@ def show_runs(
         console.print(f"{printable(str(path))}: {figure} over {counted(count, 'seed')} (mean ± standard deviation)")
 
 
-def _padded(names: Sequence[str]) -> list[str]:
-    """Printable names, padded to the width of the widest."""
-    shown = [printable(name) for name in names]
-    cells = max(map(cell_len, shown))
-    return [name + " " * (cells - cell_len(name)) for name in shown]
-
-
 def _class_table(console: Console, figures: "Figures", max_classes: int) -> Table:
     """The classes that have images, lowest recall first."""
     ranked = sorted((row for row in figures.classes if row.recall is not None), key=lambda row: (row.recall, row.name))
     heading = "per class" if len(ranked) <= max_classes else f"{max_classes} weakest of {len(ranked):,} classes"
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = plain_table()
     table.add_column(heading, no_wrap=True)
     for name in ("images", "recall", "precision", "F1"):
         table.add_column(name, justify="right", no_wrap=True)
