@@ -1,4 +1,4 @@
-"""Generated score stores, written as an evaluation writes them, and their files read back in the plainest way."""
+"""Synthetic score stores, written as an evaluation writes them, and their files read back with plain NumPy."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,12 +14,12 @@ CLASSES = ("ant", "bee", "cat", "dog")
 
 
 def random_labels(seed: int, count: int) -> np.ndarray:
-    """int [count], positions in CLASSES."""
+    """int [count], indices into CLASSES."""
     return np.random.default_rng([seed, 99]).integers(0, len(CLASSES), count)
 
 
 def random_scores(seed: int, labels: np.ndarray, lead: float = 1.0) -> np.ndarray:
-    """float32 [n, K]: random log-probabilities in which the label has a lead."""
+    """float32 [n, K]: random log-probabilities; `lead` is added to the label's logit."""
     logits = np.random.default_rng(seed).normal(size=(len(labels), len(CLASSES)))
     logits[np.arange(len(labels)), labels] += lead
     return log_softmax(logits)
@@ -27,8 +27,8 @@ def random_scores(seed: int, labels: np.ndarray, lead: float = 1.0) -> np.ndarra
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """float32, over the last axis."""
-    found: np.ndarray = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    return found.astype(np.float32)
+    log_probs: np.ndarray = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return log_probs.astype(np.float32)
 
 
 def write_store(
@@ -42,7 +42,7 @@ def write_store(
     digests: Sequence[str] | None = None,
     dtype: str = "float32",
 ) -> Store:
-    """A whole store of log-probabilities [n, K] by view; rows of NaN where an image is unreadable."""
+    """A complete store of log-probabilities [n, K] by view, with NaN for unreadable images."""
     count = len(next(iter(views.values())))
     names: list[str | None] = [None] * count
     if labels is not None:
@@ -74,16 +74,16 @@ def write_run(path: Path, views: Mapping[str, np.ndarray], labels: Iterable[int]
 
 def probs_of(store: Store, view: str) -> np.ndarray:
     """float64 [n, K]: the probabilities of one view, from its file."""
-    numbers = np.fromfile(store.path / f"{view}.f32", "<f4").astype(np.float64)
-    return np.exp(numbers.reshape(-1, len(store.about.classes)))
+    values = np.fromfile(store.path / f"{view}.f32", "<f4").astype(np.float64)
+    return np.exp(values.reshape(-1, len(store.about.classes)))
 
 
 def mean_plainly(weights: Mapping[Result, float]) -> np.ndarray:
-    """float64 [n, K]: the weighed mean of probabilities, image by image."""
+    """float64 [n, K]: the weighted mean of probabilities, image by image."""
     store = next(iter(weights)).store
     probs = {result: probs_of(result.store, result.view) for result in weights}
-    found = np.zeros((store.about.count, len(store.about.classes)))
+    mean = np.zeros((store.about.count, len(store.about.classes)))
     for image in range(store.about.count):
         for result, weight in weights.items():
-            found[image] += weight * probs[result][image]
-    return found
+            mean[image] += weight * probs[result][image]
+    return mean

@@ -19,17 +19,21 @@ from typing import Any
 
 import pytest
 from cyclopts.exceptions import MissingArgumentError
+from pydantic import BaseModel
 
 import fewsight
 from conftest import TINY, Command
 from fewsight.augment import views
 from fewsight.cli import app
+from fewsight.losses import LOSSES
 from fewsight.models import BACKBONES
+from fewsight.recipes import Recipe, Stage
 from fewsight.training.reporters import Reporter
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+ROOT_PAGES = [ROOT / f"{name}.md" for name in ("README", "NOTES", "CONTRIBUTING", "SECURITY", "CHANGELOG")]
 BLOCK = re.compile(r"(?:<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<head>[^\n`]+)\n(?P<text>.*?)^```$", re.M | re.S)
 MARK = re.compile(r"(not run|slow): \S.*")
 FINDINGS = ("fewsight check",)  # commands that may end with 1: they found something
@@ -37,12 +41,12 @@ FINDINGS = ("fewsight check",)  # commands that may end with 1: they found somet
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a page and the mark in the comment on the line before it."""
+    """A fenced block of a page, and the mark in the comment on the line before it."""
 
     page: Path
     kind: str  # sh, python, diff, text
-    title: str  # the file that it is, where it says so
-    mark: str  # "", or "not run: why", or "slow: why"
+    title: str  # the file whose content or change it is, else ""
+    mark: str  # "", "not run: REASON" or "slow: REASON"
     text: str
 
     @property
@@ -53,12 +57,12 @@ class Block:
 
 def blocks_of(page: Path) -> list[Block]:
     """The blocks of a page in their order."""
-    found = []
+    blocks = []
     for match in BLOCK.finditer(page.read_text(encoding="utf-8")):
         kind, _, rest = match["head"].partition(" ")
         title = re.fullmatch(r'title="([^"]+)"', rest)
-        found.append(Block(page, kind, title[1] if title else "", match["mark"] or "", match["text"]))
-    return found
+        blocks.append(Block(page, kind, title[1] if title else "", match["mark"] or "", match["text"]))
+    return blocks
 
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
@@ -66,17 +70,17 @@ EXAMPLES = [block for block in BLOCKS if block.title]
 
 
 def commands(text: str) -> list[str]:
-    """The command lines of a shell block, comments cut."""
+    """The command lines of a shell block without comments."""
     lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines())
     return [line for line in lines if line]
 
 
 def named(page: Path) -> str:
-    """A page as the tests are named."""
-    return page.relative_to(DOCS).with_suffix("").as_posix()
+    """The name of a page in test ids and messages: `guides/training`."""
+    return page.relative_to(DOCS if page.is_relative_to(DOCS) else ROOT).with_suffix("").as_posix()
 
 
-# --- what every page holds to -------------------------------------------------------------------------------
+# --- rules for every page -----------------------------------------------------------------------------------
 
 
 def test_every_fence_is_a_block_of_a_known_kind() -> None:
@@ -109,9 +113,9 @@ def test_every_shell_line_is_a_command_that_exists() -> None:
 SHIPPED = [path.stem for path in (ROOT / "src" / "fewsight" / "recipes").glob("*.toml")]
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, *ROOT_PAGES], ids=named)
 def test_every_command_within_a_sentence_exists(page: Path) -> None:
-    """The README's blocks are held by test_tree.py."""
+    """test_tree.py checks the README's blocks."""
     for span in set(re.findall(r"`(fewsight [^`]+)`", page.read_text(encoding="utf-8"))):
         with contextlib.suppress(MissingArgumentError):  # `fewsight predict` alone names the command
             if "..." not in span and not span.startswith("fewsight --"):
@@ -125,15 +129,16 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[-\s]+", "-", head) for head in heads}
 
 
-def test_every_internal_link_leads_somewhere() -> None:
-    for page in PAGES:
+def test_every_internal_link_has_a_target() -> None:
+    for page in (*PAGES, *ROOT_PAGES):
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
             if target.startswith(("https://", "http://")):
                 continue
             path, _, anchor = target.partition("#")
-            place = (page.parent / path).resolve() if path else page
-            assert place.is_file(), f"{named(page)}: {target}"
-            assert not anchor or anchor in anchors(place), f"{named(page)}: {target}"
+            linked = (page.parent / path).resolve() if path else page
+            assert linked.exists(), f"{named(page)}: {target}"
+            assert linked.is_file() or page in ROOT_PAGES, f"{named(page)}: {target}"  # the site has no folders
+            assert not anchor or anchor in anchors(linked), f"{named(page)}: {target}"
 
 
 def test_every_page_is_in_the_navigation() -> None:
@@ -141,7 +146,17 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(re.findall(r'"([\w/-]+\.md)"', text)) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_notes_and_readme_can_be_skimmed() -> None:
+    """Short lines in the notes, an index at their head, and a README of a few screens."""
+    notes = [ROOT / "NOTES.md", *(DOCS / "notes").glob("*.md")]
+    for page in notes:
+        assert max(len(line) for line in page.read_text(encoding="utf-8").splitlines()) <= 120, named(page)
+    linked = set(re.findall(r"\]\((docs/notes/[\w-]+\.md)\)", notes[0].read_text(encoding="utf-8")))
+    assert linked == {page.relative_to(ROOT).as_posix() for page in notes[1:]}
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 160
+
+
+@pytest.mark.parametrize("page", [*PAGES, *ROOT_PAGES], ids=named)
 def test_every_path_of_the_repository_exists(page: Path) -> None:
     new = {block.title for block in EXAMPLES if block.kind == "python"}
     for path in re.findall(r"`((?:src|tests|benchmarks|docs|tools)/[\w./-]+)`", page.read_text(encoding="utf-8")):
@@ -150,24 +165,28 @@ def test_every_path_of_the_repository_exists(page: Path) -> None:
 
 def test_keys_of_the_recipe_exist() -> None:
     """`augment.fill`, `stages.N.lr_scale`, `losses.triplet.margin` in the tables and sentences."""
-    from fewsight.recipes import Recipe, Stage
-
-    def there(model: type, names: list[str]) -> bool:
-        for name in names:
-            field = model.model_fields.get(name)
-            if field is None:
-                return False
-            model = field.annotation
-        return True
-
     for page in PAGES:
         for key in re.findall(r"`((?:data|model|augment|eval|run|losses|optim|stages\.N)\.[\w.]+)", page.read_text()):
-            names = key.split(".")
+            names = [name for name in key.split(".") if name]
             if names[0] in ("stages", "losses", "optim"):
                 names = names[2:] if names[0] == "stages" else names
-                assert there(Stage, [name for name in names if name]), f"{named(page)}: {key}"
+                assert is_recipe_key(Stage, names), f"{named(page)}: {key}"
             elif names[-1] not in ("json", "jsonl"):
-                assert there(Recipe, names), f"{named(page)}: {key}"
+                assert is_recipe_key(Recipe, names), f"{named(page)}: {key}"
+
+
+def is_recipe_key(section: type[BaseModel], names: list[str]) -> bool:
+    """Whether a section of the recipe has this key; the keys of `weights` are names of losses."""
+    for index, name in enumerate(names):
+        if name not in section.model_fields:
+            return False
+        value_type = section.model_fields[name].annotation
+        if name == "weights":
+            return all(loss in LOSSES for loss in names[index + 1 :])
+        if not isinstance(value_type, type) or not issubclass(value_type, BaseModel):
+            return index + 1 == len(names)
+        section = value_type
+    return True
 
 
 # --- the reference ------------------------------------------------------------------------------------------
@@ -193,8 +212,8 @@ def test_python_reference_has_every_public_name() -> None:
     assert {f"fewsight.{name}" for name in fewsight.__all__} <= set(shown)
     for name in shown:
         module, _, last = name.rpartition(".")
-        found = sys.modules.get(name) or getattr(importlib.import_module(module), last)
-        assert found.__doc__, name
+        documented = sys.modules.get(name) or getattr(importlib.import_module(module), last)
+        assert documented.__doc__, name
 
 
 # --- the blocks run -----------------------------------------------------------------------------------------
@@ -202,9 +221,9 @@ def test_python_reference_has_every_public_name() -> None:
 
 @pytest.fixture(scope="module")
 def trained(digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the pages begin with: photos/ of class folders, a manifest, new/, and two runs on photos/.
+    """What the pages start from: photos/ with class folders, a manifest, new/, and two runs trained on photos/.
 
-    It is trained where the pages run, since a run knows its data by its place.
+    The runs are trained in the folder in which the pages run, since a run stores the path of its data.
     """
     desk = tmp_path_factory.mktemp("docs") / "desk"
     desk.mkdir()
@@ -225,17 +244,17 @@ def trained(digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def desk(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """It as it was, where a page's blocks run."""
-    place = trained.with_name("desk")
-    shutil.copytree(trained, place)
-    monkeypatch.chdir(place)
-    yield place
+    """A fresh copy of `trained`, the working directory of a page's blocks."""
+    folder = trained.with_name("desk")
+    shutil.copytree(trained, folder)
+    monkeypatch.chdir(folder)
+    yield folder
     monkeypatch.undo()
-    shutil.rmtree(place)
+    shutil.rmtree(folder)
 
 
 def run_shell(text: str, command: Command) -> None:
-    """The lines of a block, one after the other, with the shell's patterns."""
+    """Run the lines of a block in their order, expanding glob patterns as a shell does."""
     for line in commands(text):
         tokens = shlex.split(line)
         assert tokens[0] == "fewsight", line
@@ -246,7 +265,7 @@ def run_shell(text: str, command: Command) -> None:
 
 
 def run_page(blocks: list[Block], command: Command) -> None:
-    """Blocks in their order; those in Python share their names."""
+    """Run blocks in their order; the Python blocks share one namespace."""
     names: dict[str, object] = {}
     for block in blocks:
         if block.kind == "sh":
@@ -256,7 +275,7 @@ def run_page(blocks: list[Block], command: Command) -> None:
 
 
 def pages_with(*when: str) -> list[Path]:
-    """Pages with a shell or Python block that runs then, the worked examples left out."""
+    """Pages with a shell or Python block that runs at that time, worked examples excluded."""
     return sorted({b.page for b in BLOCKS if b.kind in ("sh", "python") and b.when in when and not b.title})
 
 
@@ -277,17 +296,17 @@ def test_reporter_of_the_guide_repeats_nothing(capsys: pytest.CaptureFixture[str
     assert names["losses"] == [0.5]
 
 
-def test_guide_names_every_key_that_a_reporter_is_told() -> None:
+def test_guide_names_every_key_that_a_reporter_receives() -> None:
     text = (DOCS / "guides" / "notebook.md").read_text(encoding="utf-8")
-    told = {key for name in ("step", "epoch") for key in re.findall(r"`(\w+)`", str(getattr(Reporter, name).__doc__))}
-    assert {*told} - {"done_steps"} <= set(re.findall(r"`(\w+)`", text))
+    keys = {key for name in ("step", "epoch") for key in re.findall(r"`(\w+)`", str(getattr(Reporter, name).__doc__))}
+    assert keys - {"done_steps"} <= set(re.findall(r"`(\w+)`", text))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", pages_with("slow"), ids=named)
 def test_whole_page_runs(page: Path, desk: Path, command: Command) -> None:
-    """The slow blocks too; what they train anew is not there before."""
+    """The slow blocks too; a run that a block trains again is removed first."""
     blocks = [block for block in blocks_of(page) if block.when != "not run" and not block.title]
     for block in blocks:
         if block.when == "slow" and re.search(r'--out runs/photos\b|"runs/photos", hours', block.text):
@@ -300,7 +319,7 @@ def test_whole_page_runs(page: Path, desk: Path, command: Command) -> None:
 
 @functools.cache
 def edited(path: str) -> str:
-    """A file of the repository after every edit that the pages make to it."""
+    """The text of a file of the repository after every change that the pages make to it."""
     text = (ROOT / path).read_text(encoding="utf-8")
     for block in EXAMPLES:
         if block.kind == "diff" and block.title == path:
@@ -321,7 +340,7 @@ def test_edits_of_the_examples_fit_the_files() -> None:
 
 
 def example(title: str, name: str, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """A new file of the examples as the module of that name."""
+    """A new file of the examples, executed as the module `name`."""
     (block,) = [block for block in EXAMPLES if block.title == title]
     module = types.ModuleType(name)
     monkeypatch.setitem(sys.modules, name, module)
@@ -345,7 +364,7 @@ def test_example_view_meets_its_test(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_in(copy: Path, *arguments: str) -> None:
-    """Python on the copy of the tree."""
+    """Run Python on the copy of the tree."""
     environment = {**os.environ, "PYTHONPATH": str(copy / "src"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *arguments], cwd=copy, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{arguments}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
@@ -354,7 +373,7 @@ def run_in(copy: Path, *arguments: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_examples_hold_on_a_copy_of_the_tree(desk: Path, tmp_path: Path) -> None:
-    """Every file and edit of docs/extend.md, then the tests and commands that the page names."""
+    """Apply every file and change of docs/extend.md, then run the tests and commands that the page names."""
     copy = tmp_path / "copy"
     for name in ("src", "tests", "tools"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -376,9 +395,9 @@ def test_examples_hold_on_a_copy_of_the_tree(desk: Path, tmp_path: Path) -> None
             words = [
                 "-m",
                 "fewsight",
-                *(str(desk / word) if word in PLACES else word for word in shlex.split(line)[1:]),
+                *(str(desk / word) if word in DESK_PATHS else word for word in shlex.split(line)[1:]),
             ]
             run_in(copy, *words, *short)
 
 
-PLACES = ("photos/", "runs/photos", "runs/resnet18", "runs/focal")
+DESK_PATHS = ("photos/", "runs/photos", "runs/resnet18", "runs/focal")

@@ -1,4 +1,4 @@
-"""The plan of a reproduction: the report's recipes, or their small members, fitted to the time. No clock is asked."""
+"""The plan of a reproduction: the paper's recipes or small ones, fitted to the time. Nothing is timed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fewsight.apps.reproduce import plan
-from fewsight.apps.reproduce.plan import Job, job_name, makespan, plan_full, plan_small, recipes_for, row_px, small_px
+from fewsight.apps.reproduce.plan import (
+    Job,
+    job_name,
+    makespan,
+    mapped_px,
+    plan_full,
+    plan_small,
+    recipes_for,
+    small_px,
+)
 from fewsight.apps.reproduce.published import TRAININGS, Training
 from fewsight.data.prepare import Prepared, prepare
 from fewsight.errors import RecipeError
@@ -19,11 +28,11 @@ from fewsight.training.planner import Pace
 
 BY_RECIPE = {training.recipe: training for training in TRAININGS}
 RECIPE_NAMES = list(BY_RECIPE)
-RESOLVED = {  # what depends on the data and the machine
+RESOLVED = {  # keys whose values depend on the data and the machine
     "data.mean", "data.std", "run.device", "run.precision", "run.threads", "run.workers",
     *(f"stages.{number}.{name}" for number in (0, 1) for name in ("batches", "cutmix_prob")),
 }  # fmt: skip
-EPOCHS = 50  # of the small recipes' first stage
+EPOCHS = 50  # of the first stage of small recipes
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +63,18 @@ def of_size(prepared: Prepared, *shorter: int) -> Prepared:
 
 def changed(before: Recipe, after: Recipe) -> dict[str, tuple[str, str]]:
     """Key -> values before and after, as text."""
-    told = dict(one.split(": ", 1) for one in recipe_differences(before, after))
-    return {key: tuple(values.split(" -> ")) for key, values in told.items()}  # type: ignore[misc]
+    differences = dict(line.split(": ", 1) for line in recipe_differences(before, after))
+    return {key: tuple(values.split(" -> ")) for key, values in differences.items()}  # type: ignore[misc]
 
 
 # Recipes
 
 
 @pytest.mark.parametrize("name", RECIPE_NAMES)
-def test_small_recipe_changes_only_what_it_says(name: str, small: dict[str, Recipe]) -> None:
-    """Augmentation, losses, stages, rates, the order of batches and how a run is chosen stay the report's."""
+def test_small_recipe_changes_only_these_values(name: str, small: dict[str, Recipe]) -> None:
+    """Augmentation, losses, stages, learning rates, the order of batches and the selection stay as in the paper."""
     training, shipped = BY_RECIPE[name], load_recipe(name)
-    found = changed(shipped, small[name])
+    changes = changed(shipped, small[name])
     expected = {
         "model.backbone": {"ResNeSt": "resnest14", "TResNet": "tresnet_s", "SE-ResNeXt": "seresnext26d"}[
             training.family
@@ -84,11 +93,11 @@ def test_small_recipe_changes_only_what_it_says(name: str, small: dict[str, Reci
             f"stages.{number}.losses.triplet.normalise": "True",
             f"stages.{number}.losses.weights.arcface": "0.1",
         }
-    assert {key: after for key, (_, after) in found.items() if key not in RESOLVED} == expected
+    assert {key: after for key, (_, after) in changes.items() if key not in RESOLVED} == expected
 
 
 @pytest.mark.parametrize("name", RECIPE_NAMES)
-def test_small_recipe_keeps_the_reports_augmentation_losses_and_stages(name: str, small: dict[str, Recipe]) -> None:
+def test_small_recipe_keeps_the_papers_augmentation_losses_and_stages(name: str, small: dict[str, Recipe]) -> None:
     recipe, shipped = small[name], load_recipe(name)
     assert recipe.augment == shipped.augment.model_copy(update={"train_px": recipe.augment.train_px})
     assert (recipe.augment.policy, recipe.augment.crop_area, recipe.augment.cutmix_alpha) == (
@@ -124,12 +133,17 @@ def test_val_is_merged_unless_it_is_tested(scale: str, prepared: Prepared) -> No
     [
         (64, 32, [32, 48, 56, 64], ("large", "medium")),
         (32, 16, [16, 24, 28, 32], ("medium", "small")),
-        (8, 16, [16, 24, 28, 32], ("medium", "small")),  # no smaller than this: the last stage must see something
+        (
+            8,
+            16,
+            [16, 24, 28, 32],
+            ("medium", "small"),
+        ),  # the minimum: at a smaller size the last stage would have a single position
         (50, 24, [24, 32, 40, 48], ("large", "medium")),
-        (500, 64, [64, 96, 112, 128], ("large", "medium")),  # no larger: it is to run on 2 cores
+        (500, 64, [64, 96, 112, 128], ("large", "medium")),  # the maximum: it must run on 2 cores
     ],
 )
-def test_small_sizes_are_half_the_images_with_the_reports_ratios(
+def test_small_sizes_are_half_the_images_with_the_papers_ratios(
     native: int, train_px: int, test_px: list[int], stems: tuple[str, str], prepared: Prepared
 ) -> None:
     sized = of_size(prepared, native - 2, native, native + 40)
@@ -143,7 +157,7 @@ def test_small_sizes_are_half_the_images_with_the_reports_ratios(
 
 
 @pytest.mark.parametrize("name", RECIPE_NAMES)
-def test_full_recipe_is_the_shipped_one_but_for_resolved_values(name: str, prepared: Prepared) -> None:
+def test_full_recipe_is_the_shipped_one_except_resolved_values(name: str, prepared: Prepared) -> None:
     recipes = recipes_for("full", prepared, merge_val=True, epochs=None, threads=1, device="cpu")
     assert list(recipes) == RECIPE_NAMES
     assert changed(load_recipe(name), recipes[name]).keys() <= RESOLVED
@@ -152,8 +166,8 @@ def test_full_recipe_is_the_shipped_one_but_for_resolved_values(name: str, prepa
     assert [stage.cutmix_prob for stage in recipes[name].stages] == [0.5] * len(recipes[name].stages)
 
 
-def test_device_that_is_not_there_is_refused(prepared: Prepared) -> None:
-    with pytest.raises(RecipeError, match="'cuda:77' is not there"):
+def test_unavailable_device_is_refused(prepared: Prepared) -> None:
+    with pytest.raises(RecipeError, match="'cuda:77' is not available"):
         recipes_for("full", prepared, merge_val=True, epochs=None, threads=1, device="cuda:77")
 
 
@@ -173,17 +187,17 @@ def test_device_that_is_not_there_is_refused(prepared: Prepared) -> None:
         ("seresnext101_ce_arcface", "seresnext26d_ce_arcface"),
     ],
 )
-def test_job_is_named_by_its_member(recipe: str, name: str) -> None:
+def test_job_has_the_name_of_its_backbone(recipe: str, name: str) -> None:
     assert job_name(BY_RECIPE[recipe], "small") == name
     assert job_name(BY_RECIPE[recipe], "full") == recipe
 
 
-def test_rows_have_the_size_at_their_place(small: dict[str, Recipe]) -> None:
+def test_test_sizes_are_mapped_by_index(small: dict[str, Recipe]) -> None:
     for name, recipe in small.items():
         sizes = [64] * 4 if BY_RECIPE[name].large else [32, 48, 56, 64]
-        assert [row_px(recipe, place) for place in range(4)] == sizes
-    assert row_px(load_recipe("resnest101_ce_448"), 3) == 448
-    assert [row_px(load_recipe("resnest101_ce"), place) for place in range(4)] == [224, 320, 380, 448]
+        assert [mapped_px(recipe, index) for index in range(4)] == sizes
+    assert mapped_px(load_recipe("resnest101_ce_448"), 3) == 448
+    assert [mapped_px(load_recipe("resnest101_ce"), index) for index in range(4)] == [224, 320, 380, 448]
 
 
 # How long it takes
@@ -199,9 +213,9 @@ def job(name: str, seconds: float, start: str | None = None) -> Job:
         ([], 0, 0),
         ([job("a", 3), job("b", 2), job("c", 2)], 7, 4),  # c follows b
         ([job("a", 4), job("b", 1), job("c", 2, "a"), job("d", 3, "b")], 10, 6),  # d follows b, c follows a
-        ([job("a", 4), job("b", 1, "a")], 5, 5),  # nothing to do beside a
-        ([job("a", 1), job("b", 5), job("c", 2, "a"), job("d", 2, "a")], 10, 5),  # all beside b
-        ([job("a", 2), job("b", 2, "a"), job("c", 2, "b"), job("d", 1)], 7, 6),  # a chain is as long as it is
+        ([job("a", 4), job("b", 1, "a")], 5, 5),  # nothing can run in parallel with a
+        ([job("a", 1), job("b", 5), job("c", 2, "a"), job("d", 2, "a")], 10, 5),  # all in parallel with b
+        ([job("a", 2), job("b", 2, "a"), job("c", 2, "b"), job("d", 1)], 7, 6),  # the chain determines the time
     ],
 )
 def test_makespan_by_hand(jobs: Sequence[Job], alone: float, two: float) -> None:
@@ -210,34 +224,34 @@ def test_makespan_by_hand(jobs: Sequence[Job], alone: float, two: float) -> None
     assert makespan(jobs, 9) <= two
 
 
-def ended_tick_by_tick(jobs: Sequence[Job], at_once: int) -> int:
-    """When all are done if each begins, in their order, as soon as what it starts from is done and a place is free."""
+def ended_tick_by_tick(jobs: Sequence[Job], num_slots: int) -> int:
+    """When all are done, if each starts, in order, as soon as the job it starts from is done and a slot is free."""
     now, waiting = 0, list(jobs)
     ends: dict[str, int] = {}
     while waiting or max(ends.values(), default=0) > now:
-        for one in list(waiting):
+        for waiting_job in list(waiting):
             running = sum(end > now for end in ends.values())
-            ready = one.start is None or ends.get(one.start, now + 1) <= now
-            if ready and running < at_once:
-                ends[one.name] = now + int(one.seconds)
-                waiting.remove(one)
+            ready = waiting_job.start is None or ends.get(waiting_job.start, now + 1) <= now
+            if ready and running < num_slots:
+                ends[waiting_job.name] = now + int(waiting_job.seconds)
+                waiting.remove(waiting_job)
         now += 1
     return now
 
 
 @st.composite
 def some_jobs(draw: st.DrawFn) -> list[Job]:
-    found: list[Job] = []
+    jobs: list[Job] = []
     for number in range(draw(st.integers(0, 8))):
-        start = draw(st.sampled_from([None, *(one.name for one in found)]))
-        found.append(job(str(number), draw(st.integers(1, 9)), start))
-    return found
+        start = draw(st.sampled_from([None, *(earlier.name for earlier in jobs)]))
+        jobs.append(job(str(number), draw(st.integers(1, 9)), start))
+    return jobs
 
 
 @settings(max_examples=50)
 @given(some_jobs(), st.integers(1, 4))
-def test_makespan_is_when_the_last_task_ends(jobs: list[Job], at_once: int) -> None:
-    assert makespan(jobs, at_once) == ended_tick_by_tick(jobs, at_once)
+def test_makespan_is_when_the_last_task_ends(jobs: list[Job], num_slots: int) -> None:
+    assert makespan(jobs, num_slots) == ended_tick_by_tick(jobs, num_slots)
 
 
 # Fitted to the time
@@ -247,7 +261,7 @@ TEN_SECONDS = Pace(step_seconds=10.0, load_seconds=0.0, score_seconds=0.0, image
 
 @pytest.fixture
 def made_up_machine(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
-    """Every step takes 10 s, and 12 epochs are the most; returns the recipes that were timed, as they come."""
+    """Every step takes 10 s, and the maximum is 12 epochs; returns the recipes that were timed, in order."""
     timed: list[Recipe] = []
 
     def probe(recipe: Recipe, prepared: Prepared) -> Pace:
@@ -255,37 +269,37 @@ def made_up_machine(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
         return TEN_SECONDS
 
     monkeypatch.setattr(plan, "probe", probe)
-    monkeypatch.setattr(plan, "MOST_EPOCHS", 12)
+    monkeypatch.setattr(plan, "MAX_EPOCHS", 12)
     return timed
 
 
-def small_plan(prepared: Prepared, seconds: float, at_once: int = 1, num_test: int = 0) -> list[Job]:
-    """A plan for a time of which `seconds` may be filled."""
-    hours = seconds / plan.SHARE_OF_TIME / 3600
-    return plan_small(prepared, hours, at_once, num_test, merge_val=True, threads=1, device="cpu")
+def small_plan(prepared: Prepared, seconds: float, num_slots: int = 1, num_test: int = 0) -> list[Job]:
+    """A plan for a time of which `seconds` are usable."""
+    hours = seconds / plan.USABLE_TIME / 3600
+    return plan_small(prepared, hours, num_slots, num_test, merge_val=True, threads=1, device="cpu")
 
 
 @pytest.mark.usefixtures("made_up_machine")
 @pytest.mark.parametrize(
-    ("seconds", "at_once", "epochs"),
+    ("seconds", "num_slots", "epochs"),
     [  # e epochs are e steps of 10 s, then 0.8 e, rounded, for the second stage; each job starts for 15 s
         (1001, 1, 12),  # 4 x (120 + 15) + 4 x (100 + 15) = 1000
         (999, 1, 11),  # 4 x (110 + 15) + 4 x (90 + 15) = 920
         (500, 1, 5),  # 4 x (50 + 15) + 4 x (40 + 15) = 480; with 6: 4 x (60 + 15) + 4 x (50 + 15) = 560
         (201, 1, 1),  # 8 x (10 + 15) = 200
-        (501, 2, 12),  # half of the first
+        (501, 2, 12),  # half the time of the first
         (499, 2, 11),
     ],
 )
-def test_epochs_shrink_to_the_time(seconds: float, at_once: int, epochs: int, prepared: Prepared) -> None:
-    jobs = small_plan(prepared, seconds, at_once)
-    assert {one.recipe.stages[0].epochs for one in jobs} == {epochs}
-    assert {one.recipe.stages[-1].epochs for one in jobs if one.start} == {max(1, round(0.8 * epochs))}
-    assert makespan(jobs, at_once) <= seconds
+def test_epochs_shrink_to_the_time(seconds: float, num_slots: int, epochs: int, prepared: Prepared) -> None:
+    jobs = small_plan(prepared, seconds, num_slots)
+    assert {planned.recipe.stages[0].epochs for planned in jobs} == {epochs}
+    assert {planned.recipe.stages[-1].epochs for planned in jobs if planned.start} == {max(1, round(0.8 * epochs))}
+    assert makespan(jobs, num_slots) <= seconds
 
 
 @pytest.mark.usefixtures("made_up_machine")
-@pytest.mark.parametrize("hours", [199 / plan.SHARE_OF_TIME / 3600, 0.0001, 0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("hours", [199 / plan.USABLE_TIME / 3600, 0.0001, 0.0, -1.0, float("nan")])
 def test_too_little_time_is_refused(hours: float, prepared: Prepared) -> None:
     with pytest.raises(RecipeError, match=r"--hours .* is not enough for one epoch of each of the eight trainings"):
         plan_small(prepared, hours, 1, 0, merge_val=True, threads=1, device="cpu")
@@ -294,17 +308,17 @@ def test_too_little_time_is_refused(hours: float, prepared: Prepared) -> None:
 @pytest.mark.usefixtures("made_up_machine")
 def test_jobs_come_in_their_order_of_dependence(prepared: Prepared) -> None:
     jobs = small_plan(prepared, 2000)
-    assert [one.training for one in jobs] == list(TRAININGS)
+    assert [planned.training for planned in jobs] == list(TRAININGS)
     before: list[str] = []
-    for one in jobs:
-        start = one.training.start
-        assert one.start == (None if start is None else job_name(BY_RECIPE[start], "small"))
-        assert one.start is None or one.start in before
-        before.append(one.name)
+    for planned in jobs:
+        start = planned.training.start
+        assert planned.start == (None if start is None else job_name(BY_RECIPE[start], "small"))
+        assert planned.start is None or planned.start in before
+        before.append(planned.name)
 
 
-def test_first_trainings_alone_are_timed(prepared: Prepared, made_up_machine: list[Recipe]) -> None:
-    """Whatever starts from another run has its model, size and batch."""
+def test_only_trainings_from_random_weights_are_timed(prepared: Prepared, made_up_machine: list[Recipe]) -> None:
+    """A training that starts from another run has the same model, size and batch."""
     small_plan(prepared, 2000)
     timed = [(recipe.model.backbone, recipe.augment.train_px, len(recipe.stages)) for recipe in made_up_machine]
     assert timed == [("resnest14", 32, 1), ("tresnet_s", 32, 1), ("seresnext26d", 32, 1), ("resnest14", 64, 1)]
@@ -312,9 +326,9 @@ def test_first_trainings_alone_are_timed(prepared: Prepared, made_up_machine: li
 
 @pytest.mark.usefixtures("made_up_machine")
 def test_testing_takes_time_and_disk(prepared: Prepared) -> None:
-    """Four sides of each of the sizes' areas, a third of a step's time each."""
+    """At each size two crops with two sides, and for each image a third of a step's time, scaled with the area."""
     without, tested = small_plan(prepared, 2000), small_plan(prepared, 9e9, num_test=480)
-    assert {one.recipe.stages[0].epochs for one in (*without, *tested)} == {12}
+    assert {planned.recipe.stages[0].epochs for planned in (*without, *tested)} == {12}
     for before, after in zip(without, tested, strict=True):
         large = before.training.large
         area = 1 if large else (32**2 + 48**2 + 56**2 + 64**2) / 32**2
@@ -324,10 +338,14 @@ def test_testing_takes_time_and_disk(prepared: Prepared) -> None:
         assert after.memory_bytes == before.memory_bytes > 0
 
 
-def test_full_plan_times_the_report_as_written(prepared: Prepared, made_up_machine: list[Recipe]) -> None:
+def test_full_plan_times_the_paper_as_written(prepared: Prepared, made_up_machine: list[Recipe]) -> None:
     jobs = plan_full(prepared, 0, merge_val=True, threads=1, device="cpu")
-    assert [(one.name, one.start) for one in jobs] == [(one.recipe, one.start) for one in TRAININGS]
-    assert [recipe.stages[0].batch_size for recipe in made_up_machine] == [8] * 4, "a whole batch takes minutes here"
-    for one in jobs:  # 24 images: one step an epoch, in its batch the images of so many that were timed
-        stage = one.recipe.stages[-1]
-        assert one.seconds == pytest.approx(15 + stage.epochs * 10 * stage.batch_size / 8)
+    assert [(planned.name, planned.start) for planned in jobs] == [
+        (training.recipe, training.start) for training in TRAININGS
+    ]
+    assert [recipe.stages[0].batch_size for recipe in made_up_machine] == [8] * 4, (
+        "a whole batch takes minutes on a CPU"
+    )
+    for planned in jobs:  # 24 images: one step per epoch; a batch of 8 was timed
+        stage = planned.recipe.stages[-1]
+        assert planned.seconds == pytest.approx(15 + stage.epochs * 10 * stage.batch_size / 8)

@@ -1,11 +1,11 @@
-"""What `reproduce` is to reproduce: the report's figures, and trainings that can give them."""
+"""The paper's figures that `reproduce` is compared with, and the trainings behind them."""
 
 import pytest
 
-from fewsight.apps.reproduce.published import FUSED, MODELS, SIZES, TRAININGS, Training
+from fewsight.apps.reproduce.published import FUSION_TOP1, MODELS, TEST_SIZES, TRAININGS, Training
 from fewsight.recipes import load_recipe, shipped_recipes
 
-# Tables 1 and 2 of the report, row by row: table, models, loss, train size, test size, top-1.
+# Tables 1 and 2 of the paper, row by row: table, models, loss, train size, test size, top-1.
 TABLES = [
     (1, "ResNest101", "CE", 224, 224, 0.6316),
     (1, "ResNest101", "CE", 224, 320, 0.6518),
@@ -42,25 +42,25 @@ BACKBONES = {"ResNeSt": "resnest101", "TResNet": "tresnet_xl", "SE-ResNeXt": "se
 BY_RECIPE = {training.recipe: training for training in TRAININGS}
 
 
-def test_tables_are_the_reports() -> None:
-    """The train size of a row is that of the run that gives it."""
+def test_tables_are_the_papers() -> None:
+    """The train size of a row is that of the run behind it."""
     rows = [
         (
             model.table,
             model.family,
             model.loss,
-            load_recipe(model.recipes[place]).augment.train_px,
-            SIZES[place],
-            model.top1[place],
+            load_recipe(model.recipes[index]).augment.train_px,
+            TEST_SIZES[index],
+            model.top1[index],
         )
         for model in MODELS
-        for place in range(4)
+        for index in range(4)
     ]
     assert rows == [
         (table, FAMILIES[model], LOSSES[loss], train_px, test_px, top1)
         for table, model, loss, train_px, test_px, top1 in TABLES
     ]
-    assert FUSED == 0.7015
+    assert FUSION_TOP1 == 0.7015
 
 
 @pytest.mark.parametrize("training", TRAININGS, ids=lambda training: training.recipe)
@@ -74,7 +74,7 @@ def test_training_is_what_its_recipe_trains(training: Training) -> None:
     assert len(recipe.stages) == (1 if training.start is None else 2)
 
 
-def test_each_training_stands_there_once() -> None:
+def test_each_training_is_listed_once() -> None:
     assert len(TRAININGS) == len(BY_RECIPE) == 8
 
 
@@ -84,7 +84,7 @@ def test_metric_losses_start_from_the_cross_entropy_run_of_their_family() -> Non
         if training.loss == "CE":
             assert training.start is None
         else:
-            assert training.start in before, "what a training starts from must be trained before it"
+            assert training.start in before, "a training must come after the one that it starts from"
             start = BY_RECIPE[str(training.start)]
             assert (start.family, start.loss, start.large) == (training.family, "CE", False)
         before.append(training.recipe)
@@ -92,7 +92,7 @@ def test_metric_losses_start_from_the_cross_entropy_run_of_their_family() -> Non
 
 
 def test_models_have_the_runs_of_their_family_and_loss() -> None:
-    """A run gives four rows, but for the 448 px run, which gives the last row of ResNeSt101 + CE."""
+    """Each run gives four rows, except the 448 px run, which gives the last row of ResNeSt101 + CE."""
     for model in MODELS:
         runs = [BY_RECIPE[recipe] for recipe in model.recipes]
         assert {(run.family, run.loss) for run in runs} == {(model.family, model.loss)}

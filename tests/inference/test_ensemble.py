@@ -1,4 +1,4 @@
-"""Ensembles as runs: what they are made of, what they give, where their scores lie, what is refused."""
+"""Ensembles as runs: their members, their predictions, where their scores are stored, what is refused."""
 
 import csv
 import io
@@ -35,20 +35,20 @@ CLASSES = ("nought", "one", "two")
 
 @pytest.fixture(scope="session")
 def trained(digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two runs that differ by their seed, long enough to differ in what they take images for. Do not change them."""
+    """Two runs with different seeds, trained long enough to differ in their predictions. Do not change them."""
     out = tmp_path_factory.mktemp("runs")
     overrides = [*TINY, "stages.0.epochs=20"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEWSIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        found = train(digit_images, out, recipe="digits", overrides=overrides, seeds=[0, 1], console=quiet())
-    return [run.path for run in found]
+        trained_runs = train(digit_images, out, recipe="digits", overrides=overrides, seeds=[0, 1], console=quiet())
+    return [run.path for run in trained_runs]
 
 
 def quiet() -> Console:
     return make_console(io.StringIO())
 
 
-def taken(source: Path, target: Path, *test_px: int) -> Path:
+def copied(source: Path, target: Path, *test_px: int) -> Path:
     """A copy of a run, tested at these sizes."""
     shutil.copytree(source, target)
     if test_px:
@@ -65,13 +65,13 @@ def change(file: Path, pattern: str, text: str) -> None:
 @pytest.fixture
 def runs(trained: list[Path], tmp_path: Path) -> tuple[Path, Path]:
     """Two runs of one recipe, tested at 32 px."""
-    return taken(trained[0], tmp_path / "a"), taken(trained[1], tmp_path / "b")
+    return copied(trained[0], tmp_path / "a"), copied(trained[1], tmp_path / "b")
 
 
 @pytest.fixture
 def mixed(trained: list[Path], tmp_path: Path) -> Path:
     """An ensemble of two runs, `a` tested at 32 and 40 px, `b` at 32 px."""
-    members = taken(trained[0], tmp_path / "a", 32, 40), taken(trained[1], tmp_path / "b")
+    members = copied(trained[0], tmp_path / "a", 32, 40), copied(trained[1], tmp_path / "b")
     make_ensemble([str(path) for path in members], tmp_path / "e")
     return tmp_path / "e"
 
@@ -80,12 +80,12 @@ def mixed(trained: list[Path], tmp_path: Path) -> Path:
 def evaluated_once(trained: list[Path], digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `a`, `b` and their ensemble `e`, all with scores of test and val, every view. Do not change it."""
     folder = tmp_path_factory.mktemp("evaluated")
-    members = taken(trained[0], folder / "a", 32, 40), taken(trained[1], folder / "b")
+    members = copied(trained[0], folder / "a", 32, 40), copied(trained[1], folder / "b")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEWSIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
         for path in members:
             for split in ("test", "val"):
-                evaluate(path, digit_images, split=split, views="report", console=quiet())
+                evaluate(path, digit_images, split=split, views="paper", console=quiet())
     make_ensemble([str(path) for path in members], folder / "e")
     return folder
 
@@ -98,20 +98,20 @@ def evaluated(evaluated_once: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def predicted(command: Command, digit_images: Path, tmp_path: Path) -> Callable[..., np.ndarray]:
-    """float64 [15, 3]: what `predict` says of the test images, by class."""
+    """float64 [15, 3]: the probabilities that `predict` writes for the test images."""
 
-    def ask(path: Path, *options: object) -> np.ndarray:
+    def predict(path: Path, *options: object) -> np.ndarray:
         target = tmp_path / "predicted.jsonl"
         answer = command("predict", path, digit_images / "test", "--out", target, "--top-k", 3, *options)
         assert answer.code == 0, answer
         table = [json.loads(line) for line in target.read_text().splitlines()]
         return np.array([[by_class(row)[name] for name in CLASSES] for row in table])
 
-    return ask
+    return predict
 
 
 def by_class(row: dict[str, object]) -> dict[object, float]:
-    return {row[f"label{place}"]: float(str(row[f"prob{place}"])) for place in ("", "2", "3")}
+    return {row[f"label{rank}"]: float(str(row[f"prob{rank}"])) for rank in ("", "2", "3")}
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -122,11 +122,11 @@ def files_of(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != LOCK}
 
 
-def rows_of(path: Path) -> list[tuple[str, str, int, float]]:
+def entries_of(path: Path) -> list[tuple[str, str, int, float]]:
     return [(entry.member, entry.run, entry.px, pytest.approx(entry.weight)) for entry in read_entries(path)]
 
 
-# Members as they are written
+# Parsing members
 
 
 @pytest.mark.parametrize(
@@ -146,11 +146,11 @@ def rows_of(path: Path) -> list[tuple[str, str, int, float]]:
         ("here", "there", [("here", ())]),
     ],
 )
-def test_member_is_read(
+def test_member_is_parsed(
     text: str, name: str, parts: list[tuple[str, tuple[int, ...]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("lr=0.1:32+b").mkdir()  # a folder that is there is taken as it is
+    Path("lr=0.1:32+b").mkdir()  # the name of an existing folder is not parsed
     Path("there").mkdir()
     Path("here").symlink_to("there")
     assert parse_member(text) == (name, [(Path(path), sizes) for path, sizes in parts])
@@ -161,21 +161,21 @@ PARTS = st.lists(st.tuples(NAMES, st.lists(st.integers(8, 4096), max_size=3)), m
 
 
 @given(NAMES, PARTS)
-def test_member_that_is_written_is_read_back(name: str, parts: list[tuple[str, list[int]]]) -> None:
+def test_formatted_member_is_parsed_back(name: str, parts: list[tuple[str, list[int]]]) -> None:
     text = "+".join(f"/nowhere/{run}" + (":" + ",".join(map(str, sizes)) if sizes else "") for run, sizes in parts)
     expected = [(Path("/nowhere") / run, tuple(sizes)) for run, sizes in parts]
     assert parse_member(f"{name}={text}") == (name, expected)
     assert parse_member(text) == (expected[0][0].name, expected)
 
 
-# What an ensemble gives
+# Predictions of an ensemble
 
 
-def test_ensemble_is_the_mean_of_its_rows(
+def test_ensemble_is_the_mean_of_its_sizes(
     predicted: Callable[..., np.ndarray], mixed: Path, command: Command, digit_images: Path, tmp_path: Path
 ) -> None:
-    first, second = (predicted(mixed.parent / name, "--views", "report") for name in "ab")
-    both = predicted(mixed, "--views", "report")
+    first, second = (predicted(mixed.parent / name, "--views", "paper") for name in "ab")
+    both = predicted(mixed, "--views", "paper")
     assert abs(first - second).max() > 0.01
     np.testing.assert_allclose(both, 2 / 3 * first + 1 / 3 * second, atol=1e-6)
     np.testing.assert_allclose(predicted(mixed), both, atol=1e-9)
@@ -194,13 +194,15 @@ def test_ensemble_is_the_mean_of_its_rows(
     assert figures["nll"] == pytest.approx(-np.log(both[np.arange(15), labels]).mean(), rel=1e-5)
 
 
-def test_two_runs_weigh_alike(predicted: Callable[..., np.ndarray], runs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_two_runs_have_equal_weight(
+    predicted: Callable[..., np.ndarray], runs: tuple[Path, Path], tmp_path: Path
+) -> None:
     make_ensemble([str(run) for run in runs], tmp_path / "e")
-    first, second, both = (predicted(path, "--views", "report") for path in (*runs, tmp_path / "e"))
+    first, second, both = (predicted(path, "--views", "paper") for path in (*runs, tmp_path / "e"))
     np.testing.assert_allclose(both, (first + second) / 2, atol=1e-6)
 
 
-def test_runs_of_an_ensemble_share_what_they_load(
+def test_runs_of_an_ensemble_share_decoded_images(
     runs: tuple[Path, Path], digit_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_ensemble([str(run) for run in runs], tmp_path / "e")
@@ -213,10 +215,10 @@ def test_runs_of_an_ensemble_share_what_they_load(
     decode = scoring.decode_bytes
     monkeypatch.setattr(scoring, "decode_bytes", lambda data, name: decoded.append(name) or decode(data, name))
 
-    def scored(path: Path, place: str) -> dict[str, ScoringResult]:
+    def scored(path: Path, folder: str) -> dict[str, ScoringResult]:
         decoded.clear()
-        asked = open_runs(path, "report")
-        return score_runs(asked, images, score_folders(asked, tmp_path / place, ""))
+        opened = open_runs(path, "paper")
+        return score_runs(opened, images, score_folders(opened, tmp_path / folder, ""))
 
     together = scored(tmp_path / "e", "together")
     assert sorted(decoded) == sorted(str(image.file) for image in images)
@@ -226,7 +228,7 @@ def test_runs_of_an_ensemble_share_what_they_load(
             assert np.array_equal(together[name].store.results(view), alone.store.results(view))
 
 
-def test_numbers_weigh_members(
+def test_numbers_are_weights_of_members(
     predicted: Callable[..., np.ndarray], command: Command, mixed: Path, tmp_path: Path
 ) -> None:
     made = command(
@@ -238,30 +240,30 @@ def test_numbers_weigh_members(
         ["y", "weight", "0.250", "rows", "32", "px"],
     ]
     assert made.out.splitlines()[2:] == [f"the ensemble lies in {tmp_path / 'w'}"]
-    assert rows_of(tmp_path / "w") == [("x", "x", 32, 0.375), ("x", "x", 40, 0.375), ("y", "y", 32, 0.25)]
-    first, second = (predicted(tmp_path / name, "--views", "report") for name in "ab")
+    assert entries_of(tmp_path / "w") == [("x", "x", 32, 0.375), ("x", "x", 40, 0.375), ("y", "y", 32, 0.25)]
+    first, second = (predicted(tmp_path / name, "--views", "paper") for name in "ab")
     np.testing.assert_allclose(predicted(tmp_path / "w"), 0.75 * first + 0.25 * second, atol=1e-6)
 
 
 def test_member_of_weight_0_is_left_out(runs: tuple[Path, Path], tmp_path: Path) -> None:
     make_ensemble([str(run) for run in runs], tmp_path / "e", weights="0,2")
-    assert rows_of(tmp_path / "e") == [("b", "b", 32, 1.0)]
+    assert entries_of(tmp_path / "e") == [("b", "b", 32, 1.0)]
     assert [path.name for path in (tmp_path / "e" / "runs").iterdir()] == ["b"]
 
 
-def test_member_has_rows_of_several_runs_at_the_sizes_that_are_named(
+def test_member_combines_given_sizes_of_several_runs(
     predicted: Callable[..., np.ndarray], mixed: Path, tmp_path: Path
 ) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     make_ensemble([f"ce={a}:40+{b}:32", f"late={a}:32"], tmp_path / "w", weights="3,1")
-    assert rows_of(tmp_path / "w") == [("ce", "a", 40, 0.375), ("ce", "b", 32, 0.375), ("late", "a", 32, 0.25)]
-    assert sorted(path.name for path in (tmp_path / "w" / "runs").iterdir()) == ["a", "b"], "a run lies there once"
-    views = [(a, "center-40,random-40"), (b, "report"), (a, "center-32,random-32")]
+    assert entries_of(tmp_path / "w") == [("ce", "a", 40, 0.375), ("ce", "b", 32, 0.375), ("late", "a", 32, 0.25)]
+    assert sorted(path.name for path in (tmp_path / "w" / "runs").iterdir()) == ["a", "b"], "a run is copied once"
+    views = [(a, "center-40,random-40"), (b, "paper"), (a, "center-32,random-32")]
     means = [predicted(path, "--views", names) for path, names in views]
     np.testing.assert_allclose(predicted(tmp_path / "w"), np.tensordot([0.375, 0.375, 0.25], means, 1), atol=1e-6)
 
 
-def test_ensemble_can_be_moved_and_outlives_its_runs(
+def test_ensemble_can_be_moved_and_needs_no_original_runs(
     predicted: Callable[..., np.ndarray], command: Command, evaluated: Path, digit_images: Path
 ) -> None:
     before = predicted(evaluated / "e")
@@ -274,8 +276,8 @@ def test_ensemble_can_be_moved_and_outlives_its_runs(
     assert command("evaluate", evaluated / "moved", digit_images, "--split", "train").code == 0
 
 
-def test_runs_behind_symbolic_links_are_taken_whole(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    """Weights often lie on another disk; the ensemble must not point there, least of all relatively."""
+def test_symbolic_links_are_resolved(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """Weights are often on another disk; the ensemble must not link to it, least of all by a relative path."""
     weights = (runs[0] / "weights.safetensors").read_bytes()
     (runs[0] / "weights.safetensors").rename(tmp_path / "large")
     (runs[0] / "weights.safetensors").symlink_to("../large")
@@ -286,12 +288,12 @@ def test_runs_behind_symbolic_links_are_taken_whole(runs: tuple[Path, Path], tmp
     assert (tmp_path / "e" / "runs" / "a" / "weights.safetensors").read_bytes() == weights
 
 
-def test_members_need_not_stay_as_they_were(runs: tuple[Path, Path], digit_images: Path, tmp_path: Path) -> None:
-    """What is written to a member afterwards does not reach the ensemble, and the other way round."""
+def test_members_may_change_afterwards(runs: tuple[Path, Path], digit_images: Path, tmp_path: Path) -> None:
+    """Writing to a member does not change the ensemble, nor the other way round."""
     evaluate(runs[0], digit_images, console=quiet())
     make_ensemble([str(run) for run in runs], tmp_path / "e")
     before = files_of(tmp_path / "e"), files_of(runs[0])
-    evaluate(runs[0], digit_images, views="report", console=quiet())
+    evaluate(runs[0], digit_images, views="paper", console=quiet())
     write_calibrations(runs[0], [])
     assert files_of(tmp_path / "e") == before[0]
     evaluate(tmp_path / "e", digit_images, split="val", console=quiet())
@@ -301,21 +303,21 @@ def test_members_need_not_stay_as_they_were(runs: tuple[Path, Path], digit_image
 # Ensembles of ensembles
 
 
-def test_ensemble_of_an_ensemble_weighs_it_by_its_rows(
+def test_ensemble_of_an_ensemble_weights_it_by_its_sizes(
     predicted: Callable[..., np.ndarray], runs: tuple[Path, Path], trained: list[Path], tmp_path: Path
 ) -> None:
     make_ensemble([str(run) for run in runs], tmp_path / "e", weights="3,1")
-    third = taken(trained[0], tmp_path / "c", 40)
+    third = copied(trained[0], tmp_path / "c", 40)
     make_ensemble([f"pair={tmp_path / 'e'}", str(third)], tmp_path / "all")
-    assert rows_of(tmp_path / "all") == [("pair", "a", 32, 0.5), ("pair", "b", 32, 1 / 6), ("c", "c", 40, 1 / 3)]
-    pair, alone = predicted(tmp_path / "e"), predicted(third, "--views", "report")
+    assert entries_of(tmp_path / "all") == [("pair", "a", 32, 0.5), ("pair", "b", 32, 1 / 6), ("c", "c", 40, 1 / 3)]
+    pair, alone = predicted(tmp_path / "e"), predicted(third, "--views", "paper")
     np.testing.assert_allclose(predicted(tmp_path / "all"), (2 * pair + alone) / 3, atol=1e-6)
     make_ensemble([f"pair={tmp_path / 'e'}", str(third)], tmp_path / "even", weights="1,1")
-    assert rows_of(tmp_path / "even") == [("pair", "a", 32, 0.375), ("pair", "b", 32, 0.125), ("c", "c", 40, 0.5)]
+    assert entries_of(tmp_path / "even") == [("pair", "a", 32, 0.375), ("pair", "b", 32, 0.125), ("c", "c", 40, 0.5)]
 
 
-def test_ensemble_comes_whole(refused: Refused, mixed: Path) -> None:
-    assert f"{mixed} is an ensemble, so its rows come whole; leave out :32,40" in refused(
+def test_ensemble_is_used_as_a_whole(refused: Refused, mixed: Path) -> None:
+    assert f"{mixed} is an ensemble and is used as a whole; leave out :32,40" in refused(
         "ensemble", f"{mixed}:32,40", "--out", "new"
     )
 
@@ -342,31 +344,31 @@ def test_each_run_has_its_own_folder(
     entries = read_entries(tmp_path / "e")
     assert [entry.member for entry in entries] == list(names)
     assert [entry.run for entry in entries] == folders
-    there = [(tmp_path / "e" / "runs" / entry.run / "weights.safetensors").read_bytes() for entry in entries]
-    assert there == [(run / "weights.safetensors").read_bytes() for run in runs]
+    weights = [(tmp_path / "e" / "runs" / entry.run / "weights.safetensors").read_bytes() for entry in entries]
+    assert weights == [(run / "weights.safetensors").read_bytes() for run in runs]
     assert sorted(path.name for path in (tmp_path / "e").iterdir()) == [
         "classes.json", "ensemble.json", "run.json", "runs"]  # fmt: skip
 
 
-def test_folders_of_one_name_are_numbered(trained: list[Path], tmp_path: Path) -> None:
-    """Several runs under one member go by their own folders."""
-    parts = [taken(run, tmp_path / place / "run") for run, place in zip(trained, "12", strict=True)]
-    third = taken(trained[0], tmp_path / "3" / "run-2")
+def test_folders_of_equal_names_are_numbered(trained: list[Path], tmp_path: Path) -> None:
+    """Several runs of one member keep the names of their own folders."""
+    parts = [copied(run, tmp_path / folder / "run") for run, folder in zip(trained, "12", strict=True)]
+    third = copied(trained[0], tmp_path / "3" / "run-2")
     text = "m=" + "+".join(map(str, [third, *parts]))
     entries = make_ensemble([text], tmp_path / "e")
     assert len({entry.run for entry in entries}) == 3
-    there = [(tmp_path / "e" / "runs" / entry.run / "weights.safetensors").read_bytes() for entry in entries]
-    assert there == [(run / "weights.safetensors").read_bytes() for run in (third, *parts)]
+    weights = [(tmp_path / "e" / "runs" / entry.run / "weights.safetensors").read_bytes() for entry in entries]
+    assert weights == [(run / "weights.safetensors").read_bytes() for run in (third, *parts)]
 
 
 # Weights that are carried over
 
 
 def test_weights_are_carried_over_by_member_and_size(command: Command, runs: tuple[Path, Path], tmp_path: Path) -> None:
-    """Runs of the same recipe with other seeds, or on train + val, take what was chosen without them."""
+    """For runs of the same recipe with other seeds, or on train + val."""
     change(runs[1] / "recipe.toml", "merge_val = false", "merge_val = true")
     make_ensemble([f"x={runs[0]}", f"y={runs[1]}"], tmp_path / "source", weights="3,1")
-    extra = taken(runs[0], tmp_path / "c")
+    extra = copied(runs[0], tmp_path / "c")
     answer = command(
         *(
             "ensemble",
@@ -380,20 +382,20 @@ def test_weights_are_carried_over_by_member_and_size(command: Command, runs: tup
         )
     )
     assert answer.code == 0, answer
-    assert rows_of(tmp_path / "e") == [("y", "y", 32, 0.25), ("x", "x", 32, 0.75)], "z is not in the source"
+    assert entries_of(tmp_path / "e") == [("y", "y", 32, 0.25), ("x", "x", 32, 0.75)], "z is not in the source"
     weights = (tmp_path / "e" / "runs" / "x" / "weights.safetensors").read_bytes()
     assert weights == (runs[1] / "weights.safetensors").read_bytes()
 
 
-def test_weights_are_carried_over_row_by_row(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    """A member may have several rows of one size, as an ensemble has that becomes a member."""
+def test_weights_are_carried_over_run_by_run(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """A member may have one size of several runs, if it was an ensemble."""
     make_ensemble([str(run) for run in runs], tmp_path / "pair", weights="3,1")
     make_ensemble([f"p={tmp_path / 'pair'}", f"c={runs[0]}"], tmp_path / "source", weights="1,1")
     expected = [("p", "a", 32, 0.375), ("p", "b", 32, 0.125), ("c", "c", 32, 0.5)]
-    assert rows_of(tmp_path / "source") == expected
+    assert entries_of(tmp_path / "source") == expected
     make_ensemble([str(run) for run in runs], tmp_path / "even")
     make_ensemble([f"p={tmp_path / 'even'}", f"c={runs[1]}"], tmp_path / "e", carried_from=tmp_path / "source")
-    assert rows_of(tmp_path / "e") == expected
+    assert entries_of(tmp_path / "e") == expected
 
 
 def test_weights_of_other_recipes_are_not_carried_over(refused: Refused, runs: tuple[Path, Path]) -> None:
@@ -403,12 +405,12 @@ def test_weights_of_other_recipes_are_not_carried_over(refused: Refused, runs: t
     assert "--from brings its own weights; leave out --weights" in refused(
         "ensemble", *members, "--out", "new", "--from", "source", "--weights", "1,1"
     )
-    assert "it has the row y at 32 px, which is not here; give the members its names" in refused(
+    assert "it has y at 32 px, which is missing here; give the members its names" in refused(
         "ensemble", *members[:1], "--out", "new", "--from", "source"
     )
     change(runs[1] / "recipe.toml", "base_lr = 0.5", "base_lr = 0.25")
     line = refused("ensemble", *members, "--out", "new", "--from", "source")
-    assert f"{runs[1]} is not the recipe of source/runs/y, so nothing can be carried over" in line
+    assert f"{runs[1]} and source/runs/y have different recipes, so nothing can be carried over" in line
     assert "stages.0.optim.base_lr: 0.5 -> 0.25" in line
     assert "seed" not in line
 
@@ -423,11 +425,14 @@ def test_greedy_weights_are_chosen_on_kept_scores(command: Command, evaluated: P
     )
     assert answer.code == 0, answer
     scored = {name: open_scored(evaluated / name, "test") for name in "ab"}
-    rows = [scored["a"].sized_runs[1], scored["b"].sized_runs[0], scored["a"].sized_runs[0]]
-    members = [open_scored(evaluated / row.run, "test", [one.view for one in row.results]).members[0] for row in rows]
+    sized = [scored["a"].sized_runs[1], scored["b"].sized_runs[0], scored["a"].sized_runs[0]]
+    members = [
+        open_scored(evaluated / run.run, "test", [result.view for result in run.results]).members[0] for run in sized
+    ]
     weights = greedy_weights(members)
-    expected = [one for one in zip(("a", "x", "y"), ("a", "x", "a"), (40, 32, 32), weights, strict=True) if one[3]]
-    assert rows_of(out) == expected
+    rows = zip(("a", "x", "y"), ("a", "x", "a"), (40, 32, 32), weights, strict=True)
+    expected = [row for row in rows if row[3]]
+    assert entries_of(out) == expected
 
 
 def test_greedy_weights_need_scores_that_were_not_trained_on(
@@ -451,7 +456,10 @@ def test_greedy_weights_need_scores_that_were_not_trained_on(
 def test_members_of_other_classes_are_refused(refused: Refused, runs: tuple[Path, Path]) -> None:
     (runs[1] / "classes.json").write_text(json.dumps(["nought", "one", "three"]))
     line = refused("ensemble", "a", "b", "--out", "new")
-    assert "b and a know other classes (a lacks 'three'; b lacks 'two'); an ensemble needs the same ones" in line
+    assert (
+        "b and a have different classes (a lacks 'three'; b lacks 'two'); the members of an ensemble need the same classes"
+        in line
+    )
 
 
 def test_member_that_lacks_a_class_is_refused(refused: Refused, runs: tuple[Path, Path]) -> None:
@@ -466,7 +474,7 @@ def test_ensemble_whose_runs_changed_is_refused(refused: Refused, mixed: Path, d
     shutil.copy("a/weights.safetensors", "e/runs/b/weights.safetensors")
     (mixed / "runs" / "b" / "classes.json").unlink()  # a hard link: the run keeps its own
     (mixed / "runs" / "b" / "classes.json").write_text(json.dumps(["nought", "one"]))
-    assert "know other classes" in refused("predict", "e", digit_images)
+    assert "have different classes" in refused("predict", "e", digit_images)
     shutil.rmtree(mixed / "runs" / "b")
     assert "b is not there" in refused("predict", "e", digit_images)
 
@@ -476,7 +484,7 @@ def test_ensemble_whose_runs_changed_is_refused(refused: Refused, mixed: Path, d
     [
         (
             "a late --out new",
-            "late has no weights yet: its training did not end; finish it with `fewsight train --resume",
+            "late has no weights yet: its training did not finish; finish it with `fewsight train --resume",
         ),
         ("a x=late --out new", "late has no weights yet"),
         ("a nowhere --out new", "nowhere is not there"),
@@ -484,14 +492,14 @@ def test_ensemble_whose_runs_changed_is_refused(refused: Refused, mixed: Path, d
         ("a empty --out new", "empty holds no run.json"),
         ("a a --out new", "two members are called 'a'; name them, for example a-2=RUN"),
         ("x=a x=b --out new", "two members are called 'x'"),
-        ("x=a y=a --out new", "a at 32 px stands there twice; give each row once, and --weights for its share"),
-        ("x=a:32,32 b --out new", "a at 32 px stands there twice"),
-        ("x=a+link b --out new", "a at 32 px stands there twice"),
-        ("a:40 b --out new", "a is not tested at 40 px; its rows are 32"),
+        ("x=a y=a --out new", "a at 32 px is given twice; give it once, and set the members' weights with --weights"),
+        ("x=a:32,32 b --out new", "a at 32 px is given twice"),
+        ("x=a+link b --out new", "a at 32 px is given twice"),
+        ("a:40 b --out new", "a is not tested at 40 px; its test sizes are 32"),
         ("a images/a --out new", "images/a holds no run.json, so it is not a run folder"),
-        ("a b --out a", "a is already there (a run); choose another --out, or remove it first. Nothing was changed"),
-        ("a b --out empty/..", "is already there"),
-        ("a b --out file", "file is already there (a file)"),
+        ("a b --out a", "a already exists (a run); choose another --out, or remove it first. Nothing was changed"),
+        ("a b --out empty/..", "already exists"),
+        ("a b --out file", "file already exists (a file)"),
         ("a b --out file/e", "cannot write file/e"),
         (
             "a b --weights 1 --out new",
@@ -504,10 +512,8 @@ def test_ensemble_whose_runs_changed_is_refused(refused: Refused, mixed: Path, d
         ("a b", "--out requires an argument"),
     ],
 )
-def test_ensembles_that_cannot_be_are_refused(
-    arguments: str, message: str, refused: Refused, runs: tuple[Path, Path]
-) -> None:
-    late = taken(runs[0], Path("late"))
+def test_invalid_ensembles_are_refused(arguments: str, message: str, refused: Refused, runs: tuple[Path, Path]) -> None:
+    late = copied(runs[0], Path("late"))
     (late / "weights.safetensors").unlink()
     change(late / "run.json", '"status": "finished"', '"status": "training"')
     Path("empty").mkdir()
@@ -519,9 +525,9 @@ def test_ensembles_that_cannot_be_are_refused(
     assert files_of(Path()) == before
 
 
-def test_ensemble_is_not_written_over(refused: Refused, mixed: Path) -> None:
+def test_ensemble_is_not_overwritten(refused: Refused, mixed: Path) -> None:
     before = files_of(mixed)
-    assert "e is already there (a run); choose another --out" in refused("ensemble", "a", "b", "--out", "e")
+    assert "e already exists (a run); choose another --out" in refused("ensemble", "a", "b", "--out", "e")
     assert files_of(mixed) == before
 
 
@@ -539,7 +545,7 @@ def test_failed_ensemble_leaves_nothing(
 
 
 @pytest.mark.parametrize("name", ["images.jsonl", "center-32.f32"])
-def test_disk_that_fills_while_scores_are_taken_leaves_nothing(
+def test_disk_full_while_scores_are_copied_leaves_nothing(
     name: str, evaluated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy, before = shutil.copyfile, {run: files_of(evaluated / run) for run in "ab"}
@@ -574,12 +580,10 @@ def test_disk_without_hard_links_gets_copies(
 # Scores of an ensemble
 
 
-def test_ensemble_looks_at_the_sizes_of_its_rows(
-    refused: Refused, command: Command, mixed: Path, digit_images: Path
-) -> None:
-    for ask in (("evaluate", "e", digit_images), ("predict", "e", digit_images / "test")):
-        line = refused(*ask, "--views", "center-32")
-        assert "--views center-32: an ensemble looks at the sizes of its rows; give center or report" in line
+def test_ensemble_uses_its_own_test_sizes(refused: Refused, command: Command, mixed: Path, digit_images: Path) -> None:
+    for words in (("evaluate", "e", digit_images), ("predict", "e", digit_images / "test")):
+        line = refused(*words, "--views", "center-32")
+        assert "--views center-32: an ensemble has fixed test sizes; give center or paper" in line
     answer = command("evaluate", "e", digit_images, "--views", "center")
     assert (answer.code, "(test, center-32, center-40)" in answer.out) == (0, True)
     stores = {run: sorted(file.name for file in Path("e/runs", run, "scores/test").glob("*.f32")) for run in "ab"}
@@ -587,14 +591,14 @@ def test_ensemble_looks_at_the_sizes_of_its_rows(
     assert "scores in e/runs/*/scores/test" in answer.out
     before = Path("e/runs/a/scores/test/center-40.f32").stat().st_mtime_ns
     assert "(test, 4 views)" in command("evaluate", "e", digit_images).out
-    assert Path("e/runs/a/scores/test/center-40.f32").stat().st_mtime_ns == before, "what is there is not scored again"
+    assert Path("e/runs/a/scores/test/center-40.f32").stat().st_mtime_ns == before, "stored views are not scored again"
     assert sorted(file.name for file in Path("e/runs/b/scores/test").glob("*.f32")) == [
         "center-32.f32",
         "random-32.f32",
     ]
 
 
-def test_scores_of_members_are_taken_along(command: Command, evaluated: Path, digit_images: Path) -> None:
+def test_scores_of_members_are_copied(command: Command, evaluated: Path, digit_images: Path) -> None:
     files = sorted((evaluated / "e" / "runs").rglob("*.f32"))
     assert len(files) == 2 * 6
     before = [(file.stat().st_mtime_ns, file.read_bytes()) for file in files]
@@ -606,7 +610,7 @@ def test_scores_of_members_are_taken_along(command: Command, evaluated: Path, di
     assert all(file.read_bytes() == other.read_bytes() for file, other in of_run)
 
 
-def test_scores_that_are_not_whole_are_left_behind(
+def test_incomplete_scores_are_not_copied(
     predicted: Callable[..., np.ndarray], runs: tuple[Path, Path], digit_images: Path, tmp_path: Path
 ) -> None:
     evaluate(runs[0], digit_images, console=quiet())
@@ -617,9 +621,7 @@ def test_scores_that_are_not_whole_are_left_behind(
     assert (runs[0] / "scores" / "test" / "center-32.f32").stat().st_size == 100
 
 
-def test_ensemble_is_listed_with_its_runs_and_what_it_has_right_on_val(
-    evaluated: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ensemble_is_listed_with_its_runs_and_val_accuracy(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (one,) = list_runs(evaluated / "e")
     assert (one.kind, one.status, one.model, one.training) == ("ensemble", "finished", "ensemble of 2 runs", "a, b")
     found = correct_top1([open_scored(evaluated / "e", "val").weights])
@@ -632,14 +634,14 @@ def test_ensemble_is_listed_with_its_runs_and_what_it_has_right_on_val(
     assert list_runs(evaluated / "e")[0].val is None
 
 
-def test_kept_scores_of_an_ensemble_answer_every_question(command: Command, evaluated: Path) -> None:
+def test_stored_scores_of_an_ensemble_give_every_table(command: Command, evaluated: Path) -> None:
     ensemble, run = evaluated / "e", evaluated / "a"
     rows = command("scores", "rows", ensemble)
     assert rows.code == 0
     assert [line.split("  ")[1] for line in rows.out.splitlines()[1:]] == ["a 32 px", "a 40 px", "b 32 px", "fusion"]
     assert rows.out.splitlines()[-1].endswith("on 15 images, 6 views")
     fused = command("scores", "rows", run, evaluated / "b", "--fuse")
-    assert "2 runs, uniform over 3 rows" in fused.out
+    assert "2 runs, uniform over 3 test sizes" in fused.out
     figure = re.compile(r"fusion +(\d.*)")
     assert figure.findall(fused.out) == figure.findall(rows.out), "the ensemble is the uniform fusion of its runs"
     compared = command("scores", "compare", run, ensemble, evaluated / "b")
@@ -652,12 +654,12 @@ def test_kept_scores_of_an_ensemble_answer_every_question(command: Command, eval
         assert part in ablated
     assert "flips" not in ablated
     several = command("scores", "ablate", run, evaluated / "b").out
-    assert "2 runs, uniform over 3 rows" in several
+    assert "2 runs, uniform over 3 test sizes" in several
     figures = [re.findall(r"  (\d.*)", text) for text in (several, ablated)]
     assert figures[0] == figures[1]
 
 
-def test_weights_can_be_tried_without_an_ensemble(command: Command, evaluated: Path) -> None:
+def test_weights_can_be_tried_without_writing_an_ensemble(command: Command, evaluated: Path) -> None:
     answer = command("scores", "rows", evaluated / "a", evaluated / "b", "--weights", "0,1", "--choose-on", "val")
     assert answer.code == 0
     assert "2 runs, weights 0,1\n" in answer.out
@@ -676,7 +678,7 @@ def test_ensemble_without_scores_says_how_to_make_them(refused: Refused, mixed: 
 # Temperatures
 
 
-def test_kept_temperature_changes_how_sure_a_prediction_is(
+def test_stored_temperature_changes_the_confidence(
     predicted: Callable[..., np.ndarray], command: Command, evaluated: Path, digit_images: Path
 ) -> None:
     ensemble = evaluated / "e"
@@ -684,7 +686,7 @@ def test_kept_temperature_changes_how_sure_a_prediction_is(
     answer = command("scores", "calibrate", ensemble)
     assert answer.code == 0
     found = read_calibrations(ensemble)
-    assert [one.views for one in found] == [
+    assert [calibration.views for calibration in found] == [
         ("center-32", "center-40"), ("center-32", "center-40", "random-32", "random-40")]  # fmt: skip
     assert f"{ensemble}, 4 views: temperature {found[1].temperature:.3f} on 12 images of " in answer.out
     after = predicted(ensemble)
@@ -694,29 +696,27 @@ def test_kept_temperature_changes_how_sure_a_prediction_is(
     assert np.array_equal(after.argmax(1), before.argmax(1))
     np.testing.assert_allclose(after.sum(1), 1, atol=1e-6)
     said = command("predict", ensemble, digit_images / "test", "--out", evaluated / "x.csv").err
-    assert said == (
-        f"probabilities at the temperature {found[1].temperature:.2f} that {ensemble / 'calibration.json'} keeps\n"
-    )
+    assert said == (f"probabilities at the temperature {found[1].temperature:.2f} of {ensemble / 'calibration.json'}\n")
 
 
-def test_kept_temperature_belongs_to_its_views(
+def test_stored_temperature_is_valid_for_its_views(
     predicted: Callable[..., np.ndarray], command: Command, runs: tuple[Path, Path], digit_images: Path
 ) -> None:
     run = runs[0]
-    views = {name: predicted(run, "--views", name) for name in ("center", "report")}
+    views = {name: predicted(run, "--views", name) for name in ("center", "paper")}
     write_calibrations(run, [Calibration(3.0, ("center-32",), "val", 12, (1.0, 1.0), (0.1, 0.1))])
     after = {name: predicted(run, "--views", name) for name in views}
-    assert np.array_equal(after["report"], views["report"])
+    assert np.array_equal(after["paper"], views["paper"])
     expected = np.exp(apply_temperature(np.log(views["center"]), 3.0))
     np.testing.assert_allclose(after["center"], expected, atol=1e-5)
     assert np.array_equal(after["center"].argmax(1), views["center"].argmax(1))
     assert "temperature 3.00" in command("predict", run, digit_images / "test", "--out", run / "x.csv").err
-    quiet = command("predict", run, digit_images / "test", "--out", run / "x.csv", "--views", "report")
-    assert "keeps no temperature for these views, so none is applied" in quiet.err
+    quiet = command("predict", run, digit_images / "test", "--out", run / "x.csv", "--views", "paper")
+    assert "has no temperature for these views, so none is applied" in quiet.err
     screen = command("predict", run, digit_images / "test")
     assert (screen.code, screen.err) == (0, "")
     shown = [float(row["prob"]) for row in csv.DictReader(screen.out.splitlines())]
-    assert shown == pytest.approx(after["center"].max(1)), "on the screen too"
+    assert shown == pytest.approx(after["center"].max(1)), "on standard output too"
 
 
 def test_damaged_temperature_stops_a_prediction(refused: Refused, runs: tuple[Path, Path], digit_images: Path) -> None:
@@ -725,37 +725,37 @@ def test_damaged_temperature_stops_a_prediction(refused: Refused, runs: tuple[Pa
 
 
 def test_temperature_is_carried_over_to_the_same_recipe(refused: Refused, command: Command, evaluated: Path) -> None:
-    assert "a keeps no temperature; fit one with: fewsight scores calibrate a" in refused(
+    assert "a has no temperature; fit one with: fewsight scores calibrate a" in refused(
         "scores", "calibrate", "a", "--from", "a"
     )
     assert command("scores", "calibrate", "b", "--coverage", 0.8).code == 0
-    again = taken(evaluated / "b", evaluated / "again")
+    again = copied(evaluated / "b", evaluated / "again")
     (again / "calibration.json").unlink()
     change(again / "recipe.toml", "merge_val = false", "merge_val = true")
     assert command("scores", "calibrate", "again", "--from", "b").code == 0
     assert read_calibrations(again) == read_calibrations(evaluated / "b") != []
-    assert all(one.threshold and "b/scores/val" in one.fitted_on for one in read_calibrations(again)), (
-        "thresholds, and from where"
+    assert all(entry.threshold and "b/scores/val" in entry.fitted_on for entry in read_calibrations(again)), (
+        "with the thresholds and the folder of the scores"
     )
     line = refused("scores", "calibrate", "a", "--from", "b")
-    assert "a is not the recipe of b, so nothing can be carried over: eval.test_px: [32] -> [32, 40]" in line
-    assert "expected an ensemble of the same rows and weights as e" in refused(
+    assert "a and b have different recipes, so nothing can be carried over: eval.test_px: [32] -> [32, 40]" in line
+    assert "expected an ensemble of the same members and weights as e" in refused(
         "scores", "calibrate", "e", "--from", "b"
     )
 
 
-# Predictions through kept scores
+# Predictions by way of stored scores
 
 
 @pytest.fixture
 def images(digit_images: Path, tmp_path: Path) -> list[Path]:
-    """Some images, a damaged one among them, and one that is not there."""
+    """Some images, of which one is damaged and one does not exist."""
     paths = sorted((digit_images / "test").rglob("*.png"))[:6]
     (tmp_path / "damaged.png").write_text("no image")
     return [*paths[:3], tmp_path / "damaged.png", *paths[3:], tmp_path / "missing.png"]
 
 
-def test_unreadable_image_has_its_error_and_changes_no_other_row(
+def test_unreadable_image_has_an_error_and_changes_no_other_row(
     command: Command, mixed: Path, images: Sequence[Path], tmp_path: Path
 ) -> None:
     answer = command("predict", mixed, *images, "--out", tmp_path / "all.csv")
@@ -769,11 +769,11 @@ def test_unreadable_image_has_its_error_and_changes_no_other_row(
     for row, alone in zip([row for row in rows if not row["error"]], read_csv(tmp_path / "good.csv"), strict=True):
         names = ("path", "label", "label2", "label3")
         assert [row[name] for name in names] == [alone[name] for name in names]
-        probs = [[float(one[f"prob{place}"]) for place in ("", "2", "3")] for one in (row, alone)]
+        probs = [[float(values[f"prob{rank}"]) for rank in ("", "2", "3")] for values in (row, alone)]
         assert probs[0] == pytest.approx(probs[1], abs=1e-6)
 
 
-def test_prediction_of_an_ensemble_goes_on_from_its_scores(
+def test_prediction_of_an_ensemble_continues_from_its_scores(
     command: Command, mixed: Path, images: Sequence[Path], tmp_path: Path
 ) -> None:
     keeping = ["--scores", tmp_path / "kept"]
@@ -793,13 +793,13 @@ def test_prediction_of_an_ensemble_goes_on_from_its_scores(
     assert after.keys() == before.keys()
     assert all(after[path] == before[path] for path in before if path.suffix != ".f32")
     for path in (path for path in before if path.suffix == ".f32"):
-        values = [np.frombuffer(one[path], "<f4") for one in (before, after)]
+        values = [np.frombuffer(contents[path], "<f4") for contents in (before, after)]
         np.testing.assert_allclose(values[0], values[1], atol=1e-5)
     command("predict", mixed, *images, "--out", tmp_path / "direct.csv")
-    assert (tmp_path / "direct.csv").read_text() == (tmp_path / "whole.csv").read_text(), "kept or not"
+    assert (tmp_path / "direct.csv").read_text() == (tmp_path / "whole.csv").read_text(), "stored or not"
 
 
-def test_scores_of_another_ensemble_are_left_alone(
+def test_scores_of_another_ensemble_are_unchanged(
     refused: Refused, command: Command, mixed: Path, digit_images: Path
 ) -> None:
     images = digit_images / "test" / "one"
@@ -825,28 +825,30 @@ def test_scores_of_a_run_and_of_an_ensemble_do_not_share_a_folder(
     assert files_of(Path()) == before
 
 
-def test_folder_of_scores_answers_as_the_ensemble_does(command: Command, evaluated: Path, digit_images: Path) -> None:
+def test_folder_of_scores_gives_the_tables_of_the_ensemble(
+    command: Command, evaluated: Path, digit_images: Path
+) -> None:
     answer = command("evaluate", evaluated / "e", digit_images, "--scores", evaluated / "kept")
     assert f"scores in {evaluated / 'kept'}" in answer.out
     of_folder, of_ensemble = (command("scores", "rows", evaluated / name).out for name in ("kept", "e"))
     assert of_folder.splitlines()[1:] == of_ensemble.splitlines()[1:]
 
 
-def test_probability_0_is_no_warning(
+def test_probability_0_gives_no_warning(
     command: Command, runs: tuple[Path, Path], digit_images: Path, tmp_path: Path
 ) -> None:
-    ask = ["predict", runs[0], digit_images / "test" / "one", "--scores", tmp_path / "kept", "--out"]
-    assert command(*ask, tmp_path / "x.csv").code == 0
+    words = ["predict", runs[0], digit_images / "test" / "one", "--scores", tmp_path / "kept", "--out"]
+    assert command(*words, tmp_path / "x.csv").code == 0
     rows = np.tile(np.array([-200, 0, -200], "<f4"), 5)  # e^-200 is 0 in float32
     (tmp_path / "kept" / "center-32.f32").write_bytes(rows.tobytes())
-    assert command(*ask, tmp_path / "x.csv").code == 0
+    assert command(*words, tmp_path / "x.csv").code == 0
     found = read_csv(tmp_path / "x.csv")
     assert [(row["label"], float(row["prob"]), float(row["prob2"])) for row in found] == [("one", 1.0, 0.0)] * 5
 
 
-def test_members_have_features_of_their_own(refused: Refused, mixed: Path, digit_images: Path) -> None:
+def test_ensemble_has_no_features(refused: Refused, mixed: Path, digit_images: Path) -> None:
     line = refused("predict", "e", digit_images, "--out", "x.csv", "--features")
-    assert "--features: the members of an ensemble have features of their own; ask one of its runs" in line
+    assert "--features: an ensemble has no features of its own; predict with one of its runs" in line
 
 
 # float16

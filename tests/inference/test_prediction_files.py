@@ -1,4 +1,4 @@
-"""Prediction rows: order, columns, names that come through unharmed, whole files or none."""
+"""Prediction rows: their order and columns, names written unchanged, complete files or none."""
 
 import csv
 import json
@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from fewsight.errors import DataError, FewsightError, RunError
-from fewsight.inference.prediction_files import Row, check_target, column_names, expand, rows, writing
+from fewsight.inference.prediction_files import (
+    Row,
+    check_target,
+    column_names,
+    expand_inputs,
+    prediction_rows,
+    row_writer,
+)
 
 CLASSES = ["cat", 'new\nline, "quoted"\r', "[red]<b>\u202e"]
 NAMES = ["a.png", 'b\n"c",\r.png', "[red]" + "x" * 300, "bad.png"]
@@ -19,7 +26,7 @@ ERRORS = [None, None, None, "bad.png: not an image"]
 
 
 def three_rows() -> list[Row]:
-    return list(rows(NAMES, LOG_PROBS, ERRORS, CLASSES, 2))
+    return list(prediction_rows(NAMES, LOG_PROBS, ERRORS, CLASSES, 2))
 
 
 def read_back(path: Path) -> list[Row]:
@@ -29,18 +36,18 @@ def read_back(path: Path) -> list[Row]:
     with path.open(encoding="utf-8", newline="") as handle:
         if path.suffix == ".jsonl":
             return [json.loads(line) for line in handle]
-        found = []
+        rows = []
         for row in csv.DictReader(handle):
             values: Row = {name: value or None for name, value in row.items()}
-            found.append({k: float(v) if v and k.startswith("prob") else v for k, v in values.items()})
-        return found
+            rows.append({k: float(v) if v and k.startswith("prob") else v for k, v in values.items()})
+        return rows
 
 
-def test_columns_are_the_contracts() -> None:
+def test_columns_have_fixed_names() -> None:
     assert column_names(3) == ["path", "label", "prob", "label2", "prob2", "label3", "prob3", "error"]
 
 
-def test_row_holds_the_best_classes_or_why_not() -> None:
+def test_row_has_the_top_classes_or_an_error() -> None:
     first, *_, last = three_rows()
     assert list(first) == column_names(2)
     assert (first["label"], first["label2"], first["error"]) == ("cat", CLASSES[1], None)
@@ -50,22 +57,22 @@ def test_row_holds_the_best_classes_or_why_not() -> None:
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_threshold_marks_images_that_are_none_of_the_classes(suffix: str, tmp_path: Path) -> None:
-    found = list(rows(NAMES, LOG_PROBS, ERRORS, CLASSES, 2, 0.6))
-    assert list(found[0]) == column_names(2, thresholded=True)
-    assert list(found[0])[-2:] == ["none_of_these", "error"]
-    assert [row["none_of_these"] for row in found] == [False, False, True, None]
-    without = [{name: value for name, value in row.items() if name != "none_of_these"} for row in found]
-    assert without == three_rows(), "the other columns are as ever"
-    with writing(tmp_path / f"out{suffix}", 2, thresholded=True) as write:
-        write(found)
+    table = list(prediction_rows(NAMES, LOG_PROBS, ERRORS, CLASSES, 2, 0.6))
+    assert list(table[0]) == column_names(2, has_threshold=True)
+    assert list(table[0])[-2:] == ["none_of_these", "error"]
+    assert [row["none_of_these"] for row in table] == [False, False, True, None]
+    without = [{name: value for name, value in row.items() if name != "none_of_these"} for row in table]
+    assert without == three_rows(), "the other columns are unchanged"
+    with row_writer(tmp_path / f"out{suffix}", 2, has_threshold=True) as write:
+        write(table)
     expected = ["false", "false", "true", None] if suffix == ".csv" else [False, False, True, None]
     assert [row["none_of_these"] for row in read_back(tmp_path / f"out{suffix}")] == expected
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_names_come_through_unharmed(suffix: str, tmp_path: Path) -> None:
+def test_names_are_written_unchanged(suffix: str, tmp_path: Path) -> None:
     target = tmp_path / f"out{suffix}"
-    with writing(target, 2) as write:
+    with row_writer(target, 2) as write:
         write(three_rows()[:2])
         write(three_rows()[2:])
     assert read_back(target) == three_rows()
@@ -73,12 +80,12 @@ def test_names_come_through_unharmed(suffix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_failed_writing_leaves_what_was_there(suffix: str, tmp_path: Path) -> None:
+def test_failed_writing_leaves_the_old_file(suffix: str, tmp_path: Path) -> None:
     target = tmp_path / f"out{suffix}"
     target.write_text("before")
 
     def fail_halfway() -> None:
-        with writing(target, 2) as write:
+        with row_writer(target, 2) as write:
             write(three_rows())
             raise RuntimeError
 
@@ -88,24 +95,24 @@ def test_failed_writing_leaves_what_was_there(suffix: str, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_rows_go_to_the_screen_without_a_target(capsys: pytest.CaptureFixture[str]) -> None:
-    with writing(None, 1) as write:
-        write(list(rows(NAMES[:1], LOG_PROBS[:1], [None], CLASSES, 1)))
+def test_rows_go_to_standard_output_without_a_target(capsys: pytest.CaptureFixture[str]) -> None:
+    with row_writer(None, 1) as write:
+        write(list(prediction_rows(NAMES[:1], LOG_PROBS[:1], [None], CLASSES, 1)))
     assert capsys.readouterr().out.splitlines() == ["path,label,prob,error", "a.png,cat,0.7,"]
 
 
 def test_probability_is_the_shortest_decimal_of_its_float32() -> None:
     log_probs = np.log(np.array([[0.1, 0.9]], np.float32))
-    prob = next(rows(["a"], log_probs, [None], ["x", "y"], 2))["prob"]
+    prob = next(prediction_rows(["a"], log_probs, [None], ["x", "y"], 2))["prob"]
     assert np.float32(prob) == np.exp(log_probs[0, 1])
     assert len(str(prob)) <= 10
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only there may a file name be any bytes")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux allows any bytes in a file name")
 def test_name_that_is_not_utf8_stays_readable(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.png")
-    with writing(tmp_path / "out.jsonl", 1) as write:
-        write(list(rows([name], LOG_PROBS[:1], [None], CLASSES, 1)))
+    with row_writer(tmp_path / "out.jsonl", 1) as write:
+        write(list(prediction_rows([name], LOG_PROBS[:1], [None], CLASSES, 1)))
     assert read_back(tmp_path / "out.jsonl")[0]["path"] == r"caf\xe9.png"
 
 
@@ -114,16 +121,16 @@ def test_expand_keeps_the_order_given_and_sorts_folders(tmp_path: Path, monkeypa
     for name in ["f/b.png", "f/Z.png", "f/a/x.png", "f/.hidden.png", "f/notes.txt", "g1.png", "g2.png", "é.png"]:
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).touch()
-    found = expand(["g2.png", "f", "g*.png", "g2.png", "nothere.png", "no*.png"])
+    paths = expand_inputs(["g2.png", "f", "g*.png", "g2.png", "nothere.png", "no*.png"])
     in_folder = [str(Path("f", name)) for name in ["Z.png", "a/x.png", "b.png"]]
-    assert found == ["g2.png", *in_folder, "g1.png", "g2.png", "g2.png", "nothere.png", "no*.png"]
+    assert paths == ["g2.png", *in_folder, "g1.png", "g2.png", "g2.png", "nothere.png", "no*.png"]
 
 
 def test_expand_takes_a_file_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
     file = tmp_path / "a[1].png"
     file.touch()
-    assert expand([str(file)]) == [str(file)]
-    assert expand(["x" * 5000]) == ["x" * 5000], "a name that cannot be a path is answered in its row"
+    assert expand_inputs([str(file)]) == [str(file)]
+    assert expand_inputs(["x" * 5000]) == ["x" * 5000], "a name that cannot be a path gets a row with an error"
 
 
 @pytest.mark.parametrize(
@@ -134,11 +141,11 @@ def test_expand_takes_a_file_whose_name_looks_like_a_pattern(tmp_path: Path) -> 
         ("gone.png", "cannot be read"),
     ],
 )
-def test_row_says_why_nothing_was_found(
+def test_row_has_the_reason_for_a_missing_image(
     name: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    row = next(rows([name], LOG_PROBS[:1], [f"{name}: cannot be read"], CLASSES, 1))
+    row = next(prediction_rows([name], LOG_PROBS[:1], [f"{name}: cannot be read"], CLASSES, 1))
     assert row["error"] == reason
 
 
@@ -146,7 +153,7 @@ def test_row_says_why_nothing_was_found(
     ("name", "error", "message"),
     [
         ("out.txt", DataError, r"\.csv, \.jsonl, \.parquet"),
-        ("nowhere/out.csv", RunError, "nowhere is not there; create it"),
+        ("nowhere/out.csv", RunError, "nowhere does not exist; create it"),
         ("folder.csv", RunError, "this is a folder"),
     ],
 )

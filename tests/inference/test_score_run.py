@@ -1,4 +1,4 @@
-"""What the model is shown: all sixteen views of real photographs, whatever the batch, the workers and the model."""
+"""The model's inputs: all sixteen views of real photographs, for any batch size, number of workers and model."""
 
 import io
 import os
@@ -29,15 +29,15 @@ from fewsight.terminal import make_console
 SIZES = (224, 320, 380, 448)
 
 
-class Watching(nn.Module):
-    """A model that keeps what it is shown, as pixels; its scores are a function of each image alone."""
+class RecordingModel(nn.Module):
+    """A model that records its inputs, as pixels; the scores of an image do not depend on the other images."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.classes, self.seen = classes, list[np.ndarray]()
+        self.classes, self.inputs = classes, list[np.ndarray]()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        self.seen += list((images * 255).round().byte().permute(0, 2, 3, 1).numpy())
+        self.inputs += list((images * 255).round().byte().permute(0, 2, 3, 1).numpy())
         means = images.mean((2, 3))
         return means.repeat(1, self.classes)[:, : self.classes], means
 
@@ -47,29 +47,29 @@ def recipe(workers: int) -> Recipe:
     return load_recipe("resnest101_ce", names)
 
 
-def shown(
+def model_inputs(
     paths: list[Path], *, batch_size: int = 64, workers: int = 1, classes: int = 3
 ) -> dict[tuple[int, str], list]:
-    """(image, view) -> [the view, its flipped twin], as uint8 [px, px, 3]."""
-    model, views = Watching(classes), views_of(recipe(workers), "report")
-    found = {}
+    """(image, view) -> [the view, its mirrored view], as uint8 [px, px, 3]."""
+    model, views = RecordingModel(classes), views_of(recipe(workers), "report")
+    inputs = {}
     for scores in score_images(
         model, Normalise((0, 0, 0), (1, 1, 1)), paths, recipe(workers), views=views, batch_size=batch_size
     ):
-        pixels, count = iter(model.seen), len(scores.errors)
-        model.seen = []
-        for view in views:  # parts of 64 images at 224 px, fewer at larger sizes
-            part = max(1, 64 * 224**2 // view.px**2)
-            for first in range(0, count, part):
-                group = range(first, min(first + part, count))
-                for twin in (0, 1):
+        pixels, count = iter(model.inputs), len(scores.errors)
+        model.inputs = []
+        for view in views:  # chunks of 64 images at 224 px, fewer at larger sizes
+            size = max(1, 64 * 224**2 // view.px**2)
+            for first in range(0, count, size):
+                group = range(first, min(first + size, count))
+                for mirrored in (0, 1):
                     for number in group:
-                        found.setdefault((scores.start + number, view.name), [None, None])[twin] = next(pixels)
-    return found
+                        inputs.setdefault((scores.start + number, view.name), [None, None])[mirrored] = next(pixels)
+    return inputs
 
 
 def plain(path: Path, view: str, digest: str) -> np.ndarray:
-    """The same view by torchvision's functions on a PIL image, step by step as the report says it."""
+    """The same view by torchvision's functions on a PIL image, step by step as the paper describes it."""
     image, (crop, px) = load_image(path), (view.split("-")[0], int(view.split("-")[1]))
     if crop == "center":
         return np.asarray(
@@ -85,31 +85,31 @@ def photographs(fewsight_data: Path) -> list[Path]:
 
 
 def test_sixteen_views_are_those_of_pil_and_torchvision(photographs: list[Path]) -> None:
-    found = shown(photographs)
-    (first,) = score_images(Watching(3), Normalise((0, 0, 0), (1, 1, 1)), photographs, recipe(1))
+    inputs = model_inputs(photographs)
+    (first,) = score_images(RecordingModel(3), Normalise((0, 0, 0), (1, 1, 1)), photographs, recipe(1))
     digests = first.digests
-    assert len(found) == 8 * len(photographs)
-    for (number, view), (seen, twin) in found.items():
+    assert len(inputs) == 8 * len(photographs)
+    for (number, view), (image, mirrored) in inputs.items():
         expected = plain(photographs[number], view, digests[number])
-        difference = abs(seen.astype(int) - expected)
-        # the centre comes from one resampling, the plain one from two roundings
+        difference = abs(image.astype(int) - expected)
+        # our centre view is resampled once, the plain one is rounded twice
         assert difference.max() <= (2 if view.startswith("center") else 0)
         assert (difference > 1).mean() < 1e-4
-        assert difference.mean() < 0.25, "a view that is one pixel off differs by several levels"
-        assert np.array_equal(twin, seen[:, ::-1])
+        assert difference.mean() < 0.25, "a view that is shifted by one pixel differs by several levels"
+        assert np.array_equal(mirrored, image[:, ::-1])
 
 
 def test_views_do_not_depend_on_batch_workers_or_model(photographs: list[Path]) -> None:
-    expected = shown(photographs)
-    for other in (shown(photographs, batch_size=2, workers=3), shown(photographs, classes=7)):
+    expected = model_inputs(photographs)
+    for other in (model_inputs(photographs, batch_size=2, workers=3), model_inputs(photographs, classes=7)):
         assert other.keys() == expected.keys()
         for key, pair in expected.items():
             assert all(np.array_equal(ours, theirs) for ours, theirs in zip(pair, other[key], strict=True))
 
 
-def test_view_without_its_twin_is_the_unflipped_side(photographs: list[Path]) -> None:
+def test_view_without_flip_is_the_unmirrored_output(photographs: list[Path]) -> None:
     model, normalise, views = (
-        Watching(3),
+        RecordingModel(3),
         Normalise((0, 0, 0), (1, 1, 1)),
         views_of(recipe(1), "center-224,center-224-noflip"),
     )
@@ -120,7 +120,7 @@ def test_view_without_its_twin_is_the_unflipped_side(photographs: list[Path]) ->
     assert np.array_equal(both.results[1], alone.results[0])
     assert not np.allclose(both.results[0], both.results[1], atol=1e-3)
     list(score_images(model, normalise, photographs[:1], recipe(1), views=views))
-    assert len(model.seen) == 2, "the cut is looked at once, and its twin once"
+    assert len(model.inputs) == 2, "one forward pass for the cut, and one for its mirror image"
 
 
 def test_recipe_that_claims_a_larger_model_is_refused_before_memory_is_spent(
@@ -129,7 +129,7 @@ def test_recipe_that_claims_a_larger_model_is_refused_before_memory_is_spent(
     run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
     recipe = (run / "recipe.toml").read_text()
     (run / "recipe.toml").write_text(recipe.replace("width = 0.125", "width = 16.0"))
-    monkeypatch.setattr(score_run, "build_model", lambda *_args, **_values: pytest.fail("memory was taken"))
+    monkeypatch.setattr(score_run, "build_model", lambda *_args, **_values: pytest.fail("memory was allocated"))
     with pytest.raises(RunError, match="do not fit the model"):
         load_model(read_run(run), torch.device("cpu"))
 
@@ -142,7 +142,7 @@ def test_store_that_links_to_a_device_is_refused(name: str, tiny_run: Path, digi
     store = read_store(file.parent)
     file.unlink()
     file.symlink_to("/dev/zero")
-    with pytest.raises(RunError, match=r"is not a file|is not whole"):
+    with pytest.raises(RunError, match=r"is not a file|is incomplete"):
         read_store(file.parent)
     if name.endswith(".f32"):
         with pytest.raises(RunError, match="is not a file"):
@@ -176,15 +176,15 @@ def scored_into(folder: Path, run: Run, images: Sequence[LabelledFile], views: S
 def test_image_that_could_not_be_read_is_scored_when_it_can(
     tiny_run: Path, digit_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A share that was away for a moment."""
+    """As on a network drive that was unavailable for a moment."""
     run, files = read_run(tiny_run), sorted(digit_images.glob("test/*/*.png"))
     images = [LabelledFile(file, file.name) for file in files]
     views = views_of(run.recipe)
     whole = scored_into(tmp_path / "whole", run, images, views).store
-    lost = files[4]
+    unavailable = files[4]
 
     def read(path: Path) -> bytes:
-        if path == lost:
+        if path == unavailable:
             raise ImageError(str(path), "cannot be read (Input/output error)")
         return path.read_bytes()
 
@@ -192,7 +192,7 @@ def test_image_that_could_not_be_read_is_scored_when_it_can(
         for module in ("fewsight.scores.scoring", "fewsight.inference.score_run"):
             patch.setattr(f"{module}.read_bytes", read)
         store = scored_into(tmp_path / "scores", run, images, views).store
-        assert [image.error is not None for image in store.images] == [file == lost for file in files]
+        assert [image.error is not None for image in store.images] == [file == unavailable for file in files]
         written = (tmp_path / "scores" / "images.jsonl").stat().st_mtime_ns
         assert scored_into(tmp_path / "scores", run, images, views).written == 0, "it still cannot be read"
         assert (tmp_path / "scores" / "images.jsonl").stat().st_mtime_ns == written

@@ -1,4 +1,4 @@
-"""Temperatures: known ones are found, nothing but the sureness changes, and they are kept with what they belong to."""
+"""Temperatures: known ones are recovered, only the confidence changes, and they are stored with their views."""
 
 import io
 import json
@@ -28,11 +28,11 @@ from fewsight.scores.fusion import EnsembleEntry, Scored, fused_log_probs, open_
 from fewsight.terminal import make_console
 from stores import CLASSES, log_softmax, random_labels, random_scores, write_run, write_store
 
-ONE = Calibration(1.5, ("center-8",), "a/scores/val", 10, (0.75, 0.5), (0.25, 0.125))
+EXAMPLE = Calibration(1.5, ("center-8",), "a/scores/val", 10, (0.75, 0.5), (0.25, 0.125))
 
 
 def drawn(count: int, sharper: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities [n, K] that are `sharper` than those that the labels [n] are drawn from."""
+    """Log-probabilities [n, K], `sharper` than the distribution that the labels [n] are drawn from."""
     rng = np.random.default_rng(seed)
     logits = 1.5 * rng.normal(size=(count, len(CLASSES)))
     probs = np.exp(log_softmax(logits))
@@ -71,82 +71,84 @@ def ece_plainly(scores: np.ndarray, labels: np.ndarray, temperature: float) -> f
 
 
 @pytest.mark.parametrize("sharper", [0.5, 1.0, 2.5])
-def test_known_temperature_is_found(sharper: float, tmp_path: Path) -> None:
+def test_known_temperature_is_recovered(sharper: float, tmp_path: Path) -> None:
     scores, labels = drawn(6000, sharper)
     unreadable = (0, 5999)
-    found = fit_temperature(run_of(tmp_path / "run", scores, labels, unreadable=unreadable))
-    assert found.temperature == pytest.approx(sharper, rel=0.05)
-    assert (found.views, found.num_images) == (("center-8",), 5998)
-    assert found.fitted_on == str(tmp_path / "run" / "scores" / "test")
-    around = [nll_plainly(scores[1:-1], labels[1:-1], factor * found.temperature) for factor in (0.99, 1, 1.01)]
-    assert around[1] < min(around[0], around[2]), "no other one near makes the labels likelier"
+    fitted = fit_temperature(run_of(tmp_path / "run", scores, labels, unreadable=unreadable))
+    assert fitted.temperature == pytest.approx(sharper, rel=0.05)
+    assert (fitted.views, fitted.num_images) == (("center-8",), 5998)
+    assert fitted.fitted_on == str(tmp_path / "run" / "scores" / "test")
+    around = [nll_plainly(scores[1:-1], labels[1:-1], factor * fitted.temperature) for factor in (0.99, 1, 1.01)]
+    assert around[1] < min(around[0], around[2]), "the NLL has a minimum there"
     if sharper != 1:
-        assert found.ece[1] < found.ece[0] / 3
+        assert fitted.ece[1] < fitted.ece[0] / 3
 
 
 def test_figures_before_and_after_equal_plain_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "PART", 64)
+    monkeypatch.setattr(calibration, "CHUNK_IMAGES", 64)
     scores, labels = drawn(300, 3.0, seed=1)
-    scores[7], labels[7] = np.log([1 - 3e-9, 1e-9, 1e-9, 1e-9]), 0  # as sure as can be: the last bin
-    found = fit_temperature(run_of(tmp_path / "run", scores, labels))
-    for place, temperature in enumerate((1.0, found.temperature)):
-        assert found.nll[place] == pytest.approx(nll_plainly(scores, labels, temperature), rel=1e-5)
-        assert found.ece[place] == pytest.approx(ece_plainly(scores, labels, temperature), rel=1e-4)
+    scores[7], labels[7] = np.log([1 - 3e-9, 1e-9, 1e-9, 1e-9]), 0  # the highest confidence: the last bin
+    fitted = fit_temperature(run_of(tmp_path / "run", scores, labels))
+    for index, temperature in enumerate((1.0, fitted.temperature)):
+        assert fitted.nll[index] == pytest.approx(nll_plainly(scores, labels, temperature), rel=1e-5)
+        assert fitted.ece[index] == pytest.approx(ece_plainly(scores, labels, temperature), rel=1e-4)
 
 
 def test_temperature_is_that_of_the_mean_of_views_and_members(tmp_path: Path) -> None:
     first, labels = drawn(400, 2.0)
     second = random_scores(3, labels, 2.0)
     scored = write_run(tmp_path / "run", {"center-8": first, "random-8": second}, labels)
-    found = fit_temperature(scored)
+    fitted = fit_temperature(scored)
     mean = np.log((np.exp(first.astype(np.float64)) + np.exp(second.astype(np.float64))) / 2)
-    assert found.views == ("center-8", "random-8")
-    assert found.nll == pytest.approx([nll_plainly(mean, labels, one) for one in (1, found.temperature)], rel=1e-5)
-    around = [nll_plainly(mean, labels, factor * found.temperature) for factor in (0.97, 1, 1.03)]
+    assert fitted.views == ("center-8", "random-8")
+    assert fitted.nll == pytest.approx(
+        [nll_plainly(mean, labels, temperature) for temperature in (1, fitted.temperature)], rel=1e-5
+    )
+    around = [nll_plainly(mean, labels, factor * fitted.temperature) for factor in (0.97, 1, 1.03)]
     assert around[1] < min(around[0], around[2])
 
 
 @pytest.mark.parametrize("lead", [-1.0, 0.0, 1.0, 4.0, 12.0])
-def test_likelihood_never_gets_worse(lead: float, tmp_path: Path) -> None:
+def test_nll_never_grows(lead: float, tmp_path: Path) -> None:
     for seed in range(4):
         labels = random_labels(seed, 40)
-        found = fit_temperature(run_of(tmp_path / f"{seed}", random_scores(seed, labels, lead), labels))
-        assert found.nll[1] <= found.nll[0]
-        assert 0.05 <= found.temperature <= 20
+        fitted = fit_temperature(run_of(tmp_path / f"{seed}", random_scores(seed, labels, lead), labels))
+        assert fitted.nll[1] <= fitted.nll[0]
+        assert 0.05 <= fitted.temperature <= 20
 
 
 def test_calibrated_scores_need_no_temperature(tmp_path: Path) -> None:
     scores, labels = drawn(200, 2.0)
-    found = fit_temperature(run_of(tmp_path / "a", scores, labels))
-    again = fit_temperature(run_of(tmp_path / "b", apply_temperature(scores, found.temperature), labels))
+    fitted = fit_temperature(run_of(tmp_path / "a", scores, labels))
+    again = fit_temperature(run_of(tmp_path / "b", apply_temperature(scores, fitted.temperature), labels))
     assert again.temperature == pytest.approx(1, rel=1e-3)
-    assert again.nll[0] == pytest.approx(found.nll[1], rel=1e-6)
-    assert again.nll[1] <= again.nll[0] + 1e-7, "as far as float32 goes"
+    assert again.nll[0] == pytest.approx(fitted.nll[1], rel=1e-6)
+    assert again.nll[1] <= again.nll[0] + 1e-7, "up to float32 rounding"
 
 
-def test_label_without_probability_does_not_decide(tmp_path: Path) -> None:
-    """One image whose label has no probability at all costs the same at each temperature."""
+def test_label_of_probability_0_does_not_decide(tmp_path: Path) -> None:
+    """An image whose label has probability 0 has the same NLL at each temperature."""
     scores, labels = drawn(1500, 2.0)
     without = fit_temperature(run_of(tmp_path / "a", scores, labels)).temperature
     scores[0], labels[0] = [0.0, -np.inf, -np.inf, -np.inf], 2
-    found = fit_temperature(run_of(tmp_path / "b", scores, labels))
-    assert found.temperature == pytest.approx(without, rel=0.01)
-    assert np.isfinite(found.nll).all()
+    fitted = fit_temperature(run_of(tmp_path / "b", scores, labels))
+    assert fitted.temperature == pytest.approx(without, rel=0.01)
+    assert np.isfinite(fitted.nll).all()
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 3.0, 20.0])
 def test_temperature_keeps_the_order_and_sums_to_1(temperature: float) -> None:
     scores = random_scores(0, random_labels(0, 200), 3.0)
-    found = apply_temperature(scores, temperature)
-    assert found.dtype == np.float32
-    assert np.array_equal(np.argsort(found, axis=1, kind="stable"), np.argsort(scores, axis=1, kind="stable"))
-    np.testing.assert_allclose(np.exp(found.astype(np.float64)).sum(1), 1, rtol=1e-6)
+    scaled = apply_temperature(scores, temperature)
+    assert scaled.dtype == np.float32
+    assert np.array_equal(np.argsort(scaled, axis=1, kind="stable"), np.argsort(scores, axis=1, kind="stable"))
+    np.testing.assert_allclose(np.exp(scaled.astype(np.float64)).sum(1), 1, rtol=1e-6)
     powers = np.exp(scores.astype(np.float64)) ** (1 / temperature)
-    np.testing.assert_allclose(np.exp(found), powers / powers.sum(1, keepdims=True), rtol=1e-4, atol=1e-30)
+    np.testing.assert_allclose(np.exp(scaled), powers / powers.sum(1, keepdims=True), rtol=1e-4, atol=1e-30)
     if temperature != 1:
-        surer = np.exp(found).max(1) > np.exp(scores).max(1)
-        assert surer.all() == (temperature < 1)
-        assert surer.any() == (temperature < 1)
+        is_higher = np.exp(scaled).max(1) > np.exp(scores).max(1)
+        assert is_higher.all() == (temperature < 1)
+        assert is_higher.any() == (temperature < 1)
 
 
 def test_temperature_1_changes_nothing() -> None:
@@ -154,11 +156,11 @@ def test_temperature_1_changes_nothing() -> None:
     np.testing.assert_allclose(apply_temperature(scores, 1.0), scores, atol=1e-6)
 
 
-def test_rows_without_an_image_stay_so() -> None:
+def test_nan_of_unreadable_images_stays() -> None:
     scores = np.array([[np.nan] * 4, [0.0, -np.inf, -np.inf, -np.inf]], np.float32)
-    found = apply_temperature(scores, 2.0)
-    assert np.isnan(found[0]).all()
-    assert found[1].tolist() == [0.0, -np.inf, -np.inf, -np.inf]
+    scaled = apply_temperature(scores, 2.0)
+    assert np.isnan(scaled[0]).all()
+    assert scaled[1].tolist() == [0.0, -np.inf, -np.inf, -np.inf]
 
 
 @pytest.mark.parametrize("number", [1, 3])
@@ -180,75 +182,75 @@ def test_no_temperature_without_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("coverage", [0.5, 0.8, 0.9, 0.95])
-def test_threshold_keeps_the_wanted_share_of_new_images(coverage: float) -> None:
-    """On average over draws, as the quantile promises; a plain quantile of the n images would keep fewer."""
+def test_threshold_accepts_the_coverage_of_new_images(coverage: float) -> None:
+    """On average over draws, as the quantile guarantees; a plain quantile of the n images would accept fewer."""
     rng = np.random.default_rng(0)
-    shares = []
+    accepted = []
     for _ in range(400):
-        found = choose_threshold(rng.beta(5, 2, 40), np.ones(40, bool), coverage, "val")
-        shares.append((rng.beta(5, 2, 2000) >= found.prob).mean())
-    assert coverage - 0.005 < np.mean(shares) < coverage + 2 / 41
+        threshold = choose_threshold(rng.beta(5, 2, 40), np.ones(40, bool), coverage, "val")
+        accepted.append((rng.beta(5, 2, 2000) >= threshold.prob).mean())
+    assert coverage - 0.005 < np.mean(accepted) < coverage + 2 / 41
 
 
-def test_threshold_lies_between_two_images_and_counts_those_kept() -> None:
-    peaks = np.array([0.9, 0.2, 0.5, 0.7, 0.6, 0.3, 0.8, 0.4, 0.95])
-    right = np.array([True, True, False, True, False, False, True, False, True])
-    found = choose_threshold(peaks, right, 0.6, "val")
-    assert found.prob == pytest.approx(0.45), "between the 6th and the 7th"
-    assert (found.kept, found.right) == (6, 4)
-    assert str(found.accuracy).startswith("66.7 % [")
+def test_threshold_is_between_two_images_and_counts_the_accepted() -> None:
+    confidence = np.array([0.9, 0.2, 0.5, 0.7, 0.6, 0.3, 0.8, 0.4, 0.95])
+    is_correct = np.array([True, True, False, True, False, False, True, False, True])
+    threshold = choose_threshold(confidence, is_correct, 0.6, "val")
+    assert threshold.prob == pytest.approx(0.45), "between the 6th and the 7th"
+    assert (threshold.kept, threshold.right) == (6, 4)
+    assert str(threshold.accuracy).startswith("66.7 % [")
 
 
-def test_threshold_of_equal_probabilities_keeps_them_all() -> None:
+def test_threshold_of_equal_confidences_accepts_them_all() -> None:
     assert choose_threshold(np.full(30, 0.4), np.ones(30, bool), 0.9, "val").kept == 30
 
 
 def test_too_few_images_for_a_coverage_are_refused() -> None:
-    with pytest.raises(
-        RunError, match=r"coverage 0\.95 needs 19 images or more .* these are 18; ask for 0\.947 at most"
-    ):
+    with pytest.raises(RunError, match=r"coverage 0\.95 needs at least 19 images .* there are 18; give at most 0\.947"):
         choose_threshold(np.linspace(0.1, 1, 18), np.ones(18, bool), 0.95, "val")
     assert choose_threshold(np.linspace(0.1, 1, 19), np.ones(19, bool), 0.95, "val").kept == 19
 
 
 @pytest.mark.parametrize(
-    ("num_images", "ece", "said"),
+    ("num_images", "ece", "expected"),
     [
-        (60, (0.113, 0.171), r"the error grew; .* 15 bins of probability, and of 60 images it is mostly noise"),
-        (60, (0.2, 0.1), r"the temperature makes the labels most likely .* of 60 images it is mostly noise"),
-        (1000, (0.1, 0.2), r"the error grew; .* over 15 bins of probability"),
+        (
+            60,
+            (0.113, 0.171),
+            r"the calibration error grew; .* 15 bins of confidence, and it is mostly noise on 60 images",
+        ),
+        (60, (0.2, 0.1), r"the temperature minimises the NLL, .* it is mostly noise on 60 images"),
+        (1000, (0.1, 0.2), r"the calibration error grew; .* over 15 bins of confidence"),
         (1000, (0.2, 0.1), None),
     ],
 )
-def test_calibration_error_is_not_to_be_taken_at_its_word(
-    num_images: int, ece: tuple[float, float], said: str | None
-) -> None:
-    note = replace(ONE, num_images=num_images, ece=ece).note
-    assert note is None if said is None else re.fullmatch(said + ".*", note or "")
+def test_calibration_has_a_note_on_its_error(num_images: int, ece: tuple[float, float], expected: str | None) -> None:
+    note = replace(EXAMPLE, num_images=num_images, ece=ece).note
+    assert note is None if expected is None else re.fullmatch(expected + ".*", note or "")
     file = io.StringIO()
-    show_calibrations(make_console(file), "run", [replace(ONE, num_images=num_images, ece=ece)])
-    assert ("note: " in file.getvalue()) == (said is not None)
+    show_calibrations(make_console(file), "run", [replace(EXAMPLE, num_images=num_images, ece=ece)])
+    assert ("note: " in file.getvalue()) == (expected is not None)
 
 
 @pytest.mark.parametrize("coverage", [0.0, 1.0, -0.5, 95.0, float("nan")])
-def test_coverage_that_is_no_share_is_refused(coverage: float, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"expected a share between 0 and 1, such as 0\.95"):
+def test_coverage_that_is_no_proportion_is_refused(coverage: float, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"expected a proportion between 0 and 1, such as 0\.95"):
         calibrate(tmp_path, "test", None, coverage)
 
 
-def test_threshold_is_of_the_tempered_probabilities_of_its_views(tmp_path: Path) -> None:
+def test_threshold_applies_to_the_calibrated_probabilities_of_its_views(tmp_path: Path) -> None:
     labels = random_labels(0, 60)
     views = {view: random_scores(number, labels) for number, view in enumerate(("center-8", "random-8"))}
     write_run(tmp_path / "run", views, labels)
-    for one in calibrate(tmp_path / "run", "test", None, 0.9):
-        mean = np.mean([np.exp(views[view].astype(np.float64)) for view in one.views], axis=0)
-        powers = mean ** (1 / one.temperature)
-        peaks = (powers / powers.sum(1, keepdims=True)).max(1)
-        assert one.threshold is not None
-        assert one.threshold.kept == (peaks >= one.threshold.prob).sum() == 55
-        assert one.threshold.right == (mean.argmax(1) == labels)[peaks >= one.threshold.prob].sum()
-        assert calibration_for(tmp_path / "run", one.views) == one, "as it was kept"
-    assert all(one.threshold is None for one in calibrate(tmp_path / "run", "test", None)), "not asked for any more"
+    for fitted in calibrate(tmp_path / "run", "test", None, 0.9):
+        mean = np.mean([np.exp(views[view].astype(np.float64)) for view in fitted.views], axis=0)
+        powers = mean ** (1 / fitted.temperature)
+        confidence = (powers / powers.sum(1, keepdims=True)).max(1)
+        assert fitted.threshold is not None
+        assert fitted.threshold.kept == (confidence >= fitted.threshold.prob).sum() == 55
+        assert fitted.threshold.right == (mean.argmax(1) == labels)[confidence >= fitted.threshold.prob].sum()
+        assert calibration_for(tmp_path / "run", fitted.views) == fitted, "as it was stored"
+    assert all(fitted.threshold is None for fitted in calibrate(tmp_path / "run", "test", None)), "no longer requested"
 
 
 def test_no_threshold_from_images_that_were_trained_on(tmp_path: Path) -> None:
@@ -258,28 +260,32 @@ def test_no_threshold_from_images_that_were_trained_on(tmp_path: Path) -> None:
         calibrate(tmp_path / "run", "test", None, 0.9)
 
 
-# What is calibrated
+# The views that are calibrated
 
 
-def test_run_is_calibrated_for_each_centre_alone_and_all_views(tmp_path: Path) -> None:
+def test_run_is_calibrated_for_each_centre_view_and_for_all_views(tmp_path: Path) -> None:
     labels = random_labels(0, 50)
     views = {view: random_scores(number, labels) for number, view in enumerate(("center-12", "center-8", "random-8"))}
     write_run(tmp_path / "run", {**views, "center-8-noflip": views["center-8"]}, labels)
-    found = calibrate(tmp_path / "run", "test", None)
-    assert [one.views for one in found] == [("center-12",), ("center-8",), ("center-12", "center-8", "random-8")]
-    assert read_calibrations(tmp_path / "run") == found
-    for one in found:
-        assert one == fit_temperature(open_scored(tmp_path / "run", "test", one.views))
-    assert len({one.temperature for one in found}) == 3
+    calibrations = calibrate(tmp_path / "run", "test", None)
+    assert [fitted.views for fitted in calibrations] == [
+        ("center-12",),
+        ("center-8",),
+        ("center-12", "center-8", "random-8"),
+    ]
+    assert read_calibrations(tmp_path / "run") == calibrations
+    for fitted in calibrations:
+        assert fitted == fit_temperature(open_scored(tmp_path / "run", "test", fitted.views))
+    assert len({fitted.temperature for fitted in calibrations}) == 3
 
 
 def test_named_views_are_calibrated_together(tmp_path: Path) -> None:
     labels = random_labels(0, 50)
     views = {view: random_scores(number, labels) for number, view in enumerate(("center-12", "center-8", "random-8"))}
     write_run(tmp_path / "run", views, labels)
-    (found,) = calibrate(tmp_path / "run", "test", "random-8, center-12")
-    assert found.views == ("center-12", "random-8")
-    assert calibration_for(tmp_path / "run", ["center-12", "random-8"]) == found
+    (fitted,) = calibrate(tmp_path / "run", "test", "random-8, center-12")
+    assert fitted.views == ("center-12", "random-8")
+    assert calibration_for(tmp_path / "run", ["center-12", "random-8"]) == fitted
     with pytest.raises(RunError, match="has no view center-99"):
         calibrate(tmp_path / "run", "test", "center-99")
 
@@ -287,7 +293,7 @@ def test_named_views_are_calibrated_together(tmp_path: Path) -> None:
 def test_one_view_is_calibrated_once(tmp_path: Path) -> None:
     scores, labels = drawn(30)
     run_of(tmp_path / "run", scores, labels)
-    assert [one.views for one in calibrate(tmp_path / "run", "test", None)] == [("center-8",)]
+    assert [fitted.views for fitted in calibrate(tmp_path / "run", "test", None)] == [("center-8",)]
 
 
 def test_ensemble_is_calibrated_for_its_centres_together(tmp_path: Path) -> None:
@@ -296,10 +302,10 @@ def test_ensemble_is_calibrated_for_its_centres_together(tmp_path: Path) -> None
     for seed, (name, px) in enumerate([("a", 8), ("b", 12)]):
         views = {f"{crop}-{px}": random_scores(2 * seed + (crop == "random"), labels) for crop in ("center", "random")}
         write_store(tmp_path / "runs" / name / "scores" / "test", views, labels)
-    found = calibrate(tmp_path, "test", None)
+    calibrations = calibrate(tmp_path, "test", None)
     all_views = ("center-12", "center-8", "random-12", "random-8")
-    assert [one.views for one in found] == [("center-12", "center-8"), all_views]
-    assert found[0].nll[0] == pytest.approx(
+    assert [fitted.views for fitted in calibrations] == [("center-12", "center-8"), all_views]
+    assert calibrations[0].nll[0] == pytest.approx(
         nll_plainly(fused_log_probs(open_scored(tmp_path, "test", ["center-8", "center-12"]).weights), labels, 1),
         rel=1e-5,
     )
@@ -308,23 +314,23 @@ def test_ensemble_is_calibrated_for_its_centres_together(tmp_path: Path) -> None
 # calibration.json
 
 
-def test_temperatures_are_kept_and_replaced_by_views(tmp_path: Path) -> None:
+def test_temperatures_are_stored_and_replaced_by_views(tmp_path: Path) -> None:
     assert read_calibrations(tmp_path) == []
-    both = replace(ONE, views=("center-8", "random-8"), temperature=2.0)
-    write_calibrations(tmp_path, [ONE, both])
-    assert read_calibrations(tmp_path) == [ONE, both]
-    again = replace(ONE, temperature=0.9, fitted_on="elsewhere")
+    both = replace(EXAMPLE, views=("center-8", "random-8"), temperature=2.0)
+    write_calibrations(tmp_path, [EXAMPLE, both])
+    assert read_calibrations(tmp_path) == [EXAMPLE, both]
+    again = replace(EXAMPLE, temperature=0.9, fitted_on="elsewhere")
     write_calibrations(tmp_path, [again])
     assert read_calibrations(tmp_path) == [again, both]
     write_calibrations(tmp_path, [])
     assert read_calibrations(tmp_path) == [again, both]
 
 
-def test_temperature_belongs_to_a_set_of_views(tmp_path: Path) -> None:
+def test_temperature_is_valid_for_a_set_of_views(tmp_path: Path) -> None:
     assert calibration_for(tmp_path, ["center-8"]) is None
-    both = replace(ONE, views=("center-8", "random-8"), temperature=2.0)
-    write_calibrations(tmp_path, [ONE, both])
-    assert calibration_for(tmp_path, ["center-8"]) == ONE
+    both = replace(EXAMPLE, views=("center-8", "random-8"), temperature=2.0)
+    write_calibrations(tmp_path, [EXAMPLE, both])
+    assert calibration_for(tmp_path, ["center-8"]) == EXAMPLE
     assert calibration_for(tmp_path, ["random-8", "center-8"]) == both, "in any order"
     assert calibration_for(tmp_path, ["random-8"]) is None
     assert calibration_for(tmp_path, ["center-8", "random-8", "center-12"]) is None
@@ -340,31 +346,31 @@ def test_temperature_belongs_to_a_set_of_views(tmp_path: Path) -> None:
         {"calibrations": None},
         {"calibrations": [3]},
         {"calibrations": [{}]},
-        {"calibrations": [{**asdict(ONE), "more": 1}]},
-        {"calibrations": [{**asdict(ONE), "temperature": "1.5"}]},
-        {"calibrations": [{**asdict(ONE), "temperature": None}]},
-        {"calibrations": [{**asdict(ONE), "threshold": 0.5}]},
-        {"calibrations": [{**asdict(ONE), "threshold": {"prob": 0.5}}]},
-        {"calibrations": [{**asdict(ONE), "threshold": {"prob": "0.5", "coverage": 0.9, "kept": 9, "right": 8}}]},
+        {"calibrations": [{**asdict(EXAMPLE), "more": 1}]},
+        {"calibrations": [{**asdict(EXAMPLE), "temperature": "1.5"}]},
+        {"calibrations": [{**asdict(EXAMPLE), "temperature": None}]},
+        {"calibrations": [{**asdict(EXAMPLE), "threshold": 0.5}]},
+        {"calibrations": [{**asdict(EXAMPLE), "threshold": {"prob": 0.5}}]},
+        {"calibrations": [{**asdict(EXAMPLE), "threshold": {"prob": "0.5", "coverage": 0.9, "kept": 9, "right": 8}}]},
     ],
     ids=str,
 )
 def test_damaged_calibration_is_refused(value: object, tmp_path: Path) -> None:
     text = json.dumps(value)
     (tmp_path / "calibration.json").write_text(text)
-    for ask in (
+    for access in (
         lambda: read_calibrations(tmp_path),
         lambda: calibration_for(tmp_path, ["center-8"]),
-        lambda: write_calibrations(tmp_path, [ONE]),
+        lambda: write_calibrations(tmp_path, [EXAMPLE]),
     ):
         with pytest.raises(RunError, match=r"calibration\.json is not what `fewsight scores calibrate` wrote"):
-            ask()
-    assert (tmp_path / "calibration.json").read_text() == text, "left as it is"
+            access()
+    assert (tmp_path / "calibration.json").read_text() == text, "left unchanged"
 
 
 @pytest.mark.parametrize("temperature", [0, 0.049, 20.1, -1, float("nan"), float("inf")])
 def test_temperature_out_of_range_is_refused(temperature: float, tmp_path: Path) -> None:
-    text = json.dumps({"calibrations": [asdict(ONE), {**asdict(ONE), "temperature": temperature}]})
+    text = json.dumps({"calibrations": [asdict(EXAMPLE), {**asdict(EXAMPLE), "temperature": temperature}]})
     (tmp_path / "calibration.json").write_text(text)
     with pytest.raises(RunError, match=r"calibration\.json: a temperature is not between 0\.05 and 20\.0; remove the"):
         read_calibrations(tmp_path)
@@ -373,19 +379,19 @@ def test_temperature_out_of_range_is_refused(temperature: float, tmp_path: Path)
 @pytest.mark.parametrize("prob", [-0.1, 1.1, float("nan")])
 def test_threshold_that_is_no_probability_is_refused(prob: float, tmp_path: Path) -> None:
     threshold = {"prob": prob, "coverage": 0.9, "kept": 9, "right": 8}
-    text = json.dumps({"calibrations": [{**asdict(ONE), "threshold": threshold}]})
+    text = json.dumps({"calibrations": [{**asdict(EXAMPLE), "threshold": threshold}]})
     (tmp_path / "calibration.json").write_text(text)
-    with pytest.raises(RunError, match=r"calibration\.json: a threshold is no probability; remove the file"):
+    with pytest.raises(RunError, match=r"calibration\.json: a threshold is not a probability; remove the file"):
         read_calibrations(tmp_path)
 
 
 def test_calibration_of_an_older_fewsight_has_no_threshold(tmp_path: Path) -> None:
-    old = {key: value for key, value in asdict(ONE).items() if key != "threshold"}
+    old = {key: value for key, value in asdict(EXAMPLE).items() if key != "threshold"}
     (tmp_path / "calibration.json").write_text(json.dumps({"calibrations": [old]}))
-    assert read_calibrations(tmp_path) == [ONE]
+    assert read_calibrations(tmp_path) == [EXAMPLE]
 
 
-def test_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_not_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "calibration.json").write_text('{"calibrations": [')
     with pytest.raises(RunError, match=r"cannot read .*calibration\.json"):
         calibration_for(tmp_path, ["center-8"])

@@ -1,4 +1,4 @@
-"""Figures by hand and against torchmetrics."""
+"""Metrics by hand and against torchmetrics."""
 
 import math
 
@@ -10,14 +10,14 @@ from fewsight.scores.metrics import evaluate_scores, paired, wilson
 
 
 def test_wilson_interval_has_its_published_values() -> None:
-    share = wilson(81, 263)  # Newcombe 1998, Statistics in Medicine 17, table I: 0.2553 to 0.3662
-    assert (round(share.low, 4), round(share.high, 4)) == (0.2553, 0.3662)
+    proportion = wilson(81, 263)  # Newcombe 1998, Statistics in Medicine 17, table I: 0.2553 to 0.3662
+    assert (round(proportion.low, 4), round(proportion.high, 4)) == (0.2553, 0.3662)
     none, all_ = wilson(0, 20), wilson(20, 20)  # the same table: 0 to 0.1611
     assert (none.low, round(none.high, 4)) == (0.0, 0.1611)
     assert (round(all_.low, 4), all_.high) == (0.8389, 1.0)
 
 
-def test_figures_of_a_small_case_by_hand() -> None:
+def test_metrics_of_a_small_case_by_hand() -> None:
     probs = np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.3, 0.2], [0.2, 0.2, 0.6]])
     figures = evaluate_scores(np.log(probs), np.array([0, 1, 1, 2]), ("a", "b", "c"), num_images=5)
     assert (figures.top1.count, figures.top1.total, figures.num_images) == (3, 4, 5)
@@ -26,17 +26,17 @@ def test_figures_of_a_small_case_by_hand() -> None:
     assert figures.macro_f1 == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
     assert figures.nll == pytest.approx(-np.log([0.7, 0.6, 0.3, 0.6]).mean())
     assert figures.confusions == (("b", "a", 1),)
-    assert [one.count for one in figures.classes] == [1, 2, 1]
+    assert [of_class.count for of_class in figures.classes] == [1, 2, 1]
 
 
-def test_a_class_without_images_counts_for_nothing() -> None:
+def test_class_without_images_is_left_out_of_means() -> None:
     log_probs = np.log(np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]]))
     figures = evaluate_scores(log_probs, np.array([0, 1]), ("a", "b", "c"))
     assert figures.balanced_accuracy == figures.macro_f1 == 1.0
     assert figures.classes[2].recall is None
 
 
-def test_figures_agree_with_torchmetrics() -> None:
+def test_metrics_agree_with_torchmetrics() -> None:
     classification = pytest.importorskip("torchmetrics.functional.classification")
     rng = np.random.default_rng(0)
     scores, labels = rng.normal(size=(400, 12)), rng.integers(12, size=400)
@@ -63,10 +63,10 @@ def test_paired_comparison_counts_by_hand() -> None:
     assert "not distinguishable" not in str(found)
 
 
-def test_paired_comparison_says_when_it_cannot_tell() -> None:
-    right = np.array([True, False, True])
-    same = paired(right, right)
+def test_paired_comparison_says_when_it_is_not_significant() -> None:
+    correct = np.array([True, False, True])
+    same = paired(correct, correct)
     assert (same.gain, same.low, same.high, same.p_value) == (0, 0, 0, 1)
     assert str(same).endswith("not distinguishable on these 3 images")
-    assert "on 3 images (both right on the same), McNemar" in str(same)
-    assert "on 3 images (2 right in it alone, 1 in the first alone), McNemar" in str(paired(~right, right))
+    assert "on 3 images (both correct on the same images), McNemar" in str(same)
+    assert "on 3 images (2 correct in it alone, 1 in the first alone), McNemar" in str(paired(~correct, correct))

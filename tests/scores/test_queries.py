@@ -1,4 +1,4 @@
-"""Questions to kept scores against direct numpy: rows, comparisons, ablations, runs as one ensemble."""
+"""Tables from stored scores against plain NumPy: lines by size, comparisons, ablations, runs as one ensemble."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,20 +24,20 @@ def run_of(path: Path, seed: int, views: Sequence[str] = VIEWS, lead: float = 1.
     return write_run(path, scores, LABELS, **{"unreadable": UNREADABLE, **options})
 
 
-def hits(*parts: tuple[Scored, str, float]) -> np.ndarray:
-    """Which readable images a weighed mean of views has right."""
+def correct(*parts: tuple[Scored, str, float]) -> np.ndarray:
+    """Which readable images a weighted mean of views classifies correctly."""
     mean = sum(weight * probs_of(scored.first_store, view) for scored, view, weight in parts)
-    found: np.ndarray = np.asarray(mean)[READABLE].argmax(1) == LABELS[READABLE]
-    return found
+    is_correct: np.ndarray = np.asarray(mean)[READABLE].argmax(1) == LABELS[READABLE]
+    return is_correct
 
 
-def alike(scored: Scored, views: Sequence[str]) -> np.ndarray:
-    return hits(*[(scored, view, 1.0) for view in views])
+def equally(scored: Scored, views: Sequence[str]) -> np.ndarray:
+    return correct(*[(scored, view, 1.0) for view in views])
 
 
-def line(name: str, num_results: int, found: np.ndarray, whole: np.ndarray | None = None) -> Line:
-    share = wilson(int(found.sum()), 58)
-    return Line(name, num_results, share, None if whole is None else paired(whole, found))
+def line(name: str, num_results: int, is_correct: np.ndarray, whole: np.ndarray | None = None) -> Line:
+    top1 = wilson(int(is_correct.sum()), 58)
+    return Line(name, num_results, top1, None if whole is None else paired(whole, is_correct))
 
 
 @pytest.fixture
@@ -63,10 +63,10 @@ def ensemble(first: Scored, second: Scored) -> Scored:
     return open_scored(path, "test")
 
 
-def weighed(ensemble: Scored, **weights: float) -> np.ndarray:
+def weighted(ensemble: Scored, **weights: float) -> np.ndarray:
     """`a8=0.2`: run a at 8 px."""
-    stores = {row.run: open_scored(row.results[0].store.path, "test") for row in ensemble.sized_runs}
-    return hits(
+    stores = {run.run: open_scored(run.results[0].store.path, "test") for run in ensemble.sized_runs}
+    return correct(
         *[
             (stores[name[0]], f"{crop}-{name[1:]}", weight)
             for name, weight in weights.items()
@@ -75,103 +75,103 @@ def weighed(ensemble: Scored, **weights: float) -> np.ndarray:
     )
 
 
-def test_what_is_averaged_is_said_in_words(tmp_path: Path, ensemble: Scored) -> None:
+def test_mean_is_described_in_words(tmp_path: Path, ensemble: Scored) -> None:
     one, plain = run_of(tmp_path / "one", 1, VIEWS[:1]), run_of(tmp_path / "plain", 1, ("center-8", "center-8-noflip"))
     assert describe_mean(one) == "the view center-8 and its mirror image"
     assert describe_mean(open_scored(plain.path, "test", ("center-8-noflip",))) == "the view center-8-noflip"
     assert describe_mean(run_of(tmp_path / "all", 1)) == "the mean of 4 views, each with its mirror image"
-    assert describe_mean(ensemble) == "the weighed mean of 6 views of 2 members, each with its mirror image"
+    assert describe_mean(ensemble) == "the weighted mean of 6 views of 2 members, each with its mirror image"
 
 
-# Rows
+# Lines by size
 
 
-def test_rows_are_the_sizes_then_all_views(first: Scored) -> None:
+def test_lines_are_the_sizes_then_all_views(first: Scored) -> None:
     assert lines_by_size(first) == [
-        line("8 px", 2, alike(first, VIEWS[:2])),
-        line("12 px", 2, alike(first, VIEWS[2:])),
-        line("all views", 4, alike(first, VIEWS)),
+        line("8 px", 2, equally(first, VIEWS[:2])),
+        line("12 px", 2, equally(first, VIEWS[2:])),
+        line("all views", 4, equally(first, VIEWS)),
     ]
-    assert len({one.top1.count for one in lines_by_size(first)}) > 1
+    assert len({entry.top1.count for entry in lines_by_size(first)}) > 1
 
 
-def test_one_size_has_one_row(tmp_path: Path) -> None:
+def test_one_size_has_one_line(tmp_path: Path) -> None:
     scored = run_of(tmp_path / "a", 1, VIEWS[:2])
-    assert lines_by_size(scored) == [line("8 px", 2, alike(scored, VIEWS[:2]))]
+    assert lines_by_size(scored) == [line("8 px", 2, equally(scored, VIEWS[:2]))]
 
 
-def test_rows_of_an_ensemble_are_named_by_their_run(ensemble: Scored) -> None:
+def test_lines_of_an_ensemble_are_named_after_its_runs(ensemble: Scored) -> None:
     assert lines_by_size(ensemble) == [
-        line("a 8 px", 2, weighed(ensemble, a8=1)),
-        line("b 8 px", 2, weighed(ensemble, b8=1)),
-        line("a 12 px", 2, weighed(ensemble, a12=1)),
-        line("fusion", 6, weighed(ensemble, a8=0.2, b8=0.3, a12=0.5)),
+        line("a 8 px", 2, weighted(ensemble, a8=1)),
+        line("b 8 px", 2, weighted(ensemble, b8=1)),
+        line("a 12 px", 2, weighted(ensemble, a12=1)),
+        line("fusion", 6, weighted(ensemble, a8=0.2, b8=0.3, a12=0.5)),
     ]
 
 
 def test_lines_are_paired_with_a_base(first: Scored, second: Scored) -> None:
-    found = lines([("one", first.weights), ("row", uniform(first.sized_runs[:1]))], second.weights)
-    base = alike(second, VIEWS)
-    assert found == [line("one", 4, alike(first, VIEWS), base), line("row", 2, alike(first, VIEWS[:2]), base)]
+    found = lines([("all", first.weights), ("8 px", uniform(first.sized_runs[:1]))], second.weights)
+    base = equally(second, VIEWS)
+    assert found == [line("all", 4, equally(first, VIEWS), base), line("8 px", 2, equally(first, VIEWS[:2]), base)]
 
 
 # Comparison
 
 
-def test_comparison_is_of_all_views_image_by_image(first: Scored, second: Scored) -> None:
-    before, after = alike(first, VIEWS), alike(second, VIEWS)
+def test_comparison_uses_all_views_image_by_image(first: Scored, second: Scored) -> None:
+    before, after = equally(first, VIEWS), equally(second, VIEWS)
     found = compare(first, second)
     assert found == paired(before, after)
     assert (found.second_only, found.first_only) == ((after & ~before).sum(), (before & ~after).sum())
     assert (found.gain > 0, found.total) == (True, 58)
 
 
-def test_other_images_are_not_compared_or_fused(first: Scored, tmp_path: Path) -> None:
+def test_different_images_are_not_compared_or_fused(first: Scored, tmp_path: Path) -> None:
     other = run_of(tmp_path / "other", 3, unreadable=(1,))
-    for ask in (lambda: compare(first, other), lambda: fuse([first, other])):
-        with pytest.raises(RunError, match="hold scores of other images, so they cannot be paired or fused"):
-            ask()
+    for query in (lambda: compare(first, other), lambda: fuse([first, other])):
+        with pytest.raises(RunError, match="hold scores of different images, so they cannot be compared or fused"):
+            query()
 
 
 # Ablation
 
 
-def test_ablation_of_a_run_takes_scales_and_crops_apart(first: Scored) -> None:
-    whole = alike(first, VIEWS)
+def test_ablation_of_a_run_has_parts_by_scale_and_crop(first: Scored) -> None:
+    whole = equally(first, VIEWS)
     found = ablate(first)
     assert found.whole == line("all together", 4, whole)
     assert found.groups == (
         ("one scale", (
-            line("8 px alone", 2, alike(first, VIEWS[:2]), whole),
-            line("12 px alone", 2, alike(first, VIEWS[2:]), whole),
+            line("8 px alone", 2, equally(first, VIEWS[:2]), whole),
+            line("12 px alone", 2, equally(first, VIEWS[2:]), whole),
         )),
         ("one crop", (
-            line("center crops alone", 2, alike(first, VIEWS[::2]), whole),
-            line("random crops alone", 2, alike(first, VIEWS[1::2]), whole),
+            line("center crops alone", 2, equally(first, VIEWS[::2]), whole),
+            line("random crops alone", 2, equally(first, VIEWS[1::2]), whole),
         )),
     )  # fmt: skip
 
 
-def test_ablation_shows_flips_where_every_view_was_scored_without(tmp_path: Path) -> None:
+def test_ablation_shows_flips_if_every_view_was_scored_without(tmp_path: Path) -> None:
     plain = [f"{view}-noflip" for view in VIEWS]
     scored = run_of(tmp_path / "a", 1, [*VIEWS, *plain])
-    whole, without = alike(scored, VIEWS), alike(scored, plain)
+    whole, without = equally(scored, VIEWS), equally(scored, plain)
     groups = dict(ablate(scored).groups)
     assert list(groups) == ["one scale", "one crop", "flips"]
     assert groups["flips"] == (line("without flips", 4, without, whole),)
     assert (whole != without).any()
-    assert ablate(scored).whole == line("all together", 4, whole), "the views without twin are not in the whole"
+    assert ablate(scored).whole == line("all together", 4, whole), "the unmirrored views are not in the whole"
     fewer = run_of(tmp_path / "b", 1, [*VIEWS, *plain[1:]])
     assert [group for group, _ in ablate(fewer).groups] == ["one scale", "one crop"]
 
 
-def test_ablation_of_an_ensemble_takes_members_apart(ensemble: Scored) -> None:
-    whole = weighed(ensemble, a8=0.2, b8=0.3, a12=0.5)
+def test_ablation_of_an_ensemble_has_parts_by_member(ensemble: Scored) -> None:
+    whole = weighted(ensemble, a8=0.2, b8=0.3, a12=0.5)
     found = ablate(ensemble)
     assert found.whole == line("all together", 6, whole)
     groups = dict(found.groups)
     assert list(groups) == ["one scale", "one crop", "one member", "without a member"]
-    member, other = weighed(ensemble, a8=0.2, b8=0.3), weighed(ensemble, a12=1)
+    member, other = weighted(ensemble, a8=0.2, b8=0.3), weighted(ensemble, a12=1)
     assert groups["one scale"] == (line("8 px alone", 4, member, whole), line("12 px alone", 2, other, whole))
     assert groups["one member"] == (line("m", 4, member, whole), line("n", 2, other, whole))
     assert groups["without a member"] == (line("without m", 2, other, whole), line("without n", 4, member, whole))
@@ -179,73 +179,77 @@ def test_ablation_of_an_ensemble_takes_members_apart(ensemble: Scored) -> None:
 
 def test_ablation_leaves_one_of_three_runs_out(first: Scored, second: Scored, tmp_path: Path) -> None:
     runs = [first, second, run_of(tmp_path / "c", 3)]
-    whole = hits(*[(run, view, 1.0) for run in runs for view in VIEWS])
+    whole = correct(*[(run, view, 1.0) for run in runs for view in VIEWS])
     groups = dict(ablate(fuse(runs)).groups)
     assert groups["without a member"] == tuple(
         line(
             f"without {out.path}",
             8,
-            hits(*[(run, view, 1.0) for run in runs if run is not out for view in VIEWS]),
+            correct(*[(run, view, 1.0) for run in runs if run is not out for view in VIEWS]),
             whole,
         )
         for out in runs
     )
-    assert groups["one member"] == tuple(line(str(run.path), 4, alike(run, VIEWS), whole) for run in runs)
+    assert groups["one member"] == tuple(line(str(run.path), 4, equally(run, VIEWS), whole) for run in runs)
 
 
 def test_run_of_weight_0_is_left_out(first: Scored, tmp_path: Path) -> None:
-    """Alone it would be a mean of nothing, and it marks no image as trained on."""
-    seen = run_of(tmp_path / "seen", 3, trained_on=(1, 2))
-    fused = fuse([first, seen], [2.0, 0.0])
+    """It is no member, whose mean would be empty, and marks no image as trained on."""
+    trained = run_of(tmp_path / "trained", 3, trained_on=(1, 2))
+    fused = fuse([first, trained], [2.0, 0.0])
     assert [member.name for member in fused.members] == [str(first.path)]
     assert fused.weights == pytest.approx(first.weights)
     assert not fused.trained_on.any()
     assert [group for group, _ in ablate(fused).groups] == ["one scale", "one crop"]
 
 
-def test_one_view_has_nothing_to_take_away(tmp_path: Path) -> None:
+def test_ablation_of_one_view_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        RunError, match="has scores of one view, so there is nothing to take away; evaluate with --views"
+        RunError, match="has scores of one view, so nothing can be left out; evaluate with --views paper"
     ):
         ablate(run_of(tmp_path / "a", 1, VIEWS[:1]))
 
 
-def test_questions_need_labels(tmp_path: Path) -> None:
+def test_accuracies_need_labels(tmp_path: Path) -> None:
     store = write_store(tmp_path / "s", {view: random_scores(0, LABELS) for view in VIEWS})
     scored = open_scored(store.path, "test")
-    for ask in (lines_by_size, ablate, lambda one: compare(one, one)):
+    for query in (lines_by_size, ablate, lambda run: compare(run, run)):
         with pytest.raises(RunError, match="have no labels"):
-            ask(scored)
+            query(scored)
 
 
 # Runs as one ensemble
 
 
-def test_fused_runs_are_uniform_over_rows(first: Scored, tmp_path: Path) -> None:
+def test_fused_runs_are_uniform_over_sizes(first: Scored, tmp_path: Path) -> None:
     small = run_of(tmp_path / "b", 2, VIEWS[:2])
     found = fuse([first, small])
     assert found.weights == pytest.approx(uniform([*first.sized_runs, *small.sized_runs]))
     assert [member.name for member in found.members] == [str(first.path), str(small.path)]
     ((_, probs),) = fused_probs([found.weights])
-    rows = [[probs_of(run.first_store, view) for view in views] for run in (first, small) for views in (VIEWS[:2], VIEWS[2:])
-            if set(views) <= set(run.first_store.views)]  # fmt: skip
-    expected = np.mean([np.mean(row, axis=0) for row in rows], axis=0)
+    by_size = [
+        [probs_of(run.first_store, view) for view in views]
+        for run in (first, small)
+        for views in (VIEWS[:2], VIEWS[2:])
+        if set(views) <= set(run.first_store.views)
+    ]
+    expected = np.mean([np.mean(probs, axis=0) for probs in by_size], axis=0)
     np.testing.assert_allclose(probs[0], expected, rtol=2e-6)
 
 
-def test_fused_runs_take_weights(first: Scored, second: Scored) -> None:
+def test_runs_are_fused_by_weights(first: Scored, second: Scored) -> None:
     found = fuse([first, second], [3.0, 1.0])
     ((_, probs),) = fused_probs([found.weights])
     means = [np.mean([probs_of(run.first_store, view) for view in VIEWS], axis=0) for run in (first, second)]
     np.testing.assert_allclose(probs[0], 0.75 * means[0] + 0.25 * means[1], rtol=2e-6)
 
 
-def test_ensemble_is_fused_as_it_weighs_its_rows(ensemble: Scored, tmp_path: Path) -> None:
+def test_ensemble_keeps_its_weights_in_a_fusion(ensemble: Scored, tmp_path: Path) -> None:
     run = run_of(tmp_path / "c", 3)
     found = fuse([ensemble, run])
     assert [member.name for member in found.members] == [str(ensemble.path), str(run.path)]
     assert found.sized_runs == (*ensemble.sized_runs, *run.sized_runs)
     of_ensemble = {result: 0.6 * weight for result, weight in ensemble.weights.items()}
     of_run = {result: 0.4 * weight for result, weight in run.weights.items()}
-    assert found.weights == pytest.approx({**of_ensemble, **of_run}), "3 rows and 2"
+    assert found.weights == pytest.approx({**of_ensemble, **of_run}), "3 sizes and 2"
     assert as_member(ensemble).weights == ensemble.weights

@@ -1,4 +1,4 @@
-"""The score store: written as it goes, taken up where it stopped, never mixed, read back bit for bit."""
+"""The score store: written in batches, continued after an interruption, never mixed, read back bit for bit."""
 
 import json
 from collections.abc import Callable
@@ -23,26 +23,28 @@ def image(number: int, digest: str | None = None) -> ScoredImage:
 
 
 def log_probs(num_views: int, first: int, count: int) -> np.ndarray:
-    """float32 [V, count, 3], a function of the position."""
-    rng = [np.random.default_rng([view, number]) for view in range(num_views) for number in range(first, first + count)]
-    logits = np.array([one.normal(size=3) for one in rng]).reshape(num_views, count, 3)
-    found = (logits - np.log(np.exp(logits).sum(2, keepdims=True))).astype(np.float32)
-    found[:, [number == 2 for number in range(first, first + count)]] = np.nan
-    return found
+    """float32 [V, count, 3], a function of the index."""
+    generators = [
+        np.random.default_rng([view, number]) for view in range(num_views) for number in range(first, first + count)
+    ]
+    logits = np.array([rng.normal(size=3) for rng in generators]).reshape(num_views, count, 3)
+    scores = (logits - np.log(np.exp(logits).sum(2, keepdims=True))).astype(np.float32)
+    scores[:, [number == 2 for number in range(first, first + count)]] = np.nan
+    return scores
 
 
 def write(path: Path, views: tuple[str, ...] = VIEWS, upto: int = 7, step: int = 3) -> score_store.StoreWriter:
     store = score_store.begin(path, ABOUT, views)
     for first in range(store.done, upto, step):
         count = min(step, upto - first)
-        places = [VIEWS.index(view) for view in store.views]
+        rows = [VIEWS.index(view) for view in store.views]
         score_store.append(
-            store, first, log_probs(2, first, count)[places], [image(first + one) for one in range(count)]
+            store, first, log_probs(2, first, count)[rows], [image(first + offset) for offset in range(count)]
         )
     return store
 
 
-def test_store_gives_back_what_was_written(tmp_path: Path) -> None:
+def test_store_is_read_back_as_written(tmp_path: Path) -> None:
     store = score_store.finish(write(tmp_path / "s"))
     again = score_store.read_store(tmp_path / "s")
     assert (store.path, store.about, store.views, store.images) == (again.path, again.about, again.views, again.images)
@@ -54,9 +56,9 @@ def test_store_gives_back_what_was_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("upto", [0, 1, 3, 6])
 @pytest.mark.parametrize("harm", ["none", "half a row", "a row ahead", "half a line"])
-def test_store_that_was_cut_short_goes_on(tmp_path: Path, upto: int, harm: str) -> None:
+def test_interrupted_store_is_continued(tmp_path: Path, upto: int, harm: str) -> None:
     write(tmp_path / "s", upto=upto, step=2)
-    with pytest.raises(RunError, match=rf"{upto} of 7 images are scored; run the command that wrote it again"):
+    with pytest.raises(RunError, match=rf"{upto} of 7 images are scored; repeat the command that wrote it"):
         score_store.read_store(tmp_path / "s")
     if harm == "half a row":
         with (tmp_path / "s" / "center-8.f32").open("ab") as handle:
@@ -75,7 +77,7 @@ def test_store_that_was_cut_short_goes_on(tmp_path: Path, upto: int, harm: str) 
         assert (tmp_path / "s" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_another_view_joins_those_that_are_there(tmp_path: Path) -> None:
+def test_another_view_is_added(tmp_path: Path) -> None:
     score_store.finish(write(tmp_path / "s", VIEWS[:1]))
     before = (tmp_path / "s" / "images.jsonl").read_bytes()
     store = write(tmp_path / "s")
@@ -83,13 +85,13 @@ def test_another_view_joins_those_that_are_there(tmp_path: Path) -> None:
     assert score_store.finish(store).views == VIEWS
     assert (tmp_path / "s" / "images.jsonl").read_bytes() == before
     again = score_store.begin(tmp_path / "s", ABOUT, VIEWS)
-    assert (again.views, again.done) == ((), 7), "nothing is left to do"
+    assert (again.views, again.done) == ((), 7), "there is nothing left to do"
 
 
 def test_file_that_changed_between_views_is_refused(tmp_path: Path) -> None:
     score_store.finish(write(tmp_path / "s", VIEWS[:1]))
     store = score_store.begin(tmp_path / "s", ABOUT, VIEWS)
-    with pytest.raises(RunError, match=r"1\.png is not the file that .* has scores of"):
+    with pytest.raises(RunError, match=r"1\.png has changed since .* was written; score into a new folder"):
         score_store.append(store, 0, log_probs(2, 0, 2)[1:], [image(0), image(1, "ff")])
 
 
@@ -104,8 +106,8 @@ def test_file_that_changed_between_views_is_refused(tmp_path: Path) -> None:
     ],
     ids=["label", "no label", "order", "path", "size"],
 )
-def test_images_that_were_changed_are_noticed(tmp_path: Path, change: Callable[[list[str]], list[str]]) -> None:
-    """A store's labels are what it was scored with, or it is refused."""
+def test_changed_images_are_refused(tmp_path: Path, change: Callable[[list[str]], list[str]]) -> None:
+    """A store whose labels are not those that it was scored with is refused."""
     score_store.finish(write(tmp_path / "s"))
     file = tmp_path / "s" / "images.jsonl"
     lines = file.read_text().splitlines(keepends=True)
@@ -117,7 +119,7 @@ def test_images_that_were_changed_are_noticed(tmp_path: Path, change: Callable[[
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "what"),
     [
         ({"images_digest": "d2"}, "other images"),
         ({"weights_digest": "w2"}, "other weights"),
@@ -125,21 +127,21 @@ def test_images_that_were_changed_are_noticed(tmp_path: Path, change: Callable[[
         ({"view_seed": 1}, "other view_seed"),
     ],
 )
-def test_other_scores_are_refused_and_left_alone(tmp_path: Path, change: dict[str, object], said: str) -> None:
+def test_other_scores_are_refused_and_unchanged(tmp_path: Path, change: dict[str, object], what: str) -> None:
     score_store.finish(write(tmp_path / "s"))
     before = {file.name: file.read_bytes() for file in (tmp_path / "s").iterdir()}
-    with pytest.raises(RunError, match=rf"holds scores of {said}; give --scores another folder"):
+    with pytest.raises(RunError, match=rf"holds scores of {what}; give --scores another folder"):
         score_store.begin(tmp_path / "s", replace(ABOUT, **change), VIEWS)  # type: ignore[arg-type]
     assert {file.name: file.read_bytes() for file in (tmp_path / "s").iterdir()} == before
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "expected"),
     [({"format": 9}, "reads up to 1; upgrade fewsight"), ({"format": 1, "classes": []}, "is not what fewsight wrote")],
 )
-def test_strange_store_is_refused(tmp_path: Path, values: dict[str, object], said: str) -> None:
+def test_invalid_store_is_refused(tmp_path: Path, values: dict[str, object], expected: str) -> None:
     (tmp_path / "store.json").write_text(json.dumps(values))
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(RunError, match=expected):
         score_store.read_store(tmp_path)
 
 
@@ -147,28 +149,30 @@ def test_damaged_line_is_refused(tmp_path: Path) -> None:
     score_store.finish(write(tmp_path / "s"))
     lines = (tmp_path / "s" / "images.jsonl").read_text().splitlines()
     (tmp_path / "s" / "images.jsonl").write_text("\n".join([*lines[:3], "{", *lines[4:]]) + "\n")
-    for opened in (
+    for access in (
         lambda: score_store.read_store(tmp_path / "s"),
         lambda: score_store.begin(tmp_path / "s", ABOUT, VIEWS),
     ):
         with pytest.raises(RunError, match=r"images\.jsonl is damaged.*score again"):
-            opened()
+            access()
 
 
 @pytest.mark.parametrize("size", [0, 20, 50, 100])
-def test_view_that_was_cut_or_grew_is_named_and_not_passed_over(size: int, tmp_path: Path) -> None:
+def test_view_of_the_wrong_size_is_refused_by_name(size: int, tmp_path: Path) -> None:
     score_store.finish(write(tmp_path))
     (tmp_path / "random-8.f32").write_bytes(bytes(size))
-    with pytest.raises(RunError, match=rf"random-8\.f32 is not whole: {size} of 84 bytes; run the command"):
+    with pytest.raises(
+        RunError, match=rf"random-8\.f32 is incomplete: {size} of 84 bytes; to continue it, repeat the command"
+    ):
         score_store.read_store(tmp_path)
-    assert score_store.finish(write(tmp_path, ("center-8",))).views == ("center-8",), "other views go on"
+    assert score_store.finish(write(tmp_path, ("center-8",))).views == ("center-8",), "other views can be written"
     score_store.finish(write(tmp_path))
-    assert score_store.read_store(tmp_path).views == VIEWS, "the same command mends it"
+    assert score_store.read_store(tmp_path).views == VIEWS, "the same command repairs it"
 
 
 @pytest.mark.parametrize("name", ["evil", "foo-8", "center-8-copy"])
-def test_file_that_is_no_view_is_named(name: str, tmp_path: Path) -> None:
+def test_file_not_named_after_a_view_is_refused(name: str, tmp_path: Path) -> None:
     score_store.finish(write(tmp_path))
     (tmp_path / f"{name}.f32").write_bytes((tmp_path / "center-8.f32").read_bytes())
-    with pytest.raises(RunError, match=rf"{name}\.f32 is no view that fewsight scores"):
+    with pytest.raises(RunError, match=rf"{name}\.f32 is not named after a view, such as"):
         score_store.read_store(tmp_path)

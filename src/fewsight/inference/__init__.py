@@ -1,1 +1,1 @@
-"""Trained runs on images: scoring, ensembles, evaluation, prediction."""
+"""Trained runs applied to images: scoring, ensembles, evaluation, prediction."""

@@ -1,7 +1,7 @@
-"""Ensembles as run folders: made of runs, opened like a run.
+"""Ensembles as run folders: combined from runs, opened like a run.
 
-E/runs/ holds the runs whole (large files as hard links where the disk can), so that an ensemble can be moved and
-mailed; ensemble.json lists its rows with their weights.
+E/runs/ holds complete copies of the runs (large files as hard links where the file system allows it), so that an
+ensemble can be moved and sent; ensemble.json lists its runs at a test size with their weights.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import numpy as np
 import fewsight
 from fewsight import runs
 from fewsight.augment import View
+from fewsight.augment.views import PAPER
 from fewsight.errors import RecipeError, RunError
 from fewsight.inference.score_run import LabelledFile, ScoringResult, score_into, testing_recipe
 from fewsight.machine import files
@@ -33,8 +34,8 @@ from fewsight.scores.fusion import (
     greedy_weights,
     make_member,
     open_scored,
+    parse_weights,
     read_entries,
-    read_weights,
     scored_ensemble,
     scored_run,
     write_entries,
@@ -42,27 +43,27 @@ from fewsight.scores.fusion import (
 from fewsight.scores.scoring import SharedLoads, views_of
 from fewsight.scores.store import read_store
 
-MERGED = (
+MAY_DIFFER = (
     "data.merge_val",
     "data.mean",
     "data.std",
     "run.",
     "eval.every_epochs",
-)  # may differ where choices are carried over
+)  # between recipes that count as the same when weights or temperatures are carried over
 
 
 @dataclass(frozen=True)
 class RunsAndViews:
-    """A run or an ensemble, and how each of its runs is to look at images."""
+    """A run or an ensemble, opened, with the views that each of its runs uses."""
 
     path: Path
-    runs: Mapping[str, Run]  # by their names in the ensemble; a run by itself has its folder's
+    runs: Mapping[str, Run]  # by their names in the ensemble; a single run is named after its folder
     views: Mapping[str, tuple[View, ...]]
-    entries: tuple[EnsembleEntry, ...]  # of an ensemble; none for a run
+    entries: tuple[EnsembleEntry, ...]  # of an ensemble; empty for a run
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes, the same for each run."""
+        """The names of the classes, which all runs share."""
         return self.first_run.classes
 
     @property
@@ -72,23 +73,23 @@ class RunsAndViews:
 
     @property
     def view_names(self) -> tuple[str, ...]:
-        """The views, without repeats."""
+        """The views of all runs, without duplicates."""
         return tuple(dict.fromkeys(view.name for views in self.views.values() for view in views))
 
     def view_weights(self, name: str, member: str | None = None) -> np.ndarray:
-        """float64 [V]: what each of a run's views weighs in the whole, or in one member's part of it."""
+        """float64 [V]: the weight of each of a run's views in the ensemble, or in one member's part of it."""
         views = self.views[name]
         entries = [entry for entry in self.entries if entry.run == name and member in (None, entry.member)]
         if not self.entries:
             return np.full(len(views), 1 / len(views))
-        alike = [sum(view.px == other.px for other in views) for view in views]
-        rows = [sum(entry.weight for entry in entries if entry.px == view.px) for view in views]
-        found: np.ndarray = np.array(rows) / np.array(alike)
-        return found
+        num_same_size = [sum(view.px == other.px for other in views) for view in views]
+        size_weights = [sum(entry.weight for entry in entries if entry.px == view.px) for view in views]
+        weights: np.ndarray = np.array(size_weights) / np.array(num_same_size)
+        return weights
 
     def scored(self, stored: Mapping[str, ScoringResult]) -> Scored:
-        """What the runs' stores hold of these views, and how it is weighed."""
-        stores = {name: one.store for name, one in stored.items()}
+        """The runs' stored scores in these views, with their weights."""
+        stores = {name: result.store for name, result in stored.items()}
         if not self.entries:
             ((name, store),) = stores.items()
             return scored_run(self.path, name, store, self.view_names)
@@ -101,92 +102,101 @@ def is_ensemble(path: Path) -> bool:
 
 
 def open_runs(path: Path, views: str | None) -> RunsAndViews:
-    """A run with the views that are asked for (center unless said), or an ensemble with those of its rows.
+    """Open a run or an ensemble.
+
+    Args:
+        path: its folder.
+        views: the value of `--views`. For a run, default center; for an ensemble, center or paper (default), which
+            stand for the views at its own test sizes.
 
     Raises:
         RunError: not a run or ensemble, or a run without weights.
-        RecipeError: no such view; for an ensemble: other than center or report.
+        RecipeError: there is no such view; for an ensemble: a value other than center or paper.
     """
     if not is_ensemble(path):
         run = runs.read_run(path)
         runs.require_weights(run)
         return RunsAndViews(path, {path.name: run}, {path.name: views_of(run.recipe, views or "center")}, ())
-    if views not in (None, "center", "report"):
-        raise RecipeError(f"--views {views}: an ensemble looks at the sizes of its rows; give center or report")
+    if views not in (None, "center", *PAPER):
+        raise RecipeError(f"--views {views}: an ensemble has fixed test sizes; give center or paper")
     entries = read_entries(path)
     members = {name: runs.read_run(path / "runs" / name) for name in dict.fromkeys(entry.run for entry in entries)}
     for run in members.values():
         runs.require_weights(run)
         _check_classes(next(iter(members.values())), run)
     sizes = {name: {entry.px for entry in entries if entry.run == name} for name in members}
-    looked = {
+    views_by_run = {
         name: tuple(
             view
-            for view in views_of(run.recipe, "report")
+            for view in views_of(run.recipe, "paper")
             if view.px in sizes[name] and (views != "center" or view.crop == "center")
         )
         for name, run in members.items()
     }
-    return RunsAndViews(path, members, looked, entries)
+    return RunsAndViews(path, members, views_by_run, entries)
 
 
-def score_folders(asked: RunsAndViews, place: Path | None, split: str) -> Callable[[str, Run], Path]:
-    """Where each run's scores are kept: in the runs, or in `place`, which then is a folder of scores.
+def score_folders(opened: RunsAndViews, folder: Path | None, split: str) -> Callable[[str, Run], Path]:
+    """A function from a run's name and the run to the folder of its scores: in the run, or in `folder` if given.
 
     Raises:
-        RunError: `place` cannot be written, or holds scores of another ensemble.
+        RunError: `folder` cannot be written, or holds scores of another run or ensemble.
     """
-    if place is None:
+    if folder is None:
         return lambda name, run: run.path / "scores" / split
-    if is_ensemble(place) and not (asked.entries and read_entries(place) == asked.entries):
-        raise RunError(f"{place} holds scores of another ensemble; give --scores another folder, or remove this one")
-    if not asked.entries:
-        return lambda name, run: place
-    if (place / "store.json").is_file():
-        raise RunError(f"{place} holds scores of a run; give --scores another folder, or remove this one")
-    files.make_folder(place)
-    write_entries(place, asked.entries)
-    return lambda name, run: place / name
+    if is_ensemble(folder) and not (opened.entries and read_entries(folder) == opened.entries):
+        raise RunError(f"{folder} holds scores of another ensemble; give --scores another folder, or remove this one")
+    if not opened.entries:
+        return lambda name, run: folder
+    if (folder / "store.json").is_file():
+        raise RunError(f"{folder} holds scores of a run; give --scores another folder, or remove this one")
+    files.make_folder(folder)
+    write_entries(folder, opened.entries)
+    return lambda name, run: folder / name
 
 
 def score_runs(
-    asked: RunsAndViews,
+    opened: RunsAndViews,
     images: Sequence[LabelledFile],
     folder_of: Callable[[str, Run], Path],
     progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     dtype: str = "float32",
 ) -> dict[str, ScoringResult]:
-    """Score images with each run into its own store; runs take turns, batch by batch, and share what they load.
+    """Score images with each run into its own store; the runs take turns, batch by batch, and share decoded images.
 
     Args:
+        opened: the runs and their views.
+        images: to score.
         folder_of: the folder of a run's store, by name and run.
+        progress: called with the number of images done and in total, over all runs.
+        dtype: of the scores on the disk.
 
     Raises:
         RunError: a folder holds other scores or cannot be written.
     """
     loads, stored = SharedLoads(), dict[str, ScoringResult]()
-    done = dict.fromkeys(asked.runs, 0)
-    threads = testing_recipe(asked.first_run).run.threads
+    done = dict.fromkeys(opened.runs, 0)
+    threads = testing_recipe(opened.first_run).run.threads
     assert threads != "auto", "a resolved recipe has its threads"
     with compute_threads(threads), contextlib.ExitStack() as stack:
-        going = {
-            name: score_into(folder_of(name, run), run, images, asked.views[name], dtype=dtype, loads=loads)
-            for name, run in asked.runs.items()
+        scorings = {
+            name: score_into(folder_of(name, run), run, images, opened.views[name], dtype=dtype, loads=loads)
+            for name, run in opened.runs.items()
         }
-        for scoring in going.values():
-            stack.callback(scoring.close)  # its folder is free again, whatever happens to another
-        while len(stored) < len(going):
-            for name in [name for name in going if name not in stored]:
+        for scoring in scorings.values():
+            stack.callback(scoring.close)  # releases the lock of its folder even if another run's scoring fails
+        while len(stored) < len(scorings):
+            for name in [name for name in scorings if name not in stored]:
                 try:
-                    done[name] = next(going[name])
+                    done[name] = next(scorings[name])
                 except StopIteration as end:
                     stored[name], done[name] = end.value, len(images)
-                progress(sum(done.values()), len(going) * len(images))
-    return {name: stored[name] for name in asked.runs}
+                progress(sum(done.values()), len(scorings) * len(images))
+    return {name: stored[name] for name in opened.runs}
 
 
-Parts = Sequence[tuple[Path, Sequence[int]]]  # of a member: run folders, each with test sizes (none: all)
+Parts = Sequence[tuple[Path, Sequence[int]]]  # of a member: run folders, each with test sizes (empty: all)
 
 
 def make_ensemble(texts: Sequence[str], out: Path, *, weights: str = "uniform", split: str = "val",
@@ -208,71 +218,73 @@ def combine(
 
     Args:
         members: names and parts.
-        weights: "uniform" over the rows; numbers, one a member, with commas; "greedy": chosen on the scores that
-            `evaluate` kept of `split`.
-        carried_from: another ensemble of the same recipes, whose weights are taken.
+        out: the ensemble's folder, which must not exist.
+        weights: "uniform" over the runs at a test size; numbers separated by commas, one for each member; or "greedy":
+            chosen on the scores that `evaluate` stored of `split`.
+        split: for "greedy".
+        carried_from: another ensemble of the same recipes, whose weights are used.
 
     Returns:
-        Its rows.
+        The entries of its ensemble.json.
 
     Raises:
-        RunError: a run is not one, lacks its weights or has other classes; the weights would be chosen on images that
-            were trained on; `out` is taken or cannot be written.
+        RunError: a member is not a run, lacks its weights or has different classes; the weights would be chosen on
+            images that were trained on; `out` exists or cannot be written.
     """
     runs.check_new(out, resumable=False)
-    rows = [row for name, parts in members for path, sizes in parts for row in _rows(name, path, sizes)]
-    paths = list(dict.fromkeys(row.path for row in rows))
-    read = {path: _whole_run(path) for path in paths}
+    parts = [part for name, paths in members for path, sizes in paths for part in _expand(name, path, sizes)]
+    paths = list(dict.fromkeys(part.path for part in parts))
+    runs_by_path = {path: _finished_run(path) for path in paths}
     _check_names([name for name, _ in members])
-    for run in read.values():
-        _check_classes(read[paths[0]], run)
-    _check_rows(rows, read)
+    for run in runs_by_path.values():
+        _check_classes(runs_by_path[paths[0]], run)
+    _check_sizes(parts, runs_by_path)
     if carried_from is not None:
-        shares = _carried(carried_from, rows, read)
+        part_weights = _carried_weights(carried_from, parts, runs_by_path)
     elif weights == "uniform":
-        shares = [row.share for row in rows]
+        part_weights = [part.weight for part in parts]
     else:
-        given = _chosen(members, rows, split) if weights == "greedy" else read_weights(weights, len(members))
-        whole = {name: sum(row.share for row in rows if row.member == name) for name, _ in members}
-        each = {name: one / whole[name] for (name, _), one in zip(members, given, strict=True)}
-        shares = [row.share * each[row.member] for row in rows]
-    names = dict(zip(paths, _names(paths, rows), strict=True))
+        given = _chosen_weights(members, parts, split) if weights == "greedy" else parse_weights(weights, len(members))
+        totals = {name: sum(part.weight for part in parts if part.member == name) for name, _ in members}
+        factors = {name: weight / totals[name] for (name, _), weight in zip(members, given, strict=True)}
+        part_weights = [part.weight * factors[part.member] for part in parts]
+    names = dict(zip(paths, _folder_names(paths, parts), strict=True))
     entries = tuple(
-        EnsembleEntry(row.member, names[row.path], row.px, share / sum(shares))
-        for row, share in zip(rows, shares, strict=True)
-        if share
+        EnsembleEntry(part.member, names[part.path], part.px, weight / sum(part_weights))
+        for part, weight in zip(parts, part_weights, strict=True)
+        if weight
     )
-    _write(out, read[paths[0]], {names[path]: run for path, run in read.items()}, entries)
+    _write(out, runs_by_path[paths[0]], {names[path]: run for path, run in runs_by_path.items()}, entries)
     return entries
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A row that an ensemble is to have."""
+class _Part:
+    """A run at a test size that is to become part of a member."""
 
     member: str
     path: Path  # of the run
     px: int
-    share: float  # among the rows of its member; 1 but for the rows of an ensemble
+    weight: float  # within its member, not normalised; 1 unless it comes from an ensemble
 
 
-def _rows(member: str, path: Path, sizes: Sequence[int]) -> list[_Asked]:
-    """The rows of a run at some sizes (none: all), or of a whole ensemble, as it weighs them."""
+def _expand(member: str, path: Path, sizes: Sequence[int]) -> list[_Part]:
+    """A run at some test sizes (empty: all of them), or all parts of an ensemble with its weights."""
     if not is_ensemble(path):
-        return [_Asked(member, path, px, 1.0) for px in sizes or _sizes(_whole_run(path))]
+        return [_Part(member, path, px, 1.0) for px in sizes or _test_sizes(_finished_run(path))]
     if sizes:
-        raise RunError(f"{path} is an ensemble, so its rows come whole; leave out :{','.join(map(str, sizes))}")
+        raise RunError(f"{path} is an ensemble and is used as a whole; leave out :{','.join(map(str, sizes))}")
     entries = read_entries(path)
-    return [_Asked(member, path / "runs" / entry.run, entry.px, entry.weight * len(entries)) for entry in entries]
+    return [_Part(member, path / "runs" / entry.run, entry.px, entry.weight * len(entries)) for entry in entries]
 
 
 def parse_member(text: str) -> tuple[str, list[tuple[Path, tuple[int, ...]]]]:
-    """A member as it is written: `[NAME=]RUN[:SIZES][+RUN[:SIZES]...]`.
+    """Parse a member: `[NAME=]RUN[:SIZES][+RUN[:SIZES]...]`.
 
-    `runs/a` is all rows of a run; `runs/ce:224,320,380+runs/ce448:448` the rows of two runs at these test sizes.
+    `runs/a` is a run at all its test sizes; `runs/ce:224,320,380+runs/ce448:448` combines two runs at the given sizes.
 
     Returns:
-        Its name, and (run folder, test sizes; none: all) of each part.
+        Its name, and (run folder, test sizes; empty: all) of each part.
     """
     if Path(text).exists():
         return Path(text).resolve().name, [(Path(text), ())]
@@ -286,113 +298,126 @@ def parse_member(text: str) -> tuple[str, list[tuple[Path, tuple[int, ...]]]]:
     return (name if sign else parts[0][0].resolve().name), parts
 
 
-def _whole_run(path: Path) -> Run:
+def _finished_run(path: Path) -> Run:
     run = runs.read_run(path)
     runs.require_weights(run)
     return run
 
 
 def _check_classes(first: Run, other: Run) -> None:
-    """Labels meet by name: the same names are needed.
+    """Check that two runs have the same classes by name.
 
     Raises:
-        RunError: some are missing on one side.
+        RunError: names the classes that one of them lacks.
     """
     if first.classes == other.classes:
         return
-    lacking = {one.path: sorted(set(two.classes) - set(one.classes)) for one, two in ((first, other), (other, first))}
-    told = "; ".join(f"{path} lacks {', '.join(map(repr, names[:5]))}" for path, names in lacking.items() if names)
-    raise RunError(f"{other.path} and {first.path} know other classes ({told}); an ensemble needs the same ones")
+    missing = {run.path: sorted(set(peer.classes) - set(run.classes)) for run, peer in ((first, other), (other, first))}
+    reasons = "; ".join(f"{path} lacks {', '.join(map(repr, names[:5]))}" for path, names in missing.items() if names)
+    raise RunError(
+        f"{other.path} and {first.path} have different classes ({reasons}); the members of an ensemble need the same "
+        "classes"
+    )
 
 
 def _check_names(names: Sequence[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise RunError(f"two members are called {twice[0]!r}; name them, for example {twice[0]}-2=RUN")
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise RunError(f"two members are called {duplicates[0]!r}; name them, for example {duplicates[0]}-2=RUN")
 
 
-def _names(paths: Sequence[Path], rows: Sequence[_Asked]) -> list[str]:
-    """A folder name for each run: its member's, where it is its only run, else its own; numbered if alike."""
-    found: list[str] = []
+def _folder_names(paths: Sequence[Path], parts: Sequence[_Part]) -> list[str]:
+    """A folder name for each run: its member's if it is the member's only run, else its own; numbered if taken."""
+    names: list[str] = []
     for path in paths:
-        members = {row.member for row in rows if row.path == path}
-        alone = len(members) == 1 and {row.path for row in rows if row.member in members} == {path}
-        wanted = Path(members.pop()).name if alone else ""
-        wanted = path.resolve().name if wanted in ("", "..") else wanted
-        numbered = itertools.chain([wanted], (f"{wanted}-{number}" for number in itertools.count(2)))
-        taken = {name.casefold() for name in found}  # some disks take x and X for one
-        found.append(next(name for name in numbered if name.casefold() not in taken))
-    return found
+        members = {part.member for part in parts if part.path == path}
+        only_run = len(members) == 1 and {part.path for part in parts if part.member in members} == {path}
+        preferred = Path(members.pop()).name if only_run else ""
+        preferred = path.resolve().name if preferred in ("", "..") else preferred
+        candidates = itertools.chain([preferred], (f"{preferred}-{number}" for number in itertools.count(2)))
+        taken = {name.casefold() for name in names}  # some file systems do not distinguish x and X
+        names.append(next(name for name in candidates if name.casefold() not in taken))
+    return names
 
 
-def _sizes(run: Run) -> tuple[int, ...]:
+def _test_sizes(run: Run) -> tuple[int, ...]:
     assert run.recipe.eval.test_px != "auto", "a resolved recipe has its test sizes"
     return tuple(run.recipe.eval.test_px)
 
 
-def _check_rows(rows: Sequence[_Asked], read: Mapping[Path, Run]) -> None:
-    for row in rows:
-        if row.px not in (sizes := _sizes(read[row.path])):
-            raise RunError(f"{row.path} is not tested at {row.px} px; its rows are {', '.join(map(str, sizes))}")
-    places = [(row.path.resolve(), row.px) for row in rows]
-    twice = next((place for place in places if places.count(place) > 1), None)
-    if twice is not None:
+def _check_sizes(parts: Sequence[_Part], runs_by_path: Mapping[Path, Run]) -> None:
+    """Check that each run has the test sizes that are used, and that none is used twice.
+
+    Raises:
+        RunError: names the run and the size.
+    """
+    for part in parts:
+        if part.px not in (sizes := _test_sizes(runs_by_path[part.path])):
+            raise RunError(
+                f"{part.path} is not tested at {part.px} px; its test sizes are {', '.join(map(str, sizes))}"
+            )
+    keys = [(part.path.resolve(), part.px) for part in parts]
+    duplicate = next((key for key in keys if keys.count(key) > 1), None)
+    if duplicate is not None:
         raise RunError(
-            f"{twice[0]} at {twice[1]} px stands there twice; give each row once, and --weights for its share"
+            f"{duplicate[0]} at {duplicate[1]} px is given twice; give it once, and set the members' weights with "
+            "--weights"
         )
 
 
-def _chosen(members: Sequence[tuple[str, object]], rows: Sequence[_Asked], split: str) -> tuple[float, ...]:
-    """Weights of members, greedily, on the scores that were kept of a split."""
-    scored = {path: open_scored(path, split) for path in dict.fromkeys(row.path for row in rows)}
-    check_same_images([one.first_store for one in scored.values()])
-    for one in scored.values():
-        check_not_trained_on(one, "weights")
-    found = {(path, row.px): row for path, one in scored.items() for row in one.sized_runs}
-    lacking = next((row for row in rows if (row.path, row.px) not in found), None)
-    if lacking is not None:
+def _chosen_weights(members: Sequence[tuple[str, object]], parts: Sequence[_Part], split: str) -> tuple[float, ...]:
+    """Greedy weights of the members, on the stored scores of a split."""
+    scored = {path: open_scored(path, split) for path in dict.fromkeys(part.path for part in parts)}
+    check_same_images([run.first_store for run in scored.values()])
+    for run in scored.values():
+        check_not_trained_on(run, "weights")
+    sized_runs = {(path, sized_run.px): sized_run for path, run in scored.items() for sized_run in run.sized_runs}
+    missing = next((part for part in parts if (part.path, part.px) not in sized_runs), None)
+    if missing is not None:
         raise RunError(
-            f"{lacking.path} has no scores at {lacking.px} px on {split!r}; make them with: "
-            f"fewsight evaluate {lacking.path} DATA --split {split} --views report"
+            f"{missing.path} has no scores at {missing.px} px on {split!r}; make them with: "
+            f"fewsight evaluate {missing.path} DATA --split {split} --views paper"
         )
-    weighed = {
-        name: [(found[row.path, row.px], row.share) for row in rows if row.member == name] for name, _ in members
+    weighted = {
+        name: [(sized_runs[part.path, part.px], part.weight) for part in parts if part.member == name]
+        for name, _ in members
     }
-    return greedy_weights([make_member(name, parts) for name, parts in weighed.items()])
+    return greedy_weights([make_member(name, member_parts) for name, member_parts in weighted.items()])
 
 
-def _carried(source: Path, rows: Sequence[_Asked], read: Mapping[Path, Run]) -> list[float]:
-    """The weights of another ensemble's rows, for runs of the same recipes."""
+def _carried_weights(source: Path, parts: Sequence[_Part], runs_by_path: Mapping[Path, Run]) -> list[float]:
+    """The weights of another ensemble, for runs of the same recipes; parts that it lacks get 0."""
     if not is_ensemble(source):
         raise RunError(f"--from {source}: expected an ensemble, whose weights are carried over")
     entries = read_entries(source)
-    given = dict(zip(_places([(entry.member, entry.px) for entry in entries]), entries, strict=True))
-    here = dict(zip(_places([(row.member, row.px) for row in rows]), rows, strict=True))
-    unknown = next((f"{name} at {px} px" for name, px, nth in given if (name, px, nth) not in here), None)
+    theirs = dict(zip(_numbered([(entry.member, entry.px) for entry in entries]), entries, strict=True))
+    ours = dict(zip(_numbered([(part.member, part.px) for part in parts]), parts, strict=True))
+    unknown = next((f"{name} at {px} px" for name, px, number in theirs if (name, px, number) not in ours), None)
     if unknown is not None:
         raise RunError(
-            f"--from {source}: it has the row {unknown}, which is not here; give the members its names (NAME=RUN)"
+            f"--from {source}: it has {unknown}, which is missing here; give the members its names (NAME=RUN)"
         )
-    for place, entry in given.items():
-        check_same_recipe(runs.read_run(source / "runs" / entry.run), read[here[place].path])
-    return [given[place].weight if place in given else 0.0 for place in here]
+    for key, entry in theirs.items():
+        check_same_recipe(runs.read_run(source / "runs" / entry.run), runs_by_path[ours[key].path])
+    return [theirs[key].weight if key in theirs else 0.0 for key in ours]
 
 
-def _places(rows: Sequence[tuple[str, int]]) -> list[tuple[str, int, int]]:
-    """Members and sizes, each with its number among the same ones: a member may have a size of several runs."""
-    return [(*row, rows[:number].count(row)) for number, row in enumerate(rows)]
+def _numbered(keys: Sequence[tuple[str, int]]) -> list[tuple[str, int, int]]:
+    """(member, size) with a number among equal pairs: a member may have the same size of several runs."""
+    return [(*key, keys[:index].count(key)) for index, key in enumerate(keys)]
 
 
 def check_same_recipe(source: Run, run: Run) -> None:
-    """Refuse to carry what was chosen for one run over to another that was trained otherwise.
+    """Check that what was chosen for one run may be carried over to another.
 
     Raises:
         RunError: their recipes differ in more than train + val and the machine.
     """
-    told = [one for one in recipe_differences(source.recipe, run.recipe) if not one.startswith(MERGED)]
-    if told:
+    differences = [line for line in recipe_differences(source.recipe, run.recipe) if not line.startswith(MAY_DIFFER)]
+    if differences:
         raise RunError(
-            f"{run.path} is not the recipe of {source.path}, so nothing can be carried over: {'; '.join(told[:5])}"
+            f"{run.path} and {source.path} have different recipes, so nothing can be carried over: "
+            f"{'; '.join(differences[:5])}"
         )
 
 
@@ -402,7 +427,7 @@ def _write(out: Path, first: Run, members: Mapping[str, Run], entries: Sequence[
     try:
         for name, run in members.items():
             if name in used:
-                _take(run.path, out / "runs" / name)
+                _copy_run(run.path, out / "runs" / name)
         files.write_json(out / "classes.json", list(first.classes))
         write_entries(out, entries)
         info = {
@@ -420,28 +445,28 @@ def _write(out: Path, first: Run, members: Mapping[str, Run], entries: Sequence[
         raise
 
 
-def _take(source: Path, target: Path) -> None:
-    """A run into the ensemble, with its whole scores; large files, which are never changed in place, are shared."""
+def _copy_run(source: Path, target: Path) -> None:
+    """Copy a run with its complete scores into the ensemble; large files, never changed in place, are linked."""
     files.make_folder(target)
     for name in runs.TEXT_FILES:
         if (source / name).is_file():
             _copy(source / name, target / name)
-    _share(source / runs.WEIGHTS, target / runs.WEIGHTS)
-    for store in source.glob("scores/*/store.json"):
+    _link(source / runs.WEIGHTS, target / runs.WEIGHTS)
+    for info_file in source.glob("scores/*/store.json"):
         try:
-            whole = read_store(store.parent)
+            store = read_store(info_file.parent)
         except RunError:
-            continue  # scores that are not whole are made anew
-        place = target / "scores" / store.parent.name
-        files.make_folder(place)
-        for view in whole.views:
-            _share(store.parent / f"{view}{whole.about.suffix}", place / f"{view}{whole.about.suffix}")
+            continue  # incomplete scores are made again when they are needed
+        folder = target / "scores" / store.path.name
+        files.make_folder(folder)
+        for view in store.views:
+            _link(store.path / f"{view}{store.about.suffix}", folder / f"{view}{store.about.suffix}")
         for name in ("images.jsonl", "store.json"):
-            _copy(store.parent / name, place / name)
+            _copy(store.path / name, folder / name)
 
 
-def _share(source: Path, target: Path) -> None:
-    """A hard link to the file itself, else a copy."""
+def _link(source: Path, target: Path) -> None:
+    """Make a hard link to the file itself, or a copy where that is not possible."""
     try:
         os.link(source.resolve(), target)
     except OSError:
@@ -456,18 +481,18 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def carry_calibration(source: Path, target: Path) -> list[Calibration]:
-    """Take over what a run or ensemble of the same recipes was calibrated to, such as one trained on train alone.
+    """Copy the calibrations of a run or ensemble of the same recipes, for example of one trained on train alone.
 
     Raises:
-        RunError: the recipes differ, or it has none.
+        RunError: the recipes differ, or it has no calibrations.
     """
     theirs, ours = (open_runs(path, None) for path in (source, target))
     if theirs.entries != ours.entries:
-        raise RunError(f"--from {source}: expected an ensemble of the same rows and weights as {target}")
+        raise RunError(f"--from {source}: expected an ensemble of the same members and weights as {target}")
     for name, run in theirs.runs.items():
         check_same_recipe(run, ours.runs[name] if ours.entries else ours.first_run)
-    found = read_calibrations(source)
-    if not found:
-        raise RunError(f"{source} keeps no temperature; fit one with: fewsight scores calibrate {source}")
-    write_calibrations(target, found)
-    return found
+    calibrations = read_calibrations(source)
+    if not calibrations:
+        raise RunError(f"{source} has no temperature; fit one with: fewsight scores calibrate {source}")
+    write_calibrations(target, calibrations)
+    return calibrations

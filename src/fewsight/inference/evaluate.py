@@ -1,4 +1,4 @@
-"""A run or an ensemble on labelled images: every score kept, and the figures from those."""
+"""Evaluate a run or an ensemble on labelled images: every score is stored, and the metrics are computed from them."""
 
 import contextlib
 import tempfile
@@ -20,20 +20,20 @@ from fewsight.scores.metrics import Figures, evaluate_scores
 from fewsight.terminal import make_console, progress_counter
 from fewsight.wording import counted
 
-UNSEEN = "unseen"  # the split of what is left of data without splits
+UNSEEN = "unseen"  # the name of the split that is left of data without splits
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of a run or an ensemble on a split, and how many of its images were trained on."""
+    """Metrics of a run or an ensemble on a split, and how many of its images were trained on."""
 
     split: str
     views: tuple[str, ...]
     figures: Figures
     num_trained_on: int
     unreadable: tuple[str, ...]
-    kept: tuple[str, ...]  # where the scores lie, or why they were not kept; what rounding changed
-    num_left_out: int = 0  # images of a folder without splits that were trained on, so that they are not tested
+    kept: tuple[str, ...]  # where the scores are stored, or why they are not; the effect of rounding
+    num_left_out: int = 0  # images of data without splits that were trained on and therefore not tested
 
 
 def evaluate(
@@ -46,83 +46,96 @@ def evaluate(
     dtype: str = "float32",
     console: Console | None = None,
 ) -> Evaluation:
-    """Test a run or an ensemble on a split of a dataset; labels match by name.
+    """Test a run or an ensemble on a split of a dataset; labels are matched by name.
 
-    Every score is kept, and the figures come from those.
+    Every score is stored, and the metrics are computed from the stored scores.
 
     Args:
-        split: default `test`, then `val`. Of data without splits the images that were trained on, known by what they
-            show, are left out, if others remain; `all` tests every image.
-        views: center (the default of a run), report (of an ensemble) or names; their probabilities are averaged.
-        scores: the folder that keeps the scores; default `RUN/scores/<split>`.
-        dtype: of the scores that are kept, float32 or float16.
+        path: the run folder, or an ensemble's.
+        data: the dataset.
+        split: default `test`, else `val`. Of data without splits, images that were trained on (recognised by their
+            pixels) are left out if others remain; `all` tests every image.
+        views: center (default for a run), paper (default for an ensemble) or names; their probabilities are averaged.
+        scores: the folder for the scores; default `RUN/scores/<split>`.
+        dtype: of the stored scores, float32 or float16.
+        console: for progress; default the terminal.
 
     Raises:
-        DataError: no such split, labels that the run does not know, or no image that can be read.
-        RecipeError: no such view.
-        RunError: not a finished run; or `scores` was given and holds other scores.
+        DataError: no such split, labels that are not classes of the run, or no image can be read.
+        RecipeError: there is no such view.
+        RunError: the run is not finished; or `scores` was given and holds other scores.
     """
     path, data, scores = Path(path), Path(data), None if scores is None else Path(scores)
     console = console or make_console()
-    asked = open_runs(path, views)
-    found, num_left_out = _chosen(asked, data, split, console)
-    images = [LabelledFile(found.root / sample.path, sample.path, sample.label) for sample in found.samples]
+    opened = open_runs(path, views)
+    tested, num_left_out = _samples_to_test(opened, data, split, console)
+    images = [LabelledFile(tested.root / sample.path, sample.path, sample.label) for sample in tested.samples]
     with progress_counter(console, "evaluating") as progress, contextlib.ExitStack() as stack:
 
-        def keep_in(place: Path | None) -> dict[str, ScoringResult]:
-            return score_runs(asked, images, score_folders(asked, place, found.split), progress, dtype=dtype)
+        def score(folder: Path | None) -> dict[str, ScoringResult]:
+            return score_runs(opened, images, score_folders(opened, folder, tested.split), progress, dtype=dtype)
 
-        folder = path / ("runs/*/" * bool(asked.entries) + f"scores/{found.split}") if scores is None else scores
+        folder = path / ("runs/*/" * bool(opened.entries) + f"scores/{tested.split}") if scores is None else scores
         try:
-            stored, kept = keep_in(scores), f"scores in {folder}"
+            stored, remark = score(scores), f"scores in {folder}"
         except RunError as error:
             if scores is not None:
                 raise
-            stored = keep_in(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-            kept = f"scores not kept: {error}"
-        told = (kept, *_rounding(stored, dtype))
-        return replace(_evaluation(asked, data, found, asked.scored(stored), told), num_left_out=num_left_out)
+            stored = score(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            remark = f"scores not kept: {error}"
+        remarks = (remark, *_rounding(stored, dtype))
+        evaluation = _evaluation(opened, data, tested, opened.scored(stored), remarks)
+        return replace(evaluation, num_left_out=num_left_out)
 
 
-def _chosen(asked: RunsAndViews, data: Path, split: str | None, console: Console) -> tuple[EvaluationSet, int]:
+def _samples_to_test(
+    opened: RunsAndViews, data: Path, split: str | None, console: Console
+) -> tuple[EvaluationSet, int]:
     """The samples to test, and how many were left out because they were trained on."""
-    settings, source = asked.first_run.recipe.data, asked.first_run.data.source
-    found = evaluation_samples(
-        data, asked.classes, split, holdout=settings.holdout, seed=settings.split_seed, trained_on=Path(source)
+    settings, source = opened.first_run.recipe.data, opened.first_run.data.source
+    samples = evaluation_samples(
+        data, opened.classes, split, holdout=settings.holdout, seed=settings.split_seed, trained_on=Path(source)
     )
-    if split is not None or found.split != WHOLE:
-        return found, 0
+    if split is not None or samples.split != WHOLE:
+        return samples, 0
     with progress_counter(console, "looking for images it was trained on") as progress:
-        scanned = scan(found.root, found.samples, workers=num_cores(), progress=progress)
-    return unseen(found, [one.pixels for one in scanned], tuple(asked.runs.values()))
+        scanned = scan(samples.root, samples.samples, workers=num_cores(), progress=progress)
+    return leave_out_trained_on(samples, [image.pixels for image in scanned], tuple(opened.runs.values()))
 
 
-def unseen(found: EvaluationSet, pixels: Sequence[str], known: Sequence[Run]) -> tuple[EvaluationSet, int]:
-    """Data without splits less the images that one of some runs was trained on, and how many those are.
+def leave_out_trained_on(
+    whole: EvaluationSet, pixels: Sequence[str], tested_runs: Sequence[Run]
+) -> tuple[EvaluationSet, int]:
+    """Data without splits less the images that one of some runs was trained on.
 
-    What is left is called val where it is nothing but the first run's val, so that a copy of the data elsewhere is
-    tested as the data itself is. Where nothing would be left, nothing is left out.
+    The remaining images are called val if all of them are in the first run's val, so that a copy of the data in another
+    folder is tested as the data itself is. If nothing would remain, nothing is left out.
 
     Args:
-        pixels: of each sample, the digest that a scan gives.
+        whole: all samples.
+        pixels: for each sample, the digest of its pixels that a scan computes.
+        tested_runs: the runs.
+
+    Returns:
+        The remaining samples, and how many were left out.
     """
-    seen = [trained_on(run) for run in known]
+    training_images = [trained_on(run) for run in tested_runs]
     kept = [
-        place
-        for place, sample in enumerate(found.samples)
-        if not any((found.root / sample.path, pixels[place]) in one for one in seen)
+        index
+        for index, sample in enumerate(whole.samples)
+        if not any((whole.root / sample.path, pixels[index]) in images for images in training_images)
     ]
-    num_left_out = len(found.samples) - len(kept)
+    num_left_out = len(whole.samples) - len(kept)
     if not kept or not num_left_out:
-        return found, 0
-    readable = {pixels[place] for place in kept if pixels[place]}
-    name = "val" if readable and held_out(known[0]).issuperset(readable) else UNSEEN
-    samples, labels = tuple(found.samples[place] for place in kept), tuple(found.labels[place] for place in kept)
-    return EvaluationSet(found.root, name, samples, labels), num_left_out
+        return whole, 0
+    readable = {pixels[index] for index in kept if pixels[index]}
+    name = "val" if readable and held_out(tested_runs[0]).issuperset(readable) else UNSEEN
+    samples, labels = tuple(whole.samples[index] for index in kept), tuple(whole.labels[index] for index in kept)
+    return EvaluationSet(whole.root, name, samples, labels), num_left_out
 
 
 def _rounding(stored: Mapping[str, ScoringResult], dtype: str) -> tuple[str, ...]:
-    written, changed = (sum(getattr(one, name) for one in stored.values()) for name in ("written", "changed"))
+    written, changed = (sum(getattr(result, name) for result in stored.values()) for name in ("written", "changed"))
     if dtype == "float32" or not written:
         return ()
     return (
@@ -132,15 +145,13 @@ def _rounding(stored: Mapping[str, ScoringResult], dtype: str) -> tuple[str, ...
 
 
 def _evaluation(
-    asked: RunsAndViews, data: Path, found: EvaluationSet, scored: Scored, kept: tuple[str, ...]
+    opened: RunsAndViews, data: Path, tested: EvaluationSet, scored: Scored, remarks: tuple[str, ...]
 ) -> Evaluation:
-    """The figures of stored scores."""
+    """The metrics of stored scores."""
     images, readable = scored.first_store.images, scored.first_store.readable
-    unreadable = tuple(image.error for image in images if image.error is not None)
-    if len(unreadable) == len(images):
-        raise DataError(
-            f"{data}: none of the {counted(len(unreadable), 'image')} can be read; the first: {unreadable[0]}"
-        )
-    log_probs, labels = fused_log_probs(scored.weights)[readable], np.array(found.labels)[readable]
-    figures = evaluate_scores(log_probs, labels, asked.classes, num_images=len(images))
-    return Evaluation(found.split, asked.view_names, figures, int(scored.trained_on.sum()), unreadable, kept)
+    errors = tuple(image.error for image in images if image.error is not None)
+    if len(errors) == len(images):
+        raise DataError(f"{data}: none of the {counted(len(errors), 'image')} can be read; the first: {errors[0]}")
+    log_probs, labels = fused_log_probs(scored.weights)[readable], np.array(tested.labels)[readable]
+    figures = evaluate_scores(log_probs, labels, opened.classes, num_images=len(images))
+    return Evaluation(tested.split, opened.view_names, figures, int(scored.trained_on.sum()), errors, remarks)

@@ -1,4 +1,4 @@
-"""Prediction rows: one for each input, in order, to CSV, JSON lines or Parquet."""
+"""Prediction rows: one for each input, in order, written as CSV, JSON lines or Parquet."""
 
 import contextlib
 import csv
@@ -18,75 +18,88 @@ from fewsight.errors import DataError
 from fewsight.machine import files
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
-NONE_OF_THESE = "none_of_these"  # the column: true, false, or nothing where the image could not be read
-OTHER = "other file"  # as `data.images_under` counts them
-ROW_GROUP = 10_000  # rows that a Parquet file holds together
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins with one of these is read as a formula by spreadsheets
+NONE_OF_THESE = "none_of_these"  # the column: true, false, or empty if the image could not be read
+OTHER = "other file"  # the key under which `data.images_under` counts them
+ROW_GROUP = 10_000  # rows in a group of a Parquet file
 Row = dict[str, Any]
 
 
-def expand(inputs: Sequence[str], ignored: Counter[str] | None = None) -> list[str]:
+def expand_inputs(inputs: Sequence[str], ignored: Counter[str] | None = None) -> list[str]:
     """Files, folders and glob patterns as a list of files, in the order given.
 
-    A folder gives its images, also those of its sub-folders, in code-point order; hidden ones are left out. A
-    name or pattern that matches nothing and a folder without images stay in the list: their row says so.
+    A folder stands for its images, including those of its sub-folders, in code-point order; hidden ones are left out. A
+    name or pattern that matches nothing, and a folder without images, stay in the list: their rows give the reason.
 
     Args:
-        ignored: counts what is passed over in folders, by the reason; OTHER: no image by its name.
+        inputs: files, folders and patterns.
+        ignored: is updated with the counts of ignored files in folders, by reason; OTHER: not the name of an image.
     """
     paths, ignored = list[str](), Counter() if ignored is None else ignored
-    for one in inputs:
-        # os.path answers False for what cannot be a path at all; pathlib raises
-        if os.path.lexists(one) or not glob.has_magic(one):
-            paths += _images_below(one, ignored)
+    for name in inputs:
+        # os.path returns False for a string that cannot be a path; pathlib raises
+        if os.path.lexists(name) or not glob.has_magic(name):
+            paths += _images_below(name, ignored)
         else:
-            found = sorted(glob.glob(one, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
-            paths += [path for match in found for path in _images_below(match, ignored)] or [one]
+            matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
+            paths += [path for match in matches for path in _images_below(match, ignored)] or [name]
     return paths
 
 
 def check_inputs(names: Sequence[str]) -> None:
-    """Refuse inputs of which not one is there; what lacks among others gets a row that says so.
+    """Check that at least one input is a file; the others get rows with an error.
 
     Raises:
-        DataError: no file at all, with the reason of the first.
+        DataError: there is no file at all; with the reason of the first input.
     """
     if not any(os.path.exists(name) and not os.path.isdir(name) for name in names):  # noqa: PTH110, PTH112
         others = f" (and so on: {len(names):,} inputs)" if len(names) > 1 else ""
         raise DataError(f"nothing to predict: {names[0]}: {_reason(names[0], 'no such file or folder')}{others}")
 
 
-def column_names(top_k: int, *, thresholded: bool = False) -> list[str]:
+def column_names(top_k: int, *, has_threshold: bool = False) -> list[str]:
     """`path, label, prob, label2, prob2, ..., error`; with a threshold, `none_of_these` before `error`."""
-    numbers = ["", *(str(place) for place in range(2, top_k + 1))]
+    numbers = ["", *(str(rank) for rank in range(2, top_k + 1))]
     labels = [f"{kind}{number}" for number in numbers for kind in ("label", "prob")]
-    return ["path", *labels, *([NONE_OF_THESE] if thresholded else []), "error"]
+    return ["path", *labels, *([NONE_OF_THESE] if has_threshold else []), "error"]
 
 
-def rows(paths: Sequence[str], log_probs: np.ndarray, errors: Sequence[str | None], classes: Sequence[str],
-         top_k: int, threshold: float | None = None) -> Iterator[Row]:  # fmt: skip
-    """A row for each of `paths`, with the columns of `column_names`; log_probs [n, K], top_k <= K.
+def prediction_rows(
+    paths: Sequence[str],
+    log_probs: np.ndarray,
+    errors: Sequence[str | None],
+    classes: Sequence[str],
+    top_k: int,
+    threshold: float | None = None,
+) -> Iterator[Row]:
+    """A row for each of `paths`, with the columns of `column_names`.
 
     Args:
-        threshold: an image whose most probable class has less is none of these classes; its row keeps that class.
+        paths: n names.
+        log_probs: float32 [n, K].
+        errors: [n], why an image could not be read.
+        classes: K names.
+        top_k: classes in a row, at most K.
+        threshold: an image whose most probable class has less than this is none of the classes; its row still names
+            that class.
     """
-    names = column_names(top_k, thresholded=threshold is not None)
+    names = column_names(top_k, has_threshold=threshold is not None)
     for path, scores, error in zip(paths, log_probs, errors, strict=True):
         values: list[Any] = [valid_text(path)]
-        for place in np.argsort(-scores, kind="stable")[:top_k]:
-            # the shortest decimal that is this float32
-            values += [None, None] if error else [valid_text(classes[place]), float(str(np.exp(scores[place])))]
+        for index in np.argsort(-scores, kind="stable")[:top_k]:
+            # by way of str, so that the shortest decimal of this float32 is written
+            values += [None, None] if error else [valid_text(classes[index]), float(str(np.exp(scores[index])))]
         if threshold is not None:
             values.append(None if error else values[2] < threshold)
         yield dict(zip(names, [*values, _reason(path, error) if error else None], strict=True))
 
 
 def check_target(target: Path | None) -> None:
-    """Refuse a file that cannot be written, before anything is predicted; what a killed process left beside it goes.
+    """Check that a file can be written, before anything is predicted; parts left by a killed process are removed.
 
     Raises:
-        DataError: the suffix is not one of SUFFIXES, or Parquet lacks its extra.
-        RunError: a folder, or in a folder that is not there.
+        DataError: the suffix is not one of SUFFIXES, or pyarrow is missing for Parquet.
+        RunError: it is a folder, or its folder does not exist.
     """
     if target is None:
         return
@@ -99,12 +112,14 @@ def check_target(target: Path | None) -> None:
 
 
 @contextlib.contextmanager
-def writing(target: Path | None, top_k: int, *, thresholded: bool = False) -> Iterator[Callable[[Sequence[Row]], None]]:
-    """Yield `write(rows)`, which writes them as they come; to the screen as CSV without a target.
+def row_writer(
+    target: Path | None, top_k: int, *, has_threshold: bool = False
+) -> Iterator[Callable[[Sequence[Row]], None]]:
+    """Yield `write(rows)`, which can be called repeatedly; without a target it writes CSV to standard output.
 
-    The file appears under its name when the block ends well, and not at all otherwise.
+    The file appears under its name only if the block ends without an exception.
     """
-    names = column_names(top_k, thresholded=thresholded)
+    names = column_names(top_k, has_threshold=has_threshold)
     if target is None:
         yield _csv_writer(sys.stdout, names)
         return
@@ -119,13 +134,13 @@ def writing(target: Path | None, top_k: int, *, thresholded: bool = False) -> It
 
 
 def features_file(target: Path) -> Path:
-    """Where the features of the predictions in `target` lie: new.csv -> new.features.npy."""
+    """The file for the features of the predictions in `target`: new.csv -> new.features.npy."""
     return target.with_suffix(".features.npy")
 
 
 @contextlib.contextmanager
-def writing_features(target: Path | None, num_rows: int) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yield `write(features)` for float32 [n, D], in the order of the rows; nothing is written without a target.
+def features_writer(target: Path | None, num_rows: int) -> Iterator[Callable[[np.ndarray], None]]:
+    """Yield `write(features)` for float32 [n, D], in the order of the rows; without a target nothing is written.
 
     The file is NumPy's format: float32 [num_rows, D], without pickle.
     """
@@ -145,22 +160,22 @@ def writing_features(target: Path | None, num_rows: int) -> Iterator[Callable[[n
 
 def _csv_writer(handle: TextIO, names: Sequence[str]) -> Callable[[Sequence[Row]], None]:
     writer = csv.DictWriter(handle, names)
-    begun = False
+    has_header = False
 
     def write(table: Sequence[Row]) -> None:
-        nonlocal begun
-        if not begun:  # with the first rows: what is refused before them leaves the screen alone
+        nonlocal has_header
+        if not has_header:  # only with the first rows, so that an earlier error leaves standard output empty
             writer.writeheader()
-            begun = True
+            has_header = True
         writer.writerows(_csv_row(row) for row in table)
 
     return write
 
 
 def _csv_row(row: Row) -> Row:
-    """A path that is no formula; true and false as JSON writes them."""
-    told = {name: str(value).lower() if isinstance(value, bool) else value for name, value in row.items()}
-    return {**told, "path": _no_formula(row["path"])}
+    """Booleans as in JSON, and a path that no spreadsheet reads as a formula."""
+    cells = {name: str(value).lower() if isinstance(value, bool) else value for name, value in row.items()}
+    return {**cells, "path": _no_formula(row["path"])}
 
 
 def _json_writer(handle: TextIO) -> Callable[[Sequence[Row]], None]:
@@ -172,15 +187,15 @@ def _parquet_writer(part: Path, names: Sequence[str]) -> Iterator[Callable[[Sequ
     arrow, parquet = _pyarrow()
     kinds = {NONE_OF_THESE: arrow.bool_()} | {name: arrow.float64() for name in names if name.startswith("prob")}
     schema = arrow.schema([(name, kinds.get(name, arrow.string())) for name in names])
-    waiting: list[Row] = []
+    pending: list[Row] = []
 
     def write_group() -> None:
-        writer.write_table(arrow.Table.from_pylist(waiting, schema=schema))
-        waiting.clear()
+        writer.write_table(arrow.Table.from_pylist(pending, schema=schema))
+        pending.clear()
 
     def write(table: Sequence[Row]) -> None:
-        waiting.extend(table)
-        if len(waiting) >= ROW_GROUP:
+        pending.extend(table)
+        if len(pending) >= ROW_GROUP:
             write_group()
 
     with parquet.ParquetWriter(part, schema) as writer:
@@ -189,19 +204,19 @@ def _parquet_writer(part: Path, names: Sequence[str]) -> Iterator[Callable[[Sequ
 
 
 def _images_below(path: str, ignored: Counter[str]) -> list[str]:
-    """The images of a folder; any other path, and a folder without images, as it is."""
+    """The images of a folder; any other path, and a folder without images, unchanged."""
     if not os.path.isdir(path):  # noqa: PTH112
         return [path]
     return [str(Path(path) / name) for name in images_under(Path(path), ignored)] or [path]
 
 
 def _no_formula(path: str) -> str:
-    """The same path, but nothing that a spreadsheet would run."""
+    """The same path, written so that no spreadsheet reads it as a formula."""
     return f"./{path}" if path.startswith(FORMULA) else path
 
 
 def _reason(path: str, error: str) -> str:
-    """Why there is no prediction; the path stands in its own column."""
+    """Why there is no prediction; without the path, which has its own column."""
     if os.path.isdir(path):  # noqa: PTH112
         return "no image in this folder"
     if glob.has_magic(path) and not os.path.lexists(path):
@@ -210,7 +225,7 @@ def _reason(path: str, error: str) -> str:
 
 
 def valid_text(name: str) -> str:
-    r"""A name as valid Unicode: a byte of it that is not UTF-8 becomes `\xff`."""
+    r"""A name as valid Unicode: a byte that is not UTF-8 becomes `\xff`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 

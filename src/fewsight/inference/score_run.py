@@ -14,19 +14,19 @@ from fewsight.machine.device import compute_threads, keep_freed_memory, resolve_
 from fewsight.machine.files import locked
 from fewsight.models import Backbone
 from fewsight.models.classifier import Classifier, build_model, build_without_memory, check_weights, load_weights
-from fewsight.recipes import Recipe
-from fewsight.recipes import RunSettings as RunSettings
+from fewsight.recipes import Recipe, RunSettings
 from fewsight.runs import WEIGHTS, Run, read_weights, require_weights, trained_on
 from fewsight.scores.scoring import BATCH, Scores, SharedLoads, score_images
 from fewsight.scores.store import ScoredImage, Store, StoreInfo, append, begin, finish
 
 
 def load_model(run: Run, device: torch.device) -> Classifier:
-    """The run's trained model for testing: its norms are folded, its layout is channels-last."""
-    ours, count, tensors = run.recipe.model, len(run.classes), read_weights(run)
-    shapes = build_without_memory(ours.backbone, count, stem=ours.stem, width=ours.width)
-    check_weights(shapes, tensors, source=str(run.path / WEIGHTS))  # before memory is spent on what a recipe claims
-    model = build_model(ours.backbone, count, stem=ours.stem, width=ours.width)
+    """The run's trained model for testing: norms folded into convolutions, channels-last layout."""
+    settings, num_classes, tensors = run.recipe.model, len(run.classes), read_weights(run)
+    shapes = build_without_memory(settings.backbone, num_classes, stem=settings.stem, width=settings.width)
+    # a recipe that claims a huge model is refused before memory is allocated for it
+    check_weights(shapes, tensors, source=str(run.path / WEIGHTS))
+    model = build_model(settings.backbone, num_classes, stem=settings.stem, width=settings.width)
     load_weights(model, tensors)
     if isinstance(model.backbone, Backbone):
         model.backbone.fold()
@@ -34,7 +34,7 @@ def load_model(run: Run, device: torch.device) -> Classifier:
 
 
 def testing_recipe(run: Run) -> Recipe:
-    """The run's recipe for this machine: its device, threads and workers; the trained precision on the same kind."""
+    """The run's recipe for this machine: its device, threads and workers; the trained precision on the same device."""
     trained = run.recipe.run
     settings = _resolved(run, "auto", "auto")
     if settings.device.split(":")[0] == trained.device.split(":")[0] and trained.precision != "auto":
@@ -64,7 +64,7 @@ def run_scores(
     """Score images with a run's model on this machine; see `score_images`.
 
     Raises:
-        RunError: not a finished run.
+        RunError: the run is not finished.
     """
     recipe = testing_recipe(run)
     device = torch.device(recipe.run.device)
@@ -79,7 +79,7 @@ def run_scores(
 
 @dataclass(frozen=True)
 class LabelledFile:
-    """A file to score: where it lies, how the store names it, its label if it has one."""
+    """A file to score, its name in the store, and its label if it has one."""
 
     file: Path
     name: str
@@ -88,11 +88,11 @@ class LabelledFile:
 
 @dataclass(frozen=True)
 class ScoringResult:
-    """A store that scores were written to, and what its rounding changed of those written now."""
+    """A store that scores were written to, and the effect of rounding on the scores written now."""
 
     store: Store
-    written: int  # results: images x views
-    changed: int  # of them have another most probable class as stored
+    written: int  # images x views
+    changed: int  # of them, those whose most probable class is another one as stored
 
 
 def score_into(
@@ -104,21 +104,25 @@ def score_into(
     dtype: str = "float32",
     loads: "SharedLoads | None" = None,
 ) -> Generator[int, None, ScoringResult]:
-    """Score images into a store, or what is missing of it; one that was cut short goes on where it stopped.
+    """Score images into a store, except what the store already has; an interrupted scoring is continued.
 
     Args:
+        folder: the store's.
+        run: a finished run.
+        images: to score.
+        views: to score.
         dtype: of the scores on the disk, "float32" or "float16".
-        loads: what runs that score the same images side by side have in common.
+        loads: shared by runs that score the same images in turns.
 
     Yields:
-        How many images are done, after each batch.
+        The number of images that are done, after each batch.
 
     Raises:
-        RunError: not a finished run; the folder holds other scores or cannot be written.
+        RunError: the run is not finished; the folder holds other scores or cannot be written.
     """
     require_weights(run)
     recipe, trained = testing_recipe(run), trained_on(run)
-    listed = [(one.name, _file_size(one.file), one.label) for one in images]
+    listed = [(image.name, _file_size(image.file), image.label) for image in images]
     about = StoreInfo(
         classes=run.classes,
         count=len(images),
@@ -132,15 +136,15 @@ def score_into(
     )
     with locked(folder, "scoring"):
         names = [view.name for view in views]
-        store = begin(folder, about, names, lambda place: _can_be_read(images[place].file), batch=BATCH)
+        store = begin(folder, about, names, lambda index: _is_readable(images[index].file), batch=BATCH)
         changed = 0
         missing = [view for view in views if view.name in store.views]
-        rest = [one.file for one in images[store.done :]] if missing else []
+        rest = [image.file for image in images[store.done :]] if missing else []
         for scores in run_scores(run, rest, missing, pixels=True, loads=loads) if rest else ():
             first = store.done + scores.start
             lines = [
-                ScoredImage(*named, error, digest, (one.file, pixels) in trained)
-                for one, named, error, digest, pixels in zip(
+                ScoredImage(*named, error, digest, (image.file, pixels) in trained)
+                for image, named, error, digest, pixels in zip(
                     images[first:], listed[first:], scores.errors, scores.digests, scores.pixels, strict=False
                 )
             ]
@@ -153,10 +157,10 @@ def _file_size(path: Path) -> int:
     try:
         return path.stat().st_size
     except (OSError, ValueError):
-        return -1  # its row will say why
+        return -1  # its line in images.jsonl will have the error
 
 
-def _can_be_read(path: Path) -> bool:
+def _is_readable(path: Path) -> bool:
     try:
         read_bytes(path)
     except DataError:

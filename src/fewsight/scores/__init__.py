@@ -1,1 +1,1 @@
-"""Scores: made once per image and view, kept in a store, and queried without the model. Imports no torch."""
+"""Scores: computed once per image and view, stored, then queried without a model. Importing it imports no torch."""

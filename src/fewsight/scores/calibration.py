@@ -1,6 +1,6 @@
-"""Temperature: how sure a run may say it is. Threshold: how sure it has to be, else an image is none of its classes.
+"""Temperature scaling, and a confidence threshold for rejecting images.
 
-Both are chosen on scores of images that the run was not trained on, and kept in the run.
+Both are fitted on scores of images that the run was not trained on, and stored in the run's calibration.json.
 """
 
 import math
@@ -27,33 +27,33 @@ from fewsight.wording import counted
 
 FILE = "calibration.json"
 NUM_BINS = 15  # of the expected calibration error
-RANGE = (0.05, 20.0)  # of temperatures
-FEW = 20 * NUM_BINS  # images; the share that is right in a bin of fewer than 20 is off by 0.1 and more
-PART = 4096  # images that are held anew at a time
+TEMPERATURE_RANGE = (0.05, 20.0)
+MIN_IMAGES_FOR_ECE = 20 * NUM_BINS  # with fewer than 20 images, a bin's accuracy has a standard error of 0.1 or more
+CHUNK_IMAGES = 4096  # whose scaled scores are held in memory at a time
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """The probability below which an image is none of the classes, and what it did on the images of its choice."""
+    """The confidence below which an image is rejected, and its effect on the images that it was chosen on."""
 
     prob: float  # of the most probable class, at the calibration's temperature
-    coverage: float  # share of such images that was to be kept
-    kept: int
-    right: int  # of those
+    coverage: float  # proportion of images of the classes that was to be accepted
+    kept: int  # images accepted
+    right: int  # of those, the correctly classified
 
     @property
     def accuracy(self) -> Proportion:
-        """Of those kept."""
+        """Accuracy on the accepted images."""
         return wilson(self.right, self.kept)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A temperature, what it was fitted on and what it did there; a threshold, if one was asked for."""
+    """A temperature with its effect on the images that it was fitted on, and a threshold if one was requested."""
 
-    temperature: float  # p ** (1 / T), renormalised: above 1 makes less sure
-    views: tuple[str, ...]  # whose mean it belongs to
-    fitted_on: str  # the scores' folder
+    temperature: float  # the probabilities p become p ** (1 / T), renormalised; T > 1 lowers the confidence
+    views: tuple[str, ...]  # the temperature is that of their mean
+    fitted_on: str  # the folder of the scores
     num_images: int
     nll: tuple[float, float]  # before and after, on the same images
     ece: tuple[float, float]  # expected calibration error of the most probable class, 15 bins of equal width
@@ -61,46 +61,52 @@ class Calibration:
 
     @property
     def note(self) -> str | None:
-        """What keeps the calibration error here from being taken at its word; None where nothing does."""
-        few = self.num_images < FEW
-        if not few and self.ece[1] <= self.ece[0]:
+        """Why the calibration error must be read with care; None if there is no reason."""
+        is_noisy = self.num_images < MIN_IMAGES_FOR_ECE
+        if not is_noisy and self.ece[1] <= self.ece[0]:
             return None
-        worse = "the error grew; " if self.ece[1] > self.ece[0] else ""
-        noisy = f", and of {counted(self.num_images, 'image')} it is mostly noise: judge by the NLL" if few else ""
+        grew = "the calibration error grew; " if self.ece[1] > self.ece[0] else ""
+        noise = (
+            f", and it is mostly noise on {counted(self.num_images, 'image')}: compare the NLL instead"
+            if is_noisy
+            else ""
+        )
         return (
-            f"{worse}the temperature makes the labels most likely (NLL), it does not aim at the error, which is taken "
-            f"over {NUM_BINS} bins of probability{noisy}"
+            f"{grew}the temperature minimises the NLL, not the calibration error, which is computed over {NUM_BINS} "
+            f"bins of confidence{noise}"
         )
 
 
 def calibrate(path: Path, split: str, views: str | None, coverage: float | None = None) -> list[Calibration]:
-    """Fit temperatures on the kept scores of a split, and keep them in the run; with a coverage, thresholds too.
+    """Fit temperatures on stored scores, and thresholds if a coverage is given; both are stored in the run.
 
     Args:
-        views: whose mean, names with commas between; None: all that were scored, and the centre crops: of a run each
-            alone, of an ensemble together.
-        coverage: share of images of the classes that a threshold is to keep; None: no threshold.
+        path: a run or an ensemble.
+        split: whose scores.
+        views: names separated by commas, whose mean is calibrated. None: the mean of all scored views, and the centre
+            crops (for a run each by itself, for an ensemble their mean).
+        coverage: proportion of images of the classes that a threshold is to accept; None: no threshold.
 
     Raises:
-        RecipeError: the coverage is no share.
-        RunError: as `fit_temperature`; or there are no such scores, or too few for the coverage.
+        RecipeError: the coverage is not between 0 and 1.
+        RunError: as `fit_temperature`; or there are no such scores.
     """
     if coverage is not None and not 0 < coverage < 1:
-        raise RecipeError(f"--coverage {coverage:g}: expected a share between 0 and 1, such as 0.95")
+        raise RecipeError(f"--coverage {coverage:g}: expected a proportion between 0 and 1, such as 0.95")
     if views is not None:
-        chosen = [parse_views(views)]
+        view_sets = [parse_views(views)]
     else:
         scored = open_scored(path, split)
         centers = [view for view in view_names(scored) if view.startswith("center-")]
-        alone = [(view,) for view in centers] if len(scored.members) == 1 else [tuple(centers)]
-        chosen = list(dict.fromkeys([*alone, view_names(scored)]))
-    found = [fit_temperature(open_scored(path, split, names), coverage) for names in chosen if names]
-    write_calibrations(path, found)
-    return found
+        center_sets = [(view,) for view in centers] if len(scored.members) == 1 else [tuple(centers)]
+        view_sets = list(dict.fromkeys([*center_sets, view_names(scored)]))
+    calibrations = [fit_temperature(open_scored(path, split, names), coverage) for names in view_sets if names]
+    write_calibrations(path, calibrations)
+    return calibrations
 
 
 def fit_temperature(scored: Scored, coverage: float | None = None) -> Calibration:
-    """The temperature that makes the labels most likely under the fusion's probabilities, and a threshold at it.
+    """The temperature that minimises the NLL of the fused probabilities; with a coverage, also a threshold.
 
     Raises:
         RunError: some of the images were trained on, or they have no labels, or are too few for the coverage.
@@ -111,10 +117,16 @@ def fit_temperature(scored: Scored, coverage: float | None = None) -> Calibratio
     store = scored.first_store
     labels, readable = label_indices(store), store.readable
     scores, labels = fused_log_probs(scored.weights)[readable], labels[readable]
-    found = minimize_scalar(
-        lambda logarithm: _nll(scores, labels, float(np.exp(logarithm))), bounds=np.log(RANGE), method="bounded"
+    minimum = minimize_scalar(
+        lambda log_temperature: _nll(scores, labels, float(np.exp(log_temperature))),
+        bounds=np.log(TEMPERATURE_RANGE),
+        method="bounded",
     )
-    temperature = float(np.exp(found.x))
+    temperature = float(np.exp(minimum.x))
+    threshold = None
+    if coverage is not None:
+        is_correct = scores.argmax(1) == labels
+        threshold = choose_threshold(confidences(scores, temperature), is_correct, coverage, str(store.path))
     return Calibration(
         temperature,
         view_names(scored),
@@ -125,21 +137,21 @@ def fit_temperature(scored: Scored, coverage: float | None = None) -> Calibratio
             calibration_error(reliability_bins(scores, labels)),
             calibration_error(reliability_bins(scores, labels, temperature)),
         ),
-        None
-        if coverage is None
-        else choose_threshold(confidences(scores, temperature), scores.argmax(1) == labels, coverage, str(store.path)),
+        threshold,
     )
 
 
-def choose_threshold(peaks: np.ndarray, right: np.ndarray, coverage: float, source: str) -> Threshold:
-    """The probability that keeps the surest images: at least a share `coverage` of new ones like these, on average.
+def choose_threshold(confidence: np.ndarray, is_correct: np.ndarray, coverage: float, source: str) -> Threshold:
+    """The confidence that accepts, on average, at least a proportion `coverage` of new images like these.
 
-    Of n images the ceil((n + 1) coverage) surest are kept: a new one is equally likely to fall into each of the n + 1
-    gaps between them. The threshold lies halfway to the next, so that the last bits of a probability decide nothing.
+    Of n images the ceil((n + 1) coverage) most confident are accepted: a new image is equally likely to fall into each
+    of the n + 1 gaps between them. The threshold is halfway to the next image, so that the last bits of a probability
+    decide nothing.
 
     Args:
-        peaks: float [n], the probability of each image's most probable class.
-        right: bool [n], whether it is the label.
+        confidence: float [n], the probability of each image's most probable class.
+        is_correct: bool [n], whether that class is the label.
+        coverage: between 0 and 1.
         source: of the scores, for the message.
 
     Raises:
@@ -148,33 +160,37 @@ def choose_threshold(peaks: np.ndarray, right: np.ndarray, coverage: float, sour
     Source: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005, chapter 2 (the quantile); Geifman
     and El-Yaniv, arXiv 1705.08500 (the most probable class's probability as the score).
     """
-    number = math.ceil(round((len(peaks) + 1) * coverage, 9))
-    if number > len(peaks):
-        fewest = math.ceil(round(coverage / (1 - coverage), 9))
+    num_accepted = math.ceil(round((len(confidence) + 1) * coverage, 9))
+    if num_accepted > len(confidence):
+        min_images = math.ceil(round(coverage / (1 - coverage), 9))
+        max_coverage = len(confidence) / (len(confidence) + 1)
         raise RunError(
-            f"{source}: --coverage {coverage:g} needs {counted(fewest, 'image')} or more to choose a threshold on, and "
-            f"these are {len(peaks):,}; ask for {len(peaks) / (len(peaks) + 1):.3f} at most, or evaluate on more images"
+            f"{source}: --coverage {coverage:g} needs at least {counted(min_images, 'image')} to choose a threshold "
+            f"on, and there are {len(confidence):,}; give at most {max_coverage:.3f}, or evaluate on more images"
         )
-    order = np.argsort(-peaks, kind="stable")
-    last, following = (float(peaks[order[place]]) for place in (number - 1, min(number, len(peaks) - 1)))
-    kept = peaks >= (threshold := (last + following) / 2)
-    return Threshold(threshold, coverage, int(kept.sum()), int(right[kept].sum()))
+    order = np.argsort(-confidence, kind="stable")
+    last, following = (
+        float(confidence[order[index]]) for index in (num_accepted - 1, min(num_accepted, len(confidence) - 1))
+    )
+    accepted = confidence >= (threshold := (last + following) / 2)
+    return Threshold(threshold, coverage, int(accepted.sum()), int(is_correct[accepted].sum()))
 
 
 def confidences(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """float64 [n]: the probability of each image's most probable class at a temperature."""
+    """float64 [n]: the probability of each image's most probable class at a temperature, from log-probabilities."""
     peaks = np.empty(len(scores))
-    for start in range(0, len(scores), PART):
-        peaks[start : start + PART] = np.exp(apply_temperature(scores[start : start + PART], temperature).max(1))
+    for start in range(0, len(scores), CHUNK_IMAGES):
+        chunk = scores[start : start + CHUNK_IMAGES]
+        peaks[start : start + CHUNK_IMAGES] = np.exp(apply_temperature(chunk, temperature).max(1))
     return peaks
 
 
 def apply_temperature(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """Log-probabilities [n, K] at a temperature: the same classes in the same order, more or less sure."""
+    """Log-probabilities [n, K] at a temperature; the order of the classes stays the same."""
     scaled = scores.astype(np.float64) / temperature
     scaled -= scaled.max(1, keepdims=True)
-    result: np.ndarray = scaled - np.log(np.exp(scaled).sum(1, keepdims=True))
-    return result.astype(np.float32)
+    log_probs: np.ndarray = scaled - np.log(np.exp(scaled).sum(1, keepdims=True))
+    return log_probs.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -187,62 +203,74 @@ class Bin:
 
 
 def reliability_bins(scores: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> tuple[Bin, ...]:
-    """Images by the probability of their most probable class, in bins of equal width; those that hold an image.
+    """Images by their confidence, in bins of equal width; empty bins are left out.
 
     Args:
         scores: float32 [n, K], log-probabilities.
         labels: int [n].
+        temperature: at which the confidence is taken.
     """
-    sure, hit = confidences(scores, temperature), scores.argmax(1) == labels
-    places = np.minimum((sure * NUM_BINS).astype(int), NUM_BINS - 1)
-    those = [places == number for number in range(NUM_BINS)]
-    return tuple(Bin(int(one.sum()), float(sure[one].mean()), float(hit[one].mean())) for one in those if one.any())
+    confidence, is_correct = confidences(scores, temperature), scores.argmax(1) == labels
+    indices = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
+    masks = [indices == number for number in range(NUM_BINS)]
+    return tuple(
+        Bin(int(mask.sum()), float(confidence[mask].mean()), float(is_correct[mask].mean()))
+        for mask in masks
+        if mask.any()
+    )
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """The expected calibration error: how far probability and share right lie apart, the mean over the images."""
-    total = sum(one.count for one in bins)
-    return sum(one.count * abs(one.accuracy - one.confidence) for one in bins) / total
+    """The expected calibration error: the mean over the images of |accuracy - confidence| of their bin."""
+    total = sum(bin_.count for bin_ in bins)
+    return sum(bin_.count * abs(bin_.accuracy - bin_.confidence) for bin_ in bins) / total
 
 
 def view_names(scored: Scored) -> tuple[str, ...]:
-    """The views of a fusion, sorted: a temperature belongs to them."""
+    """The views of a fusion, sorted; a temperature is valid for one set of views."""
     return tuple(sorted({result.view for result in scored.weights}))
 
 
 def write_calibrations(path: Path, calibrations: Sequence[Calibration]) -> None:
-    """Add to a run's calibration.json; one of the same views is replaced."""
-    there = {one.views: one for one in [*read_calibrations(path), *calibrations]}
-    files.write_json(path / FILE, {"calibrations": [asdict(one) for one in there.values()]})
+    """Add to a run's calibration.json; an older calibration of the same views is replaced."""
+    by_views = {calibration.views: calibration for calibration in [*read_calibrations(path), *calibrations]}
+    files.write_json(path / FILE, {"calibrations": [asdict(calibration) for calibration in by_views.values()]})
 
 
 def read_calibrations(path: Path) -> list[Calibration]:
-    """What calibration.json holds; nothing where there is none.
+    """The calibrations of a run's calibration.json; none if there is no such file.
 
     Raises:
-        RunError: it is damaged.
+        RunError: the file is damaged.
     """
     if not (path / FILE).is_file():
         return []
     values = files.read_json(path / FILE)
     try:
-        found = [Calibration(**{key: _value(key, item) for key, item in one.items()}) for one in values["calibrations"]]
-        strange = not all(RANGE[0] <= one.temperature <= RANGE[1] for one in found)
-        lost = not all(one.threshold is None or 0 <= one.threshold.prob <= 1 for one in found)
+        calibrations = [
+            Calibration(**{key: _parse_value(key, value) for key, value in entry.items()})
+            for entry in values["calibrations"]
+        ]
+        low, high = TEMPERATURE_RANGE
+        bad_temperature = not all(low <= calibration.temperature <= high for calibration in calibrations)
+        thresholds = [calibration.threshold for calibration in calibrations if calibration.threshold is not None]
+        bad_threshold = not all(0 <= threshold.prob <= 1 for threshold in thresholds)
     except (TypeError, KeyError, AttributeError) as error:
         raise RunError(f"{path / FILE} is not what `fewsight scores calibrate` wrote: {error!r}") from error
-    if strange or lost:
-        what = f"temperature is not between {RANGE[0]} and {RANGE[1]}" if strange else "threshold is no probability"
-        raise RunError(f"{path / FILE}: a {what}; remove the file")
-    return found
+    if bad_temperature:
+        raise RunError(f"{path / FILE}: a temperature is not between {low} and {high}; remove the file")
+    if bad_threshold:
+        raise RunError(f"{path / FILE}: a threshold is not a probability; remove the file")
+    return calibrations
 
 
 def calibration_for(path: Path, views: Sequence[str]) -> Calibration | None:
-    """What a run keeps for the mean of these views."""
-    return next((one for one in read_calibrations(path) if one.views == tuple(sorted(views))), None)
+    """A run's stored calibration for the mean of these views, if it has one."""
+    key = tuple(sorted(views))
+    return next((calibration for calibration in read_calibrations(path) if calibration.views == key), None)
 
 
-def _value(key: str, value: Any) -> Any:
+def _parse_value(key: str, value: Any) -> Any:
     if key == "threshold" and value is not None:
         return Threshold(**value)
     return tuple(value) if isinstance(value, list) else value
@@ -251,11 +279,12 @@ def _value(key: str, value: Any) -> Any:
 def _nll(scores: np.ndarray, labels: np.ndarray, temperature: float) -> float:
     """Mean negative log-likelihood, nats."""
     total = 0.0
-    for start in range(0, len(labels), PART):
-        scaled, true = scores[start : start + PART] / np.float32(temperature), labels[start : start + PART]
+    for start in range(0, len(labels), CHUNK_IMAGES):
+        scaled = scores[start : start + CHUNK_IMAGES] / np.float32(temperature)
+        chunk_labels = labels[start : start + CHUNK_IMAGES]
         scaled -= scaled.max(1, keepdims=True)
-        own = scaled[np.arange(len(true)), true].astype(np.float64)
-        # exponentials in float32, sums in float64: a fit asks for these a dozen times
-        likely = own - np.log(np.exp(scaled).sum(1, dtype=np.float64))
-        total -= float(np.maximum(likely, -100).sum())
+        of_label = scaled[np.arange(len(chunk_labels)), chunk_labels].astype(np.float64)
+        # exponentials in float32, sums in float64: a fit evaluates this a dozen times
+        log_likelihood = of_label - np.log(np.exp(scaled).sum(1, dtype=np.float64))
+        total -= float(np.maximum(log_likelihood, -100).sum())
     return total / len(labels)

@@ -1,9 +1,9 @@
-"""The algebra of scores: results -> rows -> members -> fusion. Every question is a weighing of results.
+"""The algebra of scores: results -> runs at a test size -> members -> fusion.
 
-A result is one view of one store. A row of the report's tables is a run at one test size: the mean over its crops. A
-member is some rows, by default all of a run's. A fusion weighs rows: the report's is uniform over 28. Each is a set of
-weights over results, so that one pass over the files answers many questions, in memory that does not grow with the
-images.
+A result is one view's scores of one run. A run at a test size averages its crops; the paper's tables call it a row. A
+member is some runs at a test size, by default all test sizes of one run. A fusion is a weighted mean of members; the
+paper's weights 28 runs at a test size equally. Each of them is a mapping from results to weights, so that one pass over
+the files answers many questions, in memory that does not grow with the number of images.
 """
 
 import tempfile
@@ -19,16 +19,16 @@ from fewsight.machine import files
 from fewsight.scores.store import Store, read_store
 from fewsight.wording import counted
 
-ENSEMBLE = "ensemble.json"  # what makes a run folder, or a folder of scores, one of an ensemble
-NO_FLIP = "noflip"  # the ending of a view without its flipped twin
-LARGEST_GAP = 0.02  # between 1 and a sum of probabilities; float16 comes within 0.005
+ENSEMBLE = "ensemble.json"  # marks a run folder, or a folder of scores, as an ensemble's
+NO_FLIP = "noflip"  # ends the name of a view whose mirrored view is not averaged in
+MAX_SUM_ERROR = 0.02  # between 1 and the sum of an image's probabilities
 CHUNK_BYTES = 48 * 2**20  # of probabilities that a pass holds at a time
-STEPS = 25  # of the greedy choice
+GREEDY_STEPS = 25
 
 
 @dataclass(frozen=True)
 class Result:
-    """One view of one store."""
+    """The scores of one view in one run's store."""
 
     store: Store
     view: str
@@ -40,17 +40,17 @@ class Result:
 
     @property
     def px(self) -> int:
-        """The side of the view."""
+        """Side of the view in pixels."""
         return int(self.view.split("-")[1])
 
     @property
     def flips(self) -> bool:
-        """Whether the flipped twin is averaged in."""
+        """Whether the mirrored view is averaged in."""
         return not self.view.endswith(f"-{NO_FLIP}")
 
     @property
     def unmirrored(self) -> "Result":
-        """The same view without its flipped twin, which the store may lack."""
+        """The same view without its mirrored view; the store may lack it."""
         return Result(self.store, f"{self.view}-{NO_FLIP}")
 
 
@@ -59,7 +59,7 @@ Weights = Mapping[Result, float]  # of a fusion; they sum to 1
 
 @dataclass(frozen=True)
 class SizedRun:
-    """One row of the report's tables: a run at one test size, the mean over its crops."""
+    """A run at one test size: the mean over its crops. The paper's tables call it a row."""
 
     run: str
     px: int
@@ -68,16 +68,16 @@ class SizedRun:
 
 @dataclass(frozen=True)
 class Member:
-    """Some rows under one name; the report's ResNeSt101 + CE has rows of two runs."""
+    """Some runs at a test size under one name; the paper's ResNeSt101 + CE combines test sizes of two runs."""
 
     name: str
     sized_runs: tuple[SizedRun, ...]
-    weights: Weights  # of its results among themselves
+    weights: Weights  # of the member alone
 
 
 @dataclass(frozen=True)
 class Scored:
-    """The scores of a run or an ensemble on some images."""
+    """The stored scores of a run or an ensemble on a set of images."""
 
     path: Path
     members: tuple[Member, ...]
@@ -85,24 +85,24 @@ class Scored:
 
     @property
     def sized_runs(self) -> tuple[SizedRun, ...]:
-        """The rows of all members."""
-        return tuple(row for member in self.members for row in member.sized_runs)
+        """The runs at a test size of all members."""
+        return tuple(sized_run for member in self.members for sized_run in member.sized_runs)
 
     @property
     def first_store(self) -> Store:
-        """A store of these images."""
+        """One of the stores; all are of the same images."""
         return self.sized_runs[0].results[0].store
 
     @property
     def trained_on(self) -> np.ndarray:
-        """bool [images]: which of them a member was trained on."""
-        stores = {result.store for row in self.sized_runs for result in row.results}
+        """bool [images]: which images at least one member was trained on."""
+        stores = {result.store for sized_run in self.sized_runs for result in sized_run.results}
         return np.any([[image.trained_on for image in store.images] for store in stores], axis=0)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class EnsembleEntry:
-    """A row of an ensemble as ensemble.json has it."""
+    """An entry of ensemble.json: a run at a test size, its member and its weight."""
 
     member: str
     run: str  # a folder in the ensemble's runs/
@@ -111,38 +111,40 @@ class EnsembleEntry:
 
 
 def default_split(paths: Sequence[Path]) -> str:
-    """The split that is asked about where none is named: test, else val, else the only one that all have scores of.
+    """The split to use if the user names none: test, else val, else the only split that all have scores of.
 
     Raises:
-        RunError: they have scores of several others, so that one has to be named.
+        RunError: they have scores of several other splits, so that the user must choose.
     """
-    there = [found for path in paths if (found := _splits(path))]
-    if not there:
-        return "test"  # folders of scores, or the message that says how to make them
-    shared = set.intersection(*there)
+    per_path = [splits for path in paths if (splits := _splits(path))]
+    if not per_path:
+        return "test"  # for folders of scores, and for the message that says how to make scores
+    shared = set.intersection(*per_path)
     for name in ("test", "val"):
         if name in shared:
             return name
     if len(shared) > 1:
         raise RunError(f"{paths[0]} has scores of {', '.join(sorted(shared))}; choose with --split")
-    return shared.pop() if shared else min(there[0], key=lambda name: (name != "test", name != "val", name))
+    return shared.pop() if shared else min(per_path[0], key=lambda name: (name != "test", name != "val", name))
 
 
 def _splits(path: Path) -> set[str]:
-    """The splits that a run, or an ensemble's runs, have scores of; none for a folder of scores, which has no split."""
+    """The splits that a run or an ensemble's runs have scores of; a folder of scores has no split."""
     if (path / "store.json").is_file():
         return set()
     return {store.parent.name for pattern in ("", "runs/*/") for store in path.glob(f"{pattern}scores/*/store.json")}
 
 
 def open_scored(path: Path, split: str, views: Sequence[str] = ()) -> Scored:
-    """The kept scores of a run or an ensemble on a split; `path` may also be a folder of scores.
+    """The stored scores of a run or an ensemble on a split; `path` may also be a folder of scores.
 
     Args:
+        path: a run, an ensemble, or a folder of scores of either.
+        split: ignored for a folder of scores.
         views: of each run, only these.
 
     Raises:
-        RunError: there are none, they are not whole, or the members' are of other images or classes.
+        RunError: there are none, they are incomplete, or the members' are of different images or classes.
     """
     if (path / ENSEMBLE).is_file():
         entries = read_entries(path)
@@ -153,151 +155,167 @@ def open_scored(path: Path, split: str, views: Sequence[str] = ()) -> Scored:
 
 
 def open_each(paths: Sequence[Path], split: str, views: Sequence[str] = ()) -> list[Scored]:
-    """`open_scored` of several; each stands there once, so that none counts twice.
+    """`open_scored` of several paths.
 
     Raises:
-        RunError: one is named twice, or one whose scores cannot be read.
+        RunError: a path is given twice, so that it would count twice; or as `open_scored`.
     """
-    places = [path.resolve() for path in paths]
-    again = next((path for number, path in enumerate(paths) if places[number] in places[:number]), None)
-    if again is not None:
-        raise RunError(f"{again} is named twice; name each run once")
+    resolved = [path.resolve() for path in paths]
+    repeated = next((path for index, path in enumerate(paths) if resolved[index] in resolved[:index]), None)
+    if repeated is not None:
+        raise RunError(f"{repeated} is given twice; give each run once")
     return [open_scored(path, split, views) for path in paths]
 
 
 def scored_run(path: Path, name: str, store: Store, views: Sequence[str] = ()) -> Scored:
-    """One run's scores: a row for each test size, all views weighed alike."""
-    rows = sized_runs(name, store, views)
-    if not rows:
+    """A run's scores as its only member, all views weighted equally."""
+    runs = sized_runs(name, store, views)
+    if not runs:
         raise RunError(f"{store.path} has no view {', '.join(views)}; it has {', '.join(store.views)}")
-    weights = _each_alike([result for row in rows for result in row.results])
-    return Scored(path, (Member(name, rows, weights),), weights)
+    weights = _equal_weights([result for sized_run in runs for result in sized_run.results])
+    return Scored(path, (Member(name, runs, weights),), weights)
 
 
 def sized_runs(name: str, store: Store, views: Sequence[str] = ()) -> tuple[SizedRun, ...]:
-    """A row for each test size, smallest first; views without their flipped twin only where they are named."""
+    """A run at each of its test sizes, smallest first.
+
+    Args:
+        name: of the run.
+        store: its scores.
+        views: only these. None: all but the `-noflip` ones.
+    """
     results = [Result(store, view) for view in store.views if (view in views if views else not view.endswith(NO_FLIP))]
     sizes = sorted({result.px for result in results})
-    return tuple(SizedRun(name, px, tuple(one for one in results if one.px == px)) for px in sizes)
+    return tuple(SizedRun(name, px, tuple(result for result in results if result.px == px)) for px in sizes)
 
 
 def scored_ensemble(
     path: Path, entries: Sequence[EnsembleEntry], stores: Mapping[str, Store], views: Sequence[str] = ()
 ) -> Scored:
-    """An ensemble's scores from the stores of its runs.
+    """An ensemble's scores, from the stores of its runs.
+
+    Args:
+        path: the ensemble's, for messages.
+        entries: of its ensemble.json.
+        stores: by the runs' names.
+        views: of each run, only these.
 
     Raises:
-        RunError: the stores are of other images or classes, or lack a row.
+        RunError: the stores are of different images or classes, or one lacks a test size.
     """
     members: dict[str, list[SizedRun]] = {}
-    weighed = []
+    weighted = []
     for entry in entries:
-        row = next((row for row in sized_runs(entry.run, stores[entry.run], views) if row.px == entry.px), None)
-        if row is None and not views:
-            has = ", ".join(stores[entry.run].views)
+        store = stores[entry.run]
+        sized_run = next((run for run in sized_runs(entry.run, store, views) if run.px == entry.px), None)
+        if sized_run is None and not views:
             raise RunError(
-                f"{stores[entry.run].path} has no scores at {entry.px} px; it has {has}: evaluate {path} again"
+                f"{store.path} has no scores at {entry.px} px; it has {', '.join(store.views)}: evaluate {path} again"
             )
-        if row is not None:
-            members.setdefault(entry.member, []).append(row)
-            weighed.append((row, entry.weight))
-    if not weighed:
+        if sized_run is not None:
+            members.setdefault(entry.member, []).append(sized_run)
+            weighted.append((sized_run, entry.weight))
+    if not weighted:
         raise RunError(f"{path}: no member has a view {', '.join(views)}")
     check_same_images(list(stores.values()))
-    fused = _weighed(weighed)
+    weights = _weights_of(weighted)
     parts = [
-        Member(name, tuple(rows), restrict(fused, [result for row in rows for result in row.results]))
-        for name, rows in members.items()
+        Member(name, tuple(runs), restrict(weights, [result for sized_run in runs for result in sized_run.results]))
+        for name, runs in members.items()
     ]
-    return Scored(path, tuple(parts), fused)
+    return Scored(path, tuple(parts), weights)
 
 
-def make_member(name: str, rows: Sequence[tuple[SizedRun, float]]) -> Member:
-    """Some rows, each with its share, as a member."""
-    return Member(name, tuple(row for row, _ in rows), _weighed(rows))
+def make_member(name: str, weighted: Sequence[tuple[SizedRun, float]]) -> Member:
+    """A member of some runs at a test size, each with its weight."""
+    return Member(name, tuple(sized_run for sized_run, _ in weighted), _weights_of(weighted))
 
 
-def _weighed(rows: Sequence[tuple[SizedRun, float]]) -> Weights:
-    """Rows by their weights, in each row each result alike."""
-    total, weights = sum(weight for _, weight in rows), dict[Result, float]()
-    for row, weight in rows:
-        for result in row.results:
-            weights[result] = weights.get(result, 0.0) + weight / total / len(row.results)
+def _weights_of(weighted: Sequence[tuple[SizedRun, float]]) -> Weights:
+    """Runs at a test size by their weights; within each, all results equally."""
+    total, weights = sum(weight for _, weight in weighted), dict[Result, float]()
+    for sized_run, weight in weighted:
+        for result in sized_run.results:
+            weights[result] = weights.get(result, 0.0) + weight / total / len(sized_run.results)
     return weights
 
 
 def check_same_images(stores: Sequence[Store]) -> None:
-    """Refuse to set scores of other images or classes side by side.
+    """Check that scores can be compared or fused: the same images in the same order, and the same classes.
 
     Raises:
-        RunError: names the two.
+        RunError: names two stores that differ.
     """
     first, *others = stores
-    known = [(image.digest, image.label, image.error is None) for image in first.images]
+    first_images = [(image.digest, image.label, image.error is None) for image in first.images]
     for store in others:
         if store.about.classes != first.about.classes:
-            lacking = sorted(set(first.about.classes) ^ set(store.about.classes))
+            unshared = sorted(set(first.about.classes) ^ set(store.about.classes))
             raise RunError(
-                f"{store.path} and {first.path} have other classes, so they cannot be paired or fused; "
-                f"only one of them has {', '.join(map(repr, lacking[:5]))}"
+                f"{store.path} and {first.path} have different classes, so they cannot be compared or fused; "
+                f"only one of them has {', '.join(map(repr, unshared[:5]))}"
             )
-        if known != [(image.digest, image.label, image.error is None) for image in store.images]:
+        if first_images != [(image.digest, image.label, image.error is None) for image in store.images]:
             raise RunError(
-                f"{store.path} and {first.path} hold scores of other images, so they cannot be paired or fused; "
+                f"{store.path} and {first.path} hold scores of different images, so they cannot be compared or fused; "
                 "evaluate both on the same split of the same data"
             )
 
 
-def uniform(rows: Sequence[SizedRun]) -> Weights:
-    """Each row alike, in it each result alike: what the report fuses."""
-    return _weighed([(row, 1.0) for row in rows])
+def uniform(runs: Sequence[SizedRun]) -> Weights:
+    """Equal weight for each run at a test size, and within it for each result: the paper's fusion."""
+    return _weights_of([(sized_run, 1.0) for sized_run in runs])
 
 
 def fuse_members(members: Sequence[Member], weights: Sequence[float]) -> Weights:
-    """The members by their weights; one of weight 0 is left out."""
+    """The members by their weights; a member of weight 0 is left out."""
     total, fused = sum(weights), dict[Result, float]()
     for member, weight in zip(members, weights, strict=True):
-        for result, share in member.weights.items() if weight else ():
-            fused[result] = fused.get(result, 0.0) + share * weight / total
+        for result, proportion in member.weights.items() if weight else ():
+            fused[result] = fused.get(result, 0.0) + proportion * weight / total
     return fused
 
 
 def restrict(weights: Weights, results: Sequence[Result]) -> Weights:
-    """Of a fusion only these results, weighed among themselves as they were; empty where none is in it."""
+    """A fusion restricted to some results, renormalised; empty if it has none of them."""
     kept = {result: weights[result] for result in results if weights.get(result)}
     total = sum(kept.values())
     return {result: weight / total for result, weight in kept.items()}
 
 
-def fused_probs(weighings: Sequence[Weights]) -> Iterator[tuple[slice, np.ndarray]]:
-    """(rows, float32 [Q, rows, K]): the weighed means of probabilities, a part of the images at a time.
+def fused_probs(fusions: Sequence[Weights]) -> Iterator[tuple[slice, np.ndarray]]:
+    """Weighted means of probabilities, a chunk of the images at a time.
 
-    NaN where an image could not be read.
+    Args:
+        fusions: Q weightings of results.
+
+    Yields:
+        The images' positions, and float32 [Q, images, K]; NaN where an image could not be read.
 
     Raises:
-        RunError: a row of scores is damaged: its probabilities do not sum to 1.
+        RunError: scores are damaged: an image's probabilities do not sum to 1.
     """
-    results = list(dict.fromkeys(result for weights in weighings for result in weights))
+    results = list(dict.fromkeys(result for weights in fusions for result in weights))
     store = results[0].store
     check_same_images(list(dict.fromkeys(result.store for result in results)))
-    matrix = np.array([[weights.get(result, 0.0) for result in results] for weights in weighings], np.float32)
-    count, width, readable = store.about.count, len(store.about.classes), store.readable
-    size = max(1, CHUNK_BYTES // (4 * width * (len(results) + len(weighings))))
-    for start in range(0, count, size):
-        stop = min(start + size, count)
-        probs = np.empty((len(results), (stop - start) * width), np.float32)
-        for number, result in enumerate(results):
-            with np.errstate(invalid="ignore", over="ignore"):  # of damaged rows, which are refused
-                np.exp(result.store.results(result.view, start, stop).reshape(-1), out=probs[number])
-            rows = probs[number].reshape(stop - start, width)
-            _check_sums(result, start, rows, readable[start:stop])
-            rows[~readable[start:stop]] = np.nan
-        yield slice(start, stop), (matrix @ probs).reshape(len(weighings), stop - start, width)
+    matrix = np.array([[weights.get(result, 0.0) for result in results] for weights in fusions], np.float32)
+    num_images, num_classes, readable = store.about.count, len(store.about.classes), store.readable
+    size = max(1, CHUNK_BYTES // (4 * num_classes * (len(results) + len(fusions))))
+    for start in range(0, num_images, size):
+        stop = min(start + size, num_images)
+        probs = np.empty((len(results), (stop - start) * num_classes), np.float32)
+        for index, result in enumerate(results):
+            with np.errstate(invalid="ignore", over="ignore"):  # of damaged scores, which are refused below
+                np.exp(result.store.results(result.view, start, stop).reshape(-1), out=probs[index])
+            by_image = probs[index].reshape(stop - start, num_classes)
+            _check_sums(result, start, by_image, readable[start:stop])
+            by_image[~readable[start:stop]] = np.nan
+        yield slice(start, stop), (matrix @ probs).reshape(len(fusions), stop - start, num_classes)
 
 
 def _check_sums(result: Result, start: int, probs: np.ndarray, readable: np.ndarray) -> None:
-    """Refuse rows [n, K] whose probabilities do not sum to 1."""
-    damaged = np.flatnonzero(readable & ~(np.abs(probs.sum(1) - 1) < LARGEST_GAP))
+    """Raise unless the probabilities [n, K] of every readable image sum to 1."""
+    damaged = np.flatnonzero(readable & ~(np.abs(probs.sum(1) - 1) < MAX_SUM_ERROR))
     if len(damaged):
         path = result.store.images[start + damaged[0]].path
         raise RunError(
@@ -307,13 +325,13 @@ def _check_sums(result: Result, start: int, probs: np.ndarray, readable: np.ndar
 
 
 def fused_log_probs(weights: Weights) -> np.ndarray:
-    """float32 [images, K]: natural logarithm of one fusion, whole in memory."""
+    """float32 [images, K]: the natural logarithm of one fusion, held in memory as a whole."""
     with np.errstate(divide="ignore"):
         return np.concatenate([np.log(probs[0]) for _, probs in fused_probs([weights])])
 
 
 def label_indices(store: Store) -> np.ndarray:
-    """Each image's position in the classes: int [images].
+    """int [images]: the index of each image's label in the classes.
 
     Raises:
         RunError: the store's images have no labels, or none could be read.
@@ -322,138 +340,140 @@ def label_indices(store: Store) -> np.ndarray:
         raise RunError(f"{store.path}: its images have no labels, so there is no accuracy; evaluate on labelled ones")
     if not store.readable.any():
         raise RunError(f"{store.path}: none of its {counted(len(store.images), 'image')} could be read")
-    index = {name: number for number, name in enumerate(store.about.classes)}
+    index_of = {name: index for index, name in enumerate(store.about.classes)}
     try:
-        return np.array([index[str(image.label)] for image in store.images])
+        return np.array([index_of[str(image.label)] for image in store.images])
     except KeyError as error:
-        raise RunError(f"{store.path}: an image has the label {error}, which is none of its classes") from error
+        raise RunError(f"{store.path}: an image has the label {error}, which is not one of its classes") from error
 
 
-def correct_top1(weighings: Sequence[Weights]) -> np.ndarray:
-    """Which images each fusion has right: bool [Q, readable images], in one pass over the files.
-
-    Raises:
-        RunError: no labels, or none could be read.
-    """
-    store = next(iter(weighings[0])).store
-    labels = label_indices(store)
-    found = [probs.argmax(2) == labels[rows] for rows, probs in fused_probs(weighings)]
-    return np.concatenate(found, axis=1)[:, store.readable]
-
-
-def true_class_probs(weighings: Sequence[Weights]) -> np.ndarray:
-    """What each fusion gives the true class: float64 [Q, readable images].
+def correct_top1(fusions: Sequence[Weights]) -> np.ndarray:
+    """bool [Q, readable images]: which images each fusion classifies correctly, in one pass over the files.
 
     Raises:
-        RunError: as `right`.
+        RunError: no labels, or no image could be read.
     """
-    store = next(iter(weighings[0])).store
+    store = next(iter(fusions[0])).store
     labels = label_indices(store)
-    found = [probs[:, np.arange(probs.shape[1]), labels[rows]] for rows, probs in fused_probs(weighings)]
-    return np.concatenate(found, axis=1)[:, store.readable].astype(np.float64)
+    chunks = [probs.argmax(2) == labels[images] for images, probs in fused_probs(fusions)]
+    return np.concatenate(chunks, axis=1)[:, store.readable]
+
+
+def true_class_probs(fusions: Sequence[Weights]) -> np.ndarray:
+    """float64 [Q, readable images]: the probability of each image's label in each fusion.
+
+    Raises:
+        RunError: as `correct_top1`.
+    """
+    store = next(iter(fusions[0])).store
+    labels = label_indices(store)
+    chunks = [probs[:, np.arange(probs.shape[1]), labels[images]] for images, probs in fused_probs(fusions)]
+    return np.concatenate(chunks, axis=1)[:, store.readable].astype(np.float64)
 
 
 def check_not_trained_on(scored: Scored, what: str) -> None:
-    """Refuse to choose anything on images that were trained on.
+    """Check that no image was trained on, before something is chosen on the images.
 
     Args:
-        what: is chosen, for the message.
+        scored: on those images.
+        what: is to be chosen, for the message.
 
     Raises:
-        RunError: some were.
+        RunError: some images were trained on.
     """
-    number = int(scored.trained_on.sum())
-    if number:
+    num_trained_on = int(scored.trained_on.sum())
+    if num_trained_on:
         raise RunError(
-            f"{scored.path}: {number:,} of these {counted(len(scored.trained_on), 'image')} were trained on, so {what} "
-            "cannot be chosen on them; choose on a split that was not trained on, or, for runs on train + val, choose "
-            "with the same recipes trained on train alone and carry it over (--from)"
+            f"{scored.path}: {num_trained_on:,} of these {counted(len(scored.trained_on), 'image')} were trained on, "
+            f"so {what} cannot be chosen on them; choose on a split that was not trained on, or, for runs on train + "
+            "val, choose with the same recipes trained on train alone and carry it over (--from)"
         )
 
 
-def greedy_weights(members: Sequence[Member], steps: int = STEPS) -> tuple[float, ...]:
-    """Weights of members chosen for top-1 on labelled images: added one at a time, with replacement.
+def greedy_weights(members: Sequence[Member], steps: int = GREEDY_STEPS) -> tuple[float, ...]:
+    """Weights of members chosen for top-1 on labelled images: members are added one at a time, with replacement.
 
-    Starts from nothing; each step adds the member whose addition has most images right, of equal ones that which makes
-    the labels most likely; the best of all steps is kept. A member that is never added gets 0. Images whose most
-    probable class is the same for every member decide nothing, and are read once.
+    Starts from an empty ensemble. Each step adds the member that gives the highest top-1, and among equal ones the
+    lowest NLL; the best ensemble of all steps is returned. A member that is never added gets 0. Images whose most
+    probable class is the same for every member cannot change top-1, and are read only once.
 
     Source: Caruana et al., Ensemble selection from libraries of models, ICML 2004.
     """
-    weighings = [member.weights for member in members]
-    true = true_class_probs(weighings)  # [M, n]
-    total, counts = np.zeros(true.shape[1]), np.zeros(len(members), int)
-    best, chosen = (-1, -np.inf), counts
+    fusions = [member.weights for member in members]
+    true_probs = true_class_probs(fusions)  # [M, n]
+    prob_sum, counts = np.zeros(true_probs.shape[1]), np.zeros(len(members), int)
+    best, best_counts = (-1, -np.inf), counts
     with tempfile.TemporaryFile() as file:
-        contested = _contested(weighings, file)
+        contested = _write_contested(fusions, file)
         for step in range(1, steps + 1):
-            tried = counts + np.eye(len(members), dtype=int)
-            hits = sum((_hits(file, part, tried) for part in contested), np.zeros(len(members), int))
-            likely = np.log(np.maximum((total + true) / step, 1e-30)).mean(1)
-            member = int(np.lexsort((-likely, -hits))[0])
-            total, counts = total + true[member], tried[member]
-            if (reached := (int(hits[member]), float(likely[member]))) > best:
-                best, chosen = reached, counts
-    return tuple(float(one) for one in chosen / chosen.sum())
+            candidates = counts + np.eye(len(members), dtype=int)
+            num_correct = sum((_num_correct(file, part, candidates) for part in contested), np.zeros(len(members), int))
+            log_likelihood = np.log(np.maximum((prob_sum + true_probs) / step, 1e-30)).mean(1)
+            member = int(np.lexsort((-log_likelihood, -num_correct))[0])
+            prob_sum, counts = prob_sum + true_probs[member], candidates[member]
+            if (reached := (int(num_correct[member]), float(log_likelihood[member]))) > best:
+                best, best_counts = reached, counts
+    return tuple(float(weight) for weight in best_counts / best_counts.sum())
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Some images on which members differ, in a file of float32 [M, images, K]."""
+class _ContestedImages:
+    """Images on which members differ, in a file of float32 [M, images, K]."""
 
     offset: int  # bytes
     labels: np.ndarray  # [images]
-    width: int  # K
+    num_classes: int
 
 
-def _contested(weighings: Sequence[Weights], file: BinaryIO) -> list[_Part]:
+def _write_contested(fusions: Sequence[Weights], file: BinaryIO) -> list[_ContestedImages]:
     """Write the members' probabilities of the images on which their most probable classes differ."""
-    store = next(iter(weighings[0])).store
+    store = next(iter(fusions[0])).store
     labels, readable, parts = label_indices(store), store.readable, []
-    for rows, probs in fused_probs(weighings):
-        taken = probs.argmax(2)
-        differ = (taken != taken[0]).any(0) & readable[rows]
-        parts.append(_Part(file.tell(), labels[rows][differ], probs.shape[2]))
+    for images, probs in fused_probs(fusions):
+        predicted = probs.argmax(2)
+        differ = (predicted != predicted[0]).any(0) & readable[images]
+        parts.append(_ContestedImages(file.tell(), labels[images][differ], probs.shape[2]))
         file.write(probs[:, differ].tobytes())
     return parts
 
 
-def _hits(file: BinaryIO, part: _Part, mixes: np.ndarray) -> np.ndarray:
-    """How many of a part's images each mixture [Q, M] of members has right: int [Q]."""
+def _num_correct(file: BinaryIO, part: _ContestedImages, mixtures: np.ndarray) -> np.ndarray:
+    """int [Q]: how many of the images each mixture [Q, M] of members classifies correctly."""
     file.seek(part.offset)
-    shape = mixes.shape[1], len(part.labels) * part.width
+    shape = mixtures.shape[1], len(part.labels) * part.num_classes
     probs = np.frombuffer(file.read(4 * shape[0] * shape[1]), np.float32).reshape(shape)
-    mixed = (mixes.astype(np.float32) @ probs).reshape(len(mixes), len(part.labels), part.width)
-    hits: np.ndarray = (mixed.argmax(2) == part.labels).sum(1)
-    return hits
+    mixed = (mixtures.astype(np.float32) @ probs).reshape(len(mixtures), len(part.labels), part.num_classes)
+    num_correct: np.ndarray = (mixed.argmax(2) == part.labels).sum(1)
+    return num_correct
 
 
 def parse_views(text: str | None) -> tuple[str, ...]:
-    """Names of views with commas between; none: all."""
+    """The names of views separated by commas; empty for None, which stands for all views."""
     return tuple(name.strip() for name in text.split(",")) if text else ()
 
 
-def read_weights(text: str, count: int) -> tuple[float, ...]:
-    """A number for each of `count` members, with commas between, as weights that sum to 1.
+def parse_weights(text: str, count: int) -> tuple[float, ...]:
+    """Numbers separated by commas, one for each of `count` members, as weights that sum to 1.
 
     Raises:
-        RunError: other than that.
+        RunError: not `count` numbers, one is negative or not finite, or all are 0.
     """
     try:
-        found = [float(part) for part in text.split(",")]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        found = []
-    if len(found) != count or not all(one >= 0 for one in found) or not 0 < sum(found) < float("inf"):
+        numbers = []
+    total = sum(numbers)
+    if len(numbers) != count or not all(number >= 0 for number in numbers) or not 0 < total < float("inf"):
         example = ",".join(["2", *["1"] * (count - 1)])
         raise RunError(
             f"--weights {text}: expected a finite number of at least 0 for each of the {count} members, not all 0, for "
             f"example {example}"
         )
-    return tuple(one / sum(found) for one in found)
+    return tuple(number / total for number in numbers)
 
 
 def read_entries(path: Path) -> tuple[EnsembleEntry, ...]:
-    """The rows of an ensemble.
+    """The entries of an ensemble's ensemble.json.
 
     Raises:
         RunError: ensemble.json is not what fewsight wrote.
@@ -461,59 +481,66 @@ def read_entries(path: Path) -> tuple[EnsembleEntry, ...]:
     values = files.read_json(path / ENSEMBLE)
     try:
         entries = tuple(
-            EnsembleEntry(str(one["member"]), str(one["run"]), int(one["px"]), float(one["weight"]))
-            for one in values["rows"]
+            EnsembleEntry(str(row["member"]), str(row["run"]), int(row["px"]), float(row["weight"]))
+            for row in values["rows"]
         )
     except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise RunError(f"{path / ENSEMBLE} is not what `fewsight ensemble` wrote: {error!r}") from error
-    strange = any(entry.run in ("", "..") or Path(entry.run).name != entry.run for entry in entries)
-    if not entries or strange or not all(0 < entry.weight <= 1 for entry in entries):
-        raise RunError(f"{path / ENSEMBLE} is not what `fewsight ensemble` wrote: no rows, or strange weights or names")
+    bad_name = any(entry.run in ("", "..") or Path(entry.run).name != entry.run for entry in entries)
+    if not entries or bad_name or not all(0 < entry.weight <= 1 for entry in entries):
+        raise RunError(
+            f"{path / ENSEMBLE} is not what `fewsight ensemble` wrote: no rows, or invalid weights or names of runs"
+        )
     return entries
 
 
 def write_entries(path: Path, entries: Sequence[EnsembleEntry]) -> None:
     """Write ensemble.json."""
-    rows = [{"member": one.member, "run": one.run, "px": one.px, "weight": one.weight} for one in entries]
+    rows = [{"member": entry.member, "run": entry.run, "px": entry.px, "weight": entry.weight} for entry in entries]
     files.write_json(path / ENSEMBLE, {"rows": rows})
 
 
-def _each_alike(results: Sequence[Result]) -> Weights:
+def _equal_weights(results: Sequence[Result]) -> Weights:
     return {result: 1 / len(results) for result in results}
 
 
 def _member_scores(path: Path, run: str, split: str) -> Path:
-    """Where an ensemble's scores of one of its runs lie: beside ensemble.json, or in the run."""
+    """The folder of an ensemble's scores of one of its runs: beside ensemble.json, or in the run."""
     beside = path / run
     return beside if (beside / "store.json").exists() else _scores_folder(path / "runs" / run, split, path)
 
 
-def _scores_folder(path: Path, split: str, asked: Path | None = None) -> Path:
+def _scores_folder(path: Path, split: str, ensemble: Path | None = None) -> Path:
     """The folder of a store: `path` itself, or `path/scores/<split>`.
 
+    Args:
+        path: a run, or a folder of scores.
+        split: of a run.
+        ensemble: that the run belongs to, for the message.
+
     Raises:
-        RunError: there is none.
+        RunError: there are no such scores.
     """
     if (path / "store.json").exists():
         return path
     folder = path / "scores" / split
     if (folder / "store.json").exists():
         return folder
-    if there := ", ".join(sorted(_splits(path))):
-        raise RunError(f"{path} has no scores of {split!r}; it has scores of {there} (--split)")
-    if asked is None:
-        _check_could_have_scores(path)
-    raise RunError(f"{path} has no scores of {split!r}; make them with: fewsight evaluate {asked or path} DATA")
+    if available := ", ".join(sorted(_splits(path))):
+        raise RunError(f"{path} has no scores of {split!r}; it has scores of {available} (--split)")
+    if ensemble is None:
+        _check_finished(path)
+    raise RunError(f"{path} has no scores of {split!r}; make them with: fewsight evaluate {ensemble or path} DATA")
 
 
-def _check_could_have_scores(path: Path) -> None:
-    """Refuse what is no run, and a run that is not finished.
+def _check_finished(path: Path) -> None:
+    """Raise unless `path` is a finished run.
 
     Raises:
-        RunError: says which.
+        RunError: says what it is instead.
     """
     if not path.is_dir():
-        raise RunError(f"{path} is not there; expected a run that was evaluated, an ensemble, or a folder of scores")
+        raise RunError(f"{path} does not exist; expected a run that was evaluated, an ensemble, or a folder of scores")
     if not (path / "run.json").is_file():
         raise RunError(
             f"{path} holds no run.json and no scores, so it is neither a run nor a folder of scores; expected a folder "

@@ -1,4 +1,4 @@
-"""Questions to kept scores, answered as lines with counts and intervals: rows, comparisons, ablations."""
+"""Tables computed from stored scores: accuracy by test size, comparisons, ablations, fusions of runs."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from fewsight.scores.fusion import (
     greedy_weights,
     open_scored,
     parse_views,
-    read_weights,
+    parse_weights,
     restrict,
     uniform,
 )
@@ -28,7 +28,7 @@ from fewsight.wording import counted
 
 @dataclass(frozen=True)
 class Line:
-    """The accuracy of a fusion of results, and where it is compared with another, the paired difference."""
+    """The accuracy of a fusion, with the paired difference if it is compared with another."""
 
     name: str
     num_results: int
@@ -37,43 +37,45 @@ class Line:
 
 
 def lines_by_size(scored: Scored) -> list[Line]:
-    """One line for each row (a run at a test size, the mean over its crops), then all of them together.
+    """A line for each run at a test size, then a line for all of them together.
 
     Raises:
         RunError: the images have no labels.
     """
-    several = len({row.run for row in scored.sized_runs}) > 1
-    asked = [(f"{row.run} " * several + f"{row.px} px", uniform([row])) for row in scored.sized_runs]
-    if len(asked) > 1:
-        asked.append(("all views" if len(scored.members) == 1 else "fusion", scored.weights))
-    return lines(asked)
+    several = len({sized_run.run for sized_run in scored.sized_runs}) > 1
+    named = [
+        (f"{sized_run.run} " * several + f"{sized_run.px} px", uniform([sized_run])) for sized_run in scored.sized_runs
+    ]
+    if len(named) > 1:
+        named.append(("all views" if len(scored.members) == 1 else "fusion", scored.weights))
+    return lines(named)
 
 
 def describe_mean(scored: Scored) -> str:
-    """What the probabilities are, in words: `the view center-32`, `the mean of 8 views, each with its mirror image`."""
+    """What a fusion averages: `the view center-32`, `the mean of 8 views, each with its mirror image`."""
     results = list(scored.weights)
-    mirrored = all(one.flips and one.store.about.flip for one in results)
+    mirrored = all(result.flips and result.store.about.flip for result in results)
     if len(results) == 1:
         return f"the view {results[0].view}" + " and its mirror image" * mirrored
-    of = f" of {len(scored.members)} members" * (len(scored.members) > 1)
-    weighed = "weighed " * (len(set(scored.weights.values())) > 1)
-    return f"the {weighed}mean of {len(results)} views{of}" + ", each with its mirror image" * mirrored
+    members = f" of {len(scored.members)} members" * (len(scored.members) > 1)
+    weighted = "weighted " * (len(set(scored.weights.values())) > 1)
+    return f"the {weighted}mean of {len(results)} views{members}" + ", each with its mirror image" * mirrored
 
 
-def lines(asked: Sequence[tuple[str, Weights]], base: Weights | None = None) -> list[Line]:
-    """A line for each fusion, in one pass over the files; paired with `base` where it is given."""
-    found = correct_top1([*(weights for _, weights in asked), *([base] if base else [])])
+def lines(named: Sequence[tuple[str, Weights]], base: Weights | None = None) -> list[Line]:
+    """A line for each named fusion, in one pass over the files; compared with `base` if it is given."""
+    correct = correct_top1([*(weights for _, weights in named), *([base] if base else [])])
     return [
-        Line(name, len(weights), _share(one), paired(found[-1], one) if base else None)
-        for (name, weights), one in zip(asked, found, strict=False)
+        Line(name, len(weights), _accuracy(row), paired(correct[-1], row) if base else None)
+        for (name, weights), row in zip(named, correct, strict=False)
     ]
 
 
 def compare(first: Scored, second: Scored) -> Paired:
-    """All of one run's views against all of another's, image by image.
+    """Compare two runs or ensembles image by image, each by the mean of all its views.
 
     Raises:
-        RunError: they hold other images or classes, or could not read the same ones.
+        RunError: their images or classes differ, or different images could not be read.
     """
     check_same_images([first.first_store, second.first_store])
     before, after = correct_top1([first.weights, second.weights])
@@ -82,109 +84,120 @@ def compare(first: Scored, second: Scored) -> Paired:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What the parts of a fusion give: the whole, then parts of it, each compared with it on the same images."""
+    """The accuracy of a fusion and of parts of it, each compared with the whole on the same images."""
 
     whole: Line
     groups: tuple[tuple[str, tuple[Line, ...]], ...]  # "by scale" -> lines
 
 
 def ablate(scored: Scored) -> Ablation:
-    """What each scale, each crop, the flips and each member give.
+    """The contribution of each scale, each crop, the mirrored views and each member.
 
     Raises:
-        RunError: there is nothing to take away.
+        RunError: there is only one view, so that nothing can be left out.
     """
     whole = scored.weights
-    asked = {group: parts for group, parts in _parts(scored).items() if parts}
-    if not asked:
-        raise RunError(
-            f"{scored.path} has scores of one view, so there is nothing to take away; evaluate with --views report"
-        )
-    flat = [(group, name, weights) for group, parts in asked.items() for name, weights in parts.items()]
-    found = correct_top1([whole, *(weights for _, _, weights in flat)])
-    grouped: dict[str, list[Line]] = {group: [] for group in asked}
-    for (group, name, weights), one in zip(flat, found[1:], strict=True):
-        grouped[group].append(Line(name, len(weights), _share(one), paired(found[0], one)))
-    top = Line("all together", len(whole), _share(found[0]))
-    return Ablation(top, tuple((group, tuple(parts)) for group, parts in grouped.items()))
+    groups = {group: parts for group, parts in _parts(scored).items() if parts}
+    if not groups:
+        raise RunError(f"{scored.path} has scores of one view, so nothing can be left out; evaluate with --views paper")
+    flat = [(group, name, weights) for group, parts in groups.items() for name, weights in parts.items()]
+    correct = correct_top1([whole, *(weights for _, _, weights in flat)])
+    grouped: dict[str, list[Line]] = {group: [] for group in groups}
+    for (group, name, weights), row in zip(flat, correct[1:], strict=True):
+        grouped[group].append(Line(name, len(weights), _accuracy(row), paired(correct[0], row)))
+    first_line = Line("all together", len(whole), _accuracy(correct[0]))
+    return Ablation(first_line, tuple((group, tuple(parts)) for group, parts in grouped.items()))
 
 
 def _parts(scored: Scored) -> dict[str, dict[str, Weights]]:
-    whole, results = scored.weights, list(scored.weights)
-    sizes, crops = sorted({one.px for one in results}), sorted({one.crop for one in results})
+    """Group -> name -> part of the fusion, for the groups that have more than one part."""
+    whole, results, members = scored.weights, list(scored.weights), scored.members
+    sizes, crops = sorted({result.px for result in results}), sorted({result.crop for result in results})
     parts: dict[str, dict[str, Weights]] = {
-        "one scale": {f"{px} px alone": restrict(whole, [one for one in results if one.px == px]) for px in sizes},
+        "one scale": {
+            f"{px} px alone": restrict(whole, [result for result in results if result.px == px]) for px in sizes
+        },
         "one crop": {
-            f"{crop} crops alone": restrict(whole, [one for one in results if one.crop == crop]) for crop in crops
+            f"{crop} crops alone": restrict(whole, [result for result in results if result.crop == crop])
+            for crop in crops
         },
         "flips": _without_flips(scored),
-        "one member": {one.name: restrict(whole, _results([one])) for one in scored.members},
+        "one member": {member.name: restrict(whole, _results([member])) for member in members},
         "without a member": {
-            f"without {one.name}": restrict(whole, _results([other for other in scored.members if other is not one]))
-            for one in scored.members
+            f"without {member.name}": restrict(whole, _results([other for other in members if other is not member]))
+            for member in members
         },
     }
-    single = {"one scale": len(sizes), "one crop": len(crops), "flips": 2, "without a member": len(scored.members)}
-    single["one member"] = len(scored.members)
-    return {group: names for group, names in parts.items() if single[group] > 1}
+    num_choices = {"one scale": len(sizes), "one crop": len(crops), "flips": 2, "without a member": len(members)}
+    num_choices["one member"] = len(members)
+    return {group: names for group, names in parts.items() if num_choices[group] > 1}
 
 
 def _without_flips(scored: Scored) -> dict[str, Weights]:
-    """The same fusion of views without their flipped twins, where all of them were scored so too."""
-    twins = {}
+    """The same fusion without mirrored views; empty unless all of its views were also scored without them."""
+    weights = {}
     for result, weight in scored.weights.items():
         if result.unmirrored.view not in result.store.views:
             return {}
-        twins[result.unmirrored] = weight
-    return {"without flips": twins}
+        weights[result.unmirrored] = weight
+    return {"without flips": weights}
 
 
 def _results(members: Sequence[Member]) -> list[Result]:
-    return [result for member in members for row in member.sized_runs for result in row.results]
+    return [result for member in members for sized_run in member.sized_runs for result in sized_run.results]
 
 
 def fuse(scored: Sequence[Scored], weights: Sequence[float] | None = None) -> Scored:
-    """Runs as one ensemble: uniform over all their rows, or a weight for each run; one of weight 0 is left out.
+    """Runs as the members of one ensemble.
+
+    Args:
+        scored: the runs' scores.
+        weights: one for each run; a run of weight 0 is left out. None: uniform over all runs at a test size.
 
     Raises:
-        RunError: they hold other images or classes.
+        RunError: their images or classes differ.
     """
-    check_same_images([one.first_store for one in scored])
-    shares = weights or [len(one.sized_runs) for one in scored]
-    taken = [(as_member(one), share) for one, share in zip(scored, shares, strict=True) if share]
-    members = tuple(member for member, _ in taken)
-    return Scored(scored[0].path, members, fuse_members(members, [share for _, share in taken]))
+    check_same_images([run.first_store for run in scored])
+    run_weights = weights or [len(run.sized_runs) for run in scored]
+    used = [(as_member(run), weight) for run, weight in zip(scored, run_weights, strict=True) if weight]
+    members = tuple(member for member, _ in used)
+    return Scored(scored[0].path, members, fuse_members(members, [weight for _, weight in used]))
 
 
 def fusions(
-    scored: Sequence[Scored], views: str | None, *, rows_alike: bool, weights: str | None, choose_on: str | None
+    scored: Sequence[Scored], views: str | None, *, equal_weights: bool, weights: str | None, choose_on: str | None
 ) -> Iterator[tuple[str, Scored]]:
-    """(what it is, the runs as one ensemble), for each way that is asked for.
+    """Runs as one ensemble, in each of the requested ways.
 
     Args:
+        scored: the runs' scores.
         views: that `scored` was restricted to.
-        rows_alike: uniform over the rows.
-        weights: a number for each run, with commas.
-        choose_on: a split, on whose kept scores weights are chosen greedily.
+        equal_weights: uniform over all runs at a test size.
+        weights: a number for each run, separated by commas.
+        choose_on: a split, on whose stored scores weights are chosen greedily.
+
+    Yields:
+        A description, and the ensemble.
 
     Raises:
-        RunError: weights are not such numbers, or would be chosen on images that were trained on.
+        RunError: the weights are not such numbers, or would be chosen on images that were trained on.
     """
     several = counted(len(scored), "run")
-    if rows_alike:
-        yield f"{several}, uniform over {counted(sum(len(one.sized_runs) for one in scored), 'row')}", fuse(scored)
+    if equal_weights:
+        num_sized_runs = sum(len(run.sized_runs) for run in scored)
+        yield f"{several}, uniform over {counted(num_sized_runs, 'test size')}", fuse(scored)
     if weights is not None:
-        yield f"{several}, weights {weights}", fuse(scored, read_weights(weights, len(scored)))
+        yield f"{several}, weights {weights}", fuse(scored, parse_weights(weights, len(scored)))
     if choose_on is not None:
-        seen = [open_scored(one.path, choose_on, parse_views(views)) for one in scored]
-        check_same_images([one.first_store for one in seen])
-        for one in seen:
-            check_not_trained_on(one, "weights")
-        chosen = greedy_weights([as_member(one) for one in seen])
-        told = ", ".join(f"{one:.2f}" for one in chosen)
-        same = [one.first_store.path for one in seen] == [one.first_store.path for one in scored]
-        flatters = ", so the figure flatters" if same else ""
-        yield f"{several}, weights {told} chosen on {choose_on}{flatters}", fuse(scored, chosen)
+        chosen_on = [open_scored(run.path, choose_on, parse_views(views)) for run in scored]
+        check_same_images([run.first_store for run in chosen_on])
+        for run in chosen_on:
+            check_not_trained_on(run, "weights")
+        chosen = greedy_weights([as_member(run) for run in chosen_on])
+        numbers = ", ".join(f"{weight:.2f}" for weight in chosen)
+        same_scores = [run.first_store.path for run in chosen_on] == [run.first_store.path for run in scored]
+        remark = ", so the accuracy is optimistic" if same_scores else ""
+        yield f"{several}, weights {numbers} chosen on {choose_on}{remark}", fuse(scored, chosen)
 
 
 def as_member(scored: Scored) -> Member:
@@ -192,5 +205,5 @@ def as_member(scored: Scored) -> Member:
     return Member(str(scored.path), scored.sized_runs, scored.weights)
 
 
-def _share(found: np.ndarray) -> Proportion:
-    return wilson(int(found.sum()), len(found))
+def _accuracy(correct: np.ndarray) -> Proportion:
+    return wilson(int(correct.sum()), len(correct))

@@ -1,4 +1,4 @@
-"""Images + model -> log-probabilities of views cut from the original images."""
+"""Images + model -> log-probabilities of the views, each cut from the original image."""
 
 import hashlib
 import math
@@ -23,20 +23,22 @@ from fewsight.models.classifier import Classifier
 from fewsight.recipes import Recipe
 
 BATCH = 64  # images that are loaded and scored together
-PART_PIXELS = 64 * 224**2  # of one view, that go through the model at a time
-Source = Path | bytes | PILImage | np.ndarray  # a file, what a file holds, or an image in memory
+MAX_FORWARD_PIXELS = 64 * 224**2  # of one view, in one forward pass
+Source = Path | bytes | PILImage | np.ndarray  # a file, the contents of a file, or an image in memory
 
 
 @dataclass(frozen=True)
 class Scores:
     """Scores of some images, in the order given."""
 
-    start: int  # position of the first
-    results: np.ndarray  # float32 [V, n, K], natural log-probabilities of each view; NaN where `errors` says why
-    errors: list[str | None]  # [n]
-    digests: list[str]  # [n], 64 bits of each file's BLAKE2b in hexadecimal; empty where it cannot be read
-    pixels: list[str]  # [n], digests of the upright images as a scan has them, where asked for
-    features: np.ndarray | None = None  # float32 [n, D], pooled, the views' mean, where asked for; NaN as above
+    start: int  # position of the first image
+    results: np.ndarray  # float32 [V, n, K], natural log-probabilities of each view; NaN for an image with an error
+    errors: list[str | None]  # [n], why an image could not be read
+    digests: list[str]  # [n], 64 bits of each file's BLAKE2b in hexadecimal; empty if it could not be read
+    pixels: list[str]  # [n], digests of the upright images as a scan computes them, if requested
+    features: np.ndarray | None = (
+        None  # float32 [n, D], pooled features, mean over the views, if requested; NaN as above
+    )
 
     @property
     def log_probs(self) -> np.ndarray:
@@ -52,14 +54,14 @@ def mean_probs(log_probs: np.ndarray) -> np.ndarray:
 
 
 def views_of(recipe: Recipe, names: str = "center") -> tuple[View, ...]:
-    """The views that `--views` names for a resolved recipe.
+    """The views that a value of `--views` stands for in a finished run.
 
     Raises:
-        RecipeError: no such view.
+        RecipeError: there is no such view, or the recipe's test sizes are not resolved.
     """
     if recipe.eval.test_px == "auto":
         raise RecipeError(
-            'recipe.toml of the run has eval.test_px = "auto", which no finished run has; restore it from a copy'
+            'the run\'s recipe.toml has eval.test_px = "auto", which a finished run never has; restore it from a copy'
         )
     return named_views(names, recipe.eval.test_px)
 
@@ -77,30 +79,35 @@ def score_images(
     pixels: bool = False,
     loads: "SharedLoads | None" = None,
 ) -> Iterator[Scores]:
-    """Score views of each image; where the recipe flips, the flipped twin's probabilities are averaged in each.
+    """Score views of images, batch by batch.
 
-    The model must be in evaluation mode. An image that cannot be read gets its error and rows of NaN.
+    Where the recipe flips, each view's probabilities are averaged with those of its mirrored view. An image that cannot
+    be read has an error, and scores of NaN.
 
     Args:
-        paths: files or what they hold; or images in memory, whose random boxes are drawn by their pixels.
-        views: which; none: the centre at the recipe's first test size.
-        features: also give the pooled features, the mean over views and flips.
-        pixels: also give the digests of the pixels.
-        loads: as in `score_into`.
+        model: in evaluation mode.
+        normalise: of the run.
+        paths: files or their contents; or images in memory, whose random crops depend on their pixels.
+        recipe: resolved.
+        views: to score; default: the centre view at the recipe's first test size.
+        batch_size: images that are loaded and scored together.
+        features: also return the pooled features, averaged over views and mirrored views.
+        pixels: also return digests of the pixels.
+        loads: decoded images, shared by runs that score the same images in turns.
     """
     views = views or views_of(recipe)
     workers = 1 if recipe.run.workers == "auto" else max(1, recipe.run.workers)
-    for start, loaded in _loaded(paths, cuts_of(views), recipe, batch_size, workers, pixels, loads):
-        seen = score_cuts(model, normalise, [one.cuts for one in loaded], recipe, views)
-        failed = [one.error is not None for one in loaded]
-        results = np.stack([_rows(log_probs, failed) for log_probs, _ in seen])
-        pooled = _rows(torch.stack([one for _, one in seen]).mean(0), failed) if features else None
+    for start, images in _loaded_batches(paths, distinct_cuts(views), recipe, batch_size, workers, pixels, loads):
+        outputs = score_cuts(model, normalise, [image.cuts for image in images], recipe, views)
+        failed = [image.error is not None for image in images]
+        results = np.stack([_to_array(log_probs, failed) for log_probs, _ in outputs])
+        pooled = _to_array(torch.stack([output for _, output in outputs]).mean(0), failed) if features else None
         yield Scores(
             start,
             results,
-            [one.error for one in loaded],
-            [one.digest for one in loaded],
-            [one.pixels for one in loaded],
+            [image.error for image in images],
+            [image.digest for image in images],
+            [image.pixels for image in images],
             pooled,
         )
 
@@ -108,16 +115,19 @@ def score_images(
 ViewOutput = tuple[Tensor, Tensor]  # log-probabilities [n, K] and features [n, D]
 
 
-def cuts_of(views: Sequence[View]) -> list[View]:
-    """What is to be cut out of each image: a view and its twin without flip show the same pixels."""
+def distinct_cuts(views: Sequence[View]) -> list[View]:
+    """The views without those that cut the same pixels as another: `center-64-noflip` cuts the same as `center-64`."""
     return list({view.cut: view for view in views}.values())
 
 
 def cut_all(image: PILImage, digest: str, cuts: Sequence[View], recipe: Recipe) -> list[np.ndarray]:
-    """Each of `cuts_of` some views out of an image; uint8 [px, px, 3] each.
+    """Cut `distinct_cuts` out of an image; uint8 [px, px, 3] each.
 
     Args:
+        image: RGB and upright.
         digest: 64 bits of the file's BLAKE2b in hexadecimal, see `file_digest`.
+        cuts: what to cut.
+        recipe: whose view seed and crop ratio are used.
     """
     seed, ratio = recipe.eval.view_seed, recipe.eval.crop_ratio
     return [cut_view(image, view, digest, view_seed=seed, ratio=ratio) for view in cuts]
@@ -125,67 +135,74 @@ def cut_all(image: PILImage, digest: str, cuts: Sequence[View], recipe: Recipe) 
 
 @torch.inference_mode()
 def score_cuts(
-    model: nn.Module, normalise: Normalise, images: Sequence[Sequence[np.ndarray]], recipe: Recipe,
+    model: nn.Module,
+    normalise: Normalise,
+    images: Sequence[Sequence[np.ndarray]],
+    recipe: Recipe,
     views: Sequence[View],
-) -> list[ViewOutput]:  # fmt: skip
-    """What the model sees in each view, in the order of `views`.
+) -> list[ViewOutput]:
+    """The model's output for each view, in the order of `views`.
 
     Args:
-        images: for each its `cut_all`.
+        model: in evaluation mode.
+        normalise: of the run.
+        images: for each image its `cut_all`.
+        recipe: resolved.
+        views: to score.
     """
-    flipped = {view.cut for view in views if view.flip and recipe.augment.flip_prob > 0}
-    sides = {
-        cut.cut: _sides(model, normalise, [one[number] for one in images], recipe, cut.cut in flipped)
-        for number, cut in enumerate(cuts_of(views))
+    mirrored = {view.cut for view in views if view.flip and recipe.augment.flip_prob > 0}
+    outputs = {
+        cut.cut: _forward_both(model, normalise, [cuts[index] for cuts in images], recipe, cut.cut in mirrored)
+        for index, cut in enumerate(distinct_cuts(views))
     }
-    return [_seen(sides[view.cut], view.flip) for view in views]
+    return [_mean_output(outputs[view.cut], view.flip) for view in views]
 
 
-def _sides(
-    model: nn.Module, normalise: Normalise, cuts: Sequence[np.ndarray], recipe: Recipe, flip: bool
+def _forward_both(
+    model: nn.Module, normalise: Normalise, cuts: Sequence[np.ndarray], recipe: Recipe, mirror: bool
 ) -> tuple[ViewOutput, ViewOutput | None]:
-    """What the model sees in the same cut of some images, and in its flipped twin; in parts that memory holds."""
+    """The output for the same cut of some images, and for its mirror images; in chunks that fit into memory."""
     px = cuts[0].shape[0]
-    part = max(1, PART_PIXELS // px**2)
-    plain, flipped = list[ViewOutput](), list[ViewOutput]()
-    for first in range(0, len(cuts), part):
-        images = normalise.of_bytes(_planes(cuts[first : first + part]))
+    size = max(1, MAX_FORWARD_PIXELS // px**2)
+    plain, mirrored = list[ViewOutput](), list[ViewOutput]()
+    for first in range(0, len(cuts), size):
+        images = normalise.of_bytes(_to_tensor(cuts[first : first + size]))
         plain.append(_forward(model, images, recipe.run.precision))
-        if flip:
-            flipped.append(_forward(model, images.flip(3), recipe.run.precision))
-    return _joined(plain), _joined(flipped) if flip else None
+        if mirror:
+            mirrored.append(_forward(model, images.flip(3), recipe.run.precision))
+    return _concatenated(plain), _concatenated(mirrored) if mirror else None
 
 
-def _planes(cuts: Sequence[np.ndarray]) -> Tensor:
+def _to_tensor(cuts: Sequence[np.ndarray]) -> Tensor:
     """uint8 [px, px, 3] each -> [B, 3, px, px]."""
     return torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2).contiguous()
 
 
 @torch.inference_mode()
-def activation_map(model: Classifier, normalise: Normalise, cut: np.ndarray, recipe: Recipe, place: int) -> np.ndarray:
-    """Where a model looked for the class at position `place`: uint8 [px, px, 3] -> float32 [h, w].
+def activation_map(model: Classifier, normalise: Normalise, cut: np.ndarray, recipe: Recipe, index: int) -> np.ndarray:
+    """The class activation map of the class `index`: uint8 [px, px, 3] -> float32 [h, w].
 
     Raises:
         RunError: the model has no such map, see `Classifier.activation_maps`.
     """
     device = torch.device(recipe.run.device)
-    images = normalise.of_bytes(_planes([cut]))
+    images = normalise.of_bytes(_to_tensor([cut]))
     with autocast(device, recipe.run.precision):
-        maps = model.activation_maps(images, torch.tensor([place], device=device))
-    found: np.ndarray = maps[0].float().cpu().numpy()
-    return found
+        maps = model.activation_maps(images, torch.tensor([index], device=device))
+    values: np.ndarray = maps[0].float().cpu().numpy()
+    return values
 
 
-def _joined(parts: Sequence[ViewOutput]) -> ViewOutput:
+def _concatenated(parts: Sequence[ViewOutput]) -> ViewOutput:
     return torch.cat([log_probs for log_probs, _ in parts]), torch.cat([features for _, features in parts])
 
 
-def _seen(sides: tuple[ViewOutput, ViewOutput | None], flip: bool) -> ViewOutput:
-    """A view: one side, or the mean of both."""
-    (log_probs, features), twin = sides
-    if twin is None or not flip:
+def _mean_output(both: tuple[ViewOutput, ViewOutput | None], flip: bool) -> ViewOutput:
+    """A view's output: of the cut alone, or the mean with its mirror image."""
+    (log_probs, features), mirrored = both
+    if mirrored is None or not flip:
         return log_probs, features
-    return torch.logaddexp(log_probs, twin[0]) - math.log(2), (features + twin[1]) / 2
+    return torch.logaddexp(log_probs, mirrored[0]) - math.log(2), (features + mirrored[1]) / 2
 
 
 def _forward(model: nn.Module, images: Tensor, precision: str) -> tuple[Tensor, Tensor]:
@@ -195,15 +212,16 @@ def _forward(model: nn.Module, images: Tensor, precision: str) -> tuple[Tensor, 
     return torch.log_softmax(logits.float(), dim=1), features.float()
 
 
-def _rows(values: Tensor, failed: list[bool]) -> np.ndarray:
-    rows: np.ndarray = values.cpu().numpy()
-    rows[failed] = np.nan
-    return rows
+def _to_array(values: Tensor, failed: list[bool]) -> np.ndarray:
+    """[n, ...] as NumPy array, with NaN for the failed images."""
+    array: np.ndarray = values.cpu().numpy()
+    array[failed] = np.nan
+    return array
 
 
 @dataclass(frozen=True)
-class _Loaded:
-    """The cuts of one file, its digests, or why there are none."""
+class _LoadedImage:
+    """The cuts of an image and its digests, or the reason why it could not be read."""
 
     cuts: list[np.ndarray]  # uint8 [px, px, 3] each
     digest: str
@@ -212,34 +230,41 @@ class _Loaded:
 
 
 def file_digest(data: bytes) -> str:
-    """64 bits of the BLAKE2b of what a file holds, in hexadecimal: what draws its random crops."""
+    """64 bits of the BLAKE2b of a file's contents, in hexadecimal; its random crops depend on it."""
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 class SharedLoads:
-    """The cuts of the last two batches of images, for runs that take turns with the same ones: each is decoded once.
+    """The cuts of the last two batches of images, shared by runs that score them in turns: each is decoded once.
 
-    Runs that want other cuts of an image load it themselves.
+    Runs that cut an image differently load it themselves.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[object, OrderedDict[Source, Future[_Loaded]]] = {}
+        self._kept: dict[object, OrderedDict[Source, Future[_LoadedImage]]] = {}
 
     def get(
-        self, source: Source, wanted: object, submit: Callable[[], "Future[_Loaded]"], most: int
-    ) -> "Future[_Loaded]":
-        """What was begun for a file and the same cuts, else what `submit` begins; of over `most` the oldest goes."""
+        self, source: Source, key: object, submit: Callable[[], "Future[_LoadedImage]"], max_images: int
+    ) -> "Future[_LoadedImage]":
+        """The load of a file that was started before with the same key, else the load that `submit` starts.
+
+        Args:
+            source: a file; an image in memory is never shared.
+            key: identifies the cuts.
+            submit: starts the load.
+            max_images: that are kept for each key; beyond it, the oldest is dropped.
+        """
         if not isinstance(source, Path):
             return submit()
-        kept = self._kept.setdefault(wanted, OrderedDict())
+        kept = self._kept.setdefault(key, OrderedDict())
         if source not in kept:
             kept[source] = submit()
-            if len(kept) > most:
+            if len(kept) > max_images:
                 kept.popitem(last=False)
         return kept[source]
 
 
-def _loaded(
+def _loaded_batches(
     paths: Sequence[Source],
     cuts: Sequence[View],
     recipe: Recipe,
@@ -247,10 +272,10 @@ def _loaded(
     workers: int,
     pixels: bool,
     loads: SharedLoads | None,
-) -> Iterator[tuple[int, list[_Loaded]]]:
-    """Batches of (position, files); each is decoded once, and the next batch loads while one is scored."""
+) -> Iterator[tuple[int, list[_LoadedImage]]]:
+    """Batches of (position, images); each is decoded once, and the next batch loads while one is scored."""
 
-    def load(source: Source) -> _Loaded:
+    def load(source: Source) -> _LoadedImage:
         digest = ""
         try:
             if isinstance(source, Path | bytes):
@@ -259,21 +284,21 @@ def _loaded(
                 image = decode_bytes(data, str(source) if isinstance(source, Path) else "image")
             else:
                 image, digest = take_image(source, "image")
-            return _Loaded(cut_all(image, digest, cuts, recipe), digest, pixel_digest(image) if pixels else "")
+            return _LoadedImage(cut_all(image, digest, cuts, recipe), digest, pixel_digest(image) if pixels else "")
         except DataError as error:
-            return _Loaded([np.zeros((cut.px, cut.px, 3), np.uint8) for cut in cuts], digest, "", str(error))
+            return _LoadedImage([np.zeros((cut.px, cut.px, 3), np.uint8) for cut in cuts], digest, "", str(error))
 
-    wanted = tuple(cut.cut for cut in cuts), recipe.eval.view_seed, recipe.eval.crop_ratio, pixels
+    key = tuple(cut.cut for cut in cuts), recipe.eval.view_seed, recipe.eval.crop_ratio, pixels
     shared = SharedLoads() if loads is None else loads
     with ThreadPoolExecutor(workers) as pool:
 
-        def begun(start: int) -> list[Future[_Loaded]]:
+        def submit_batch(start: int) -> list[Future[_LoadedImage]]:
             return [
-                shared.get(path, wanted, partial(pool.submit, load, path), 2 * batch_size)
+                shared.get(path, key, partial(pool.submit, load, path), 2 * batch_size)
                 for path in paths[start : start + batch_size]
             ]
 
-        waiting = begun(0)
+        loading = submit_batch(0)
         for start in range(0, len(paths), batch_size):
-            ready, waiting = waiting, begun(start + batch_size)
+            ready, loading = loading, submit_batch(start + batch_size)
             yield start, [future.result() for future in ready]

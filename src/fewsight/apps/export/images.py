@@ -76,7 +76,7 @@ def images_of_run(selection: RunsAndViews, split: str, data: Path | None, limit:
 
 def given_images(inputs: Sequence[str], limit: int) -> ImageSet:
     """The images of files, folders and patterns, as `predict` takes them; at most `limit`."""
-    paths = prediction_files.expand(inputs)
+    paths = prediction_files.expand_inputs(inputs)
     files = tuple(Path(paths[index]) for index in sample_indices(len(paths), limit, SEED))
     return ImageSet(", ".join(inputs), files, ())
 

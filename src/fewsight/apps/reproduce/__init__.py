@@ -1,4 +1,4 @@
-"""The report, run by one command: eight trainings, seven models, 28 rows, their tables and the fusion."""
+"""Reproduction of the paper by one command: eight trainings, seven models, 28 table rows, the fusion, the ablation."""
 
 from fewsight.apps.reproduce.drive import reproduce
 

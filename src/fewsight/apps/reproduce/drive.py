@@ -1,4 +1,4 @@
-"""`fewsight reproduce`: plan, train and test what is missing, then the tables."""
+"""`fewsight reproduce`: plan, train and test what is missing, then write the tables."""
 
 import math
 import shutil
@@ -12,11 +12,11 @@ import numpy as np
 from rich.console import Console
 
 from fewsight import runs
-from fewsight.apps.reproduce.answers import TestedRun, answer
 from fewsight.apps.reproduce.jobs import Outcome, Task, last_line, run_tasks
-from fewsight.apps.reproduce.plan import Job, makespan, plan_full, plan_small, row_px, small_px
+from fewsight.apps.reproduce.plan import Job, makespan, mapped_px, plan_full, plan_small, small_px
 from fewsight.apps.reproduce.published import MODELS, TRAININGS
 from fewsight.apps.reproduce.show import show_reproduction, write_reproduction
+from fewsight.apps.reproduce.tables import TestedRun, build_tables
 from fewsight.data import evaluation_samples, read_dataset
 from fewsight.data.prepare import Prepared, prepare
 from fewsight.errors import DataError, RecipeError, RunError
@@ -31,13 +31,13 @@ from fewsight.terminal import duration, printable, progress_counter
 from fewsight.wording import counted
 
 PLAN = "plan.json"
-TEST = "test"  # the folder of each run's scores
+STORE = "test"  # name of the store of each run's test scores
 HEARTBEAT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is to be reproduced, as plan.json keeps it."""
+class Target:
+    """What to reproduce on, as plan.json keeps it."""
 
     data: str
     test: str  # a split of the data, or a folder
@@ -56,63 +56,71 @@ def reproduce(
     dry_run: bool = False,
     console: Console,
 ) -> int:
-    """Train the report's eight runs, test them in eight views, and show its tables beside ours.
+    """Train the paper's eight runs, test them in eight views, and show its tables with our figures next to its own.
 
-    What is finished is skipped, what was interrupted goes on, a failed training is named and the others go on.
+    Finished trainings are skipped and interrupted ones are resumed. If a training fails, the others go on.
 
     Args:
+        data: the dataset.
+        out: the folder to write.
         test: a labelled split of the data, which is not trained on, or a folder.
-        scale: "full", the report as written; "small", small members of its families at half the images' size.
-        hours: at small scale, the time that the epochs are fitted to where it is short.
-        jobs: trainings beside each other; None: one for each device, at small scale on a CPU one for each core.
-        devices: such as cuda:0, cuda:1; none: what the machine has.
-        dry_run: show the plan and what it will take, and stop.
+        scale: "full", as in the paper; "small", small models of the same families at half the images' size.
+        hours: at small scale, the time to fit the number of epochs to, if it is short.
+        jobs: number of trainings in parallel; None: one per device, or per core at small scale on a CPU.
+        devices: such as cuda:0, cuda:1; empty for what the machine has.
+        dry_run: show the plan with its time, memory and disk space, and stop.
+        console: where to print.
 
     Returns:
-        0, or 1 where a training failed.
+        0, or 1 if a training failed.
 
     Raises:
-        DataError, RecipeError, RunError: before anything is trained.
+        DataError, RecipeError, RunError: before anything is trained, or if no training succeeded.
     """
     if not 0 < hours < math.inf:
         raise RecipeError(f"--hours {hours:g}: expected a number above 0, for example 1")
-    merge_val, place, num_test = _read(data, test)
-    wanted = Wanted(str(data.resolve()), place, scale)
-    _check_place(out, wanted)
+    merge_val, test_name, num_test = _read(data, test)
+    target = Target(str(data.resolve()), test_name, scale)
+    _check_out(out, target)
     slots = _slots(scale, jobs, devices)
     device = "auto" if not devices else devices[0].split(":")[0]
     on_cpu = resolve_device(device).type == "cpu"
-    threads = max(1, num_cores() // len(slots)) if on_cpu else None  # beside each other they share the cores
+    threads = max(1, num_cores() // len(slots)) if on_cpu else None  # parallel trainings share the cores
     with progress_counter(console, "checking images") as progress:
         prepared = prepare(data, Data(merge_val=merge_val), progress=progress)
-    planned = _plan(out, wanted, prepared, hours, len(slots), num_test, merge_val, threads, device, console)
-    _show_plan(console, wanted, planned, prepared, len(slots), num_test, merge_val)
+    planned = _plan(out, target, prepared, hours, len(slots), num_test, merge_val, threads, device, console)
+    _show_plan(console, target, planned, prepared, len(slots), num_test, merge_val)
     if dry_run:
         return 0
-    _write_plan(out, wanted, planned)
-    tasks = [_task(job, data, out, wanted) for job in planned]
-    begun = time.monotonic()
+    _write_plan(out, target, planned)
+    tasks = [_task(job, data, out, target) for job in planned]
+    start = time.monotonic()
     with files.locked(out, "reproducing"):
         outcome = run_tasks(
             tasks, slots, threads=threads, say=lambda text: console.print(printable(text)), watch=_watch(console)
         )
-    console.print(f"trained and tested in {duration(time.monotonic() - begun)}")
-    _say_failures(console, outcome)
+    console.print(f"trained and tested in {duration(time.monotonic() - start)}")
+    _show_failures(console, outcome)
     tested = _tested(out, planned)
     if not tested:
-        raise RunError(f"{out}: no training ended well, so there are no tables; see {out / 'logs'}")
-    found = answer(tested, scale)
-    show_reproduction(console, found)
-    for path in write_reproduction(out, found):
+        raise RunError(f"{out}: no training succeeded, so there are no tables; see {out / 'logs'}")
+    reproduction = build_tables(tested, scale)
+    show_reproduction(console, reproduction)
+    for path in write_reproduction(out, reproduction):
         console.print(f"wrote {path}")
     if len(tested) == len(planned):
-        _keep_ensemble(out, planned)
-        console.print(f"the fusion is a run: fewsight predict {out / 'ensemble'} IMAGES --out predictions.csv")
+        _write_ensemble(out, planned)
+        console.print(
+            f"the fusion is saved as an ensemble: fewsight predict {out / 'ensemble'} IMAGES --out predictions.csv"
+        )
     return 1 if outcome.failed or outcome.blocked else 0
 
 
 def _read(data: Path, test: str) -> tuple[bool, str, int]:
-    """Whether val is merged, the test's place in words, and how many images it has.
+    """Find the test images.
+
+    Returns:
+        Whether val is trained on too; the name of the test split, or the path of the folder; how many images it has.
 
     Raises:
         DataError: there is no such labelled split or folder.
@@ -120,37 +128,38 @@ def _read(data: Path, test: str) -> tuple[bool, str, int]:
     settings = Data()
     dataset = read_dataset(data, holdout=settings.holdout, seed=settings.split_seed)
     classes = dataset.classes_of("train")
-    named = test in dataset.splits or test in dataset.unlabelled
-    if not named and Path(test).is_dir():
-        found = evaluation_samples(Path(test), classes)
-        return "val" in dataset.splits, str(Path(test).resolve()), len(found.samples)
-    if not named and Path(data, "..", test).is_dir():
-        raise DataError(f"{data}: no split {test!r}; for the folder beside it say --test {Path(data).parent / test}")
+    is_split = test in dataset.splits or test in dataset.unlabelled
+    if not is_split and Path(test).is_dir():
+        evaluation = evaluation_samples(Path(test), classes)
+        return "val" in dataset.splits, str(Path(test).resolve()), len(evaluation.samples)
+    if not is_split and Path(data, "..", test).is_dir():
+        raise DataError(f"{data}: no split {test!r}; for the folder next to it use --test {Path(data).parent / test}")
     if test == "train":
-        raise DataError("--test train: the report's models are trained on it; name another split or a folder")
+        raise DataError("--test train: the paper's models are trained on it; use another split or a folder")
     if test in dataset.unlabelled:
         raise DataError(
-            f"{data}: {test} has no labels, so there are no tables to make; say --test SPLIT or --test FOLDER of "
-            "labelled images (with --test val the models are trained on train alone)"
+            f"{data}: {test} has no labels, which the tables need; use --test SPLIT or --test FOLDER with labelled "
+            "images (with --test val the models are trained on train alone)"
         )
-    found = evaluation_samples(data, classes, test, holdout=settings.holdout, seed=settings.split_seed)
-    return "val" in dataset.splits and found.split != "val", found.split, len(found.samples)
+    evaluation = evaluation_samples(data, classes, test, holdout=settings.holdout, seed=settings.split_seed)
+    return "val" in dataset.splits and evaluation.split != "val", evaluation.split, len(evaluation.samples)
 
 
-def _check_place(out: Path, wanted: Wanted) -> None:
+def _check_out(out: Path, target: Target) -> None:
+    """Refuse a folder with other content, or with a reproduction that has another target."""
     if (out / PLAN).is_file():
         values = files.read_json(out / PLAN)
-        there = {name: values.get(name) for name in ("data", "test", "scale")} if isinstance(values, dict) else {}
-        ours = {"data": wanted.data, "test": wanted.test, "scale": wanted.scale}
-        told = [f"{name} {there.get(name)}, not {ours[name]}" for name in ours if there.get(name) != ours[name]]
-        if told:
-            raise RunError(f"{out} was begun with other wishes ({'; '.join(told)}); choose another --out")
+        before = values if isinstance(values, dict) else {}
+        options = asdict(target).items()
+        different = [f"{name} {before.get(name)}, not {value}" for name, value in options if before.get(name) != value]
+        if different:
+            raise RunError(f"{out} was started with different options ({'; '.join(different)}); choose another --out")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} is already there and holds no reproduction; choose another --out. Nothing was changed.")
+        raise RunError(f"{out} already exists and holds no reproduction; choose another --out. Nothing was changed.")
 
 
 def _slots(scale: str, jobs: int | None, devices: Sequence[str]) -> list[str | None]:
-    """A device for each training beside the others."""
+    """The devices of the trainings that run in parallel."""
     if jobs is not None and jobs < 1:
         raise RecipeError(f"--jobs {jobs}: expected at least 1")
     kind = resolve_device(devices[0] if devices else "auto").type
@@ -163,30 +172,30 @@ def _slots(scale: str, jobs: int | None, devices: Sequence[str]) -> list[str | N
 
 def _plan(
     out: Path,
-    wanted: Wanted,
+    target: Target,
     prepared: Prepared,
     hours: float,
-    at_once: int,
+    num_slots: int,
     num_test: int,
     merge_val: bool,
     threads: int | None,
     device: str,
     console: Console,
 ) -> list[Job]:
-    """The plan that `out` was begun with, or a new one; the recipes of a begun one are taken as they stand there."""
+    """The plan that `out` was started with, its recipes as they are there now; else a new plan."""
     if (out / PLAN).is_file():
         return _read_plan(out)
     with progress_counter(console, "timing the trainings"):
-        if wanted.scale == "full":
+        if target.scale == "full":
             console.print("timing a step of each training at full size, which takes minutes without a GPU")
             return plan_full(prepared, num_test, merge_val=merge_val, threads=threads or "auto", device=device)
         return plan_small(
-            prepared, hours, at_once, num_test, merge_val=merge_val, threads=threads or "auto", device=device
+            prepared, hours, num_slots, num_test, merge_val=merge_val, threads=threads or "auto", device=device
         )
 
 
-def _write_plan(out: Path, wanted: Wanted, planned: Sequence[Job]) -> None:
-    """Keep the plan, so that the same command goes on by it; once written it stays."""
+def _write_plan(out: Path, target: Target, planned: Sequence[Job]) -> None:
+    """Write the plan, by which the same command will go on, unless it is written already."""
     if (out / PLAN).is_file():
         return
     for name in ("recipes", "logs", "runs"):
@@ -194,9 +203,9 @@ def _write_plan(out: Path, wanted: Wanted, planned: Sequence[Job]) -> None:
     jobs = []
     for job in planned:
         files.write_text(out / "recipes" / f"{job.name}.toml", recipe_toml(job.recipe))
-        kept = {"seconds": job.seconds, "memory_bytes": job.memory_bytes, "disk_bytes": job.disk_bytes}
-        jobs.append({"training": job.training.recipe, "name": job.name, "start": job.start, **kept})
-    files.write_json(out / PLAN, {**asdict(wanted), "jobs": jobs})
+        costs = {"seconds": job.seconds, "memory_bytes": job.memory_bytes, "disk_bytes": job.disk_bytes}
+        jobs.append({"training": job.training.recipe, "name": job.name, "start": job.start, **costs})
+    files.write_json(out / PLAN, {**asdict(target), "jobs": jobs})
 
 
 def _read_plan(out: Path) -> list[Job]:
@@ -204,40 +213,40 @@ def _read_plan(out: Path) -> list[Job]:
     try:
         return [
             Job(
-                trainings[one["training"]],
-                one["name"],
-                one["start"],
-                load_recipe(out / "recipes" / f"{one['name']}.toml"),
-                one["seconds"],
-                one["memory_bytes"],
-                one["disk_bytes"],
+                trainings[values["training"]],
+                values["name"],
+                values["start"],
+                load_recipe(out / "recipes" / f"{values['name']}.toml"),
+                values["seconds"],
+                values["memory_bytes"],
+                values["disk_bytes"],
             )
-            for one in files.read_json(out / PLAN)["jobs"]
+            for values in files.read_json(out / PLAN)["jobs"]
         ]
     except (KeyError, TypeError) as error:
-        raise RunError(f"{out / PLAN} is not what `fewsight reproduce` wrote: {error!r}") from error
+        raise RunError(f"{out / PLAN} was not written by `fewsight reproduce`: {error!r}") from error
 
 
 def _show_plan(
     console: Console,
-    wanted: Wanted,
+    target: Target,
     planned: Sequence[Job],
     prepared: Prepared,
-    at_once: int,
+    num_slots: int,
     num_test: int,
     merge_val: bool,
 ) -> None:
-    trained = "train + val" if merge_val else "train"
+    train_splits = "train + val" if merge_val else "train"
     console.print(
-        f"{len(prepared.images.paths):,} images of {trained} in {len(prepared.classes):,} classes, tested on "
-        f"{num_test:,} of {printable(wanted.test)}; {wanted.scale} scale, {at_once} at once"
+        f"{len(prepared.images.paths):,} images of {train_splits} in {len(prepared.classes):,} classes, tested on "
+        f"{num_test:,} images of {printable(target.test)}; {target.scale} scale, {num_slots} at a time"
     )
-    if wanted.scale == "small":
+    if target.scale == "small":
         native, px = int(np.median([min(size) for size in prepared.sizes])), small_px(prepared)
         detail = "half their size" if abs(2 * px - native) <= 4 else f"{100 * px / native:.0f} % of their size"
         if px >= native:
-            detail = "no smaller than they are: larger test sizes show no more detail"
-        console.print(f"images of {native} px are trained on at {px} px, {detail}")
+            detail = "not below their own size, so larger test sizes show no more detail"
+        console.print(f"images of {native} px are trained on at {px} px: {detail}")
     for job in planned:
         model, stage = job.recipe.model, job.recipe.stages[-1]
         width = "" if model.width == 1 else f" at {model.width:g} width"
@@ -249,15 +258,15 @@ def _show_plan(
             f"{job.recipe.augment.train_px} px, tested at {sizes}; about {duration(job.seconds)}, "
             f"{job.memory_bytes / 2**30:.1f} GiB of memory, {job.disk_bytes / 2**20:,.0f} MiB of disk"
         )
-    beside = sorted((job.memory_bytes for job in planned), reverse=True)[:at_once]
+    in_parallel = sorted((job.memory_bytes for job in planned), reverse=True)[:num_slots]
     console.print(
-        f"in all about {duration(makespan(planned, at_once))}, {sum(beside) / 2**30:.1f} GiB of memory, "
+        f"in total about {duration(makespan(planned, num_slots))}, {sum(in_parallel) / 2**30:.1f} GiB of memory, "
         f"{sum(job.disk_bytes for job in planned) / 2**20:,.0f} MiB of disk"
     )
 
 
-def _task(job: Job, data: Path, out: Path, wanted: Wanted) -> Task:
-    """What is still to do for one training."""
+def _task(job: Job, data: Path, out: Path, target: Target) -> Task:
+    """The commands that are still to run for a training."""
     run, fewsight = out / "runs" / job.name, [sys.executable, "-m", "fewsight"]
     commands = {}
     if not (run / "run.json").is_file():
@@ -267,24 +276,24 @@ def _task(job: Job, data: Path, out: Path, wanted: Wanted) -> Task:
     elif not runs.read_run(run).finished:
         commands["training"] = [*fewsight, "train", "--resume", str(run)]
     if _scores(run, job) is None:
-        folder = Path(wanted.test).is_absolute()
-        tested = [wanted.test] if folder else [str(data), "--split", wanted.test]
-        views = ["--views", ",".join(_views(job)), "--scores", str(run / "scores" / TEST)]
-        commands["testing"] = [*fewsight, "evaluate", str(run), *tested, *views]
+        folder = Path(target.test).is_absolute()
+        images = [target.test] if folder else [str(data), "--split", target.test]
+        views = ["--views", ",".join(_views(job)), "--scores", str(run / "scores" / STORE)]
+        commands["testing"] = [*fewsight, "evaluate", str(run), *images, *views]
     return Task(job.name, commands, out / "logs" / f"{job.name}.log", job.start, lambda: _scores(run, job) is not None)
 
 
 def _views(job: Job) -> list[str]:
-    """The report's eight, and each without its flipped twin, so that the flips can be asked for."""
+    """The paper's eight views, and each without its mirrored view, which the ablation of flips needs."""
     assert job.recipe.eval.test_px != "auto", "the recipe is resolved"
     names = [f"{crop}-{px}" for px in job.recipe.eval.test_px for crop in ("center", "random")]
     return [*names, *(f"{name}-{NO_FLIP}" for name in names)]
 
 
 def _scores(run: Path, job: Job) -> Store | None:
-    """The scores of the test images in all views with the run's weights, where they are whole."""
+    """The scores of the test images; None unless they have all views, computed with the run's weights."""
     try:
-        store, info = read_store(run / "scores" / TEST), files.read_json(run / "run.json")
+        store, info = read_store(run / "scores" / STORE), files.read_json(run / "run.json")
     except RunError:
         return None
     whole = set(_views(job)) <= set(store.views) and store.about.weights_digest == info.get("weights_digest")
@@ -292,57 +301,57 @@ def _scores(run: Path, job: Job) -> Store | None:
 
 
 def _watch(console: Console) -> Callable[[Sequence[tuple[Task, str]]], None]:
-    """Say once a minute where everything is that runs."""
-    spoke = time.monotonic()
+    """A function that prints once a minute how far the running tasks are."""
+    printed = time.monotonic()
 
     def watch(running: Sequence[tuple[Task, str]]) -> None:
-        nonlocal spoke
-        if time.monotonic() - spoke < HEARTBEAT_SECONDS:
+        nonlocal printed
+        if time.monotonic() - printed < HEARTBEAT_SECONDS:
             return
-        spoke = time.monotonic()
-        for task, doing in running:
-            reached = f" · {last_line(task.log)}" if doing == "training" else ""
-            console.print(f"  {task.name}: {printable(doing + reached)}")
+        printed = time.monotonic()
+        for task, activity in running:
+            progress = f" · {last_line(task.log)}" if activity == "training" else ""
+            console.print(f"  {task.name}: {printable(activity + progress)}")
 
     return watch
 
 
-def _say_failures(console: Console, outcome: Outcome) -> None:
+def _show_failures(console: Console, outcome: Outcome) -> None:
     for name, code in outcome.failed.items():
-        console.print(f"failed: {name} (exit {code}); the same command tries it again")
+        console.print(f"failed: {name} (exit {code}); run the same command to try again")
     for name, start in outcome.blocked.items():
-        console.print(f"not begun: {name}, which starts from {start}")
+        console.print(f"not started: {name}, which starts from {start}")
 
 
 def _tested(out: Path, planned: Sequence[Job]) -> dict[str, TestedRun]:
-    """What is trained and tested, by the report's recipe."""
-    found = {}
+    """The trainings that are tested, by the paper's recipe."""
+    tested = {}
     for job in planned:
         run = out / "runs" / job.name
         if (store := _scores(run, job)) is not None:
             collapsed = bool(files.read_json(run / "run.json").get("collapsed"))
-            found[job.training.recipe] = TestedRun(job.name, job.recipe, store, collapsed)
-    return found
+            tested[job.training.recipe] = TestedRun(job.name, job.recipe, store, collapsed)
+    return tested
 
 
-def _keep_ensemble(out: Path, planned: Sequence[Job]) -> None:
-    """The fusion as a run folder: seven members, 28 rows; made anew where a run was trained again."""
+def _write_ensemble(out: Path, planned: Sequence[Job]) -> None:
+    """Write the fusion of seven members with 28 rows as an ensemble, again if a run was trained again."""
     ensemble = out / "ensemble"
     if is_ensemble(ensemble):
-        if _weights(ensemble / "runs") == _weights(out / "runs"):
+        if _weight_digests(ensemble / "runs") == _weight_digests(out / "runs"):
             return
         shutil.rmtree(ensemble)
     jobs = {job.training.recipe: job for job in planned}
     members = []
     for model in MODELS:
         sizes: dict[str, list[int]] = {}
-        for place, recipe in enumerate(model.recipes):
-            sizes.setdefault(recipe, []).append(row_px(jobs[recipe].recipe, place))
+        for index, recipe in enumerate(model.recipes):
+            sizes.setdefault(recipe, []).append(mapped_px(jobs[recipe].recipe, index))
         parts = [(out / "runs" / jobs[recipe].name, tuple(px)) for recipe, px in sizes.items()]
         members.append((jobs[model.recipes[0]].name, parts))
     combine(members, ensemble)
 
 
-def _weights(folder: Path) -> list[str]:
+def _weight_digests(folder: Path) -> list[str]:
     """The digests of the weights of the runs in a folder."""
     return sorted(str(runs.read_run(file.parent).info.get("weights_digest")) for file in folder.glob("*/run.json"))

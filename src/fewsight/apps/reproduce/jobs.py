@@ -1,4 +1,4 @@
-"""Commands beside each other, each after the one that it builds on; a failed one stops only those that need it."""
+"""Run commands in parallel, in order of dependence; a failure stops only the tasks that depend on it."""
 
 import contextlib
 import ctypes
@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 POLL_SECONDS = 0.2
-GRACE_SECONDS = 120.0  # that a training has to save its state when all is interrupted
+GRACE_SECONDS = 120.0  # for trainings to save their state after an interrupt
 PARENT_DEATH_SIGNAL = 1  # Linux: PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
 class Task:
-    """Commands that run one after the other, and the task that must have ended well before them."""
+    """Commands that run in sequence, after the task that they depend on has succeeded."""
 
     name: str
-    commands: Mapping[str, Sequence[str]]  # what it does ("training") -> the command; none: it was done before
+    commands: Mapping[str, Sequence[str]]  # activity ("training") -> the command; empty if all was done before
     log: Path
-    after: str | None = None
+    after: str | None = None  # the task that it depends on
     check: Callable[[], bool] = lambda: False  # whether it has done its work although it ended with exit code 1
 
 
@@ -31,19 +31,19 @@ class Task:
 class _Running:
     task: Task
     device: str | None
-    began: float
-    waiting: list[str]  # of its commands
-    doing: str
+    start: float
+    waiting: list[str]  # activities that are still to come
+    activity: str
     process: subprocess.Popen[bytes]
 
 
 @dataclass
 class Outcome:
-    """What became of the tasks."""
+    """How the tasks ended, by their names."""
 
-    seconds: dict[str, float] = field(default_factory=dict)  # of those that ended well
-    failed: dict[str, int] = field(default_factory=dict)  # name -> exit code
-    blocked: dict[str, str] = field(default_factory=dict)  # name -> the task that it needed
+    seconds: dict[str, float] = field(default_factory=dict)  # of the tasks that succeeded
+    failed: dict[str, int] = field(default_factory=dict)  # exit code
+    blocked: dict[str, str] = field(default_factory=dict)  # the task that it depended on
 
 
 def run_tasks(
@@ -54,15 +54,17 @@ def run_tasks(
     say: Callable[[str], None],
     watch: Callable[[Sequence[tuple[Task, str]]], None] = lambda running: None,
 ) -> Outcome:
-    """Run tasks in their order, as many beside each other as there are slots.
+    """Run tasks in their order, as many in parallel as there are slots.
 
     Args:
-        slots: the device of each, None where the commands choose.
-        threads: that each command may compute with; None: it chooses.
-        watch: is called a few times a second with what runs, and what each is doing.
+        tasks: in the order in which to start them, as far as their dependences allow.
+        slots: the device of each slot; None lets the commands choose.
+        threads: number of threads of each command; None lets it choose.
+        say: is called with a line about each task that starts or ends.
+        watch: is called a few times a second with the running tasks and their activities.
 
     Raises:
-        KeyboardInterrupt: after the running commands were told to stop, and have.
+        KeyboardInterrupt: after the running commands were told to stop, and have ended.
     """
     outcome, waiting, free = Outcome(), list(tasks), list(slots)
     running: list[_Running] = []
@@ -75,38 +77,38 @@ def run_tasks(
                     continue
                 elif not task.commands:
                     outcome.seconds[task.name] = 0.0
-                    say(f"{task.name}: was done before")
+                    say(f"{task.name}: already done")
                 elif free:
                     running.append(_begin(task, free.pop(0), threads))
-                    say(f"{task.name}: begun")
+                    say(f"{task.name}: started")
                 else:
                     continue
                 waiting.remove(task)
-            watch([(one.task, one.doing) for one in running])
-            for one in list(running):
-                code = one.process.poll()
-                if code == 0 and one.waiting:
-                    one.doing = one.waiting.pop(0)
-                    one.process = _start(one.task, one.doing, one.device, threads)
+            watch([(job.task, job.activity) for job in running])
+            for job in list(running):
+                code = job.process.poll()
+                if code == 0 and job.waiting:
+                    job.activity = job.waiting.pop(0)
+                    job.process = _start(job.task, job.activity, job.device, threads)
                 elif code is not None:
-                    running.remove(one)
-                    free.append(one.device)
-                    _note(one, code, outcome, say)
+                    running.remove(job)
+                    free.append(job.device)
+                    _record(job, code, outcome, say)
             time.sleep(POLL_SECONDS)
-    except BaseException:  # Ctrl-C, but also a full disk here: nothing goes on without somebody who waits for it
-        say("stopping; the trainings save their states")
+    except BaseException:  # Ctrl-C, or an error here such as a full disk: no command may outlive this one
+        say("stopping; the trainings are saving their states")
         _stop(running)
         raise
     return outcome
 
 
 def _begin(task: Task, device: str | None, threads: int | None) -> _Running:
-    doing, *waiting = task.commands
-    return _Running(task, device, time.monotonic(), waiting, doing, _start(task, doing, device, threads))
+    activity, *waiting = task.commands
+    return _Running(task, device, time.monotonic(), waiting, activity, _start(task, activity, device, threads))
 
 
 def last_line(log: Path) -> str:
-    """The last line that a command has written."""
+    """The last line with text in a log, empty if there is none."""
     with contextlib.suppress(OSError), log.open("rb") as handle:
         handle.seek(max(0, log.stat().st_size - 2000))
         lines = handle.read().decode("utf-8", "replace").split("\n")
@@ -114,47 +116,47 @@ def last_line(log: Path) -> str:
     return ""
 
 
-def _start(task: Task, doing: str, device: str | None, threads: int | None) -> subprocess.Popen[bytes]:
+def _start(task: Task, activity: str, device: str | None, threads: int | None) -> subprocess.Popen[bytes]:
     environment = dict(os.environ)
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     if device is not None and device.startswith("cuda:"):
-        environment["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")  # it is the only one, so it is chosen
+        environment["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")  # the only visible one, so it is chosen
     with task.log.open("ab") as log:
         return subprocess.Popen(
-            task.commands[doing],
+            task.commands[activity],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which then tells them
+            start_new_session=True,  # Ctrl-C reaches only this process, which then stops the commands
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
 
 
 def _die_with_parent() -> None:
-    """A killed parent leaves no training behind: it is told to stop, and saves its state."""
+    """Have the kernel send SIGTERM to the command when this process dies, so that trainings save and stop."""
     ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
-def _note(one: _Running, code: int, outcome: Outcome, say: Callable[[str], None]) -> None:
-    seconds = time.monotonic() - one.began
-    if code == 0 or (code == 1 and not one.waiting and one.task.check()):
-        outcome.seconds[one.task.name] = seconds
-        say(f"{one.task.name}: done in {seconds / 60:.1f} min")
+def _record(job: _Running, code: int, outcome: Outcome, say: Callable[[str], None]) -> None:
+    seconds, task = time.monotonic() - job.start, job.task
+    if code == 0 or (code == 1 and not job.waiting and task.check()):
+        outcome.seconds[task.name] = seconds
+        say(f"{task.name}: done in {seconds / 60:.1f} min")
     else:
-        outcome.failed[one.task.name] = code
-        reason = last_line(one.task.log) or f"exit {code}"
-        say(f"{one.task.name}: failed in {one.doing} ({reason}); all of it in {one.task.log}")
+        outcome.failed[task.name] = code
+        reason = last_line(task.log) or f"exit {code}"
+        say(f"{task.name}: failed in {job.activity} ({reason}); its output is in {task.log}")
 
 
 def _stop(running: Sequence[_Running]) -> None:
-    for one in running:
-        one.process.terminate()
+    for job in running:
+        job.process.terminate()
     deadline = time.monotonic() + GRACE_SECONDS
-    for one in running:
+    for job in running:
         try:
-            one.process.wait(max(0.1, deadline - time.monotonic()))
+            job.process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            one.process.kill()
-            one.process.wait()
+            job.process.kill()
+            job.process.wait()

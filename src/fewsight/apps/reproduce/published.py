@@ -1,12 +1,12 @@
-"""What the report says: its models, the trainings behind them, the figures of its tables.
+"""The paper's models, the trainings behind them and the figures of its tables.
 
 Source: DeepBlueAI, "A Technical Report for VIPriors Image Classification Challenge", tables 1 and 2, section III.D.
 """
 
 from dataclasses import dataclass
 
-SIZES = (224, 320, 380, 448)  # test sizes; but for one row the train size is 224
-FUSED = 0.7015  # top-1 of all 28 rows
+TEST_SIZES = (224, 320, 380, 448)  # in pixels; the train size is 224 in all rows but one
+FUSION_TOP1 = 0.7015  # of all 28 rows
 
 
 @dataclass(frozen=True)
@@ -17,18 +17,18 @@ class Training:
     family: str
     loss: str
     start: str | None = None  # the recipe of the training whose weights it starts from
-    large: bool = False  # trained at 448 px and tested there alone
+    large: bool = False  # trained at 448 px, and tested only at that size
 
 
 @dataclass(frozen=True)
 class Model:
-    """One of the seven models: four rows."""
+    """One of the seven models, which has four rows in the tables."""
 
     table: int
     family: str
     loss: str
-    recipes: tuple[str, str, str, str]  # whose run gives the row of each of `SIZES`
-    top1: tuple[float, float, float, float]  # the report's
+    recipes: tuple[str, str, str, str]  # of the run that gives the row at each of `TEST_SIZES`
+    top1: tuple[float, float, float, float]  # in the paper, at each of `TEST_SIZES`
 
 
 TRAININGS = (
