@@ -19,6 +19,7 @@ ORDER = [
     "augment",  # crop, flip, policy, CutMix, normalisation, test views
     "models",  # backbones and the classifier
     "losses",  # cross-entropy, triplet, ArcFace and their sums
+    "optim",  # optimisers, learning-rate schedules, moving average, norms
     "runs",  # the run folder
     "scores",  # log-probabilities: made, stored, fused, calibrated, queried
     "terminal",  # what a terminal shows

@@ -236,10 +236,10 @@ def test_numbers_are_weights_of_members(
     )
     assert (made.code, made.err) == (0, "")
     assert [line.split() for line in made.out.splitlines()[:2]] == [
-        ["x", "weight", "0.750", "rows", "32", "px,", "40", "px"],
-        ["y", "weight", "0.250", "rows", "32", "px"],
+        ["x", "weight", "0.750", "at", "32", "px,", "40", "px"],
+        ["y", "weight", "0.250", "at", "32", "px"],
     ]
-    assert made.out.splitlines()[2:] == [f"the ensemble lies in {tmp_path / 'w'}"]
+    assert made.out.splitlines()[2:] == [f"the ensemble is in {tmp_path / 'w'}"]
     assert entries_of(tmp_path / "w") == [("x", "x", 32, 0.375), ("x", "x", 40, 0.375), ("y", "y", 32, 0.25)]
     first, second = (predicted(tmp_path / name, "--views", "paper") for name in "ab")
     np.testing.assert_allclose(predicted(tmp_path / "w"), 0.75 * first + 0.25 * second, atol=1e-6)
@@ -402,7 +402,7 @@ def test_weights_of_other_recipes_are_not_carried_over(refused: Refused, runs: t
     make_ensemble([f"x={runs[0]}", f"y={runs[1]}"], Path("source"))
     members = [f"x={runs[0]}", f"y={runs[1]}"]
     assert "--from a: expected an ensemble" in refused("ensemble", *members, "--out", "new", "--from", "a")
-    assert "--from brings its own weights; leave out --weights" in refused(
+    assert "--from takes the weights of that ensemble; leave out --weights" in refused(
         "ensemble", *members, "--out", "new", "--from", "source", "--weights", "1,1"
     )
     assert "it has y at 32 px, which is missing here; give the members its names" in refused(
@@ -456,10 +456,8 @@ def test_greedy_weights_need_scores_that_were_not_trained_on(
 def test_members_of_other_classes_are_refused(refused: Refused, runs: tuple[Path, Path]) -> None:
     (runs[1] / "classes.json").write_text(json.dumps(["nought", "one", "three"]))
     line = refused("ensemble", "a", "b", "--out", "new")
-    assert (
-        "b and a have different classes (a lacks 'three'; b lacks 'two'); the members of an ensemble need the same classes"
-        in line
-    )
+    lacking = "b and a have different classes (a lacks 'three'; b lacks 'two')"
+    assert f"{lacking}; the members of an ensemble need the same classes" in line
 
 
 def test_member_that_lacks_a_class_is_refused(refused: Refused, runs: tuple[Path, Path]) -> None:
@@ -476,7 +474,7 @@ def test_ensemble_whose_runs_changed_is_refused(refused: Refused, mixed: Path, d
     (mixed / "runs" / "b" / "classes.json").write_text(json.dumps(["nought", "one"]))
     assert "have different classes" in refused("predict", "e", digit_images)
     shutil.rmtree(mixed / "runs" / "b")
-    assert "b is not there" in refused("predict", "e", digit_images)
+    assert "runs/b does not exist" in refused("predict", "e", digit_images)
 
 
 @pytest.mark.parametrize(
@@ -487,8 +485,8 @@ def test_ensemble_whose_runs_changed_is_refused(refused: Refused, mixed: Path, d
             "late has no weights yet: its training did not finish; finish it with `fewsight train --resume",
         ),
         ("a x=late --out new", "late has no weights yet"),
-        ("a nowhere --out new", "nowhere is not there"),
-        ("a x=nowhere:32 --out new", "nowhere is not there"),
+        ("a nowhere --out new", "nowhere does not exist"),
+        ("a x=nowhere:32 --out new", "nowhere does not exist"),
         ("a empty --out new", "empty holds no run.json"),
         ("a a --out new", "two members are called 'a'; name them, for example a-2=RUN"),
         ("x=a x=b --out new", "two members are called 'x'"),
@@ -647,7 +645,7 @@ def test_stored_scores_of_an_ensemble_give_every_table(command: Command, evaluat
     compared = command("scores", "compare", run, ensemble, evaluated / "b")
     assert [line.split(": ")[0] for line in compared.out.splitlines()] == [
         f"{ensemble} against {run}", "note", f"{evaluated / 'b'} against {run}"]  # fmt: skip
-    assert "note: they have other views (4 and 2); --views compares the same ones" in compared.out
+    assert "note: the two have different views (4 and 2); --views compares" in compared.out
     assert re.search(r"on 15 images \(.*\), McNemar p = ", compared.out)
     ablated = command("scores", "ablate", ensemble).out
     for part in ("32 px alone", "40 px alone", "center crops alone", "one member", "without a", "without b"):
@@ -688,7 +686,7 @@ def test_stored_temperature_changes_the_confidence(
     found = read_calibrations(ensemble)
     assert [calibration.views for calibration in found] == [
         ("center-32", "center-40"), ("center-32", "center-40", "random-32", "random-40")]  # fmt: skip
-    assert f"{ensemble}, 4 views: temperature {found[1].temperature:.3f} on 12 images of " in answer.out
+    assert f"{ensemble}, 4 views: temperature {found[1].temperature:.3f}, fitted on 12 images of " in answer.out
     after = predicted(ensemble)
     powers = before ** (1 / found[1].temperature)
     np.testing.assert_allclose(after, powers / powers.sum(1, keepdims=True), atol=1e-5)

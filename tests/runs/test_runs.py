@@ -124,7 +124,7 @@ def test_empty_folder_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", [runs.FORMAT + 1, None, "1"])
 def test_other_format_is_refused(run: Run, version: Any) -> None:
     runs.update_info(run, format=version)
-    with pytest.raises(RunError, match=r"run format .* reads up to 1; upgrade fewsight"):
+    with pytest.raises(RunError, match=r"run format .* reads up to 2; upgrade fewsight"):
         runs.read_run(run.path)
 
 

@@ -57,7 +57,7 @@ def test_epochs_and_seeds_augment_differently(class_images: Path) -> None:
 
 def test_images_have_the_size_of_their_epoch(class_images: Path) -> None:
     images = augmented(class_images)
-    images.px_at = (12, 16).__getitem__
+    images.augment_at = (Augment(train_px=12), Augment(train_px=16)).__getitem__
     collected_batches = collected(images, workers=1)
     assert [{tuple(batch.shape[1:]) for e, _, batch, _ in collected_batches if e == epoch} for epoch in (0, 1)] == [
         {(3, 12, 12)}, {(3, 16, 16)}

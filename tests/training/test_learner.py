@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fewsight.losses import SmoothedCrossEntropy, Targets
 from fewsight.models.classifier import build_model
+from fewsight.optim import moving_average
 from fewsight.recipes import Stage
-from fewsight.training.learner import Learner, moving_average, split_batch
+from fewsight.training.learner import Learner, split_batch
 
 CPU = torch.device("cpu")
 
@@ -225,18 +226,18 @@ def test_restored_tensors_have_the_layout_of_the_uninterrupted() -> None:
 def test_state_has_only_existing_tensors() -> None:
     learner = tiny()
     names = set(learner.state()[0])
-    assert not any(name.startswith(("momentum.", "average.")) for name in names), "no step yet, no average"
+    assert not any(name.startswith(("optimizer.", "average.")) for name in names), "no step yet, no average"
     assert "loss.scale" in names
     learner.step(*batch(0), lr=0.1)
-    assert {name for name in learner.state()[0] if name.startswith("momentum.")} == {
-        f"momentum.{name}" for name in learner.weights
+    assert {name for name in learner.state()[0] if name.startswith("optimizer.")} == {
+        f"optimizer.momentum_buffer.{name}" for name in learner.weights
     }
     averaging = tiny(ema_half_life_epochs=1.0)
     assert "average.n_averaged" in averaging.state()[0]
 
 
 def test_scaler_is_in_the_state_only_in_fp16() -> None:
-    assert tiny().state()[1] == tiny("bf16").state()[1] == {"scaler": {}}
+    assert tiny().state()[1]["scaler"] == tiny("bf16").state()[1]["scaler"] == {}
     half = tiny("fp16")
     half.step(*batch(0), lr=0.1)
     assert half.state()[1]["scaler"]["scale"] == 65536.0
@@ -249,7 +250,7 @@ def test_fp16_overflow_in_the_first_step_changes_nothing_but_the_scale() -> None
     loss, _ = learner.step(*batch(0), lr=0.1)
     assert math.isfinite(loss)
     assert all(torch.equal(weight, before[name]) for name, weight in weights(learner).items())
-    assert not any(name.startswith("momentum.") for name in learner.state()[0]), "no uninitialised momentum is saved"
+    assert not any(name.startswith("optimizer.") for name in learner.state()[0]), "no uninitialised momentum is saved"
     assert learner.scaler.get_scale() == 2.0**126
 
 

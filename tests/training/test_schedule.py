@@ -1,34 +1,12 @@
 """Warm-up, cosine and growing images against values by hand."""
 
-import math
+import tomllib
 
 import pytest
 
 from fewsight.errors import RecipeError
-from fewsight.recipes import Optim, Stage, load_recipe, parse_recipe, shipped_recipes
-from fewsight.training.schedule import lr_at, mean_cost, peak_lr, px_at
-
-
-def test_learning_rate_follows_the_paper() -> None:
-    values = [lr_at(step, peak=0.4, warmup_steps=4, total_steps=12) for step in range(12)]
-    assert values[:5] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
-    assert values[8] == pytest.approx(0.2)  # half way down
-    assert values[11] == pytest.approx(0.2 * (1 + math.cos(math.pi * 7 / 8)))
-    assert lr_at(12, peak=0.4, warmup_steps=4, total_steps=12) == pytest.approx(0)
-
-
-def test_learning_rate_without_warmup_starts_at_the_peak() -> None:
-    assert lr_at(0, peak=0.3, warmup_steps=0, total_steps=5) == pytest.approx(0.3)
-
-
-def test_learning_rate_rises_when_the_stage_is_all_warmup() -> None:
-    values = [lr_at(step, peak=1.0, warmup_steps=5, total_steps=5) for step in range(5)]
-    assert values == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
-
-
-def test_peak_scales_with_the_batch_size() -> None:
-    assert peak_lr(Stage(epochs=1, batch_size=128), 128) == pytest.approx(0.05)
-    assert peak_lr(Stage(epochs=1, batch_size=64, optim=Optim(base_lr=0.2)), 64) == pytest.approx(0.05)
+from fewsight.recipes import load_recipe, parse_recipe, recipe_toml, shipped_recipes
+from fewsight.training.schedule import augment_at, mean_cost, px_at
 
 
 def test_images_grow_within_each_stage_with_first_px() -> None:
@@ -59,3 +37,28 @@ def test_mean_cost_is_proportional_to_pixels() -> None:
     costs = [(px_at(recipe, epoch) / 256) ** 2 for epoch in range(400)]
     assert mean_cost(recipe, recipe.stages[0]) == pytest.approx(sum(costs) / 400, abs=0.02)
     assert mean_cost(recipe, recipe.stages[1]) == 1
+
+
+def test_stage_changes_what_it_names_of_the_augmentation() -> None:
+    stages = [
+        {"epochs": 2, "batch_size": 4, "augment": {"policy": "none", "crop_area": [0.5, 1.0]}},
+        {"epochs": 2, "batch_size": 4, "first_px": 48, "grow_share": 1.0},
+    ]
+    augment = {"train_px": 64, "flip_prob": 0.25}
+    recipe = parse_recipe({"model": {"backbone": "resnest14"}, "augment": augment, "stages": stages})
+    first, last = augment_at(recipe, 1), augment_at(recipe, 3)
+    assert (first.policy, first.crop_area, first.flip_prob, first.train_px) == ("none", (0.5, 1.0), 0.25, 64)
+    assert last == recipe.augment
+    assert augment_at(recipe, 2) == recipe.augment.model_copy(update={"train_px": 48})
+
+
+def test_wrong_augmentation_of_a_stage_is_refused() -> None:
+    with pytest.raises(RecipeError, match="crop_area goes from low to high"):
+        load_recipe("resnest101_ce", ["stages.0.augment.crop_area=[0.9, 0.1]"])
+
+
+def test_stage_augmentation_goes_through_toml() -> None:
+    recipe = load_recipe("resnest101_ce_arcface", ["stages.1.augment.policy=none"])
+    text = recipe_toml(recipe)
+    assert "[stages.augment]" in text
+    assert parse_recipe(tomllib.loads(text)) == recipe

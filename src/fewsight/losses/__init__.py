@@ -1,7 +1,8 @@
 """Losses: Modules `(logits, features, targets) -> (scalar, what to log)`, and weighted sums of them.
 
 To add a loss, write its Module and builder in a file here and add the builder to LOSSES; a recipe can then use it alone
-or in a sum (`loss = "ce+yours"`, `losses.weights.yours = 0.5`). The Module declares:
+or in a sum (`loss = "ce+yours"`, `losses.weights.yours = 0.5`, `losses.options.yours.gamma = 2.0` for a keyword-only
+parameter `gamma` of the builder). The Module declares:
 
 - `batches`: "shuffled", or "pk" if it compares images within the batch (which excludes gradient accumulation);
 - `trains_head`: whether it trains the linear head, which predicts;
@@ -26,6 +27,7 @@ from fewsight.losses.sums import WeightedSum, collapse_of
 from fewsight.losses.targets import Targets, at_least_float32
 from fewsight.losses.triplet import BatchHardTriplet, triplet
 from fewsight.recipes import Losses, Stage
+from fewsight.recipes.options import check_options
 
 __all__ = [
     "LOSSES",
@@ -43,7 +45,9 @@ __all__ = [
     "own_weights",
 ]
 
-LossBuilder = Callable[[Losses, int, int, Tensor | None], nn.Module]
+# (settings, num_classes, num_features, class_weights, **options) -> loss; its keyword-only parameters are what a recipe
+# may set in `losses.options.NAME`
+LossBuilder = Callable[..., nn.Module]
 LOSSES: dict[str, LossBuilder] = {"ce": cross_entropy, "triplet": triplet, "arcface": arcface}
 
 
@@ -59,16 +63,21 @@ def build_loss(
     names = [part.strip() for part in name.split("+")]
     if "" in names:
         raise RecipeError(f"loss {name!r}: expected one of {', '.join(LOSSES)}, or a sum such as ce+triplet")
-    for term in [*names, *losses.weights]:
+    for term in [*names, *losses.weights, *losses.options]:
         if term not in LOSSES:
             nearest = difflib.get_close_matches(term, LOSSES, 1)
             hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
             raise RecipeError(
                 f"no loss {term!r}: expected one of {', '.join(LOSSES)}, or a sum such as ce+triplet{hint}"
             )
+    for term, options in losses.options.items():
+        check_options(LOSSES[term], options, f"losses.options.{term}")
     if len(set(names)) < len(names):
         raise RecipeError(f"loss {name!r}: a loss is given twice; give it a weight in losses.weights instead")
-    terms = {term: LOSSES[term](losses, num_classes, num_features, class_weights) for term in names}
+    terms = {
+        term: LOSSES[term](losses, num_classes, num_features, class_weights, **losses.options.get(term, {}))
+        for term in names
+    }
     unweighted = len(names) == 1 and names[0] not in losses.weights
     loss = terms[names[0]] if unweighted else WeightedSum(terms, losses.weights)
     if not loss.trains_head:

@@ -65,7 +65,7 @@ def parse_recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), sourc
 def recipe_toml(recipe: Recipe, heading: str = "") -> str:
     """A recipe as TOML with every value written out; `heading` becomes comment lines at its top."""
     comments = "".join(f"# {line}\n" for line in heading.splitlines())
-    return comments + tomli_w.dumps(recipe.model_dump(mode="json"))
+    return comments + tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
 
 
 def recipe_differences(old: Recipe, new: Recipe) -> list[str]:

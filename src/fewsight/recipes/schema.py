@@ -68,12 +68,28 @@ class Augment(Section):
         return self
 
 
-class Optim(Section):
-    """SGD with momentum; per step, the learning rate rises linearly and then falls along a cosine to 0."""
+class StageAugment(Section):
+    """Augmentation that differs in one stage; what is not given is as in the section augment."""
 
+    crop_area: Range | None = None
+    crop_aspect: Range | None = None
+    flip_prob: Fraction | None = None
+    policy: str | None = None
+    num_policies: Annotated[int, Field(ge=1, le=25)] | None = None
+    fill: Annotated[int, Field(ge=0, le=255)] | None = None
+    rotate_signed: bool | None = None
+    cutmix_alpha: Positive | None = None
+
+
+class Optim(Section):
+    """The optimiser and its learning rate, which rises linearly over the warm-up and then follows the schedule."""
+
+    optimizer: str = "sgd"  # a name in OPTIMIZERS
+    options: dict[str, float] = {}  # what that optimiser takes beyond the values here, such as AdamW's beta2
+    schedule: str = "cosine"  # a name in SCHEDULES
     base_lr: Positive = 0.1  # for batches of 256 images: learning rate = base_lr * batch size / 256
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    nesterov: bool = False
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of SGD
+    nesterov: bool = False  # of SGD
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     decay_norm_bias: bool = False  # apply weight decay to biases and normalisation parameters too
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
@@ -101,6 +117,7 @@ class Losses(Section):
     triplet: Triplet = Triplet()
     arcface: ArcFace = ArcFace()
     weights: dict[str, Positive] = {}  # of the terms of a sum, by default 1; a loss that is not used may have one
+    options: dict[str, dict[str, float]] = {}  # loss -> what its builder takes beyond the values here
 
 
 class Stage(Section):
@@ -117,6 +134,7 @@ class Stage(Section):
     cutmix_prob: Fraction | Literal["auto"] = "auto"  # in this stage; auto: as in the section augment
     accumulate: Count = 1  # gradient accumulation: the number of parts that a batch is split into to save memory
     ema_half_life_epochs: Annotated[float, Field(ge=0)] = 0.0  # 0: no exponential moving average of the weights
+    augment: StageAugment = StageAugment()
     optim: Optim = Optim()
     losses: Losses = Losses()
 
@@ -169,4 +187,10 @@ class Recipe(Section):
                     f"stages.{number}.first_px is the size that images grow from, at most augment.train_px "
                     f"({self.augment.train_px}), got {stage.first_px}"
                 )
+            self.augment_of(stage)
         return self
+
+    def augment_of(self, stage: Stage) -> Augment:
+        """The augmentation of a stage: the section augment with what the stage changes."""
+        changes = stage.augment.model_dump(exclude_none=True)
+        return Augment.model_validate({**self.augment.model_dump(), **changes}) if changes else self.augment

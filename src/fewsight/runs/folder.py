@@ -23,7 +23,7 @@ from fewsight.machine import files
 from fewsight.recipes import Recipe, load_recipe, recipe_toml
 from fewsight.wording import counted
 
-FORMAT = 1  # version of the run folder; newer versions are refused
+FORMAT = 2  # version of the run folder; newer versions are refused, older ones are read but not resumed
 WRITER = "`fewsight train`"  # named in error messages
 MAX_BYTES = 2**33  # of weights, a state or a list of images: more than any of them has
 FIRST_FILES = ("recipe.toml", "classes.json", "data.json", "images.jsonl", "run.json")  # in the order of writing

@@ -31,7 +31,8 @@ class AugmentedImages(Dataset[Any]):
         numbers: each image's number in its random streams, so that images left out of the data change nothing for the
             others; empty: the image's index.
         cache: bytes of memory for decoded images.
-        px_at: epoch -> side of its images, in pixels; None: `augment.train_px`.
+        augment_at: epoch -> its augmentation, where that is not always `augment`.
+        stages: every augmentation that `augment_at` may return, for the size of the cached images.
     """
 
     def __init__(
@@ -42,12 +43,15 @@ class AugmentedImages(Dataset[Any]):
         seed: int,
         numbers: Sequence[int] = (),
         cache: int = 0,
-        px_at: Callable[[int], int] | None = None,
+        augment_at: Callable[[int], Augment] | None = None,
+        stages: Sequence[Augment] = (),
     ) -> None:
         self.files, self.augment, self.seed = [str(root / path) for path in paths], augment, seed
-        self.numbers, self.px_at = numbers or range(len(paths)), px_at
+        self.numbers, self.augment_at = numbers or range(len(paths)), augment_at
         # even the smallest, most elongated crop of a cached image has a pixel for each pixel of the training image
-        fraction = augment.crop_area[0] * min(augment.crop_aspect[0], 1 / augment.crop_aspect[1])
+        fraction = min(
+            each.crop_area[0] * min(each.crop_aspect[0], 1 / each.crop_aspect[1]) for each in (augment, *stages)
+        )
         self.cache = PixelCache(len(paths), cache, px=augment.train_px, area_fraction=fraction)
 
     def __len__(self) -> int:
@@ -62,9 +66,7 @@ class AugmentedImages(Dataset[Any]):
         Returns:
             uint8 [n, 3, px, px]; or, if an image cannot be read, the error, which `batches` raises.
         """
-        augment = self.augment
-        if self.px_at is not None:
-            augment = augment.model_copy(update={"train_px": self.px_at(keys[0][0])})
+        augment = self.augment if self.augment_at is None else self.augment_at(keys[0][0])
         streams = (image_stream(self.seed, epoch, self.numbers[index]) for epoch, index in keys)
         images = (self.cache.load(index, self.files[index]) for _, index in keys)
         try:

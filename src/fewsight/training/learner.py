@@ -6,19 +6,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from fewsight.data.training_set import TrainingSet
 from fewsight.losses import Targets, balanced_weights, build_loss
 from fewsight.machine.device import autocast
 from fewsight.machine.processes import SINGLE_PROCESS, ProcessGroup
 from fewsight.models.classifier import Classifier
+from fewsight.optim import (
+    Norms,
+    build_optimizer,
+    load_optimizer_state,
+    measured_norms,
+    moving_average,
+    optimizer_state,
+)
 from fewsight.recipes import Recipe, Stage
 from fewsight.training.plans import ShuffledBatches, batch_plan, class_counts
 
 
 class Learner:
-    """Model, loss, SGD and, if the stage asks for it, a moving average of the weights.
+    """Model, loss, optimiser and, if the stage asks for it, a moving average of the weights.
 
     Args:
         model: trained in place, on `device`.
@@ -43,12 +50,15 @@ class Learner:
         self.device, self.precision = device, precision
         self.weights = {f"model.{name}": weight for name, weight in model.named_parameters()}
         self.weights |= {f"loss.{name}": weight for name, weight in loss.named_parameters()}
-        self.optimizer = _sgd(self.weights, stage, device, precision)
+        self.optimizer = build_optimizer(self.weights, stage.optim, device, precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         half_life = stage.ema_half_life_epochs * num_steps
         self.average = moving_average(model, half_life) if half_life else None
+        self.norms: Norms | None = None  # of the last step that was measured
 
-    def step(self, images: Tensor, targets: Targets, lr: float) -> tuple[float, dict[str, float]]:
+    def step(
+        self, images: Tensor, targets: Targets, lr: float, *, measure: bool = False
+    ) -> tuple[float, dict[str, float]]:
         """One optimiser step on a batch, in `stage.accumulate` parts.
 
         If several processes share the batch, `images` are the rows of this one; gradients, loss and logged terms are
@@ -57,6 +67,7 @@ class Learner:
         Args:
             images: [B, 3, H, W], normalised.
             lr: the learning rate of this step.
+            measure: also take the norms of gradient, weights and update, which costs a copy of the weights.
 
         Returns:
             The batch's mean loss, and the loss's logged terms that have a value in this batch.
@@ -82,7 +93,10 @@ class Learner:
             values = [torch.as_tensor(value, device=self.device).double() for value in (total, *logged.values())]
             total, *values = self.group.sum_(torch.stack(values)).unbind()
             logged = dict(zip(logged, values, strict=True))
-        self.scaler.step(self.optimizer)
+        if measure:
+            self.norms = measured_norms(self.weights, self.scaler.get_scale(), lambda: self.scaler.step(self.optimizer))
+        else:
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
         if self.average is not None:
@@ -119,22 +133,18 @@ class Learner:
         """Tensors and JSON values from which `load` restores every bit."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
-        for name, weight in self.weights.items():
-            if "momentum_buffer" in self.optimizer.state[weight]:
-                tensors[f"momentum.{name}"] = self.optimizer.state[weight]["momentum_buffer"]
+        optimizer_tensors, optimizer_values = optimizer_state(self.optimizer, self.weights)
+        tensors |= optimizer_tensors
         if self.average is not None:
             tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        return {name: _cpu_copy(value) for name, value in tensors.items()}, {"scaler": self.scaler.state_dict()}
+        values = {"scaler": self.scaler.state_dict(), "optimizer": optimizer_values}
+        return {name: _cpu_copy(value) for name, value in tensors.items()}, values
 
     def load(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Restore what `state` returned."""
         self.model.load_state_dict(_without_prefix("model.", tensors))
         self.loss.load_state_dict(_without_prefix("loss.", tensors))
-        momentum = _without_prefix("momentum.", tensors)
-        for name, weight in self.weights.items():
-            if name in momentum:
-                buffer = torch.empty_like(weight)  # with the strides of the weight
-                self.optimizer.state[weight]["momentum_buffer"] = buffer.copy_(momentum[name])
+        load_optimizer_state(self.optimizer, self.weights, tensors, values["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(_without_prefix("average.", tensors))
         if self.scaler.is_enabled():
@@ -149,49 +159,6 @@ def split_batch(num_images: int, max_parts: int) -> list[slice]:
     parts = max(1, min(max_parts, num_images // 2))
     edges = [num_images * part // parts for part in range(parts + 1)]
     return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
-
-
-def moving_average(model: nn.Module, half_life: float) -> AveragedModel:
-    """An exponential moving average of weights and norm statistics.
-
-    It starts as an average over the steps so far, so that a short run does not keep its initial weights.
-
-    Args:
-        half_life: steps after which the contribution of a set of weights has halved.
-    """
-    decay = 0.5 ** (1 / half_life)
-
-    def update(averages: Any, weights: Any, num_averaged: Any) -> None:
-        count = int(num_averaged)
-        new_weight = 1 - min(decay, (1 + count) / (10 + count))
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, weights, new_weight)
-        else:
-            for average, weight in zip(averages, weights, strict=True):
-                average.copy_(weight)
-
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
-
-
-def _sgd(named_weights: dict[str, nn.Parameter], stage: Stage, device: torch.device, precision: str) -> torch.optim.SGD:
-    """SGD with weight decay on weights of two and more dimensions; on biases and norms only with `decay_norm_bias`.
-
-    Not fused in fp16: if the first step overflows, torch's fused SGD leaves its momentum uninitialised.
-    """
-    decays = {True: stage.optim.weight_decay, False: 0.0}
-    groups: list[dict[str, Any]] = []
-    for decayed, weight_decay in decays.items():
-        weights = [
-            weight for weight in named_weights.values() if (weight.ndim > 1 or stage.optim.decay_norm_bias) == decayed
-        ]
-        groups += [{"params": weights, "weight_decay": weight_decay}] if weights else []
-    return torch.optim.SGD(
-        groups,
-        lr=0.0,
-        momentum=stage.optim.momentum,
-        nesterov=stage.optim.nesterov,
-        fused=device.type in ("cpu", "cuda") and precision != "fp16",
-    )
 
 
 def _cpu_copy(value: Tensor) -> Tensor:

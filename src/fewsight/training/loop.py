@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from fewsight.machine.processes import MIN_IMAGES_PER_PROCESS, SINGLE_PROCESS, P
 from fewsight.machine.rng import batch_stream
 from fewsight.machine.signals import StopFlag, signals_that_stop
 from fewsight.models.classifier import initial_model, load_weights, weights_out
+from fewsight.optim import lr_at, peak_lr
 from fewsight.recipes import Recipe
 from fewsight.runs import Run
 from fewsight.scores.metrics import Figures, evaluate_scores
@@ -33,7 +34,7 @@ from fewsight.training.learner import Learner, build_learner
 from fewsight.training.mix import mix, rows_of
 from fewsight.training.plans import ClassBatches, Plan, batch_plan
 from fewsight.training.reporters import Reporter
-from fewsight.training.schedule import lr_at, peak_lr, px_at
+from fewsight.training.schedule import augment_at
 from fewsight.training.state import Position, StateSaver, check_threads
 from fewsight.wording import counted
 
@@ -88,7 +89,14 @@ def fit(
     plans = [batch_plan(recipe, stage, data) for stage in recipe.stages]
     cache = cache_size(recipe.run.cache_gb) // group.count
     images = AugmentedImages(
-        data.root, data.paths, recipe.augment, recipe.run.seed, data.numbers, cache, partial(px_at, recipe)
+        data.root,
+        data.paths,
+        recipe.augment,
+        recipe.run.seed,
+        data.numbers,
+        cache,
+        partial(augment_at, recipe),
+        [recipe.augment_of(stage) for stage in recipe.stages],
     )
     _check_batch_sizes(plans, group)
     total_steps = sum(plan.num_steps * stage.epochs for plan, stage in zip(plans, recipe.stages, strict=True))
@@ -155,6 +163,9 @@ def _fit_stage(
     labels = torch.tensor(data.labels)
     peak, total_steps = peak_lr(stage, plan.batch_size), stage.epochs * plan.num_steps
     warmup_steps = min(round(stage.optim.warmup_epochs * plan.num_steps), total_steps)
+    schedule = partial(
+        lr_at, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps, schedule=stage.optim.schedule
+    )
     saver, epoch_start, group = StateSaver(recipe.run.state_minutes), time.monotonic(), learner.group
 
     def rows(epoch: int, step: int, count: int) -> np.ndarray:
@@ -176,8 +187,8 @@ def _fit_stage(
             torch.manual_seed(int(batch_stream(recipe.run.seed, epoch, step).integers(2**62)))
             inputs, targets = mix(normalise.of_bytes(batch), labels, indices, recipe, stage, epoch, step, group)
             stage_step = (epoch - first_epoch) * plan.num_steps + step
-            lr = lr_at(stage_step, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps)
-            loss, terms = learner.step(inputs, targets, lr)
+            lr = schedule(stage_step)
+            loss, terms = learner.step(inputs, targets, lr, measure=step + 1 == plan.num_steps)
             if not math.isfinite(loss):
                 raise RunError(_not_finite(run, loss, epoch, step, lr))
             position = replace(
@@ -265,6 +276,8 @@ def _end_epoch(
         "epoch": earlier + position.epoch + 1,
         "train_loss": position.loss_sum / position.num_images,
     }
+    if learner.norms is not None:
+        line["norms"] = asdict(learner.norms)  # of the epoch's last step
     means = {name: total / count for name, (total, count) in position.terms.items()}
     if means:
         line["terms"] = means

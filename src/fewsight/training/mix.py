@@ -58,7 +58,7 @@ def rows_of(recipe: Recipe, stage: Stage, epoch: int, step: int, count: int, gro
 
 
 def _draw(recipe: Recipe, stage: Stage, epoch: int, step: int, count: int) -> Mix | None:
-    px, prob, alpha = px_at(recipe, epoch), cutmix_prob(recipe, stage), recipe.augment.cutmix_alpha
+    px, prob, alpha = px_at(recipe, epoch), cutmix_prob(recipe, stage), recipe.augment_of(stage).cutmix_alpha
     return draw_cutmix(batch_stream(recipe.run.seed, epoch, step), count, px, px, prob=prob, alpha=alpha)
 
 

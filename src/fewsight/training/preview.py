@@ -14,7 +14,7 @@ from fewsight.terminal import printable
 from fewsight.training.feed import AugmentedImages
 from fewsight.training.mix import mix
 from fewsight.training.plans import batch_plan
-from fewsight.training.schedule import px_at
+from fewsight.training.schedule import augment_at
 
 
 def preview_sheet(
@@ -26,7 +26,12 @@ def preview_sheet(
         DataError: an image can no longer be read.
     """
     source = AugmentedImages(
-        images.root, images.paths, recipe.augment, recipe.run.seed, images.numbers, px_at=partial(px_at, recipe)
+        images.root,
+        images.paths,
+        recipe.augment,
+        recipe.run.seed,
+        images.numbers,
+        augment_at=partial(augment_at, recipe),
     )
     stage = recipe.stages[0]
     plan = batch_plan(recipe, stage, images)

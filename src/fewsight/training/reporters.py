@@ -43,8 +43,8 @@ class Reporter(Protocol):
         Args:
             line: `kind` ("epoch"); `stage` (from 0); `epoch` (from 1); `epochs` (of all stages); `train_loss` (the mean
                 over the epoch's images); `seconds`; `terms` (means over the epoch), if the loss logs any; `val_top1`
-                (a proportion, centre view) and `val_nll` (nats), if the epoch was evaluated; `collapse` (the reason),
-                if the loss has collapsed.
+                (a proportion, centre view) and `val_nll` (nats), if the epoch was evaluated; `norms` (of `gradient`,
+                `weights` and `update`, in the epoch's last step); `collapse` (the reason), if the loss has collapsed.
         """
 
     def say(self, text: str) -> None:

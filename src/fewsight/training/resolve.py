@@ -6,6 +6,7 @@ from fewsight.losses import batch_kind, check_loss
 from fewsight.machine.device import resolve_run
 from fewsight.models import TIMM_PREFIX
 from fewsight.models.classifier import build_without_memory, resolve_stem, with_stem
+from fewsight.optim import check_optimizer, check_schedule
 from fewsight.recipes import Recipe
 from fewsight.training.mix import cutmix_prob
 
@@ -24,8 +25,10 @@ def check_parts(recipe: Recipe) -> None:
     if recipe.run.recompute and name.startswith(TIMM_PREFIX):
         raise RecipeError(f"run.recompute is for fewsight's own backbones, not for {name}; set run.recompute = false")
     build_without_memory(name, 2, stem=stem, width=recipe.model.width)
-    for stage in recipe.stages:
+    for number, stage in enumerate(recipe.stages):
         check_loss(stage, cutmix_prob(recipe, stage))
+        check_optimizer(stage.optim, f"stages.{number}.optim")
+        check_schedule(stage.optim, f"stages.{number}.optim")
 
 
 def resolve(recipe: Recipe, prepared: Prepared) -> Recipe:

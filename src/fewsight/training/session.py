@@ -182,6 +182,12 @@ def _continue(run: Run, console: Console, group: ProcessGroup, reporters: Sequen
     if run.finished:
         console.print(f"{path} is finished; there is nothing to continue")
         return run
+    if run.info["format"] < runs.FORMAT:
+        raise RunError(
+            f"{path} has run format {run.info['format']}, written by fewsight {run.info.get('fewsight')} (commit "
+            f"{run.info.get('commit')}); this fewsight resumes format {runs.FORMAT} only. Finish it with that version, "
+            "or start a new run with --recipe RUN/recipe.toml"
+        )
     started = run.info.get("recipe")
     if started is not None:
         differences = recipe_differences(parse_recipe(started), run.recipe)

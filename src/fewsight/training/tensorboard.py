@@ -59,6 +59,7 @@ class TensorBoard:
         """Add the epoch's mean loss, and the figures on val if it was evaluated."""
         self._scalars({"epoch/loss": line["train_loss"], "epoch/seconds": line["seconds"]})
         self._scalars({name.replace("val_", "val/"): line[name] for name in ("val_top1", "val_nll") if name in line})
+        self._scalars({f"norms/{name}": value for name, value in line.get("norms", {}).items()})
         assert self.writer is not None, "start() comes first"
         self.writer.flush()
 

@@ -1,0 +1,30 @@
+"""Optimisation: which optimiser, which learning rate at which step, the moving average of the weights.
+
+`OPTIMIZERS` and `SCHEDULES` are tables of name -> builder: a file and a line add one.
+"""
+
+from fewsight.optim.moving_average import moving_average
+from fewsight.optim.norms import Norms, measured_norms
+from fewsight.optim.optimizers import (
+    OPTIMIZERS,
+    build_optimizer,
+    check_optimizer,
+    load_optimizer_state,
+    optimizer_state,
+)
+from fewsight.optim.schedules import SCHEDULES, check_schedule, lr_at, peak_lr
+
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "Norms",
+    "build_optimizer",
+    "check_optimizer",
+    "check_schedule",
+    "load_optimizer_state",
+    "lr_at",
+    "measured_norms",
+    "moving_average",
+    "optimizer_state",
+    "peak_lr",
+]

@@ -1,0 +1,57 @@
+"""The learning rate of each step: a linear warm-up, then a schedule by name.
+
+A schedule is a function `progress -> fraction of the peak`, with progress from 0 after the warm-up to 1 at the end.
+"""
+
+import math
+from collections.abc import Callable
+
+from fewsight.errors import RecipeError
+from fewsight.recipes import Optim, Stage
+from fewsight.recipes.options import unknown_name
+
+
+def cosine(progress: float) -> float:
+    """Half a cosine, from 1 to 0 (Loshchilov and Hutter, arXiv 1608.03983)."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def linear(progress: float) -> float:
+    """A straight line from 1 to 0."""
+    return 1 - progress
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine, "linear": linear}
+
+
+def check_schedule(settings: Optim, where: str) -> None:
+    """Refuse a schedule that does not exist.
+
+    Raises:
+        RecipeError: names the valid ones.
+    """
+    if settings.schedule not in SCHEDULES:
+        raise RecipeError(f"{where}.schedule: {unknown_name(settings.schedule, SCHEDULES)}")
+
+
+def peak_lr(stage: Stage, batch_size: int) -> float:
+    """The learning rate after warm-up: lr_scale * base_lr * batch_size / 256 (Goyal et al., arXiv 1706.02677).
+
+    Args:
+        batch_size: nominal, of the stage's plan: P x K where batches are made of classes.
+    """
+    return stage.lr_scale * stage.optim.base_lr * batch_size / 256
+
+
+def lr_at(step: int, *, peak: float, warmup_steps: int, total_steps: int, schedule: str = "cosine") -> float:
+    """The learning rate of `step` (from 0): linear from 0 over the warm-up, then the schedule over the rest.
+
+    Step `warmup_steps` has the peak; a step `total_steps` would have what the schedule ends with. Where the warm-up
+    is as long as the stage, the learning rate rises throughout.
+
+    Source: warm-up as Goyal et al., arXiv 1706.02677.
+    """
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return peak * SCHEDULES[schedule](progress)
