@@ -47,7 +47,9 @@ class ProcessGroup:
         """[n, ...] of each process -> [total, ...] of all, by rank; each process receives the gradient of its rows."""
         if self.count == 1:
             return rows
-        all_rows: Tensor = _Gather.apply(rows, self, total)
+        own, shape = self.rows(total), rows.shape[1:]
+        before, after = rows.new_zeros(own.start, *shape), rows.new_zeros(total - own.stop, *shape)
+        all_rows: Tensor = _Sum.apply(torch.cat([before, rows, after]))
         return all_rows
 
     def wait(self) -> None:
@@ -112,24 +114,6 @@ def explain_lost_processes() -> Iterator[None]:
             f"another process of this training has ended ({text[:200]}). Its own message says why; continue from the "
             "last saved state with the same command and --resume RUN"
         ) from error
-
-
-class _Gather(torch.autograd.Function):
-    """The rows of all processes; backward sums the gradients of all processes' losses."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, group: ProcessGroup, total: int) -> Tensor:
-        ctx.own = group.rows(total)
-        all_rows = rows.new_zeros(total, *rows.shape[1:])
-        all_rows[ctx.own] = rows
-        distributed.all_reduce(all_rows)
-        return all_rows
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        gradient = gradient.contiguous()
-        distributed.all_reduce(gradient)
-        return gradient[ctx.own], None, None
 
 
 class _Sum(torch.autograd.Function):
