@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from fewsight.machine.device import compute_threads, keep_freed_memory, same_bit
 from fewsight.machine.processes import MIN_IMAGES_PER_PROCESS, SINGLE_PROCESS, ProcessGroup, synchronise_norms
 from fewsight.machine.rng import batch_stream
 from fewsight.machine.signals import StopFlag, signals_that_stop
-from fewsight.models.classifier import initial_model, load_weights, weights_out
+from fewsight.models.classifier import Classifier, initial_model, load_weights, weights_out
 from fewsight.optim import lr_at, peak_lr
 from fewsight.recipes import Recipe
 from fewsight.runs import Run
@@ -42,6 +42,20 @@ _LOWER_LR = (
     "{path} keeps the last saved state. Start a new run with a lower learning rate (--set stages.0.optim.base_lr=...) "
     "or a longer warm-up (--set stages.0.optim.warmup_epochs=...)."
 )
+
+
+@dataclass(frozen=True)
+class Training:
+    """What stays the same while a run trains."""
+
+    run: Run
+    data: TrainingSet
+    images: AugmentedImages  # those of `data`, augmented
+    plans: Sequence[Plan]  # one per stage
+    normalise: Normalise
+    reporter: Reporter
+    stop: StopFlag  # set by Ctrl-C and SIGTERM
+    group: ProcessGroup  # the processes that share each batch
 
 
 def fit(
@@ -79,30 +93,16 @@ def fit(
     group.wait()  # no process writes before every process has read
     device = torch.device(recipe.run.device)
     normalise = Normalise(run.data.mean, run.data.std).to(device)
-    model = initial_model(recipe, len(run.classes))
-    if weights is not None:
-        load_weights(model, weights)
-    if recipe.run.sync_norm and group.count > 1:
-        synchronise_norms(model)
+    model = _build_model(run, weights, group)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    assert recipe.run.threads != "auto", "the recipe is resolved"
     plans = [batch_plan(recipe, stage, data) for stage in recipe.stages]
-    cache = cache_size(recipe.run.cache_gb) // group.count
-    images = AugmentedImages(
-        data.root,
-        data.paths,
-        recipe.augment,
-        recipe.run.seed,
-        data.numbers,
-        cache,
-        partial(augment_at, recipe),
-        [recipe.augment_of(stage) for stage in recipe.stages],
-    )
+    images = _augmented_images(run, data, group)
     _check_batch_sizes(plans, group)
-    total_steps = sum(plan.num_steps * stage.epochs for plan, stage in zip(plans, recipe.stages, strict=True))
-    reporter.start(total_steps, _steps_done(recipe, plans, position))
+    reporter.start(_steps_done(recipe, plans, Position(stage=len(plans))), _steps_done(recipe, plans, position))
+    assert recipe.run.threads != "auto", "the recipe is resolved"
     exact = same_bits(device, always=recipe.run.deterministic)
     with compute_threads(recipe.run.threads), exact, signals_that_stop() as stop, explain_lost_workers():
+        training = Training(run, data, images, plans, normalise, reporter, stop, group)
         if state:
             check_threads(run, state[1]["threads"])
         for number in range(position.stage, len(recipe.stages)):
@@ -111,13 +111,130 @@ def fit(
                 learner.load(*state)
                 state = None
             reporter.say(_stage_line(recipe, number, plans[number], learner))
-            position = _fit_stage(run, data, images, learner, plans, position, normalise, reporter, stop)
+            position = _fit_stage(training, learner, position)
             learner.finish()
+    return _finish(training, model, position)
+
+
+def _fit_stage(training: Training, learner: Learner, position: Position) -> Position:
+    """Train one stage from `position` on; returns the position at the start of the next stage."""
+    run, recipe, group = training.run, training.run.recipe, training.group
+    stage, plan = recipe.stages[position.stage], training.plans[position.stage]
+    first_epoch = _epochs_before(recipe, position.stage)
+    labels = torch.tensor(training.data.labels)
+    peak, total_steps = peak_lr(stage, plan.batch_size), stage.epochs * plan.num_steps
+    warmup_steps = min(round(stage.optim.warmup_epochs * plan.num_steps), total_steps)
+    schedule = partial(
+        lr_at, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps, schedule=stage.optim.schedule
+    )
+    saver, epoch_start = StateSaver(recipe.run.state_minutes), time.monotonic()
+    with closing(_stage_batches(training, position)) as feed:  # ends its worker processes, also after an error
+        for epoch, step, batch, indices in feed:
+            torch.manual_seed(int(batch_stream(recipe.run.seed, epoch, step).integers(2**62)))
+            pixels = training.normalise.of_bytes(batch)
+            inputs, targets = mix(pixels, labels, indices, recipe, stage, epoch, step, group)
+            lr = schedule((epoch - first_epoch) * plan.num_steps + step)
+            loss, terms = learner.step(inputs, targets, lr, measure=step + 1 == plan.num_steps)
+            if not math.isfinite(loss):
+                raise RunError(_not_finite(run, loss, epoch, step, lr))
+            position = position.after_step(loss, terms, len(indices))
+            line = {
+                "kind": "step",
+                "stage": position.stage,
+                "epoch": epoch + 1,
+                "step": step + 1,
+                "loss": loss,
+                "lr": lr,
+                **({"terms": terms} if terms else {}),
+            }
+            training.reporter.step(line, _steps_done(recipe, training.plans, position))
+            if group.first and step % max(1, plan.num_steps // 10) == 0:
+                runs.append_log(run.path, {**line, "time": runs.now()})
+            if step + 1 == plan.num_steps:
+                position = _end_epoch(training, learner, position, time.monotonic() - epoch_start)
+                epoch_start = time.monotonic()
+            _save_or_stop(training, learner, position, saver, f"epoch {epoch + 1}", f"step {step + 1}")
+    return position.after_stage()
+
+
+def _end_epoch(training: Training, learner: Learner, position: Position, seconds: float) -> Position:
+    """Log the epoch, evaluate on val if it is due and keep the best weights; returns the start of the next epoch.
+
+    Args:
+        seconds: the epoch's duration.
+    """
+    run, recipe, stage = training.run, training.run.recipe, training.run.recipe.stages[position.stage]
+    line: dict[str, Any] = {
+        "kind": "epoch",
+        "stage": position.stage,
+        "epoch": _epochs_before(recipe, position.stage) + position.epoch + 1,
+        "train_loss": position.loss_sum / position.num_images,
+    }
+    if learner.norms is not None:
+        line["norms"] = asdict(learner.norms)  # of the epoch's last step
+    means = {name: total / count for name, (total, count) in position.terms.items()}
+    if means:
+        line["terms"] = means
+    every = recipe.eval.every_epochs
+    if every and ((position.epoch + 1) % every == 0 or position.epoch + 1 == stage.epochs):
+        figures = score_val(training, learner.averaged())
+        if figures:
+            line |= {"val_top1": figures.top1.value, "val_nll": figures.nll}
+            if recipe.run.select == "best" and figures.top1.value > position.best_top1:
+                position = replace(position, best_top1=figures.top1.value)
+                if training.group.first:
+                    runs.save_weights(run, weights_out(learner.averaged()), best_epoch=line["epoch"])
+    first = means if position.epoch == 0 else position.first
+    warmed_up = position.epoch + 1 > stage.optim.warmup_epochs
+    collapse = collapse_of(learner.loss, means, first, (position.epoch + 1) / stage.epochs) if warmed_up else None
+    if collapse:
+        line["collapse"] = collapse
+    if training.group.first:
+        runs.append_log(run.path, {**line, "seconds": round(seconds, 3), "time": runs.now()})
+    num_epochs = _epochs_before(recipe, len(recipe.stages))
+    training.reporter.epoch({**line, "epochs": num_epochs, "seconds": seconds})
+    if collapse and not position.collapsed:  # reported once, in the first of the epochs that it lasts
+        training.reporter.say(f"warning: epoch {line['epoch']}: {collapse}")
+    return replace(position, first=first, collapsed=collapse is not None).after_epoch()
+
+
+def _save_or_stop(
+    training: Training, learner: Learner, position: Position, saver: StateSaver, epoch: str, step: str
+) -> None:
+    """After a step: save the state if it is due, and stop on a signal or a collapsed loss.
+
+    Raises:
+        RunError: the loss has collapsed and `run.on_collapse` is "stop".
+        Interrupted: a process has received a signal.
+    """
+    run, group = training.run, training.group
+    collapsed = position.step == 0 and position.collapsed and run.recipe.run.on_collapse == "stop"
+    signal_number = _signal_of_any(training.stop.signal_number, group)
+    if group.first and (signal_number or collapsed or saver.is_due(epoch_ended=position.step == 0)):
+        saver.save(run, learner, position)
+    if collapsed:
+        raise RunError(
+            f'{run.path}: stopped after {epoch}: the loss has collapsed and run.on_collapse is "stop". The warning '
+            "above, also in log.jsonl, says what to change in a new run"
+        )
+    if signal_number:
+        group.wait()  # no process exits before the state is saved
+        raise Interrupted(
+            f"interrupted in {epoch}, after {step}; the state is saved. Continue with: fewsight train --resume "
+            f"{run.path}",
+            signal_number,
+        )
+
+
+def _finish(training: Training, model: Classifier, position: Position) -> Run:
+    """Evaluate the final weights on val and mark the run as finished."""
+    run, recipe, group = training.run, training.run.recipe, training.group
     if recipe.run.select == "best":
         run = runs.read_run(run.path)  # run.json has the digest of the best weights since they were saved
         load_weights(model, runs.read_weights(run))
+    assert recipe.run.threads != "auto", "the recipe is resolved"
     with compute_threads(recipe.run.threads):
-        figures = score_val(run, data, model, normalise, group)
+        figures = score_val(training, model)
     if not group.first:
         group.wait()
         return runs.read_run(run.path)
@@ -128,6 +245,77 @@ def fit(
     runs.remove_state(run.path)
     group.wait()
     return run
+
+
+def score_val(training: Training, model: nn.Module) -> Figures | None:
+    """Accuracy and loss on val, centre view; None without a val split. Each image is scored once, by one process.
+
+    Raises:
+        DataError: an image can no longer be read.
+        RunError: a score is not finite.
+    """
+    run, data, group = training.run, training.data, training.group
+    for buffer in model.buffers():  # the norm statistics that are saved are the first process's
+        group.copy_(buffer)
+    if not data.val_paths:
+        return None
+    model.eval()
+    paths = [data.root / path for path in data.val_paths]
+    scored = list(score_images(model, training.normalise, paths[group.rows(len(paths))], run.recipe))
+    for error in (error for scores in scored for error in scores.errors if error is not None):
+        raise DataError(f"{error} (val; it could be read before training began)")
+    parts = [scores.log_probs for scores in scored] or [np.empty((0, len(run.classes)), np.float32)]
+    log_probs = group.gather(torch.from_numpy(np.concatenate(parts)), len(paths)).numpy()
+    if not np.isfinite(log_probs).all():
+        raise RunError(f"the model's scores on val are not finite. {_LOWER_LR.format(path=run.path)}")
+    return evaluate_scores(log_probs, np.asarray(data.val_labels), run.classes)
+
+
+def _build_model(run: Run, weights: Mapping[str, Tensor] | None, group: ProcessGroup) -> Classifier:
+    """The run's model with the given or random weights."""
+    model = initial_model(run.recipe, len(run.classes))
+    if weights is not None:
+        load_weights(model, weights)
+    if run.recipe.run.sync_norm and group.count > 1:
+        synchronise_norms(model)
+    return model
+
+
+def _augmented_images(run: Run, data: TrainingSet, group: ProcessGroup) -> AugmentedImages:
+    """The training images; each process has an equal part of the memory for decoded images."""
+    recipe = run.recipe
+    cache = cache_size(recipe.run.cache_gb) // group.count
+    return AugmentedImages(
+        data.root,
+        data.paths,
+        recipe.augment,
+        recipe.run.seed,
+        data.numbers,
+        cache,
+        partial(augment_at, recipe),
+        [recipe.augment_of(stage) for stage in recipe.stages],
+    )
+
+
+def _stage_batches(training: Training, position: Position) -> Generator[tuple[int, int, Tensor, np.ndarray]]:
+    """The batches of a stage from `position` on, as `batches` yields them, with the rows that this process needs."""
+    recipe, stage = training.run.recipe, training.run.recipe.stages[position.stage]
+    first_epoch = _epochs_before(recipe, position.stage)
+
+    def rows(epoch: int, step: int, count: int) -> np.ndarray:
+        return rows_of(recipe, stage, epoch, step, count, training.group)
+
+    assert recipe.run.workers != "auto", "the recipe is resolved"
+    return batches(
+        training.images,
+        training.plans[position.stage],
+        first_epoch=first_epoch + position.epoch,
+        first_step=position.step,
+        num_epochs=first_epoch + stage.epochs,
+        workers=recipe.run.workers,
+        pin=torch.device(recipe.run.device).type == "cuda",
+        rows=rows,
+    )
 
 
 def _check_batch_sizes(plans: Sequence[Plan], group: ProcessGroup) -> None:
@@ -146,105 +334,6 @@ def _check_batch_sizes(plans: Sequence[Plan], group: ProcessGroup) -> None:
         )
 
 
-def _fit_stage(
-    run: Run,
-    data: TrainingSet,
-    images: AugmentedImages,
-    learner: Learner,
-    plans: list[Plan],
-    position: Position,
-    normalise: Normalise,
-    reporter: Reporter,
-    stop: StopFlag,
-) -> Position:
-    """Train one stage from `position` on; returns the position at the start of the next stage."""
-    recipe, stage, plan = run.recipe, run.recipe.stages[position.stage], plans[position.stage]
-    first_epoch = sum(earlier.epochs for earlier in recipe.stages[: position.stage])  # epochs count on across stages
-    labels = torch.tensor(data.labels)
-    peak, total_steps = peak_lr(stage, plan.batch_size), stage.epochs * plan.num_steps
-    warmup_steps = min(round(stage.optim.warmup_epochs * plan.num_steps), total_steps)
-    schedule = partial(
-        lr_at, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps, schedule=stage.optim.schedule
-    )
-    saver, epoch_start, group = StateSaver(recipe.run.state_minutes), time.monotonic(), learner.group
-
-    def rows(epoch: int, step: int, count: int) -> np.ndarray:
-        return rows_of(recipe, stage, epoch, step, count, group)
-
-    assert recipe.run.workers != "auto", "the recipe is resolved"
-    feed = batches(
-        images,
-        plan,
-        first_epoch=first_epoch + position.epoch,
-        first_step=position.step,
-        num_epochs=first_epoch + stage.epochs,
-        workers=recipe.run.workers,
-        pin=learner.device.type == "cuda",
-        rows=rows,
-    )
-    with closing(feed):  # ends its worker processes, also after an error
-        for epoch, step, batch, indices in feed:
-            torch.manual_seed(int(batch_stream(recipe.run.seed, epoch, step).integers(2**62)))
-            inputs, targets = mix(normalise.of_bytes(batch), labels, indices, recipe, stage, epoch, step, group)
-            stage_step = (epoch - first_epoch) * plan.num_steps + step
-            lr = schedule(stage_step)
-            loss, terms = learner.step(inputs, targets, lr, measure=step + 1 == plan.num_steps)
-            if not math.isfinite(loss):
-                raise RunError(_not_finite(run, loss, epoch, step, lr))
-            position = replace(
-                position,
-                step=step + 1,
-                loss_sum=position.loss_sum + loss * len(indices),
-                num_images=position.num_images + len(indices),
-                terms=_add_terms(position.terms, terms, len(indices)),
-            )
-            line = {
-                "kind": "step",
-                "stage": position.stage,
-                "epoch": epoch + 1,
-                "step": step + 1,
-                "loss": loss,
-                "lr": lr,
-                **({"terms": terms} if terms else {}),
-            }
-            reporter.step(line, _steps_done(recipe, plans, position))
-            if group.first and step % max(1, plan.num_steps // 10) == 0:
-                runs.append_log(run.path, {**line, "time": runs.now()})
-            if step + 1 == plan.num_steps:
-                position = _end_epoch(run, data, learner, position, normalise, reporter, time.monotonic() - epoch_start)
-                epoch_start = time.monotonic()
-            _save_or_stop(run, learner, position, saver, stop, f"epoch {epoch + 1}", f"step {step + 1}")
-    return replace(position, stage=position.stage + 1, epoch=0, step=0)
-
-
-def _save_or_stop(
-    run: Run, learner: Learner, position: Position, saver: StateSaver, stop: StopFlag, epoch: str, step: str
-) -> None:
-    """After a step: save the state if it is due, and stop on a signal or a collapsed loss.
-
-    Raises:
-        RunError: the loss has collapsed and `run.on_collapse` is "stop".
-        Interrupted: a process has received a signal.
-    """
-    group = learner.group
-    collapsed = position.step == 0 and position.collapsed and run.recipe.run.on_collapse == "stop"
-    signal_number = _signal_of_any(stop.signal_number, group)
-    if group.first and (signal_number or collapsed or saver.is_due(epoch_ended=position.step == 0)):
-        saver.save(run, learner, position)
-    if collapsed:
-        raise RunError(
-            f'{run.path}: stopped after {epoch}: the loss has collapsed and run.on_collapse is "stop". The warning '
-            "above, also in log.jsonl, says what to change in a new run"
-        )
-    if signal_number:
-        group.wait()  # no process exits before the state is saved
-        raise Interrupted(
-            f"interrupted in {epoch}, after {step}; the state is saved. Continue with: fewsight train --resume "
-            f"{run.path}",
-            signal_number,
-        )
-
-
 def _signal_of_any(signal_number: int, group: ProcessGroup) -> int:
     """The signal that any of the processes has received, 0 for none, so that all stop after the same step."""
     if group.count == 1:
@@ -252,56 +341,6 @@ def _signal_of_any(signal_number: int, group: ProcessGroup) -> int:
     signals = torch.zeros(group.count, dtype=torch.int64)
     signals[group.rank] = signal_number
     return int(group.sum_(signals).max())
-
-
-def _end_epoch(
-    run: Run,
-    data: TrainingSet,
-    learner: Learner,
-    position: Position,
-    normalise: Normalise,
-    reporter: Reporter,
-    seconds: float,
-) -> Position:
-    """Log the epoch, evaluate on val if it is due and keep the best weights; returns the start of the next epoch.
-
-    Args:
-        seconds: the epoch's duration.
-    """
-    recipe, stage = run.recipe, run.recipe.stages[position.stage]
-    earlier = sum(before.epochs for before in recipe.stages[: position.stage])
-    line: dict[str, Any] = {
-        "kind": "epoch",
-        "stage": position.stage,
-        "epoch": earlier + position.epoch + 1,
-        "train_loss": position.loss_sum / position.num_images,
-    }
-    if learner.norms is not None:
-        line["norms"] = asdict(learner.norms)  # of the epoch's last step
-    means = {name: total / count for name, (total, count) in position.terms.items()}
-    if means:
-        line["terms"] = means
-    every = recipe.eval.every_epochs
-    if every and ((position.epoch + 1) % every == 0 or position.epoch + 1 == stage.epochs):
-        figures = score_val(run, data, learner.averaged(), normalise, learner.group)
-        if figures:
-            line |= {"val_top1": figures.top1.value, "val_nll": figures.nll}
-            if recipe.run.select == "best" and figures.top1.value > position.best_top1:
-                position = replace(position, best_top1=figures.top1.value)
-                if learner.group.first:
-                    runs.save_weights(run, weights_out(learner.averaged()), best_epoch=line["epoch"])
-    first = means if position.epoch == 0 else position.first
-    warmed_up = position.epoch + 1 > stage.optim.warmup_epochs
-    collapse = collapse_of(learner.loss, means, first, (position.epoch + 1) / stage.epochs) if warmed_up else None
-    if collapse:
-        line["collapse"] = collapse
-    if learner.group.first:
-        runs.append_log(run.path, {**line, "seconds": round(seconds, 3), "time": runs.now()})
-    reporter.epoch({**line, "epochs": sum(planned.epochs for planned in recipe.stages), "seconds": seconds})
-    if collapse and not position.collapsed:  # reported once, in the first of the epochs that it lasts
-        reporter.say(f"warning: epoch {line['epoch']}: {collapse}")
-    position = replace(position, first=first, collapsed=collapse is not None)
-    return replace(position, epoch=position.epoch + 1, step=0, loss_sum=0.0, num_images=0, terms={})
 
 
 def _stage_line(recipe: Recipe, number: int, plan: Plan, learner: Learner) -> str:
@@ -318,44 +357,12 @@ def _stage_line(recipe: Recipe, number: int, plan: Plan, learner: Learner) -> st
     return text + (f"; the loss's own weights: {', '.join(loss_weights)}" if loss_weights else "")
 
 
-def _add_terms(sums: Mapping[str, list[float]], terms: Mapping[str, float], count: int) -> dict[str, list[float]]:
-    """An epoch's sums of the logged terms, name -> [sum over images, images], after another batch of `count` images.
-
-    A term without a value in a batch does not count the batch's images.
-    """
-    before = {name: sums.get(name, [0.0, 0.0]) for name in terms}
-    return {
-        **sums,
-        **{name: [before[name][0] + value * count, before[name][1] + count] for name, value in terms.items()},
-    }
+def _epochs_before(recipe: Recipe, stage: int) -> int:
+    """Epochs of the stages before number `stage`: epochs count on across stages."""
+    return sum(earlier.epochs for earlier in recipe.stages[:stage])
 
 
-def score_val(
-    run: Run, data: TrainingSet, model: nn.Module, normalise: Normalise, group: ProcessGroup = SINGLE_PROCESS
-) -> Figures | None:
-    """Accuracy and loss on val, centre view; None without a val split. Each image is scored once, by one process.
-
-    Raises:
-        DataError: an image can no longer be read.
-        RunError: a score is not finite.
-    """
-    for buffer in model.buffers():  # the norm statistics that are saved are the first process's
-        group.copy_(buffer)
-    if not data.val_paths:
-        return None
-    model.eval()
-    paths = [data.root / path for path in data.val_paths]
-    scored = list(score_images(model, normalise, paths[group.rows(len(paths))], run.recipe))
-    for error in (error for scores in scored for error in scores.errors if error is not None):
-        raise DataError(f"{error} (val; it could be read before training began)")
-    parts = [scores.log_probs for scores in scored] or [np.empty((0, len(run.classes)), np.float32)]
-    log_probs = group.gather(torch.from_numpy(np.concatenate(parts)), len(paths)).numpy()
-    if not np.isfinite(log_probs).all():
-        raise RunError(f"the model's scores on val are not finite. {_LOWER_LR.format(path=run.path)}")
-    return evaluate_scores(log_probs, np.asarray(data.val_labels), run.classes)
-
-
-def _steps_done(recipe: Recipe, plans: list[Plan], position: Position) -> int:
+def _steps_done(recipe: Recipe, plans: Sequence[Plan], position: Position) -> int:
     """Steps of all stages before `position`."""
     stages = zip(plans[: position.stage], recipe.stages, strict=False)
     steps = sum(plan.num_steps * stage.epochs for plan, stage in stages)

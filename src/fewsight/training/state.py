@@ -1,7 +1,8 @@
 """The position of a run in its training, and when its state is saved."""
 
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
@@ -24,6 +25,31 @@ class Position:
     terms: dict[str, list[float]] = field(default_factory=dict)  # logged by the loss: name -> [sum over images, images]
     first: dict[str, float] = field(default_factory=dict)  # means of `terms` over the stage's first epoch
     collapsed: bool = False  # as the loss diagnosed after the last epoch
+
+    def after_step(self, loss: float, terms: Mapping[str, float], count: int) -> "Position":
+        """The position after a step on a batch of `count` images.
+
+        A term without a value in the batch does not count the batch's images.
+        """
+        sums = dict(self.terms)
+        for name, value in terms.items():
+            total, images = sums.get(name, [0.0, 0.0])
+            sums[name] = [total + value * count, images + count]
+        return replace(
+            self,
+            step=self.step + 1,
+            loss_sum=self.loss_sum + loss * count,
+            num_images=self.num_images + count,
+            terms=sums,
+        )
+
+    def after_epoch(self) -> "Position":
+        """The position at the start of the next epoch."""
+        return replace(self, epoch=self.epoch + 1, step=0, loss_sum=0.0, num_images=0, terms={})
+
+    def after_stage(self) -> "Position":
+        """The position at the start of the next stage."""
+        return replace(self, stage=self.stage + 1, epoch=0, step=0)
 
 
 class StateSaver:
