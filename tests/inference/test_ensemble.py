@@ -849,66 +849,27 @@ def test_ensemble_has_no_features(refused: Refused, mixed: Path, digit_images: P
     assert "--features: an ensemble has no features of its own; predict with one of its runs" in line
 
 
-# float16
+# float16, which commit d22e4e0 could write
 
 
-def test_float16_scores_are_half_as_large_and_say_what_they_change(
-    command: Command, mixed: Path, digit_images: Path, tmp_path: Path
-) -> None:
-    whole, half = tmp_path / "whole", tmp_path / "half"
-    command("evaluate", mixed, digit_images, "--scores", whole)
-    json_ = ["--json", tmp_path / "f.json"]
-    answer = command("evaluate", mixed, digit_images, "--scores", half, "--scores-dtype", "float16", *json_)
-    assert answer.code == 0
-    files = sorted(half.rglob("*.f16"))
-    assert len(files) == 6
-    assert not list(half.rglob("*.f32"))
-    changed, probs = 0, []
-    for file in files:
-        twin = whole / file.relative_to(half).with_suffix(".f32")
-        assert 2 * file.stat().st_size == twin.stat().st_size == 4 * 15 * 3
-        stored, exact = np.fromfile(file, "<f2").reshape(15, 3), np.fromfile(twin, "<f4").reshape(15, 3)
-        np.testing.assert_allclose(stored, exact, rtol=2e-3)
-        changed += int((stored.argmax(1) != exact.argmax(1)).sum())
-        probs.append(np.exp(stored.astype(np.float64)))
-    assert f"kept as float16: the most probable class is another in {changed} of 90 results written now" in answer.out
-    labels = np.repeat([0, 1, 2], 5)
-    mean = np.mean(probs, axis=0)
-    figures = json.loads((tmp_path / "f.json").read_text())
-    assert figures["nll"] == pytest.approx(-np.log(mean[np.arange(15), labels]).mean(), rel=1e-6), "from what is stored"
-    again = command("evaluate", mixed, digit_images, "--scores", half, "--scores-dtype", "float16")
-    assert "kept as float16" not in again.out, "nothing was written"
-
-
-def test_float16_says_how_many_results_change(
-    command: Command, runs: tuple[Path, Path], digit_images: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With scores that float16 cannot tell apart: the first of equals is taken."""
-
-    def close(model: object, images: object, precision: str) -> tuple[object, object]:
-        import torch
-
-        count = len(images)  # type: ignore[arg-type]
-        scores = torch.tensor([-1.0, -1.0 + 1e-4, -2.0]).repeat(count, 1)
-        scores[: count // 3, 0] = -0.5
-        return scores.log_softmax(1), torch.zeros(count, 2)
-
-    monkeypatch.setattr("fewsight.scores.scoring._forward", close)
-    answer = command("evaluate", runs[0], digit_images, "--scores-dtype", "float16")
-    assert "the most probable class is another in 10 of 15 results written now" in answer.out
-
-
-def test_scores_of_another_precision_are_left_alone(
+def test_scores_in_float16_are_refused_and_unchanged(
     refused: Refused, command: Command, runs: tuple[Path, Path], digit_images: Path
 ) -> None:
-    assert command("evaluate", "a", digit_images, "--scores-dtype", "float16").code == 0
+    assert command("evaluate", "a", digit_images).code == 0
+    store = runs[0] / "scores" / "test"
+    change(store / "store.json", '"dtype": "float32"', '"dtype": "float16"')
+    np.fromfile(store / "center-32.f32", "<f4").astype("<f2").tofile(store / "center-32.f16")
+    (store / "center-32.f32").unlink()
     before = files_of(runs[0])
-    assert sorted(path.name for path in before if path.parent.name == "test") == [
-        "center-32.f16", "images.jsonl", "store.json"]  # fmt: skip
-    line = refused("evaluate", "a", digit_images, "--scores", "a/scores/test")
-    assert "a/scores/test holds scores of other dtype; give --scores another folder, or remove this one" in line
+    expected = (
+        "a/scores/test has scores in float16, which fewsight no longer reads; remove the folder, then repeat the "
+        "command that wrote it, without --scores-dtype"
+    )
+    assert expected in refused("scores", "rows", "a")
+    assert expected in refused("evaluate", "a", digit_images, "--scores", "a/scores/test")
     answer = command("evaluate", "a", digit_images)
     assert answer.code == 0
-    assert "scores not kept: a/scores/test holds scores of other dtype" in answer.out
+    assert f"scores not kept: {expected}" in answer.out
     assert files_of(runs[0]) == before
-    assert "on 15 images, 1 view" in command("scores", "rows", "a").out
+    make_ensemble(["a", "b"], Path("e"))
+    assert not (Path("e") / "runs" / "a" / "scores").exists()

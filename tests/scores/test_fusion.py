@@ -38,7 +38,7 @@ from fewsight.scores.fusion import (
     write_entries,
 )
 from fewsight.scores.store import Store
-from stores import mean_plainly, probs_of, random_labels, random_scores, write_run, write_store
+from stores import mean_plainly, random_labels, random_scores, write_run, write_store
 
 LABELS = random_labels(0, 23)
 UNREADABLE = (4, 17)
@@ -540,16 +540,6 @@ def test_ensemble_needs_every_size_on_the_same_images(pair: tuple[Store, Store],
     fewer = store_of(tmp_path / "fewer", 3, unreadable=())
     with pytest.raises(RunError, match="hold scores of different images"):
         scored_ensemble(tmp_path / "e", ENTRIES, {"a": pair[0], "b": fewer})
-
-
-def test_fusion_of_float16_and_float32_scores_is_that_of_the_stored_values(tmp_path: Path) -> None:
-    scores = random_scores(0, LABELS), random_scores(1, LABELS)
-    half = write_store(tmp_path / "a", {"center-8": scores[0]}, LABELS, dtype="float16")
-    whole = write_store(tmp_path / "b", {"center-8": scores[1]}, LABELS)
-    ((_, probs),) = fused_probs([{Result(half, "center-8"): 0.5, Result(whole, "center-8"): 0.5}])
-    rounded = np.exp(scores[0].astype(np.float16).astype(np.float64))
-    np.testing.assert_allclose(probs[0], (rounded + probs_of(whole, "center-8")) / 2, rtol=2e-6)
-    assert abs(probs[0] - np.exp(np.stack(scores)).mean(0)).max() > 1e-5, "float16 makes a difference"
 
 
 def test_sized_runs_are_values(pair: tuple[Store, Store]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +137,12 @@ def test_other_scores_are_refused_and_unchanged(tmp_path: Path, change: dict[str
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [({"format": 9}, "reads up to 1; upgrade fewsight"), ({"format": 1, "classes": []}, "is not what fewsight wrote")],
+    [
+        ({"format": 9}, "reads up to 1; upgrade fewsight"),
+        ({"format": 1, "classes": []}, "is not what fewsight wrote"),
+        ({"format": 1, **asdict(ABOUT), "dtype": "float16"}, "has scores in float16, which fewsight no longer reads"),
+        ({"format": 1, **asdict(ABOUT), "dtype": "float64"}, "is not what fewsight wrote"),
+    ],
 )
 def test_invalid_store_is_refused(tmp_path: Path, values: dict[str, object], expected: str) -> None:
     (tmp_path / "store.json").write_text(json.dumps(values))

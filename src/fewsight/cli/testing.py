@@ -18,7 +18,6 @@ def evaluate(
     split: str | None = None,
     views: str | None = None,
     scores: Path | None = None,
-    scores_dtype: Literal["float32", "float16"] = "float32",
     json_: Annotated[Path | None, Parameter(name="--json")] = None,
 ) -> int:
     """Test a run or an ensemble on labelled images: top-1 and top-5 with intervals, each class, the worst confusions.
@@ -31,7 +30,6 @@ def evaluate(
         views: center (one view; a run's default), paper (every test size, two crops; an ensemble's default), or names
             such as center-224,random-320; center-224-noflip leaves out the mirrored view.
         scores: the folder in which every view's scores are stored (RUN/scores/SPLIT).
-        scores_dtype: data type of the stored scores; float16 needs half the disk, and its effect is printed (float32).
         json_: also write every figure to this file.
     """
     from fewsight.cli.show import show_figures
@@ -42,7 +40,7 @@ def evaluate(
     if json_ is not None:
         files.check_target(json_, "--json")
     console = make_console()
-    evaluation = evaluate_run(run, data, split=split, views=views, scores=scores, dtype=scores_dtype, console=console)
+    evaluation = evaluate_run(run, data, split=split, views=views, scores=scores, console=console)
     num_views = len(evaluation.views)
     view_text = ", ".join(evaluation.views) if num_views <= 2 else counted(num_views, "view")
     if evaluation.num_left_out:
@@ -76,7 +74,6 @@ def predict(
     views: str | None = None,
     features: bool = False,
     scores: Path | None = None,
-    scores_dtype: Literal["float32", "float16"] = "float32",
 ) -> int:
     """Predict the classes of images, given as files, folders and glob patterns; one row per image, in order.
 
@@ -89,7 +86,6 @@ def predict(
             such as center-224,random-320.
         features: also write the pooled features beside OUT, one row per image: new.csv, new.features.npy.
         scores: also store every view's scores in this folder; the same command then resumes where it was stopped.
-        scores_dtype: data type of the stored scores (float32).
     """
     from fewsight.inference.predict import predict_files
     from fewsight.inference.prediction_files import features_file
@@ -105,7 +101,6 @@ def predict(
         views=views,
         features=features,
         scores=scores,
-        dtype=scores_dtype,
     )
     if out is not None and features:
         print(f"wrote {features_file(out)}: float32, one row per row of {out}")

@@ -41,7 +41,7 @@ from fewsight.scores.fusion import (
     write_entries,
 )
 from fewsight.scores.scoring import SharedLoads, views_of
-from fewsight.scores.store import read_store
+from fewsight.scores.store import SUFFIX, read_store
 
 MAY_DIFFER = (
     "data.merge_val",
@@ -160,8 +160,6 @@ def score_runs(
     images: Sequence[LabelledFile],
     folder_of: Callable[[str, Run], Path],
     progress: Callable[[int, int], None] = lambda done, total: None,
-    *,
-    dtype: str = "float32",
 ) -> dict[str, ScoringResult]:
     """Score images with each run into its own store; the runs take turns, batch by batch, and share decoded images.
 
@@ -170,7 +168,6 @@ def score_runs(
         images: to score.
         folder_of: the folder of a run's store, by name and run.
         progress: called with the number of images done and in total, over all runs.
-        dtype: of the scores on the disk.
 
     Raises:
         RunError: a folder holds other scores or cannot be written.
@@ -181,7 +178,7 @@ def score_runs(
     assert threads != "auto", "a resolved recipe has its threads"
     with compute_threads(threads), contextlib.ExitStack() as stack:
         scorings = {
-            name: score_into(folder_of(name, run), run, images, opened.views[name], dtype=dtype, loads=loads)
+            name: score_into(folder_of(name, run), run, images, opened.views[name], loads=loads)
             for name, run in opened.runs.items()
         }
         for scoring in scorings.values():
@@ -456,11 +453,11 @@ def _copy_run(source: Path, target: Path) -> None:
         try:
             store = read_store(info_file.parent)
         except RunError:
-            continue  # incomplete scores are made again when they are needed
+            continue  # scores that cannot be read are made again when they are needed
         folder = target / "scores" / store.path.name
         files.make_folder(folder)
         for view in store.views:
-            _link(store.path / f"{view}{store.about.suffix}", folder / f"{view}{store.about.suffix}")
+            _link(store.path / f"{view}{SUFFIX}", folder / f"{view}{SUFFIX}")
         for name in ("images.jsonl", "store.json"):
             _copy(store.path / name, folder / name)
 

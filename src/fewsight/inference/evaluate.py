@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class Evaluation:
     figures: Figures
     num_trained_on: int
     unreadable: tuple[str, ...]
-    kept: tuple[str, ...]  # where the scores are stored, or why they are not; the effect of rounding
+    kept: tuple[str, ...]  # where the scores are stored, or why they are not
     num_left_out: int = 0  # images of data without splits that were trained on and therefore not tested
 
 
@@ -43,7 +43,6 @@ def evaluate(
     split: str | None = None,
     views: str | None = None,
     scores: str | Path | None = None,
-    dtype: str = "float32",
     console: Console | None = None,
 ) -> Evaluation:
     """Test a run or an ensemble on a split of a dataset; labels are matched by name.
@@ -57,7 +56,6 @@ def evaluate(
             pixels) are left out if others remain; `all` tests every image.
         views: center (default for a run), paper (default for an ensemble) or names; their probabilities are averaged.
         scores: the folder for the scores; default `RUN/scores/<split>`.
-        dtype: of the stored scores, float32 or float16.
         console: for progress; default the terminal.
 
     Raises:
@@ -73,7 +71,7 @@ def evaluate(
     with progress_counter(console, "evaluating") as progress, contextlib.ExitStack() as stack:
 
         def score(folder: Path | None) -> dict[str, ScoringResult]:
-            return score_runs(opened, images, score_folders(opened, folder, tested.split), progress, dtype=dtype)
+            return score_runs(opened, images, score_folders(opened, folder, tested.split), progress)
 
         folder = path / ("runs/*/" * bool(opened.entries) + f"scores/{tested.split}") if scores is None else scores
         try:
@@ -83,8 +81,7 @@ def evaluate(
                 raise
             stored = score(Path(stack.enter_context(tempfile.TemporaryDirectory())))
             remark = f"scores not kept: {error}"
-        remarks = (remark, *_rounding(stored, dtype))
-        evaluation = _evaluation(opened, data, tested, opened.scored(stored), remarks)
+        evaluation = _evaluation(opened, data, tested, opened.scored(stored), (remark,))
         return replace(evaluation, num_left_out=num_left_out)
 
 
@@ -132,16 +129,6 @@ def leave_out_trained_on(
     name = "val" if readable and held_out(tested_runs[0]).issuperset(readable) else UNSEEN
     samples, labels = tuple(whole.samples[index] for index in kept), tuple(whole.labels[index] for index in kept)
     return EvaluationSet(whole.root, name, samples, labels), num_left_out
-
-
-def _rounding(stored: Mapping[str, ScoringResult], dtype: str) -> tuple[str, ...]:
-    written, changed = (sum(getattr(result, name) for result in stored.values()) for name in ("written", "changed"))
-    if dtype == "float32" or not written:
-        return ()
-    return (
-        f"kept as {dtype}: the most probable class is another in {changed:,} of {counted(written, 'result')} written "
-        "now",
-    )
 
 
 def _evaluation(

@@ -32,7 +32,6 @@ def predict_files(
     views: str | None = None,
     features: bool = False,
     scores: Path | None = None,
-    dtype: str = "float32",
 ) -> tuple[int, int]:
     """Predict files, folders and patterns, and write a row for each, batch by batch.
 
@@ -45,7 +44,6 @@ def predict_files(
         views: center (default for a run), paper (default for an ensemble) or names; their probabilities are averaged.
         features: also write the pooled features, to `prediction_files.features_file(target)`.
         scores: also store every view's scores in this folder; an interrupted prediction continues from them.
-        dtype: of the stored scores, float32 or float16.
 
     Returns:
         The number of rows with an error, and of all rows.
@@ -94,9 +92,7 @@ def predict_files(
         # rows that appear on the terminal are progress enough
         report = progress if target is not None or not sys.stdout.isatty() else lambda done, total: None
         streams = scores is None and not opened.entries
-        batches = (
-            _streamed(opened, names, features, report) if streams else _stored(opened, names, scores, dtype, report)
-        )
+        batches = _streamed(opened, names, features, report) if streams else _stored(opened, names, scores, report)
         for log_probs, errors, pooled in batches:
             batch = names[done : done + len(errors)]
             log_probs = log_probs if temperature is None else apply_temperature(log_probs, temperature)
@@ -129,12 +125,12 @@ def _streamed(opened: RunsAndViews, names: Sequence[str], features: bool, progre
         progress(scores.start + len(scores.errors), len(names))
 
 
-def _stored(opened: RunsAndViews, names: Sequence[str], folder: Path | None, dtype: str, progress: Progress) -> Batches:
+def _stored(opened: RunsAndViews, names: Sequence[str], folder: Path | None, progress: Progress) -> Batches:
     """Scores by way of a store in `folder`, or in a temporary folder: an ensemble needs the scores of all its runs."""
     images = [LabelledFile(Path(name), name) for name in names]
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if folder is None else folder
-        stored = score_runs(opened, images, score_folders(opened, folder, ""), progress, dtype=dtype)
+        stored = score_runs(opened, images, score_folders(opened, folder, ""), progress)
         scored = opened.scored(stored)
         errors = [image.error for image in scored.first_store.images]
         for batch, probs in fused_probs([scored.weights]):

@@ -88,11 +88,10 @@ class LabelledFile:
 
 @dataclass(frozen=True)
 class ScoringResult:
-    """A store that scores were written to, and the effect of rounding on the scores written now."""
+    """A store that scores were written to."""
 
     store: Store
-    written: int  # images x views
-    changed: int  # of them, those whose most probable class is another one as stored
+    written: int  # images x views that were scored now; the others were in the store
 
 
 def score_into(
@@ -101,7 +100,6 @@ def score_into(
     images: Sequence[LabelledFile],
     views: Sequence[View],
     *,
-    dtype: str = "float32",
     loads: "SharedLoads | None" = None,
 ) -> Generator[int, None, ScoringResult]:
     """Score images into a store, except what the store already has; an interrupted scoring is continued.
@@ -111,7 +109,6 @@ def score_into(
         run: a finished run.
         images: to score.
         views: to score.
-        dtype: of the scores on the disk, "float32" or "float16".
         loads: shared by runs that score the same images in turns.
 
     Yields:
@@ -132,12 +129,10 @@ def score_into(
         crop_ratio=recipe.eval.crop_ratio,
         flip=recipe.augment.flip_prob > 0,
         precision=str(recipe.run.precision),
-        dtype=dtype,
     )
     with locked(folder, "scoring"):
         names = [view.name for view in views]
         store = begin(folder, about, names, lambda index: _is_readable(images[index].file), batch=BATCH)
-        changed = 0
         missing = [view for view in views if view.name in store.views]
         rest = [image.file for image in images[store.done :]] if missing else []
         for scores in run_scores(run, rest, missing, pixels=True, loads=loads) if rest else ():
@@ -148,9 +143,9 @@ def score_into(
                     images[first:], listed[first:], scores.errors, scores.digests, scores.pixels, strict=False
                 )
             ]
-            changed += append(store, first, scores.results, lines)
+            append(store, first, scores.results, lines)
             yield first + len(lines)
-        return ScoringResult(finish(store), len(rest) * len(missing), changed)
+        return ScoringResult(finish(store), len(rest) * len(missing))
 
 
 def _file_size(path: Path) -> int:

@@ -2,8 +2,8 @@
 
 A store is a folder: store.json (what was scored, and how), images.jsonl (a line for each image: path, size, label,
 error, digest of the file, whether the run was trained on it) and `<view>.f32` for each view: natural log-probabilities,
-little-endian float32 [images, classes], NaN for an image that could not be read (`<view>.f16` with float16, if that was
-requested). It is written batch by batch: a store whose writing was interrupted has fewer images, and is continued.
+little-endian float32 [images, classes], NaN for an image that could not be read. It is written batch by batch: a store
+whose writing was interrupted has fewer images, and is continued.
 """
 
 import os
@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
@@ -22,7 +22,8 @@ from fewsight.errors import RunError
 from fewsight.machine import files
 
 FORMAT = 1  # of a store; a newer one is refused
-SUFFIXES = {"float32": ".f32", "float16": ".f16"}
+DTYPE = np.dtype("<f4")
+SUFFIX = ".f32"  # of a view's file
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,12 @@ class StoreInfo:
     crop_ratio: float
     flip: bool  # whether each view's mirrored view is averaged in
     precision: str
-    dtype: Annotated[str, Field(pattern="^float(32|16)$")] = "float32"  # of the log-probabilities on the disk
-
-    @property
-    def suffix(self) -> str:
-        """The suffix of a view's file."""
-        return SUFFIXES[self.dtype]
+    dtype: Literal["float32"] = "float32"  # of the log-probabilities on the disk
 
     @property
     def image_bytes(self) -> int:
         """Bytes of one image in a view's file."""
-        return np.dtype(self.dtype).itemsize * len(self.classes)
+        return DTYPE.itemsize * len(self.classes)
 
 
 @dataclass(frozen=True)
@@ -91,17 +87,11 @@ class Store:
             RunError: the file is shorter than it was, or cannot be read.
         """
         stop, num_classes = self.about.count if stop is None else stop, len(self.about.classes)
-        file = self.path / f"{view}{self.about.suffix}"
+        file = self.path / f"{view}{SUFFIX}"
         files.check_inside(file, self.path)
         try:
             # read, not mapped: mapped pages count as the process's memory for as long as it runs
-            values = np.fromfile(
-                file,
-                np.dtype(self.about.dtype).newbyteorder("<"),
-                (stop - start) * num_classes,
-                "",
-                start * self.about.image_bytes,
-            )
+            values = np.fromfile(file, DTYPE, (stop - start) * num_classes, "", start * self.about.image_bytes)
         except OSError as error:
             raise RunError(f"cannot read {file}: {error.strerror or error}") from error
         if len(values) != (stop - start) * num_classes:
@@ -149,7 +139,7 @@ def begin(
         files.make_folder(path)
         files.write_json(path / "store.json", {"format": FORMAT, **asdict(about)})
     image_bytes, lines = about.image_bytes, _lines(path)
-    num_images = {file.stem: _size(file) // image_bytes for file in path.glob(f"*{about.suffix}")}
+    num_images = {file.stem: _size(file) // image_bytes for file in path.glob(f"*{SUFFIX}")}
     complete = len(lines) == about.count  # else the first pass was interrupted: scores without a line do not count
     missing = tuple(view for view in views if not complete or num_images.get(view) != about.count)
     done = min([num_images.get(view, 0) for view in missing] + [len(lines)])
@@ -158,7 +148,7 @@ def begin(
         lines = lines[:done]
         _truncate(path / "images.jsonl", sum(map(len, lines)))
     for view in num_images if not complete else missing:
-        _truncate(path / f"{view}{about.suffix}", done * image_bytes)
+        _truncate(path / f"{view}{SUFFIX}", done * image_bytes)
     return StoreWriter(path, about, missing, done, tuple(image.digest for image in _parse_images(path, lines)))
 
 
@@ -171,7 +161,7 @@ def _drop_unreadable(path: Path, readable_now: Callable[[int], bool]) -> None:
         _truncate(path / "images.jsonl", sum(map(len, lines[:first])))
 
 
-def append(store: StoreWriter, first: int, results: np.ndarray, images: Sequence[ScoredImage]) -> int:
+def append(store: StoreWriter, first: int, results: np.ndarray, images: Sequence[ScoredImage]) -> None:
     """Add the scores of the next images.
 
     Args:
@@ -179,9 +169,6 @@ def append(store: StoreWriter, first: int, results: np.ndarray, images: Sequence
         first: index of the first of the images in the store.
         results: float32 [V, n, K], in the order of `store.views`.
         images: their lines of images.jsonl.
-
-    Returns:
-        In how many of the V x n the most probable class is another one as stored: 0 for float32.
 
     Raises:
         RunError: the disk is full, or a file has changed since another view of it was scored.
@@ -191,22 +178,20 @@ def append(store: StoreWriter, first: int, results: np.ndarray, images: Sequence
             raise RunError(
                 f"{image.path} has changed since {store.path} was written; score into a new folder (--scores)"
             )
-    stored = results.astype(np.dtype(store.about.dtype).newbyteorder("<"))
     try:
-        for view, values in zip(store.views, stored, strict=True):
-            with (store.path / f"{view}{store.about.suffix}").open("ab") as handle:
+        for view, values in zip(store.views, results.astype(DTYPE), strict=True):
+            with (store.path / f"{view}{SUFFIX}").open("ab") as handle:
                 handle.write(values.tobytes())
         if len(store.digests) <= first:
             with (store.path / "images.jsonl").open("ab") as handle:
                 handle.write("".join(files.json_text(asdict(image)) + "\n" for image in images).encode())
     except OSError as error:
         files.raise_write_error(store.path, error)
-    return int((stored.argmax(2) != results.argmax(2)).sum())
 
 
 def finish(store: StoreWriter) -> Store:
     """Flush a store to the disk, and open it for reading."""
-    for name in ("images.jsonl", *(f"{view}{store.about.suffix}" for view in store.views)):
+    for name in ("images.jsonl", *(f"{view}{SUFFIX}" for view in store.views)):
         with (store.path / name).open("rb") as handle:
             os.fsync(handle.fileno())
     files.sync_folder(store.path)
@@ -220,7 +205,7 @@ def read_store(path: Path) -> Store:
         RunError: not a store, of a newer format, damaged, or incomplete; an incomplete view is named.
     """
     store = _read(path)
-    incomplete = [file for file in path.glob(f"*{store.about.suffix}") if file.stem not in store.views]
+    incomplete = [file for file in path.glob(f"*{SUFFIX}") if file.stem not in store.views]
     if incomplete:
         expected, actual = store.about.count * store.about.image_bytes, _size(incomplete[0])
         raise RunError(
@@ -235,10 +220,10 @@ def _read(path: Path) -> Store:
     about = _read_about(path)
     lines = _lines(path)
     num_bytes = about.count * about.image_bytes
-    view_files = sorted(path.glob(f"*{about.suffix}"), key=lambda file: file.stem)
+    view_files = sorted(path.glob(f"*{SUFFIX}"), key=lambda file: file.stem)
     unknown = next((file for file in view_files if not is_view_name(file.stem)), None)
     if unknown is not None:
-        raise RunError(f"{unknown} is not named after a view, such as center-64{about.suffix}; remove it")
+        raise RunError(f"{unknown} is not named after a view, such as center-64{SUFFIX}; remove it")
     views = tuple(file.stem for file in view_files if _size(file) == num_bytes)
     if len(lines) != about.count:
         raise RunError(
@@ -271,6 +256,11 @@ def _read_about(path: Path) -> StoreInfo:
         raise RunError(f"{path / 'store.json'} is not what fewsight wrote")
     if not isinstance(version, int) or version > FORMAT:
         raise RunError(f"{path}: store format {version!r}, but this fewsight reads up to {FORMAT}; upgrade fewsight")
+    if values.get("dtype") == "float16":
+        raise RunError(
+            f"{path} has scores in float16, which fewsight no longer reads; remove the folder, then repeat the command "
+            "that wrote it, without --scores-dtype"
+        )
     return files.read_json_as(path / "store.json", StoreInfo, "fewsight")
 
 
