@@ -1,6 +1,5 @@
 """Accuracies and other metrics from labels and scores, with counts and confidence intervals."""
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,8 +8,6 @@ from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_fscore_support
 
 from fewsight.wording import counted
-
-Z95 = 1.959963984540054  # two-sided 95 % of a normal distribution
 
 
 @dataclass(frozen=True)
@@ -32,12 +29,8 @@ def wilson(count: int, total: int) -> Proportion:
 
     Source: Wilson 1927.
     """
-    value = count / total
-    spread = Z95**2 / total
-    center = (value + spread / 2) / (1 + spread)
-    half_width = Z95 * math.sqrt(value * (1 - value) / total + spread / (4 * total)) / (1 + spread)
-    low, high = max(0.0, center - half_width), min(1.0, center + half_width)
-    return Proportion(value, 0.0 if count == 0 else low, 1.0 if count == total else high, count, total)
+    interval = binomtest(count, total).proportion_ci(method="wilson")
+    return Proportion(count / total, float(interval.low), float(interval.high), count, total)
 
 
 @dataclass(frozen=True)
