@@ -29,7 +29,7 @@ from fewsight.apps.export.write import Exported, export_run
 from fewsight.augment import center_view
 from fewsight.augment.normalise import Normalise
 from fewsight.data import digest_of_list, load_image
-from fewsight.data.training_set import RunData
+from fewsight.data.training_set import ListedImage, RunData
 from fewsight.inference.ensemble import open_runs
 from fewsight.models.classifier import Classifier, build_model, resolve_stem, weights_out
 from fewsight.recipes import load_recipe
@@ -44,14 +44,11 @@ NUM_STATISTICS = 16  # images that norms take their statistics from
 def untrained_run(out: Path, images: Path, backbone: str, px: int) -> Run:
     """A run with random weights that says of every second photograph of a folder that it was trained on it."""
     paths = sorted(path.name for path in images.iterdir())
-    lines = [
-        {"split": ("train", "val")[number % 2], "path": name, "label": Path(name).stem, "size": 0, "pixels": ""}
-        for number, name in enumerate(paths)
-    ]
-    classes = tuple(str(line["label"]) for line in lines)
+    lines = [ListedImage(("train", "val")[number % 2], name, Path(name).stem, 0) for number, name in enumerate(paths)]
+    classes = tuple(line.label for line in lines)
     values = [f"model.stem={resolve_stem(px)}", f"augment.train_px={px}", f"eval.test_px=[{px}]"]
     recipe = load_recipe("resnest101_ce", [f"model.backbone={backbone}", "run.device=cpu", *values])
-    digest = digest_of_list((str(line["path"]), 0, str(line["label"])) for line in lines)
+    digest = digest_of_list((line.path, 0, line.label) for line in lines)
     data = RunData(str(images), "classes", digest, {}, MEAN, STD, [], {})
     run = runs.create_run(out, recipe, classes, data, lines)
     torch.manual_seed(0)
@@ -154,7 +151,7 @@ def measure(path: Path, folder: Path, threads: int, num_images: int) -> dict[str
 
 
 def _val_files(found: Run) -> list[Path]:
-    return [Path(found.data.source) / line["path"] for line in runs.read_images(found) if line["split"] == "val"]
+    return [Path(found.data.source) / line.path for line in runs.read_images(found) if line.split == "val"]
 
 
 def _all(compute: Callable[[Mapping[str, np.ndarray]], Any], files: Sequence[Path], cuts: Mapping[str, Cut]) -> Any:

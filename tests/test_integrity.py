@@ -223,7 +223,7 @@ def test_images_that_are_left_out_move_no_label(colours: Path, tmp_path: Path) -
     for path, label in zip(images.paths, images.labels, strict=True):
         assert COLOURS[label] == colour_of(data / path) == Path(path).parent.name
     for image in runs.read_images(run):
-        assert image["label"] == colour_of(data / image["path"])
+        assert image.label == colour_of(data / image.path)
     again = prepare(data, run.recipe.data)
     assert again.images == images
 

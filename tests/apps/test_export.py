@@ -188,7 +188,7 @@ def test_metadata_says_what_the_model_is(cropping: Path, tiny_run: Path) -> None
     assert about["temperature"] is None
     assert (about["views"], about["inputs"], about["boxes"]) == (["center-32"], {}, [])
     (facts,) = about["runs"]
-    assert facts["weights_digest"] == stored.info["weights_digest"]
+    assert facts["weights_digest"] == stored.info.weights_digest
     assert (tuple(facts["mean"]), tuple(facts["std"])) == (stored.data.mean, stored.data.std)
     assert (facts["seed"], facts["data_digest"]) == (0, stored.data.digest)
     assert about["parity"]["num_images"] == 12

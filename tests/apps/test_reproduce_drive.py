@@ -167,12 +167,12 @@ def test_different_options_than_before_are_refused(
     ("spoil", "message"),
     [
         (lambda out: (out / "plan.json").write_text("{"), "cannot read rep/plan.json"),
-        (lambda out: (out / "plan.json").write_text("[]"), "rep was started with different options"),
+        (lambda out: (out / "plan.json").write_text("[]"), "rep/plan.json is not what `fewsight reproduce` wrote"),
         (
             lambda out: change(out / "plan.json", '"name"', '"nome"'),
-            "plan.json was not written by `fewsight reproduce`",
+            "plan.json is not what `fewsight reproduce` wrote: jobs.0.name: Field required",
         ),
-        (lambda out: change(out / "plan.json", '"resnest101_ce"', '"x"'), "was not written by `fewsight reproduce`"),
+        (lambda out: change(out / "plan.json", '"resnest101_ce"', '"x"'), "wrote: there is no training 'x'"),
         (lambda out: (out / "recipes/tresnet_s_ce.toml").unlink(), "tresnet_s_ce.toml"),
         (lambda out: (out / "recipes/tresnet_s_ce.toml").write_text("[model"), "cannot read recipe"),
     ],

@@ -5,8 +5,10 @@ import errno
 import json
 import math
 import os
+import re
 import subprocess
 import sys
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +106,7 @@ def test_parts_of_killed_processes_are_removed(old: Path) -> None:
 def test_json_floats_keep_every_bit(tmp_path_factory: pytest.TempPathFactory, value: float) -> None:
     path = tmp_path_factory.getbasetemp() / "float.json"
     files.write_json(path, [value])
-    assert files.read_json(path)[0].hex() == value.hex()
+    assert files.read_json(path, list[float], "a test")[0].hex() == value.hex()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -116,13 +118,102 @@ def test_json_refuses_what_is_not_a_number(old: Path, value: float) -> None:
 
 def test_broken_or_missing_json_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"gone\.json is missing"):
-        files.read_json(tmp_path / "gone.json")
+        files.read_json(tmp_path / "gone.json", list[int], "a test")
     (tmp_path / "cut.json").write_text(json.dumps({"a": 1})[:-1])
     with pytest.raises(RunError, match=r"cannot read .*cut\.json"):
-        files.read_json(tmp_path / "cut.json")
+        files.read_json(tmp_path / "cut.json", list[int], "a test")
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RunError, match=r"cannot read .*binary\.json"):
-        files.read_json(tmp_path / "binary.json")
+        files.read_json(tmp_path / "binary.json", list[int], "a test")
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    share: float = 0.5
+
+
+@dataclass(frozen=True)
+class Whole:
+    count: int
+    sides: tuple[int, int]
+    parts: tuple[Part, ...]
+    first: Part | None = None
+    rest: dict[str, Any] = field(default_factory=dict)
+
+
+WHOLE = {"count": 2, "sides": [3, 4], "parts": [{"name": "a"}, {"name": "b", "share": 1}], "rest": {"any": [None]}}
+
+
+def test_json_is_read_as_a_dataclass(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "whole.json", {**WHOLE, "of a newer version": 1})
+    parts = (Part("a"), Part("b", 1.0))
+    read = files.read_json(tmp_path / "whole.json", Whole, "a test")
+    assert read == Whole(2, (3, 4), parts, None, {"any": [None]})
+    assert files.parse_json_lines([json.dumps(WHOLE)] * 2, Whole) == [read] * 2
+    assert json.loads(json.dumps(asdict(read))) == {**WHOLE, "first": None, "parts": [asdict(part) for part in parts]}
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"count": "2"}, "count: Input should be a valid integer"),
+        ({"count": 2.0}, "count: Input should be a valid integer"),
+        ({"count": True}, "count: Input should be a valid integer"),
+        ({"sides": [1]}, "sides.1: Field required"),
+        ({"sides": "ab"}, "sides: Input should be a valid tuple"),
+        ({"parts": [{"name": 1}]}, "parts.0.name: Input should be a valid string"),
+        ({"parts": [{"name": "a", "share": "0.5"}]}, "parts.0.share: Input should be a valid number"),
+        ({"parts": [{"share": 0.5}]}, "parts.0.name: Field required"),
+        ({"parts": {"name": "a"}}, "parts: Input should be a valid tuple"),
+        ({"first": []}, "first: Input should be a dictionary or an instance of Part"),
+        ({"rest": None}, "rest: Input should be a valid dictionary"),
+    ],
+    ids=str,
+)
+def test_value_of_another_type_is_named(tmp_path: Path, change: dict[str, Any], fault: str) -> None:
+    file = tmp_path / "whole.json"
+    files.write_json(file, {**WHOLE, **change})
+    with pytest.raises(RunError) as caught:
+        files.read_json(file, Whole, "`fewsight train`")
+    assert str(caught.value) == f"{file} is not what `fewsight train` wrote: {fault}; restore it from a copy"
+    with pytest.raises(ValueError, match=re.escape(f"line 2: {fault}")):
+        files.parse_json_lines([json.dumps(WHOLE), json.dumps({**WHOLE, **change})], Whole)
+
+
+@pytest.mark.parametrize("value", [[], 3, None, "text"])
+def test_json_of_another_kind_is_refused(tmp_path: Path, value: Any) -> None:
+    files.write_json(tmp_path / "whole.json", value)
+    with pytest.raises(RunError, match=r"whole\.json is not what a test wrote: Input should be a dictionary"):
+        files.read_json(tmp_path / "whole.json", Whole, "a test")
+
+
+def test_file_names_that_are_not_utf8_are_read_back(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    files.write_json(tmp_path / "names.json", {**WHOLE, "parts": [{"name": name}]})
+    assert files.read_json(tmp_path / "names.json", Whole, "a test").parts == (Part(name),)
+
+
+@pytest.mark.parametrize("line", ["", "{", "[" * 200_000, "1" * 5000])
+def test_line_that_is_not_json_is_named(line: str) -> None:
+    with pytest.raises(ValueError, match="line 1: "):
+        files.parse_json_lines([line], list[int])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"format": 3}, "run format 3, but this fewsight .* reads up to 2; upgrade fewsight"),
+        ({"format": 0}, r"run\.json is not what a test wrote: it has the format 0"),
+        ({"format": "1"}, r"run\.json is not what a test wrote: it has the format '1'"),
+        ({}, r"run\.json is not what a test wrote: it has the format None"),
+        ([], r"run\.json is not what a test wrote: it has the format None"),
+    ],
+)
+def test_format_is_checked_first(tmp_path: Path, value: Any, message: str) -> None:
+    files.write_json(tmp_path / "run.json", value)
+    with pytest.raises(RunError, match=message):
+        files.read_json(tmp_path / "run.json", Whole, "a test", newest_format=2)
 
 
 def test_digest_changes_with_every_bit() -> None:
@@ -184,19 +275,19 @@ def test_path_that_is_not_a_regular_file_inside_the_folder_is_refused(kind: str,
     with pytest.raises(RunError):
         files.check_inside(file, folder)
     with pytest.raises(RunError):
-        files.read_json(file)
+        files.read_json(file, dict[str, int], "a test")
 
 
 def test_link_within_the_folder_is_read(tmp_path: Path) -> None:
     (tmp_path / "own.json").write_text("[1]")
     (tmp_path / "link.json").symlink_to(tmp_path / "own.json")
-    assert files.read_json(tmp_path / "link.json") == [1]
+    assert files.read_json(tmp_path / "link.json", list[int], "a test") == [1]
 
 
 def test_json_that_is_far_too_large_or_deep_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "deep.json").write_text("[" * 200_000)
     with pytest.raises(RunError, match="cannot read"):
-        files.read_json(tmp_path / "deep.json")
+        files.read_json(tmp_path / "deep.json", list[int], "a test")
     monkeypatch.setattr(files, "MAX_JSON_BYTES", 10)
     with pytest.raises(RunError, match="so it is not a file that fewsight wrote"):
-        files.read_json(tmp_path / "deep.json")
+        files.read_json(tmp_path / "deep.json", list[int], "a test")

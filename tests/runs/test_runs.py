@@ -13,11 +13,11 @@ from torch import Tensor
 
 from fewsight import runs
 from fewsight.data import digest_of_list
-from fewsight.data.training_set import RunData
+from fewsight.data.training_set import ListedImage, RunData
 from fewsight.errors import RecipeError, RunError
 from fewsight.machine import files
 from fewsight.recipes import parse_recipe
-from fewsight.runs import Run
+from fewsight.runs import LogLine, Run
 
 RECIPE = parse_recipe(
     {
@@ -37,7 +37,7 @@ DATA = RunData(
     left_out=[{"path": "a/x.jpg", "split": "train", "error": "broken"}],
     ignored={"hidden file": 1},
 )
-IMAGES = [{"split": "train", "path": "a/ü 1.jpg", "label": "a", "size": 12}]
+IMAGES = [ListedImage("train", "a/ü 1.jpg", "a", 12)]
 TENSORS = {"w": torch.arange(6.0).view(2, 3), "count": torch.tensor(3), "half": torch.ones(2, dtype=torch.bfloat16)}
 POSITION = {"position": {"step": 4, "loss_sum": 0.1 + 0.2}, "scaler": {}}
 
@@ -78,7 +78,8 @@ def test_run_is_read_as_it_was_written(run: Run) -> None:
         "started",
         "recipe",
     }
-    assert expected_keys <= set(again.info)
+    assert expected_keys <= set(files.read_json(run.path / "run.json", dict[str, Any], "a test"))
+    assert (again.info.status, again.info.seed, again.info.recipe) == ("training", 0, RECIPE.model_dump(mode="json"))
 
 
 def test_run_has_a_one_line_repr(run: Run) -> None:
@@ -123,8 +124,12 @@ def test_empty_folder_is_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", [runs.FORMAT + 1, None, "1"])
 def test_other_format_is_refused(run: Run, version: Any) -> None:
-    runs.update_info(run, format=version)
-    with pytest.raises(RunError, match=r"run format .* reads up to 2; upgrade fewsight"):
+    file = run.path / "run.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": version}))
+    expected = (
+        r"run format .* reads up to 2; upgrade fewsight" if version == 3 else r"run\.json is not what .* the format"
+    )
+    with pytest.raises(RunError, match=expected):
         runs.read_run(run.path)
 
 
@@ -157,17 +162,35 @@ def test_missing_file_is_named(run: Run, name: str) -> None:
 )
 def test_file_that_is_not_ours_is_named(run: Run, name: str, text: str) -> None:
     (run.path / name).write_text(text)
-    with pytest.raises((RunError, RecipeError), match=name if name != "run.json" or text == "{" else "run format"):
+    with pytest.raises((RunError, RecipeError), match=name):
         runs.read_run(run.path)
 
 
 def test_missing_or_broken_image_list_is_named(run: Run) -> None:
     (run.path / "images.jsonl").write_text("{\n")
-    with pytest.raises(RunError, match=r"cannot read .*images\.jsonl"):
+    with pytest.raises(RunError, match=r"images\.jsonl is not what `fewsight train` wrote: line 1: "):
         runs.read_images(run)
     (run.path / "images.jsonl").unlink()
-    with pytest.raises(RunError, match=r"cannot read .*images\.jsonl"):
+    with pytest.raises(RunError, match=r"images\.jsonl is missing"):
         runs.read_images(run)
+
+
+def test_unknown_values_of_run_json_are_kept(run: Run) -> None:
+    file = run.path / "run.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "of a newer version": [1]}))
+    runs.update_info(run, status="finished")
+    assert json.loads(file.read_text())["of a newer version"] == [1]
+
+
+def test_log_is_read_without_the_lines_that_a_kill_cut_off(run: Run) -> None:
+    assert runs.read_log(run.path) == []
+    for line in ({"kind": "step", "epoch": 1, "loss": 0.5}, {"kind": "epoch", "epoch": 1, "val_top1": 0.25}):
+        runs.append_log(run.path, line)
+    with (run.path / "log.jsonl").open("a") as log:
+        log.write('{"kind": "st')
+    expected = [LogLine("step", 1), LogLine("epoch", 1, None, 0.25)]
+    assert runs.read_log(run.path) == expected
+    assert runs.read_log(run.path, tail_bytes=70) == expected[1:]
 
 
 def test_weights_are_read_as_they_were_saved(run: Run) -> None:
@@ -175,7 +198,7 @@ def test_weights_are_read_as_they_were_saved(run: Run) -> None:
         runs.read_weights(run)
     run = runs.save_weights(run, TENSORS, best_epoch=3)
     assert_equal(runs.read_weights(runs.read_run(run.path)), TENSORS)
-    assert runs.read_run(run.path).info["best_epoch"] == 3
+    assert runs.read_run(run.path).info.best_epoch == 3
 
 
 def test_damaged_weights_are_refused(run: Run) -> None:
@@ -253,7 +276,7 @@ def test_damaged_state_is_refused(run: Run, name: str, harm: str) -> None:
     if name == "state.json" and harm == "gone":
         assert runs.read_state(run.path) is None
         return
-    with pytest.raises(RunError, match=r"state.* is damaged|cannot read .*state"):
+    with pytest.raises(RunError, match=r"state.* is damaged|cannot read .*state|safetensors is missing; restore"):
         runs.read_state(run.path)
 
 
@@ -261,7 +284,7 @@ def test_damaged_state_is_refused(run: Run, name: str, harm: str) -> None:
 def test_state_that_is_not_ours_is_refused(run: Run, text: str) -> None:
     runs.save_state(run.path, TENSORS, POSITION)
     (run.path / "state" / "state.json").write_text(text)
-    with pytest.raises(RunError, match=r"state\.json is damaged|cannot read"):
+    with pytest.raises(RunError, match=r"state\.json is not what `fewsight train` wrote|x\.safetensors is missing; restore"):
         runs.read_state(run.path)
 
 
@@ -304,5 +327,5 @@ def test_log_is_cut_to_where_the_state_was_saved(run: Run) -> None:
 
 
 def test_weights_file_is_the_same_bytes_each_time(run: Run) -> None:
-    digests = {runs.save_weights(run, TENSORS).info["weights_digest"] for _ in range(20)}
+    digests = {runs.save_weights(run, TENSORS).info.weights_digest for _ in range(20)}
     assert len(digests) == 1

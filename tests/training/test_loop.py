@@ -369,7 +369,7 @@ def test_metrics_describe_the_saved_weights(class_images: Path, tmp_path: Path) 
     best = max(epochs, key=lambda line: line["val_top1"])  # the first of ties
     val = json.loads((run.path / "metrics.json").read_text())["val"]
     assert best["epoch"] < 6, "the best epoch must not be the last for this test"
-    assert runs.read_run(run.path).info["best_epoch"] == best["epoch"]
+    assert runs.read_run(run.path).info.best_epoch == best["epoch"]
     assert (val["top1"]["value"], val["nll"]) == (best["val_top1"], best["val_nll"])
     assert val["nll"] != epochs[-1]["val_nll"]
 

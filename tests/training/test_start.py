@@ -115,7 +115,7 @@ def test_run_begins_with_the_sources_weights(tiny_run: Path, digit_images: Path,
     learnt = [name for name in before if "running" not in name and "num_batches" not in name]
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in learnt)
     assert f"starting from {tiny_run}" in printed
-    assert run.info["start"] == {"run": str(tiny_run.resolve()), "weights_digest": source.info["weights_digest"]}
+    assert run.info.start == runs.Origin(str(tiny_run.resolve()), source.info.weights_digest)
 
 
 def test_weights_replace_all_stages_but_the_last(tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:
@@ -143,7 +143,9 @@ def test_each_seed_starts_from_the_run_of_the_same_seed(digit_images: Path, tmp_
 
     both(tmp_path / "ce", None)
     started = both(tmp_path / "next", tmp_path / "ce")
-    assert [run.info["start"]["run"] for run in started] == [str(tmp_path / "ce" / f"seed{seed}") for seed in (3, 5)]
+    assert [run.info.start and run.info.start.run for run in started] == [
+        str(tmp_path / "ce" / f"seed{seed}") for seed in (3, 5)
+    ]
     with pytest.raises(RunError, match=r"runs for several seeds \(seed3, seed5\); there is none for seed 6"):
         train(digit_images, tmp_path / "more", recipe="digits", seeds=(3, 6), init_from=tmp_path / "ce")
     with pytest.raises(RunError, match=r"\(seed3, seed5\); name one of them"):

@@ -1,21 +1,18 @@
 """The runs below a folder with their status and accuracy."""
 
-import json
-import os
 import re
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fewsight import runs
 from fewsight.errors import FewsightError, RunError
 from fewsight.inference.ensemble import is_ensemble
 from fewsight.machine import files
-from fewsight.runs import Run
+from fewsight.runs import Run, RunInfo
 from fewsight.scores.fusion import correct_top1, open_scored
-from fewsight.scores.metrics import Proportion, wilson
+from fewsight.scores.metrics import Proportion, read_val_figures, wilson
 from fewsight.wording import counted
 
 MAX_DEPTH = 4  # levels of folders to search
@@ -77,9 +74,8 @@ def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
 def _listed(path: Path) -> ListedRun:
     try:
         if is_ensemble(path):
-            info = files.read_json(path / "run.json")
-            members = info.get("members", {}) if isinstance(info, dict) else {}
-            model, names = f"ensemble of {counted(len(members), 'run')}", ", ".join(members)
+            info = runs.read_info(path)
+            model, names = f"ensemble of {counted(len(info.members), 'run')}", ", ".join(info.members)
             return ListedRun(path, "ensemble", "finished", model, names, _started(info), _val_of(path))
         return _run(runs.read_run(path))
     except FewsightError as error:
@@ -90,10 +86,7 @@ def _run(run: Run) -> ListedRun:
     model = run.recipe.model
     width = "" if model.width == 1 else f" at {model.width:g} width"
     stages = ", then ".join(f"{counted(stage.epochs, 'epoch')} of {stage.loss}" for stage in run.recipe.stages)
-    val = None
-    if (run.path / "metrics.json").is_file():
-        metrics = files.read_json(run.path / "metrics.json")
-        val = _share(metrics.get("val") if isinstance(metrics, dict) else None)
+    val = read_val_figures(run.path) if (run.path / "metrics.json").is_file() else None
     return ListedRun(
         run.path,
         "run",
@@ -101,35 +94,19 @@ def _run(run: Run) -> ListedRun:
         f"{model.backbone}{width}, {run.recipe.augment.train_px} px",
         stages,
         _started(run.info),
-        val,
+        None if val is None else val.top1,
     )
 
 
 def _unfinished(run: Run) -> str:
     """How far a run is, and whether a process is training it (only the lock tells: run.json outlives it)."""
-    epoch = _last_epoch(run.path / "log.jsonl")
+    lines = runs.read_log(run.path, tail_bytes=TAIL_BYTES)
+    epoch = next((line.epoch for line in reversed(lines) if line.epoch is not None), None)
     total = sum(stage.epochs for stage in run.recipe.stages)
     at = "before its first step" if epoch is None else f"at epoch {epoch} of {total}"
     if files.is_locked(run.path) is False:
         return f"interrupted {at}"
     return "training" if epoch is None else f"training, epoch {epoch} of {total}"
-
-
-def _last_epoch(log: Path) -> int | None:
-    """The epoch in the last line of a log that has one."""
-    if not log.is_file():
-        return None
-    with log.open("rb") as handle:
-        handle.seek(max(0, os.fstat(handle.fileno()).st_size - TAIL_BYTES))
-        lines = handle.read(TAIL_BYTES).split(b"\n")
-    for line in reversed(lines):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue  # cut off by the tail, or by a kill
-        if isinstance(value, dict) and isinstance(value.get("epoch"), int):
-            return int(value["epoch"])
-    return None
 
 
 def _val_of(path: Path) -> Proportion | None:
@@ -145,12 +122,5 @@ def _val_of(path: Path) -> Proportion | None:
     return wilson(int(found.sum()), len(found))
 
 
-def _share(val: Any) -> Proportion | None:
-    try:
-        return Proportion(**val["top1"])
-    except (TypeError, KeyError):
-        return None
-
-
-def _started(info: Any) -> str:
-    return str(info.get("started", ""))[:16].replace("T", " ") if isinstance(info, dict) else ""
+def _started(info: RunInfo) -> str:
+    return info.started[:16].replace("T", " ")

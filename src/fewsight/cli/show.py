@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from fewsight.machine import files
-from fewsight.scores.metrics import Proportion
+from fewsight.scores.metrics import read_val_figures
 from fewsight.terminal import MIN_NAME_CELLS, padded, plain_table, printable, shortened, trained_on_note
 from fewsight.wording import counted
 
@@ -26,14 +25,13 @@ FIGURE_CELLS = 42  # width of the columns beside the class names
 
 def show_run(run: "Run", console: Console) -> None:
     """Print the figures on val, whether the loss collapsed, and where the run is."""
-    val = files.read_json(run.path / "metrics.json")["val"]
+    val = read_val_figures(run.path)
     if val is not None:
-        top1 = Proportion(**val["top1"])
-        num_read = f"{top1.total:,} of " if val["num_images"] != top1.total else ""
-        console.print(f"val top-1 {top1} on {num_read}{counted(val['num_images'], 'image')}")
-        balanced, macro_f1 = 100 * val["balanced_accuracy"], 100 * val["macro_f1"]
+        num_read = f"{val.top1.total:,} of " if val.num_images != val.top1.total else ""
+        console.print(f"val top-1 {val.top1} on {num_read}{counted(val.num_images, 'image')}")
+        balanced, macro_f1 = 100 * val.balanced_accuracy, 100 * val.macro_f1
         console.print(f"balanced accuracy {balanced:.1f} %, macro-F1 {macro_f1:.1f} %")
-    if run.info.get("collapsed"):
+    if run.info.collapsed:
         console.print("note: the loss had collapsed when training ended; log.jsonl says since when, and what to change")
     console.print(f"the run is in {run.path}")
 
@@ -47,8 +45,8 @@ def show_next(run: "Run", console: Console) -> None:
 
 def show_seeds(runs: Sequence["Run"], console: Console) -> None:
     """Print the mean and standard deviation of top-1 over seeds."""
-    figures = [files.read_json(run.path / "metrics.json")["val"] for run in runs]
-    percentages = [100 * val["top1"]["value"] for val in figures if val is not None]
+    figures = [read_val_figures(run.path) for run in runs]
+    percentages = [100 * val.top1.value for val in figures if val is not None]
     if len(percentages) > 1:
         mean, sd = statistics.mean(percentages), statistics.stdev(percentages)
         console.print(f"val top-1 over {len(percentages)} seeds: {mean:.1f} ± {sd:.1f} % (mean ± standard deviation)")

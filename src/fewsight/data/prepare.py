@@ -4,12 +4,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fewsight.data import Dataset, Sample, Scanned, channel_stats, digest, read_dataset, scan, training_samples
 from fewsight.data.leaks import Leaks, find_leaks
 from fewsight.data.samples import sample_indices
-from fewsight.data.training_set import RunData, TrainingSet
+from fewsight.data.training_set import ListedImage, RunData, TrainingSet
 from fewsight.errors import DataError
 from fewsight.machine.cores import num_cores
 from fewsight.recipes import Data
@@ -26,7 +25,7 @@ class Prepared:
     classes: tuple[str, ...]
     images: TrainingSet
     facts: RunData
-    listed: list[dict[str, Any]]  # {"split", "path", "label", "size", "pixels"} of each training and val image
+    listed: list[ListedImage]  # the training images, then those of val
     sizes: tuple[tuple[int, int], ...]  # (width, height) of each training image
 
 
@@ -116,13 +115,9 @@ def _fix(
         numbers=tuple(number for number, _ in numbered),
     )
     listed = [
-        {
-            "split": split,
-            "path": sample.path,
-            "label": sample.label,
-            "size": (dataset.root / sample.path).stat().st_size,
-            "pixels": scans[sample.path].pixels,
-        }
+        ListedImage(
+            split, sample.path, sample.label, (dataset.root / sample.path).stat().st_size, scans[sample.path].pixels
+        )
         for split, samples in splits.items()
         for sample in samples
     ]

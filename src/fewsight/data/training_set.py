@@ -22,6 +22,17 @@ class TrainingSet:
 
 
 @dataclass(frozen=True)
+class ListedImage:
+    """A training or val image of a run (a line of images.jsonl)."""
+
+    split: str  # train or val
+    path: str  # relative to the data, with "/" between the parts
+    label: str
+    size: int  # of the file in bytes
+    pixels: str = ""  # digest of its upright pixels, as `Scanned.pixels`
+
+
+@dataclass(frozen=True)
 class RunData:
     """A run's record of its data (data.json)."""
 

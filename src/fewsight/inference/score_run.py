@@ -124,7 +124,7 @@ def score_into(
         classes=run.classes,
         count=len(images),
         images_digest=digest_of_list(listed),
-        weights_digest=str(run.info.get("weights_digest")),
+        weights_digest=str(run.info.weights_digest),
         view_seed=recipe.eval.view_seed,
         crop_ratio=recipe.eval.crop_ratio,
         flip=recipe.augment.flip_prob > 0,

@@ -5,18 +5,21 @@ and renamed. Readers check the contents and raise an error that names the file a
 """
 
 import contextlib
+import functools
 import glob
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import SchemaValidator
 
+import fewsight
 from fewsight.errors import RunError, WriteError
 
 T = TypeVar("T")
@@ -214,53 +217,105 @@ def raise_write_error(path: Path, error: OSError) -> NoReturn:
     ) from error
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file of a run.
-
-    Raises:
-        RunError: the file is missing, cannot be read or is not JSON.
-    """
-    data = _read_bytes(path)
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"cannot read {path}: {error}. Restore the file from a copy of the run.") from error
-
-
-def read_json_as(path: Path, kind: type[T], wrote: str) -> T:
-    """Read a JSON file of a run as a `kind`, with the type of every value checked.
+def read_json(path: Path, kind: type[T], writer: str, *, newest_format: int | None = None) -> T:
+    """Read a JSON file of a run as a `kind`: every value has its declared type, and unknown keys are ignored.
 
     Args:
         path: the file.
         kind: a dataclass, `list[str]` and the like.
-        wrote: the command that writes such a file, for the message.
+        writer: the command that writes such a file, for the message.
+        newest_format: of a file with the key "format": the newest version that this fewsight reads.
 
     Raises:
-        RunError: the file is missing, cannot be read, or has other contents.
+        RunError: the file is missing, cannot be read, has other contents, or is of a newer format; the message names
+            the file and the fault.
     """
-    data = _read_bytes(path)
+    data = read_inside(path, MAX_JSON_BYTES)
     try:
-        return TypeAdapter(kind).validate_json(data, strict=True)
-    except ValidationError as error:
-        raise RunError(f"{path} is not what {wrote} wrote: {first_problem(error)}; restore it from a copy") from error
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"cannot read {path}: {error}. Restore the file from a copy of the run.") from error
+    if newest_format is not None:
+        _check_format(path, value, newest_format, writer)
+    try:
+        return _checked(value, kind)
+    except ValueError as error:
+        raise RunError(f"{path} is not what {writer} wrote: {error}; restore it from a copy") from error
 
 
-def first_problem(error: ValidationError) -> str:
-    """The location and the message of the first invalid value."""
-    problem = error.errors(include_url=False, include_context=False)[0]
-    location = ".".join(str(part) for part in problem["loc"])
-    return f"{location}: {problem['msg']}" if location else problem["msg"]
+def parse_json_lines(lines: Iterable[str | bytes], kind: type[T]) -> list[T]:
+    """Parse the lines of a JSON Lines file, each as a `kind`, as strictly as `read_json`.
+
+    Raises:
+        ValueError: a line is not JSON or has other contents; the message has its number and the fault.
+    """
+    values = []
+    for number, line in enumerate(lines, 1):
+        try:
+            values.append(_checked(json.loads(line), kind))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"line {number}: {error}") from error
+    return values
 
 
-def _read_bytes(path: Path) -> bytes:
-    """The contents of a file of a run."""
+def read_inside(path: Path, max_bytes: int) -> bytes:
+    """The contents of a file of a run, after a check that it is a regular file in its folder.
+
+    Raises:
+        RunError: it is missing, not such a file, larger than `max_bytes`, or cannot be read.
+    """
     if not path.exists():
-        raise RunError(f"{path} is missing, so {path.parent} is not a complete run folder")
-    check_inside(path, path.parent, max_bytes=MAX_JSON_BYTES)
+        raise RunError(f"{path} is missing; restore it from a copy")
+    check_inside(path, path.parent, max_bytes=max_bytes)
     try:
         return path.read_bytes()
     except OSError as error:
         raise RunError(f"cannot read {path}: {error}. Restore the file from a copy of the run.") from error
+
+
+def _check_format(path: Path, value: Any, newest: int, writer: str) -> None:
+    version = value.get("format") if isinstance(value, dict) else None
+    if not isinstance(version, int) or version < 1:
+        raise RunError(f"{path} is not what {writer} wrote: it has the format {version!r}; restore it from a copy")
+    if version > newest:
+        raise RunError(
+            f"{path.parent}: {path.stem} format {version}, but this fewsight {fewsight.__version__} reads up to "
+            f"{newest}; upgrade fewsight"
+        )
+
+
+def _checked(value: Any, kind: type[T]) -> T:
+    """A parsed JSON value as a `kind`.
+
+    Raises:
+        ValueError: it has other contents; the message has the place and the fault of the first wrong value.
+    """
+    try:
+        result: T = _validator(kind).validate_python(value)  # type: ignore[arg-type]
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False)[0]
+        location = ".".join(str(part) for part in problem["loc"])
+        raise ValueError(f"{location}: {problem['msg']}" if location else problem["msg"]) from error
+    return result
+
+
+@functools.cache
+def _validator(kind: Any) -> SchemaValidator:
+    """Pydantic's validator of a type, for values that `json.loads` returned.
+
+    It is strict about bool, float, int and str alone. Pydantic's strict mode would also refuse a list for a tuple and a
+    dict for a dataclass, except in JSON text, and its parser of JSON text refuses file names that are not UTF-8.
+    """
+    return SchemaValidator(_with_strict_scalars(TypeAdapter(kind).core_schema))
+
+
+def _with_strict_scalars(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_with_strict_scalars(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    strict = {"strict": True} if schema.get("type") in ("bool", "float", "int", "str") else {}
+    return {key: _with_strict_scalars(part) for key, part in schema.items()} | strict
 
 
 def digest_of(data: bytes) -> str:

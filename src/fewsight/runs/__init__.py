@@ -2,10 +2,8 @@
 
 from fewsight.runs.folder import (
     FIRST_FILES,
-    FORMAT,
     PREVIEW,
     TEXT_FILES,
-    WRITER,
     Run,
     check_new,
     command_line,
@@ -14,7 +12,8 @@ from fewsight.runs.folder import (
     read_run,
     update_info,
 )
-from fewsight.runs.log import append_log, cut_log, sync_log
+from fewsight.runs.info import FORMAT, WRITER, Origin, RunInfo, read_info
+from fewsight.runs.log import LogLine, append_log, cut_log, read_log, sync_log
 from fewsight.runs.state import has_state, read_state, remove_leftovers, remove_state, save_state
 from fewsight.runs.trained_on import TrainedOn, held_out, read_images, trained_on
 from fewsight.runs.weights import WEIGHTS, read_weights, require_weights, save_weights
@@ -26,7 +25,10 @@ __all__ = [
     "TEXT_FILES",
     "WEIGHTS",
     "WRITER",
+    "LogLine",
+    "Origin",
     "Run",
+    "RunInfo",
     "TrainedOn",
     "append_log",
     "check_new",
@@ -37,6 +39,8 @@ __all__ = [
     "held_out",
     "now",
     "read_images",
+    "read_info",
+    "read_log",
     "read_run",
     "read_state",
     "read_weights",

@@ -8,8 +8,8 @@ import contextlib
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,13 @@ from typing import Any
 import torch
 
 import fewsight
-from fewsight.data.training_set import RunData
+from fewsight.data.training_set import ListedImage, RunData
 from fewsight.errors import RunError
 from fewsight.machine import files
 from fewsight.recipes import Recipe, load_recipe, recipe_toml
+from fewsight.runs.info import FORMAT, WRITER, Origin, RunInfo, read_info
 from fewsight.wording import counted
 
-FORMAT = 2  # version of the run folder; newer versions are refused, older ones are read but not resumed
-WRITER = "`fewsight train`"  # named in error messages
 MAX_BYTES = 2**33  # of weights, a state or a list of images: more than any of them has
 FIRST_FILES = ("recipe.toml", "classes.json", "data.json", "images.jsonl", "run.json")  # in the order of writing
 TEXT_FILES = (*FIRST_FILES[:-1], "log.jsonl", "metrics.json", "run.json")  # all but weights, state and scores
@@ -39,17 +38,17 @@ class Run:
     recipe: Recipe
     classes: tuple[str, ...]
     data: RunData
-    info: dict[str, Any]
+    info: RunInfo
 
     @property
     def finished(self) -> bool:
         """Whether the training has finished."""
-        return self.info.get("status") == "finished"
+        return self.info.status == "finished"
 
     def __repr__(self) -> str:
         model, size = self.recipe.model.backbone, f"{self.recipe.augment.train_px} px"
         classes = counted(len(self.classes), "class")
-        return f"Run({str(self.path)!r}: {model}, {size}, {classes}, {self.info.get('status')})"
+        return f"Run({str(self.path)!r}: {model}, {size}, {classes}, {self.info.status})"
 
 
 def check_new(path: Path, *, resumable: bool = True) -> None:
@@ -78,9 +77,9 @@ def create_run(
     recipe: Recipe,
     classes: tuple[str, ...],
     data: RunData,
-    images: Iterable[Mapping[str, Any]],
+    images: Iterable[ListedImage],
     notes: str = "",
-    start: Mapping[str, Any] | None = None,
+    start: Origin | None = None,
 ) -> Run:
     """Write a new run folder without weights; run.json is written last, so that a run folder is complete.
 
@@ -89,16 +88,16 @@ def create_run(
         recipe: the resolved recipe.
         classes: the class names, in the order of the logits.
         data: the record of its data.
-        images: {"split", "path", "label", "size", "pixels"} of each training and val image.
+        images: the training and val images.
         notes: comment lines at the top of recipe.toml.
-        start: where the initial weights come from; None: they are random.
+        start: the run whose weights it starts from; None: they are random.
 
     Raises:
         RunError: the folder exists and is not empty, or cannot be written.
     """
     check_new(path)
     files.make_folder(path)
-    info = {
+    values = {
         "format": FORMAT,
         "status": "training",
         "fewsight": fewsight.__version__,
@@ -109,19 +108,19 @@ def create_run(
         "command": command_line(),
         "seed": recipe.run.seed,
         "started": now(),
-        "start": start,
+        "start": None if start is None else asdict(start),
         "recipe": recipe.model_dump(mode="json"),  # resuming compares recipe.toml with it
     }
     try:
         files.write_text(path / "recipe.toml", recipe_toml(recipe, notes))
         files.write_json(path / "classes.json", list(classes))
         files.write_json(path / "data.json", asdict(data))
-        files.write_text(path / "images.jsonl", "".join(files.json_text(image) + "\n" for image in images))
-        files.write_json(path / "run.json", info)
+        files.write_text(path / "images.jsonl", "".join(files.json_text(asdict(image)) + "\n" for image in images))
+        files.write_json(path / "run.json", values)
     except RunError:
         _remove_first_files(path)
         raise
-    return Run(path, recipe, classes, data, info)
+    return Run(path, recipe, classes, data, read_info(path))
 
 
 def command_line() -> str:
@@ -141,10 +140,10 @@ def _remove_first_files(path: Path) -> None:
 
 
 def update_info(run: Run, **values: Any) -> Run:
-    """Set values of run.json; the other values in the file stay."""
-    info = {**files.read_json(run.path / "run.json"), **values}
-    files.write_json(run.path / "run.json", info)
-    return Run(run.path, run.recipe, run.classes, run.data, info)
+    """Set values of run.json; the other values in the file stay, those of other versions of fewsight too."""
+    file = run.path / "run.json"
+    files.write_json(file, {**files.read_json(file, dict[str, Any], WRITER), **values})
+    return replace(run, info=read_info(run.path))
 
 
 def read_run(path: Path) -> Run:
@@ -157,18 +156,9 @@ def read_run(path: Path) -> Run:
     if not (path / "run.json").is_file():
         fault = "does not exist" if not path.exists() else "holds no run.json, so it is not a run folder"
         raise RunError(f"{path} {fault}; expected a folder that {WRITER} wrote")
-    info = files.read_json(path / "run.json")
-    version = info.get("format") if isinstance(info, dict) else None
-    if not isinstance(version, int) or not 1 <= version <= FORMAT:
-        raise RunError(
-            f"{path}: run format {version!r}, but this fewsight {fewsight.__version__} reads up to {FORMAT}; "
-            "upgrade fewsight"
-        )
-    start = info.get("start")
-    if start is not None and not (isinstance(start, dict) and isinstance(start.get("run"), str)):
-        raise RunError(f"{path / 'run.json'} is not what {WRITER} wrote: start is {str(start)[:80]!r}")
-    data = files.read_json_as(path / "data.json", RunData, WRITER)
-    classes = files.read_json_as(path / "classes.json", list[str], WRITER)
+    info = read_info(path)
+    data = files.read_json(path / "data.json", RunData, WRITER)
+    classes = files.read_json(path / "classes.json", list[str], WRITER)
     if len(set(classes)) < max(2, len(classes)):
         raise RunError(f"{path / 'classes.json'}: expected the names of two or more classes, each once")
     files.check_inside(path / "recipe.toml", path, max_bytes=files.MAX_JSON_BYTES)
@@ -178,19 +168,6 @@ def read_run(path: Path) -> Run:
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def read_inside(file: Path) -> bytes:
-    """The contents of a file of a run, after a check that it is a regular file in its folder.
-
-    Raises:
-        RunError: it is not, or cannot be read.
-    """
-    files.check_inside(file, file.parent, max_bytes=MAX_BYTES)
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise RunError(f"cannot read {file}: {error.strerror}") from error
 
 
 def _commit() -> str | None:

@@ -1,13 +1,48 @@
 """The training log `log.jsonl`: one line per step or epoch."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fewsight.errors import RunError
 from fewsight.machine import files
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """What is read back from a line of log.jsonl."""
+
+    kind: str = ""  # step, epoch, ...
+    epoch: int | None = None
+    train_loss: float | None = None  # of an epoch
+    val_top1: float | None = None
+
+
+def read_log(path: Path, *, tail_bytes: int | None = None) -> list[LogLine]:
+    """Read log.jsonl, or only its last `tail_bytes` bytes; without such a file it is empty.
+
+    Lines that are cut off, by a kill or by the beginning of the tail, are skipped.
+
+    Raises:
+        RunError: it is not a regular file in the run folder.
+    """
+    log = path / "log.jsonl"
+    if not log.is_file():
+        return []
+    files.check_inside(log, path, max_bytes=files.MAX_JSON_BYTES if tail_bytes is None else None)
+    with log.open("rb") as handle:
+        if tail_bytes is not None:
+            handle.seek(max(0, os.fstat(handle.fileno()).st_size - tail_bytes))
+        lines = handle.read(tail_bytes if tail_bytes is not None else -1).split(b"\n")
+    parsed = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            parsed += files.parse_json_lines([line], LogLine)
+    return parsed
 
 
 def cut_log(path: Path, num_bytes: int) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ from torch import Tensor
 
 from fewsight.errors import RunError
 from fewsight.machine import files
-from fewsight.runs.folder import read_inside
+from fewsight.runs.folder import MAX_BYTES
+from fewsight.runs.info import WRITER
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """state/state.json."""
+
+    digest: str  # of the values and of the tensors, which are in the file of that name
+    values: dict[str, Any]
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -24,7 +34,7 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, A
     data = save(dict(tensors))
     digest = _state_digest(values, data)
     files.write_bytes(folder / f"{digest}.safetensors", data)
-    files.write_json(folder / "state.json", {"digest": digest, "values": values})
+    files.write_json(folder / "state.json", asdict(StateFile(digest, dict(values))))
     for old in folder.glob("*.safetensors"):
         if old.stem != digest:
             with contextlib.suppress(OSError):
@@ -48,21 +58,14 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     if not has_state(path):
         return None
     file = path / "state" / "state.json"
-    state = files.read_json(file)
-    if (
-        not isinstance(state, dict)
-        or not isinstance(state.get("digest"), str)
-        or not isinstance(state.get("values"), dict)
-    ):
-        raise RunError(f"{file} is damaged: it is not what `fewsight train` wrote; restore it from a copy")
-    digest, values = state["digest"], state["values"]
-    data = read_inside(file.with_name(Path(digest).name + ".safetensors"))
-    if digest != _state_digest(values, data):
+    state = files.read_json(file, StateFile, WRITER)
+    data = files.read_inside(file.with_name(Path(state.digest).name + ".safetensors"), MAX_BYTES)
+    if state.digest != _state_digest(state.values, data):
         raise RunError(
             f"{file.parent} is damaged (its digest is not the one that was written); restore it from a copy, "
             "or delete it to start the training again from its beginning"
         )
-    return dict(load(data)), values
+    return dict(load(data)), state.values
 
 
 def remove_state(path: Path) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fewsight.errors import RunError
 from fewsight.machine import files
-from fewsight.runs.folder import FORMAT, Run, read_inside, update_info
+from fewsight.runs.folder import MAX_BYTES, Run, update_info
+from fewsight.runs.info import FORMAT
 
 WEIGHTS = "weights.safetensors"
 
@@ -43,8 +44,8 @@ def read_weights(run: Run) -> dict[str, Tensor]:
         RunError: there are no weights yet, or the file is damaged.
     """
     require_weights(run)
-    data = read_inside(run.path / WEIGHTS)
-    tensors = _tensors(run.path / WEIGHTS, data, run.info.get("weights_digest"))
+    data = files.read_inside(run.path / WEIGHTS, MAX_BYTES)
+    tensors = _tensors(run.path / WEIGHTS, data, run.info.weights_digest)
     if _classes_in(data) not in (None, list(run.classes)):
         raise RunError(
             f"{run.path / 'classes.json'} does not list the classes of the weights in their order; "

@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
+from pydantic import ConfigDict
 from scipy.optimize import minimize_scalar
 
 from fewsight.errors import RecipeError, RunError
@@ -51,6 +52,8 @@ class Threshold:
 class Calibration:
     """A temperature with its effect on the images that it was fitted on, and a threshold if one was requested."""
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")  # the file is written again whole, so nothing is ignored
+
     temperature: float  # the probabilities p become p ** (1 / T), renormalised; T > 1 lowers the confidence
     views: tuple[str, ...]  # the temperature is that of their mean
     fitted_on: str  # the folder of the scores
@@ -75,6 +78,13 @@ class Calibration:
             f"{grew}the temperature minimises the NLL, not the calibration error, which is computed over {NUM_BINS} "
             f"bins of confidence{noise}"
         )
+
+
+@dataclass(frozen=True)
+class CalibrationFile:
+    """calibration.json."""
+
+    calibrations: list[Calibration]
 
 
 def calibrate(path: Path, split: str, views: str | None, coverage: float | None = None) -> list[Calibration]:
@@ -234,7 +244,7 @@ def view_names(scored: Scored) -> tuple[str, ...]:
 def write_calibrations(path: Path, calibrations: Sequence[Calibration]) -> None:
     """Add to a run's calibration.json; an older calibration of the same views is replaced."""
     by_views = {calibration.views: calibration for calibration in [*read_calibrations(path), *calibrations]}
-    files.write_json(path / FILE, {"calibrations": [asdict(calibration) for calibration in by_views.values()]})
+    files.write_json(path / FILE, asdict(CalibrationFile(list(by_views.values()))))
 
 
 def read_calibrations(path: Path) -> list[Calibration]:
@@ -245,21 +255,12 @@ def read_calibrations(path: Path) -> list[Calibration]:
     """
     if not (path / FILE).is_file():
         return []
-    values = files.read_json(path / FILE)
-    try:
-        calibrations = [
-            Calibration(**{key: _parse_value(key, value) for key, value in entry.items()})
-            for entry in values["calibrations"]
-        ]
-        low, high = TEMPERATURE_RANGE
-        bad_temperature = not all(low <= calibration.temperature <= high for calibration in calibrations)
-        thresholds = [calibration.threshold for calibration in calibrations if calibration.threshold is not None]
-        bad_threshold = not all(0 <= threshold.prob <= 1 for threshold in thresholds)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise RunError(f"{path / FILE} is not what `fewsight scores calibrate` wrote: {error!r}") from error
-    if bad_temperature:
+    calibrations = files.read_json(path / FILE, CalibrationFile, "`fewsight scores calibrate`").calibrations
+    low, high = TEMPERATURE_RANGE
+    if not all(low <= calibration.temperature <= high for calibration in calibrations):
         raise RunError(f"{path / FILE}: a temperature is not between {low} and {high}; remove the file")
-    if bad_threshold:
+    thresholds = [calibration.threshold for calibration in calibrations if calibration.threshold is not None]
+    if not all(0 <= threshold.prob <= 1 for threshold in thresholds):
         raise RunError(f"{path / FILE}: a threshold is not a probability; remove the file")
     return calibrations
 
@@ -268,12 +269,6 @@ def calibration_for(path: Path, views: Sequence[str]) -> Calibration | None:
     """A run's stored calibration for the mean of these views, if it has one."""
     key = tuple(sorted(views))
     return next((calibration for calibration in read_calibrations(path) if calibration.views == key), None)
-
-
-def _parse_value(key: str, value: Any) -> Any:
-    if key == "threshold" and value is not None:
-        return Threshold(**value)
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _nll(scores: np.ndarray, labels: np.ndarray, temperature: float) -> float:

@@ -8,7 +8,7 @@ the files answers many questions, in memory that does not grow with the number o
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -108,6 +108,20 @@ class EnsembleEntry:
     run: str  # a folder in the ensemble's runs/
     px: int
     weight: float
+
+
+@dataclass(frozen=True)
+class EnsembleFile:
+    """ensemble.json."""
+
+    rows: tuple[EnsembleEntry, ...]
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """The part of a run's run.json that is read here, without the package runs and its torch."""
+
+    status: str = ""
 
 
 def default_split(paths: Sequence[Path]) -> str:
@@ -478,14 +492,7 @@ def read_entries(path: Path) -> tuple[EnsembleEntry, ...]:
     Raises:
         RunError: ensemble.json is not what fewsight wrote.
     """
-    values = files.read_json(path / ENSEMBLE)
-    try:
-        entries = tuple(
-            EnsembleEntry(str(row["member"]), str(row["run"]), int(row["px"]), float(row["weight"]))
-            for row in values["rows"]
-        )
-    except (TypeError, KeyError, ValueError, OverflowError) as error:
-        raise RunError(f"{path / ENSEMBLE} is not what `fewsight ensemble` wrote: {error!r}") from error
+    entries = files.read_json(path / ENSEMBLE, EnsembleFile, "`fewsight ensemble`").rows
     bad_name = any(entry.run in ("", "..") or Path(entry.run).name != entry.run for entry in entries)
     if not entries or bad_name or not all(0 < entry.weight <= 1 for entry in entries):
         raise RunError(
@@ -496,8 +503,7 @@ def read_entries(path: Path) -> tuple[EnsembleEntry, ...]:
 
 def write_entries(path: Path, entries: Sequence[EnsembleEntry]) -> None:
     """Write ensemble.json."""
-    rows = [{"member": entry.member, "run": entry.run, "px": entry.px, "weight": entry.weight} for entry in entries]
-    files.write_json(path / ENSEMBLE, {"rows": rows})
+    files.write_json(path / ENSEMBLE, asdict(EnsembleFile(tuple(entries))))
 
 
 def _equal_weights(results: Sequence[Result]) -> Weights:
@@ -546,6 +552,5 @@ def _check_finished(path: Path) -> None:
             f"{path} holds no run.json and no scores, so it is neither a run nor a folder of scores; expected a folder "
             "that `fewsight train` or `fewsight ensemble` wrote, or one that --scores named"
         )
-    info = files.read_json(path / "run.json")
-    if isinstance(info, dict) and info.get("status") == "training":
+    if files.read_json(path / "run.json", RunStatus, "`fewsight train`").status == "training":
         raise RunError(f"{path} has no scores yet: {files.why_unfinished(path)}, then evaluate it")

@@ -1,12 +1,14 @@
 """Accuracies and other metrics from labels and scores, with counts and confidence intervals."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_fscore_support
 
+from fewsight.machine import files
 from fewsight.wording import counted
 
 
@@ -127,6 +129,22 @@ class Figures:
     def as_json(self) -> dict[str, Any]:
         """A dictionary of plain values for a JSON file."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class MetricsFile:
+    """metrics.json of a run."""
+
+    val: Figures | None  # of its weights on val, by the centre view; None if there is no val
+
+
+def read_val_figures(run: Path) -> Figures | None:
+    """The figures on val that `train` wrote to a run's metrics.json; None if it had no val.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    return files.read_json(run / "metrics.json", MetricsFile, "`fewsight train`").val
 
 
 def evaluate_scores(

@@ -11,10 +11,10 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from fewsight.augment import is_view_name
 from fewsight.data import digest_of_list
@@ -56,9 +56,6 @@ class ScoredImage:
     error: str | None
     digest: str  # 64 bits of the file's BLAKE2b in hexadecimal; empty if it could not be read
     trained_on: bool
-
-
-_IMAGE = TypeAdapter(ScoredImage)
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,25 +240,19 @@ def _read(path: Path) -> Store:
 
 def _parse_images(path: Path, lines: Sequence[bytes]) -> tuple[ScoredImage, ...]:
     try:
-        return tuple(_IMAGE.validate_json(line, strict=True) for line in lines)
-    except ValidationError as error:
-        problem = files.first_problem(error)
-        raise RunError(f"{path / 'images.jsonl'} is damaged: {problem}; remove {path} and score again") from error
+        return tuple(files.parse_json_lines(lines, ScoredImage))
+    except ValueError as error:
+        raise RunError(f"{path / 'images.jsonl'} is damaged: {error}; remove {path} and score again") from error
 
 
 def _read_about(path: Path) -> StoreInfo:
-    values = files.read_json(path / "store.json")
-    version = values.get("format") if isinstance(values, dict) else None
-    if version is None:
-        raise RunError(f"{path / 'store.json'} is not what fewsight wrote")
-    if not isinstance(version, int) or version > FORMAT:
-        raise RunError(f"{path}: store format {version!r}, but this fewsight reads up to {FORMAT}; upgrade fewsight")
+    values = files.read_json(path / "store.json", dict[str, Any], "fewsight", newest_format=FORMAT)
     if values.get("dtype") == "float16":
         raise RunError(
             f"{path} has scores in float16, which fewsight no longer reads; remove the folder, then repeat the command "
             "that wrote it, without --scores-dtype"
         )
-    return files.read_json_as(path / "store.json", StoreInfo, "fewsight")
+    return files.read_json(path / "store.json", StoreInfo, "fewsight")
 
 
 def _check_same(path: Path, about: StoreInfo, stored: StoreInfo) -> None:

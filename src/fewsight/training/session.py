@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from fewsight.machine import files
 from fewsight.machine.device import resolve_device, resolve_run
 from fewsight.machine.processes import ProcessGroup, joined
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
-from fewsight.runs import Run
+from fewsight.runs import Origin, Run
 from fewsight.terminal import make_console, print_first, progress_counter
 from fewsight.training.loop import fit
 from fewsight.training.planner import plan_recipe, starting_values
@@ -30,6 +31,32 @@ from fewsight.training.start import check_fits, model_values, read_start, weight
 from fewsight.wording import counted
 
 MAX_NEAR_PAIRS = 5  # of nearly equal images, in a message
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `train`, as described there."""
+
+    data: Path
+    out: Path
+    recipe: str | Path
+    hours: float
+    overrides: Sequence[str]
+    seeds: Sequence[int]
+    init_from: Path | None
+    preview: int
+    console: Console
+    reporters: Sequence[ReporterFactory]
+
+    @property
+    def planned(self) -> bool:
+        """Whether the recipe is planned from the data, the device and the time."""
+        return str(self.recipe) == "auto"
+
+    @property
+    def folders(self) -> dict[int | None, Path]:
+        """Seed -> its run folder; None: the seed of the recipe."""
+        return {seed: self.out / f"seed{seed}" for seed in self.seeds} if self.seeds else {None: self.out}
 
 
 def train(
@@ -73,12 +100,13 @@ def train(
         DataError, RecipeError, RunError: before anything is overwritten.
         Interrupted: Ctrl-C or SIGTERM during training; the state is saved.
     """
-    data, out, init_from = Path(data), Path(out), None if init_from is None else Path(init_from)
+    source = None if init_from is None else Path(init_from)
     with joined() as group:
         if not group.first:
             return _follow(group)
         console = console or make_console()
-        finished = _train(group, data, out, recipe, hours, overrides, seeds, init_from, preview, console, reporters)
+        request = Request(Path(data), Path(out), recipe, hours, overrides, seeds, source, preview, console, reporters)
+        finished = _train(request, group)
         group.broadcast_text("")  # ends the other processes' loops
         return finished
 
@@ -91,51 +119,35 @@ def _follow(group: ProcessGroup) -> list[Run]:
     return finished
 
 
-def _train(
-    group: ProcessGroup,
-    data: Path,
-    out: Path,
-    recipe: str | Path,
-    hours: float,
-    overrides: Sequence[str],
-    seeds: Sequence[int],
-    init_from: Path | None,
-    preview: int,
-    console: Console,
-    reporters: Sequence[ReporterFactory],
-) -> list[Run]:
+def _train(request: Request, group: ProcessGroup) -> list[Run]:
     """`train` in the first process."""
-    began = time.monotonic()
-    folders = {seed: out / f"seed{seed}" for seed in seeds} if seeds else {None: out}
-    planned = str(recipe) == "auto"
-    if planned and not 0 < hours < math.inf:
+    began, console, hours = time.monotonic(), request.console, request.hours
+    if request.planned and not 0 < hours < math.inf:
         raise RecipeError(f"--hours {hours:g}: expected a number above 0, for example 0.5")
-    _check_out(out, [] if preview else list(folders.values()))
-    sources = {seed: read_start(init_from, seed) for seed in folders} if init_from else {}
-    if sources and planned:
+    _check_out(request.out, [] if request.preview else list(request.folders.values()))
+    init_from = request.init_from
+    sources = {seed: read_start(init_from, seed) for seed in request.folders} if init_from else {}
+    overrides = list(request.overrides)
+    if sources and request.planned:
         overrides = [*model_values(next(iter(sources.values()))), *overrides]  # the plan must fit the weights
-    first = parse_recipe(starting_values(), overrides, "auto") if planned else load_recipe(recipe, overrides)
-    if sources:
-        first = _last_stage(first, console)
-    for source in sources.values():
-        check_fits(source, first)
+    first = _first_recipe(request, overrides, sources)
     settings = resolve_run(first.run)
     check_parts(first)
     with progress_counter(console, "checking images") as progress:
-        prepared = prepare(data, first.data, progress=progress)
+        prepared = prepare(request.data, first.data, progress=progress)
     _print_data(console, prepared)
     notes = ""
-    if planned:
+    if request.planned:
         first, reasons = plan_recipe(prepared, settings, hours, overrides, console, began=began)
         notes = "\n".join(reasons)
         console.print(f"the plan:\n{notes}", markup=False)
     resolved = resolve(first, prepared)
     check_parts(resolved)  # a plan may have cut the batch into parts
-    if preview:
-        write_preview(resolved, prepared, preview, out, console)
+    if request.preview:
+        write_preview(resolved, prepared, request.preview, request.out, console)
         return []
     finished = []
-    for seed, folder in folders.items():
+    for seed, folder in request.folders.items():
         seeded = resolved if seed is None else _with_seed(resolved, seed)
         origin = _origin(sources[seed]) if sources else None
         weights = _starting_weights(origin, seeded, prepared.classes, console)
@@ -143,18 +155,43 @@ def _train(
         console.print(f"training {folder}" + ("" if seed is None else f" (seed {seed})"))
         try:
             group.broadcast_text(str(folder.resolve()))
-            finished.append(_fit(run, prepared.images, console, weights, group, reporters))
+            finished.append(_fit(run, prepared.images, console, weights, group, request.reporters))
         except Interrupted as error:
-            remaining = [other for other in seeds if other != seed and not (out / f"seed{other}").exists()]
-            if not remaining:
+            commands = _remaining_commands(request, seed, sources)
+            if not commands:
                 raise
-            todo = "; ".join(
-                f"--recipe {folder}/recipe.toml --set run.seed={other} --out {out}/seed{other}"
-                + (f" --init-from {sources[other].path}" if sources else "")
-                for other in remaining
-            )
-            raise Interrupted(f"{error}. The other seeds: fewsight train {data} {todo}", error.signal_number) from error
+            raise Interrupted(f"{error}. The other seeds: {commands}", error.signal_number) from error
     return finished
+
+
+def _first_recipe(request: Request, overrides: Sequence[str], sources: Mapping[int | None, Run]) -> Recipe:
+    """The recipe before the plan and before "auto" values are resolved; it fits the runs that it starts from.
+
+    Raises:
+        RecipeError: no such recipe, or a value is wrong.
+        RunError: its backbone is not that of the runs that it starts from.
+    """
+    if request.planned:
+        recipe = parse_recipe(starting_values(), overrides, "auto")
+    else:
+        recipe = load_recipe(request.recipe, overrides)
+    if sources:
+        recipe = _last_stage(recipe, request.console)
+    for source in sources.values():
+        check_fits(source, recipe)
+    return recipe
+
+
+def _remaining_commands(request: Request, interrupted: int | None, sources: Mapping[int | None, Run]) -> str:
+    """The commands that train the seeds which have no run folder yet; empty without any."""
+    folders = request.folders
+    remaining = [seed for seed, folder in folders.items() if seed != interrupted and not folder.exists()]
+    options = "; ".join(
+        f"--recipe {folders[interrupted]}/recipe.toml --set run.seed={seed} --out {folders[seed]}"
+        + (f" --init-from {sources[seed].path}" if sources else "")
+        for seed in remaining
+    )
+    return f"fewsight train {request.data} {options}" if remaining else ""
 
 
 def resume(path: str | Path, *, console: Console | None = None, reporters: Sequence[ReporterFactory] = ()) -> Run:
@@ -182,15 +219,14 @@ def _continue(run: Run, console: Console, group: ProcessGroup, reporters: Sequen
     if run.finished:
         console.print(f"{path} is finished; there is nothing to continue")
         return run
-    if run.info["format"] < runs.FORMAT:
+    if run.info.format < runs.FORMAT:
         raise RunError(
-            f"{path} has run format {run.info['format']}, written by fewsight {run.info.get('fewsight')} (commit "
-            f"{run.info.get('commit')}); this fewsight resumes format {runs.FORMAT} only. Finish it with that version, "
+            f"{path} has run format {run.info.format}, written by fewsight {run.info.fewsight} (commit "
+            f"{run.info.commit}); this fewsight resumes format {runs.FORMAT} only. Finish it with that version, "
             "or start a new run with --recipe RUN/recipe.toml"
         )
-    started = run.info.get("recipe")
-    if started is not None:
-        differences = recipe_differences(parse_recipe(started), run.recipe)
+    if run.info.recipe is not None:
+        differences = recipe_differences(parse_recipe(run.info.recipe), run.recipe)
         if differences:
             raise RunError(
                 f"{path / 'recipe.toml'} was changed since the run began ({'; '.join(differences)}); "
@@ -205,7 +241,7 @@ def _continue(run: Run, console: Console, group: ProcessGroup, reporters: Sequen
     runs.read_images(run)  # raises if the list of training images is damaged
     if prepared.facts.digest != run.data.digest:
         raise RunError(f"{path}: {source} is not the data that the run began with: {_data_differences(run, prepared)}")
-    origin = None if runs.has_state(path) else run.info.get("start")
+    origin = None if runs.has_state(path) else run.info.start
     weights = _starting_weights(origin, run.recipe, run.classes, console)
     return _fit(run, prepared.images, console, weights, group, reporters)
 
@@ -261,13 +297,13 @@ def _last_stage(recipe: Recipe, console: Console) -> Recipe:
     return recipe.model_copy(update={"stages": recipe.stages[-1:]})
 
 
-def _origin(source: Run) -> dict[str, str]:
+def _origin(source: Run) -> Origin:
     """What run.json records about the weights that a run starts from."""
-    return {"run": str(source.path.resolve()), "weights_digest": str(source.info.get("weights_digest"))}
+    return Origin(str(source.path.resolve()), str(source.info.weights_digest))
 
 
 def _starting_weights(
-    origin: Mapping[str, str] | None, recipe: Recipe, classes: tuple[str, ...], console: Console
+    origin: Origin | None, recipe: Recipe, classes: tuple[str, ...], console: Console
 ) -> dict[str, Tensor] | None:
     """The initial weights that `origin` (from run.json) names; None for a random initialisation.
 
@@ -276,8 +312,8 @@ def _starting_weights(
     """
     if origin is None:
         return None
-    source = read_start(Path(origin["run"]))
-    if source.info.get("weights_digest") != origin.get("weights_digest"):
+    source = read_start(Path(origin.run))
+    if source.info.weights_digest != origin.weights_digest:
         raise RunError(
             f"{source.path} no longer has the weights that the run started from; restore them, or start a new run with "
             "--init-from"
@@ -328,8 +364,8 @@ def _print_data(console: Console, prepared: Prepared) -> None:
 
 
 def _data_differences(run: Run, prepared: Prepared) -> str:
-    before = {(image["split"], image["path"]): (image["label"], image["size"]) for image in runs.read_images(run)}
-    after = {(image["split"], image["path"]): (image["label"], image["size"]) for image in prepared.listed}
+    before = {(image.split, image.path): (image.label, image.size) for image in runs.read_images(run)}
+    after = {(image.split, image.path): (image.label, image.size) for image in prepared.listed}
     kinds = {
         "gone": [key for key in before if key not in after],
         "new": [key for key in after if key not in before],

@@ -51,26 +51,26 @@ def images_of_run(selection: RunsAndViews, split: str, data: Path | None, limit:
         )
     root = source if source.is_dir() else source.parent
     lines = read_images(run)
-    of_split = [line for line in lines if line["split"] == split]
+    of_split = [line for line in lines if line.split == split]
     split, candidates = (split, of_split) if of_split else ("train", lines)
     chosen = [candidates[index] for index in sample_indices(len(candidates), limit, SEED)]
-    files = tuple(root / line["path"] for line in chosen)
+    files = tuple(root / line.path for line in chosen)
     if not any(file.is_file() for file in files):
         raise RunError(
-            f"{source} does not have the images of the run, such as {chosen[0]['path']}; give the folder that has them "
+            f"{source} does not have the images of the run, such as {chosen[0].path}; give the folder that has them "
             "with --data"
         )
     class_index = {label: index for index, label in enumerate(selection.classes)}
-    if not {line["label"] for line in chosen} <= class_index.keys():
+    if not {line.label for line in chosen} <= class_index.keys():
         raise RunError(
             f"{run.path / 'images.jsonl'} has labels that are none of the run's classes; restore it from a copy"
         )
     training_images = [trained_on(run) for run in selection.runs.values()]
     num_trained_on = sum(
-        any((file, str(line.get("pixels"))) in images for images in training_images)
+        any((file, line.pixels) in images for images in training_images)
         for file, line in zip(files, chosen, strict=True)
     )
-    labels = tuple(class_index[line["label"]] for line in chosen)
+    labels = tuple(class_index[line.label] for line in chosen)
     return ImageSet(f"{split} of {source}", files, labels, num_trained_on)
 
 

@@ -157,7 +157,7 @@ def _about(
 def _run_facts(selection: RunsAndViews, name: str) -> dict[str, Any]:
     """The origin of a run's model, and the normalisation that the graph applies."""
     run = selection.runs[name]
-    info = {key: run.info.get(key) for key in ("weights_digest", "seed", "started", "fewsight", "torch", "commit")}
+    info = {key: getattr(run.info, key) for key in ("weights_digest", "seed", "started", "fewsight", "torch", "commit")}
     return {
         "name": name,
         "backbone": run.recipe.model.backbone,

@@ -1,12 +1,10 @@
 """Collect what the page shows from a run's files and stored scores; no model is loaded."""
 
-import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -77,6 +75,42 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class PaperRow:
+    """A row of the paper's tables in tables.json; `report` in a key stands for the paper."""
+
+    table: int
+    model: str
+    family: str
+    loss: str
+    train_px: int | None
+    test_px: int | None
+    report_px: int
+    report_top1: float
+    top1: Proportion | None
+    collapsed: bool
+
+
+@dataclass(frozen=True)
+class PaperEffect:
+    """A line of the ablation in tables.json."""
+
+    question: str
+    name: str
+    gain: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class PaperTables:
+    """tables.json, which `fewsight reproduce` writes."""
+
+    rows: list[PaperRow]
+    fusion: Proportion
+    effects: list[PaperEffect]
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """What the page shows of a run or an ensemble on one split."""
 
@@ -121,7 +155,7 @@ def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> R
     predicted = scores.argmax(1)
     run = None if is_ensemble(path) or not (path / "run.json").is_file() else runs.read_run(path)
     first = run or _first_run(path)
-    info = files.read_json(path / "run.json") if (path / "run.json").is_file() else {}
+    command = runs.read_info(path).command if (path / "run.json").is_file() else ""
     return RunFacts(
         path=path,
         scored=scored,
@@ -138,7 +172,7 @@ def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> R
         run=run,
         source=None if first is None else first.data.source,
         recipe=None if first is None else first.recipe,
-        command=str(info.get("command", "")) if isinstance(info, dict) else "",
+        command=command,
     )
 
 
@@ -209,31 +243,19 @@ def _accepted(calibration: Calibration | None, scores: np.ndarray, correct: np.n
 
 def curves(path: Path) -> tuple[Curve, ...]:
     """Training loss and top-1 on val by epoch, from log.jsonl; none without a log."""
-    log = path / "log.jsonl"
-    if not log.is_file():
-        return ()
-    files.check_inside(log, path, max_bytes=files.MAX_JSON_BYTES)
     points: dict[str, list[tuple[float, float]]] = {}
-    for line in log.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue  # a killed run may leave half a line
-        if isinstance(value, dict) and value.get("kind") == "epoch":
-            for key, name in (("train_loss", "training loss"), ("val_top1", "top-1 on val")):
-                if isinstance(value.get(key), float) and isinstance(value.get("epoch"), int):
-                    points.setdefault(name, []).append((value["epoch"], value[key]))
+    for line in runs.read_log(path):
+        if line.kind == "epoch" and line.epoch is not None:
+            for name, value in (("training loss", line.train_loss), ("top-1 on val", line.val_top1)):
+                if value is not None:
+                    points.setdefault(name, []).append((line.epoch, value))
     return tuple(Curve(name, tuple(values)) for name, values in points.items())
 
 
-def paper_tables(path: Path) -> dict[str, Any] | None:
+def paper_tables(path: Path) -> PaperTables | None:
     """The tables that `fewsight reproduce` wrote, if `path` is its folder."""
-    if not (path / "tables.json").is_file():
-        return None
-    tables = files.read_json(path / "tables.json")
-    if not isinstance(tables, dict) or not {"rows", "fusion", "effects"} <= tables.keys():
-        raise RunError(f"{path / 'tables.json'} is not what `fewsight reproduce` wrote; run that command again")
-    return tables
+    file = path / "tables.json"
+    return files.read_json(file, PaperTables, "`fewsight reproduce`") if file.is_file() else None
 
 
 def _first_run(path: Path) -> Run | None:

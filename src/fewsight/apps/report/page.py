@@ -144,8 +144,8 @@ def _command_again(run: Run, source: Path | None) -> str:
     """The command that trains the run again, on the data where it is now."""
     words = ["fewsight", "train", str(source or run.data.source), "--out", "AGAIN"]
     words += ["--recipe", str(run.path / "recipe.toml")]
-    start = run.info.get("start")
-    return shlex.join([*words, "--init-from", start["run"]] if start else words)
+    start = run.info.start
+    return shlex.join([*words, "--init-from", start.run] if start else words)
 
 
 def _soft_targets(recipe: Recipe) -> str:

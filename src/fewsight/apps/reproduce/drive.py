@@ -44,6 +44,25 @@ class Target:
     scale: str
 
 
+@dataclass(frozen=True)
+class PlannedJob:
+    """A job in plan.json; its recipe is a file in recipes/."""
+
+    training: str
+    name: str
+    start: str | None
+    seconds: float
+    memory_bytes: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
+class PlanFile(Target):
+    """plan.json."""
+
+    jobs: list[PlannedJob]
+
+
 def reproduce(
     data: Path,
     out: Path,
@@ -148,10 +167,9 @@ def _read(data: Path, test: str) -> tuple[bool, str, int]:
 def _check_out(out: Path, target: Target) -> None:
     """Refuse a folder with other content, or with a reproduction that has another target."""
     if (out / PLAN).is_file():
-        values = files.read_json(out / PLAN)
-        before = values if isinstance(values, dict) else {}
+        before = asdict(_read_plan_file(out))
         options = asdict(target).items()
-        different = [f"{name} {before.get(name)}, not {value}" for name, value in options if before.get(name) != value]
+        different = [f"{name} {before[name]}, not {value}" for name, value in options if before[name] != value]
         if different:
             raise RunError(f"{out} was started with different options ({'; '.join(different)}); choose another --out")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -203,28 +221,33 @@ def _write_plan(out: Path, target: Target, planned: Sequence[Job]) -> None:
     jobs = []
     for job in planned:
         files.write_text(out / "recipes" / f"{job.name}.toml", recipe_toml(job.recipe))
-        costs = {"seconds": job.seconds, "memory_bytes": job.memory_bytes, "disk_bytes": job.disk_bytes}
-        jobs.append({"training": job.training.recipe, "name": job.name, "start": job.start, **costs})
-    files.write_json(out / PLAN, {**asdict(target), "jobs": jobs})
+        costs = (job.seconds, job.memory_bytes, job.disk_bytes)
+        jobs.append(PlannedJob(job.training.recipe, job.name, job.start, *costs))
+    files.write_json(out / PLAN, asdict(PlanFile(**asdict(target), jobs=jobs)))
+
+
+def _read_plan_file(out: Path) -> PlanFile:
+    return files.read_json(out / PLAN, PlanFile, "`fewsight reproduce`")
 
 
 def _read_plan(out: Path) -> list[Job]:
     trainings = {training.recipe: training for training in TRAININGS}
-    try:
-        return [
-            Job(
-                trainings[values["training"]],
-                values["name"],
-                values["start"],
-                load_recipe(out / "recipes" / f"{values['name']}.toml"),
-                values["seconds"],
-                values["memory_bytes"],
-                values["disk_bytes"],
-            )
-            for values in files.read_json(out / PLAN)["jobs"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise RunError(f"{out / PLAN} was not written by `fewsight reproduce`: {error!r}") from error
+    planned = _read_plan_file(out).jobs
+    unknown = next((job.training for job in planned if job.training not in trainings), None)
+    if unknown is not None:
+        raise RunError(f"{out / PLAN} is not what `fewsight reproduce` wrote: there is no training {unknown!r}")
+    return [
+        Job(
+            trainings[job.training],
+            job.name,
+            job.start,
+            load_recipe(out / "recipes" / f"{job.name}.toml"),
+            job.seconds,
+            job.memory_bytes,
+            job.disk_bytes,
+        )
+        for job in planned
+    ]
 
 
 def _show_plan(
@@ -293,10 +316,10 @@ def _views(job: Job) -> list[str]:
 def _scores(run: Path, job: Job) -> Store | None:
     """The scores of the test images; None unless they have all views, computed with the run's weights."""
     try:
-        store, info = read_store(run / "scores" / STORE), files.read_json(run / "run.json")
+        store, info = read_store(run / "scores" / STORE), runs.read_info(run)
     except RunError:
         return None
-    whole = set(_views(job)) <= set(store.views) and store.about.weights_digest == info.get("weights_digest")
+    whole = set(_views(job)) <= set(store.views) and store.about.weights_digest == info.weights_digest
     return store if whole else None
 
 
@@ -329,8 +352,7 @@ def _tested(out: Path, planned: Sequence[Job]) -> dict[str, TestedRun]:
     for job in planned:
         run = out / "runs" / job.name
         if (store := _scores(run, job)) is not None:
-            collapsed = bool(files.read_json(run / "run.json").get("collapsed"))
-            tested[job.training.recipe] = TestedRun(job.name, job.recipe, store, collapsed)
+            tested[job.training.recipe] = TestedRun(job.name, job.recipe, store, runs.read_info(run).collapsed)
     return tested
 
 
@@ -354,4 +376,4 @@ def _write_ensemble(out: Path, planned: Sequence[Job]) -> None:
 
 def _weight_digests(folder: Path) -> list[str]:
     """The digests of the weights of the runs in a folder."""
-    return sorted(str(runs.read_run(file.parent).info.get("weights_digest")) for file in folder.glob("*/run.json"))
+    return sorted(str(runs.read_run(file.parent).info.weights_digest) for file in folder.glob("*/run.json"))
