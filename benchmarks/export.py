@@ -30,7 +30,7 @@ from fewsight.augment import center_view
 from fewsight.augment.normalise import Normalise
 from fewsight.data import digest_of_list, load_image
 from fewsight.data.training_set import ListedImage, RunData
-from fewsight.inference.ensemble import open_runs
+from fewsight.inference.opening import open_runs
 from fewsight.models.classifier import Classifier, build_model, resolve_stem, weights_out
 from fewsight.recipes import load_recipe
 from fewsight.runs import Run

@@ -33,7 +33,8 @@ from PIL import Image
 from fewsight.apps.vipriors.lists import read_lists
 from fewsight.data import decode_bytes, read_dataset, scan_image
 from fewsight.errors import DataError, FewsightError
-from fewsight.inference.ensemble import make_ensemble, open_runs
+from fewsight.inference.ensemble import make_ensemble
+from fewsight.inference.opening import open_runs
 from fewsight.inference.score_run import run_scores
 from fewsight.recipes import load_recipe, shipped_recipes
 from fewsight.runs import read_state, read_weights

@@ -32,7 +32,8 @@ from fewsight.apps.export.write import export_run
 from fewsight.augment import center_view, random_box
 from fewsight.data import digest_of_list
 from fewsight.errors import DataError, FewsightError, RunError
-from fewsight.inference.ensemble import combine, open_runs
+from fewsight.inference.ensemble import combine
+from fewsight.inference.opening import open_runs
 from fewsight.inference.prediction_files import expand_inputs
 from fewsight.machine import files
 from fewsight.runs import read_run

@@ -19,8 +19,9 @@ from conftest import TINY, Command
 from fewsight.apps import listing
 from fewsight.apps.listing import list_runs
 from fewsight.errors import RunError
-from fewsight.inference.ensemble import make_ensemble, open_runs, parse_member, score_folders, score_runs
+from fewsight.inference.ensemble import make_ensemble, parse_member
 from fewsight.inference.evaluate import evaluate
+from fewsight.inference.opening import open_runs, score_folders, score_runs
 from fewsight.inference.score_run import LabelledFile, ScoringResult
 from fewsight.machine.files import LOCK
 from fewsight.scores import scoring

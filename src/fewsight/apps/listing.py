@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fewsight import runs
 from fewsight.errors import FewsightError, RunError
-from fewsight.inference.ensemble import is_ensemble
+from fewsight.inference.opening import is_ensemble
 from fewsight.machine import files
 from fewsight.runs import Run, RunInfo
 from fewsight.scores.fusion import correct_top1, open_scored

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fewsight.data import WHOLE, EvaluationSet, evaluation_samples, scan
 from fewsight.errors import DataError, RunError
-from fewsight.inference.ensemble import RunsAndViews, open_runs, score_folders, score_runs
+from fewsight.inference.opening import RunsAndViews, open_runs, score_folders, score_runs
 from fewsight.inference.score_run import LabelledFile, ScoringResult
 from fewsight.machine.cores import num_cores
 from fewsight.runs import Run, held_out, trained_on

@@ -12,7 +12,7 @@ from PIL.Image import Image
 from fewsight.augment.normalise import Normalise
 from fewsight.data import decode_bytes
 from fewsight.errors import DataError, RunError
-from fewsight.inference.ensemble import open_runs
+from fewsight.inference.opening import open_runs
 from fewsight.inference.score_run import exact_recipe, load_model, testing_recipe
 from fewsight.machine.device import compute_threads, keep_freed_memory
 from fewsight.models.classifier import Classifier

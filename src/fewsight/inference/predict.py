@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fewsight.errors import DataError
 from fewsight.inference import prediction_files
-from fewsight.inference.ensemble import RunsAndViews, open_runs, score_folders, score_runs
+from fewsight.inference.opening import RunsAndViews, open_runs, score_folders, score_runs
 from fewsight.inference.score_run import LabelledFile, run_scores
 from fewsight.machine import files
 from fewsight.scores.calibration import FILE as CALIBRATION

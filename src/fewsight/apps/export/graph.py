@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fewsight.apps.export.crops import CenterBox, resample
 from fewsight.augment.normalise import Normalise
 from fewsight.errors import RecipeError
-from fewsight.inference.ensemble import RunsAndViews
+from fewsight.inference.opening import RunsAndViews
 from fewsight.inference.score_run import load_model
 
 

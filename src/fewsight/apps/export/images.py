@@ -13,7 +13,7 @@ from fewsight.data import decode_bytes, read_bytes
 from fewsight.data.samples import sample_indices
 from fewsight.errors import DataError, RunError
 from fewsight.inference import prediction_files
-from fewsight.inference.ensemble import RunsAndViews
+from fewsight.inference.opening import RunsAndViews
 from fewsight.runs import read_images, trained_on
 from fewsight.scores.scoring import file_digest
 from fewsight.wording import counted

@@ -12,7 +12,7 @@ from fewsight.apps.export.int8 import NUM_CALIBRATION, Int8Loss, measure_loss, q
 from fewsight.apps.export.onnx_model import describe, open_session, to_onnx
 from fewsight.apps.export.parity import Parity, check_parity, exported_probs, predicted_probs
 from fewsight.errors import RunError
-from fewsight.inference.ensemble import RunsAndViews, open_runs
+from fewsight.inference.opening import RunsAndViews, open_runs
 from fewsight.inference.score_run import exact_recipe, testing_recipe
 from fewsight.machine import files
 from fewsight.recipes import recipe_toml

@@ -11,7 +11,7 @@ import numpy as np
 from fewsight import runs
 from fewsight.apps.report.suspects import confident_from, suspects
 from fewsight.errors import RunError
-from fewsight.inference.ensemble import is_ensemble
+from fewsight.inference.opening import is_ensemble
 from fewsight.machine import files
 from fewsight.recipes import Recipe
 from fewsight.runs import Run

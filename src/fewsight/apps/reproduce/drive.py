@@ -20,7 +20,8 @@ from fewsight.apps.reproduce.tables import TestedRun, build_tables
 from fewsight.data import evaluation_samples, read_dataset
 from fewsight.data.prepare import Prepared, prepare
 from fewsight.errors import DataError, RecipeError, RunError
-from fewsight.inference.ensemble import combine, is_ensemble
+from fewsight.inference.ensemble import combine
+from fewsight.inference.opening import is_ensemble
 from fewsight.machine import files
 from fewsight.machine.cores import num_cores
 from fewsight.machine.device import resolve_device

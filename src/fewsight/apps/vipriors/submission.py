@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from fewsight.errors import DataError
-from fewsight.inference.ensemble import open_runs, score_folders, score_runs
+from fewsight.inference.opening import open_runs, score_folders, score_runs
 from fewsight.inference.score_run import LabelledFile
 from fewsight.machine import files
 from fewsight.scores.fusion import Scored, fused_probs

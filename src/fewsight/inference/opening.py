@@ -1,0 +1,184 @@
+"""Open a run or an ensemble with its views, and score images with all of its runs."""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fewsight import runs
+from fewsight.augment import View
+from fewsight.augment.views import PAPER
+from fewsight.errors import RecipeError, RunError
+from fewsight.inference.score_run import LabelledFile, ScoringResult, score_into, testing_recipe
+from fewsight.machine import files
+from fewsight.machine.device import compute_threads
+from fewsight.runs import Run
+from fewsight.scores.fusion import (
+    ENSEMBLE,
+    EnsembleEntry,
+    Scored,
+    read_entries,
+    scored_ensemble,
+    scored_run,
+    write_entries,
+)
+from fewsight.scores.scoring import SharedLoads, views_of
+
+
+@dataclass(frozen=True)
+class RunsAndViews:
+    """A run or an ensemble, opened, with the views that each of its runs uses."""
+
+    path: Path
+    runs: Mapping[str, Run]  # by their names in the ensemble; a single run is named after its folder
+    views: Mapping[str, tuple[View, ...]]
+    entries: tuple[EnsembleEntry, ...]  # of an ensemble; empty for a run
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, which all runs share."""
+        return self.first_run.classes
+
+    @property
+    def first_run(self) -> Run:
+        """One of the runs."""
+        return next(iter(self.runs.values()))
+
+    @property
+    def view_names(self) -> tuple[str, ...]:
+        """The views of all runs, without duplicates."""
+        return tuple(dict.fromkeys(view.name for views in self.views.values() for view in views))
+
+    def view_weights(self, name: str, member: str | None = None) -> np.ndarray:
+        """float64 [V]: the weight of each of a run's views in the ensemble, or in one member's part of it."""
+        views = self.views[name]
+        entries = [entry for entry in self.entries if entry.run == name and member in (None, entry.member)]
+        if not self.entries:
+            return np.full(len(views), 1 / len(views))
+        num_same_size = [sum(view.px == other.px for other in views) for view in views]
+        size_weights = [sum(entry.weight for entry in entries if entry.px == view.px) for view in views]
+        weights: np.ndarray = np.array(size_weights) / np.array(num_same_size)
+        return weights
+
+    def scored(self, stored: Mapping[str, ScoringResult]) -> Scored:
+        """The runs' stored scores in these views, with their weights."""
+        stores = {name: result.store for name, result in stored.items()}
+        if not self.entries:
+            ((name, store),) = stores.items()
+            return scored_run(self.path, name, store, self.view_names)
+        return scored_ensemble(self.path, self.entries, stores, self.view_names)
+
+
+def is_ensemble(path: Path) -> bool:
+    """Whether `path` is an ensemble's folder."""
+    return (path / ENSEMBLE).is_file()
+
+
+def open_runs(path: Path, views: str | None) -> RunsAndViews:
+    """Open a run or an ensemble.
+
+    Args:
+        path: its folder.
+        views: the value of `--views`. For a run, default center; for an ensemble, center or paper (default), which
+            stand for the views at its own test sizes.
+
+    Raises:
+        RunError: not a run or ensemble, or a run without weights.
+        RecipeError: there is no such view; for an ensemble: a value other than center or paper.
+    """
+    if not is_ensemble(path):
+        run = runs.read_run(path)
+        runs.require_weights(run)
+        return RunsAndViews(path, {path.name: run}, {path.name: views_of(run.recipe, views or "center")}, ())
+    if views not in (None, "center", *PAPER):
+        raise RecipeError(f"--views {views}: an ensemble has fixed test sizes; give center or paper")
+    entries = read_entries(path)
+    members = {name: runs.read_run(path / "runs" / name) for name in dict.fromkeys(entry.run for entry in entries)}
+    for run in members.values():
+        runs.require_weights(run)
+        check_classes(next(iter(members.values())), run)
+    sizes = {name: {entry.px for entry in entries if entry.run == name} for name in members}
+    views_by_run = {
+        name: tuple(
+            view
+            for view in views_of(run.recipe, "paper")
+            if view.px in sizes[name] and (views != "center" or view.crop == "center")
+        )
+        for name, run in members.items()
+    }
+    return RunsAndViews(path, members, views_by_run, entries)
+
+
+def check_classes(first: Run, other: Run) -> None:
+    """Check that two runs have the same classes by name.
+
+    Raises:
+        RunError: names the classes that one of them lacks.
+    """
+    if first.classes == other.classes:
+        return
+    missing = {run.path: sorted(set(peer.classes) - set(run.classes)) for run, peer in ((first, other), (other, first))}
+    reasons = "; ".join(f"{path} lacks {', '.join(map(repr, names[:5]))}" for path, names in missing.items() if names)
+    raise RunError(
+        f"{other.path} and {first.path} have different classes ({reasons}); the members of an ensemble need the same "
+        "classes"
+    )
+
+
+def score_folders(opened: RunsAndViews, folder: Path | None, split: str) -> Callable[[str, Run], Path]:
+    """A function from a run's name and the run to the folder of its scores: in the run, or in `folder` if given.
+
+    Raises:
+        RunError: `folder` cannot be written, or holds scores of another run or ensemble.
+    """
+    if folder is None:
+        return lambda name, run: run.path / "scores" / split
+    if is_ensemble(folder) and not (opened.entries and read_entries(folder) == opened.entries):
+        raise RunError(f"{folder} holds scores of another ensemble; give --scores another folder, or remove this one")
+    if not opened.entries:
+        return lambda name, run: folder
+    if (folder / "store.json").is_file():
+        raise RunError(f"{folder} holds scores of a run; give --scores another folder, or remove this one")
+    files.make_folder(folder)
+    write_entries(folder, opened.entries)
+    return lambda name, run: folder / name
+
+
+def score_runs(
+    opened: RunsAndViews,
+    images: Sequence[LabelledFile],
+    folder_of: Callable[[str, Run], Path],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, ScoringResult]:
+    """Score images with each run into its own store; the runs take turns, batch by batch, and share decoded images.
+
+    Args:
+        opened: the runs and their views.
+        images: to score.
+        folder_of: the folder of a run's store, by name and run.
+        progress: called with the number of images done and in total, over all runs.
+
+    Raises:
+        RunError: a folder holds other scores or cannot be written.
+    """
+    loads, stored = SharedLoads(), dict[str, ScoringResult]()
+    done = dict.fromkeys(opened.runs, 0)
+    threads = testing_recipe(opened.first_run).run.threads
+    assert threads != "auto", "a resolved recipe has its threads"
+    with compute_threads(threads), contextlib.ExitStack() as stack:
+        scorings = {
+            name: score_into(folder_of(name, run), run, images, opened.views[name], loads=loads)
+            for name, run in opened.runs.items()
+        }
+        for scoring in scorings.values():
+            stack.callback(scoring.close)  # releases the lock of its folder even if another run's scoring fails
+        while len(stored) < len(scorings):
+            for name in [name for name in scorings if name not in stored]:
+                try:
+                    done[name] = next(scorings[name])
+                except StopIteration as end:
+                    stored[name], done[name] = end.value, len(images)
+                progress(sum(done.values()), len(scorings) * len(images))
+    return {name: stored[name] for name in opened.runs}
