@@ -284,7 +284,9 @@ def test_damaged_state_is_refused(run: Run, name: str, harm: str) -> None:
 def test_state_that_is_not_ours_is_refused(run: Run, text: str) -> None:
     runs.save_state(run.path, TENSORS, POSITION)
     (run.path / "state" / "state.json").write_text(text)
-    with pytest.raises(RunError, match=r"state\.json is not what `fewsight train` wrote|x\.safetensors is missing; restore"):
+    with pytest.raises(
+        RunError, match=r"state\.json is not what `fewsight train` wrote|x\.safetensors is missing; restore"
+    ):
         runs.read_state(run.path)
 
 
