@@ -136,6 +136,8 @@ def test_state_of_another_optimizer_is_refused() -> None:
         ),
         ({"optimizer": "adamw", "options": {"beta": 0.9}}, "stages.0.optim.options: there is no 'beta'; did you mean"),
         ({"options": {"beta1": 0.9}}, "stages.0.optim.options: there is no 'beta1'; there are no options here"),
+        ({"optimizer": "adamw", "options": {"beta2": 2.0}}, "stages.0.optim: adamw cannot be built: Invalid beta"),
+        ({"nesterov": True, "momentum": 0.0}, "stages.0.optim: sgd cannot be built: Nesterov momentum requires"),
     ],
 )
 def test_unknown_name_or_option_is_refused_with_the_valid_ones(values: dict[str, Any], message: str) -> None:

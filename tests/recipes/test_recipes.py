@@ -1,11 +1,14 @@
 """Recipes: strict, errors name the nearest key, and the shipped ones have the paper's values."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
 from fewsight.errors import RecipeError
-from fewsight.recipes import load_recipe, parse_recipe, recipe_differences, recipe_toml, shipped_recipes
+from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences, recipe_toml, shipped_recipes
 
 VALUES = {
     "model": {"backbone": "resnest14"},
@@ -140,3 +143,24 @@ def test_differences_name_each_value() -> None:
     old = parse_recipe(VALUES)
     new = parse_recipe(VALUES, ["stages.0.epochs=9", "run.seed=4"])
     assert recipe_differences(old, new) == ["stages.0.epochs: 3 -> 9", "run.seed: 0 -> 4"]
+
+
+def value_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every key of the recipe that has a value of its own, with the first stage for all."""
+    for name, field in section.model_fields.items():
+        candidates = (field.annotation, *get_args(field.annotation))
+        nested = next((part for part in candidates if isinstance(part, type) and issubclass(part, BaseModel)), None)
+        if nested is None:
+            yield prefix + name
+        else:
+            yield from value_keys(nested, f"{prefix}{name}." + ("" if nested is field.annotation else "0."))
+
+
+@pytest.mark.parametrize("key", list(value_keys(Recipe)))
+@pytest.mark.parametrize("value", ["{ x = [1] }", "1979-05-27"])
+def test_wrong_value_is_refused_in_one_line_with_its_key(key: str, value: str) -> None:
+    """A table of lists and a date, which no key of a recipe takes."""
+    with pytest.raises(RecipeError) as refusal:
+        load_recipe("resnest101_ce_arcface", [f"{key}={value}"])
+    assert "\n" not in str(refusal.value)
+    assert key in str(refusal.value)

@@ -45,17 +45,22 @@ OPTIMIZERS: dict[str, OptimizerBuilder] = {"sgd": sgd, "adamw": adamw}
 
 
 def check_optimizer(settings: Optim, where: str) -> None:
-    """Refuse an optimiser or an option that does not exist, before anything is built.
+    """Build the optimiser on the meta device, so that a wrong name or value fails before the images are read.
 
     Args:
         where: the recipe's section, such as "stages.0.optim", for the message.
 
     Raises:
-        RecipeError: names the valid ones.
+        RecipeError: no such optimiser or option (the message names the valid ones), or a value that it does not take.
     """
     if settings.optimizer not in OPTIMIZERS:
         raise RecipeError(f"{where}.optimizer: {unknown_name(settings.optimizer, OPTIMIZERS)}")
     check_options(OPTIMIZERS[settings.optimizer], settings.options, f"{where}.options")
+    weight = nn.Parameter(torch.empty(1, 1, device="meta"))
+    try:
+        build_optimizer({"weight": weight}, settings, weight.device, "float32")
+    except ValueError as error:
+        raise RecipeError(f"{where}: {settings.optimizer} cannot be built: {error}") from error
 
 
 def build_optimizer(

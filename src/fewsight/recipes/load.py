@@ -170,15 +170,21 @@ def _value_at(values: Any, location: Sequence[int | str]) -> Any:
 def _describe(schema: Mapping[str, Any]) -> str:
     """The values that a JSON schema allows, in words."""
     if "anyOf" in schema:
-        literals_first = sorted(schema["anyOf"], key=lambda alternative: "const" not in alternative)
+        given = [
+            alternative for alternative in schema["anyOf"] if alternative.get("type") != "null"
+        ]  # TOML has no null
+        literals_first = sorted(given, key=lambda alternative: "const" not in alternative)
         return " or ".join(map(_describe, literals_first))
     if "const" in schema:
         return repr(schema["const"])
+    if "enum" in schema:
+        return " or ".join(map(repr, schema["enum"]))
     if "prefixItems" in schema:
         return f"a list of {len(schema['prefixItems'])} values, each {_describe(schema['prefixItems'][0])}"
     if "items" in schema:
         return f"a list of {schema['minItems']} to {schema['maxItems']} values, each {_describe(schema['items'])}"
-    number = {"integer": "an integer", "number": "a finite number"}[schema["type"]]
+    words = {"integer": "an integer", "number": "a finite number", "boolean": "true or false", "string": "a string"}
+    number = words[schema["type"]]
     if {"minimum", "maximum"} <= schema.keys():
         return f"{number} from {schema['minimum']} to {schema['maximum']}"
     if "minimum" in schema:
