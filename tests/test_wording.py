@@ -2,7 +2,7 @@
 
 import pytest
 
-from fewsight.wording import counted
+from fewsight.wording import counted, first_few, named
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,16 @@ from fewsight.wording import counted
 )
 def test_counted_noun_is_singular_or_plural(number: int, noun: str, text: str) -> None:
     assert counted(number, noun) == text
+
+
+def test_first_few_items_are_followed_by_the_number_of_others() -> None:
+    assert first_few("abc", 3) == ["a", "b", "c"]
+    assert first_few("abcd", 3, ", in a file") == ["a", "b", "c", "and 1 more, in a file"]
+    assert first_few([]) == []
+    assert first_few(map(str, range(2000)), 1) == ["0", "and 1,999 more"]
+
+
+def test_names_stand_in_one_line() -> None:
+    assert named([]) == ""
+    assert named(["a", "b, and c"], 2) == "a, b, and c"
+    assert named(["a", "b, and c", "d"], 2) == "a, b, and c and 1 more"

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from fewsight.wording import counted
+from fewsight.wording import counted, first_few
 
 PLAIN_WIDTH = 10_000  # cells of a log file: its lines are never wrapped
 MIN_NAME_CELLS = 16
@@ -57,10 +57,8 @@ def progress_counter(console: Console, what: str) -> Iterator[Callable[[int, int
 
 def print_first(console: Console, kind: str, items: Sequence[str], *, limit: int = MAX_NAMED, rest: str = "") -> None:
     """Print the first items of a kind, one per line, and the number of others; `rest` says where those are listed."""
-    for item in items[:limit]:
-        console.print(f"{kind}: {printable(item)}")
-    if len(items) > limit:
-        console.print(f"{kind}: {len(items) - limit:,} more{rest}")
+    for line in first_few(items, limit, rest):
+        console.print(f"{kind}: {printable(line)}")
 
 
 def trained_on_note(number: int, total: int, whose: str = "") -> str:

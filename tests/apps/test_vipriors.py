@@ -386,7 +386,7 @@ def test_many_missing_images_are_counted(command: Command, imagenet: Path, tmp_p
     answer = command("vipriors", "build", *options(tmp_path))
     assert answer.code == 1
     assert answer.out.count("missing in the tree: train/n01440764/x_") == 20
-    assert "missing in the tree: 10 more\n" in answer.out
+    assert "missing in the tree: and 10 more\n" in answer.out
     assert len((tmp_path / "out/imagenet_50/missing.txt").read_text().splitlines()) == 30
 
 
@@ -604,7 +604,7 @@ def a_gap_and_one_more(folder: Path) -> str:
 def many_gone(folder: Path) -> str:
     for number in (149, 2, 10, 33, 1, 99, 120):
         (folder / f"img_{number}.JPEG").unlink()
-    return "7 of 150 test images are missing (img_1.JPEG, img_2.JPEG, img_10.JPEG, img_33.JPEG, img_99.JPEG)"
+    return "7 of 150 test images are missing (img_1.JPEG, img_2.JPEG, img_10.JPEG, img_33.JPEG, img_99.JPEG and 2 more)"
 
 
 def other_name(folder: Path) -> str:

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
+from fewsight.data.rgb import RefusedError, orientation_of, to_rgb, turned_upright
 from fewsight.errors import DataError
 
 IMAGE_SUFFIXES = frozenset(
@@ -44,15 +45,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # read by Pillo
 MAX_BYTES = 2**30  # of a file: no image of MAX_PIXELS needs more
 MAX_PIXELS = 178_956_970  # twice Pillow's warning threshold, which is where Pillow itself refuses
 
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # EXIF orientation -> the transposition that undoes it
 _TIFF_CHANNELS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # photometric interpretation -> colour channels
 _TIFF_MAGIC = (b"II*\0", b"MM\0*")
 _LOST_PIXELS = ("premature end", "bad huffman code")  # libjpeg fills the missing pixels in and only warns
@@ -149,8 +141,10 @@ def _decoded(
         raise ImageError(name, "empty file (0 bytes)")
     try:
         return _decode(data, min(max_pixels, MAX_PIXELS), px, area_fraction)
-    except _RefusedError as refusal:
-        raise refusal.kind(name, str(refusal)) from None
+    except _TooLargeError as refusal:
+        raise LargeImageError(name, str(refusal)) from None
+    except RefusedError as refusal:
+        raise ImageError(name, str(refusal)) from None
     except UnidentifiedImageError:
         with _pillow_is_silent():
             raise UnknownKindError(name, _why_unidentified(data)) from None
@@ -184,8 +178,8 @@ def take_image(image: "Image.Image | np.ndarray", name: str) -> tuple[Image.Imag
     try:
         with _pillow_is_silent():
             _check_size(*image.size, MAX_PIXELS)
-            upright = _upright(_to_rgb(image), _orientation(image))
-    except _RefusedError as refusal:
+            upright = turned_upright(to_rgb(image), orientation_of(image))
+    except RefusedError as refusal:
         raise ImageError(name, str(refusal)) from None
     except Exception as error:  # Pillow reads an opened file only now
         raise ImageError(name, f"cannot be decoded ({error or type(error).__name__})") from None
@@ -222,19 +216,13 @@ def read_header(data: bytes) -> Header:
             with _open(data) as image:
                 kind = "JPEG" if image.format == "MPO" else image.format or ""  # MPO: a camera's JPEG with a preview
                 animated = kind != "JPEG" and bool(getattr(image, "is_animated", False))
-                return Header(kind, animated, _orientation(image))
+                return Header(kind, animated, orientation_of(image))
     except Exception:  # damaged metadata do not make an image unusable
         return UNKNOWN
 
 
-class _RefusedError(Exception):
-    """The image is of a known format but cannot be used; the text is the reason."""
-
-    kind: type[ImageError] = ImageError
-
-
-class _TooLargeError(_RefusedError):
-    kind = LargeImageError
+class _TooLargeError(RefusedError):
+    """An image has more pixels than the limit."""
 
 
 def _decode(data: bytes, max_pixels: int, px: int, area_fraction: float) -> Image.Image | np.ndarray:
@@ -243,7 +231,7 @@ def _decode(data: bytes, max_pixels: int, px: int, area_fraction: float) -> Imag
         if pixels is not None:
             return pixels
     with _pillow_is_silent():
-        return _to_rgb(_open_heic(data, max_pixels)) if _is_heic(data) else _decode_by_pillow(data, max_pixels)
+        return to_rgb(_open_heic(data, max_pixels)) if _is_heic(data) else _decode_by_pillow(data, max_pixels)
 
 
 def _decode_by_pillow(data: bytes, max_pixels: int) -> Image.Image:
@@ -252,8 +240,8 @@ def _decode_by_pillow(data: bytes, max_pixels: int) -> Image.Image:
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             _check_tiff_channels(image)
         image.load()
-        orientation = _orientation(image)  # after load(): PNG may store its EXIF behind the pixels
-        return _upright(_to_rgb(image), orientation)
+        orientation = orientation_of(image)  # after load(): PNG may store its EXIF behind the pixels
+        return turned_upright(to_rgb(image), orientation)
 
 
 def _open(data: bytes) -> Image.Image:
@@ -282,13 +270,13 @@ def _decode_jpeg(data: bytes, max_pixels: int, px: int, area_fraction: float) ->
         )
     except ValueError as error:
         if any(text in str(error).lower() for text in _LOST_PIXELS):
-            raise _RefusedError(f"truncated or damaged JPEG ({error})") from None
+            raise RefusedError(f"truncated or damaged JPEG ({error})") from None
         return None
     orientation = 1
     if b"Exif\0\0" in data[: 1 << 18] or b"tiff:Orientation" in data[: 1 << 18]:
         with _pillow_is_silent(), _open(data) as header:
-            orientation = _orientation(header)
-    return pixels if orientation not in _UPRIGHT else np.array(_upright(Image.fromarray(pixels), orientation))
+            orientation = orientation_of(header)
+    return pixels if orientation == 1 else np.array(turned_upright(Image.fromarray(pixels), orientation))
 
 
 def _reduction(width: int, height: int, px: int, area_fraction: float) -> int:
@@ -309,7 +297,7 @@ def _open_heic(data: bytes, max_pixels: int) -> Image.Image:
     try:
         import pillow_heif
     except ImportError:
-        raise _RefusedError("HEIC needs the extra 'heic': pip install 'fewsight[heic]'") from None
+        raise RefusedError("HEIC needs the extra 'heic': pip install 'fewsight[heic]'") from None
     heif = pillow_heif.open_heif(data, convert_hdr_to_8bit=True)
     width, height = heif.size
     _check_size(width, height, max_pixels)
@@ -329,7 +317,7 @@ def _check_tiff_channels(image: TiffImagePlugin.TiffImageFile) -> None:
     colours = _TIFF_CHANNELS.get(tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, -1), channels)
     declared_alpha = tuple(tags.get(TiffImagePlugin.EXTRASAMPLES, ()))[:1] in ((1,), (2,))
     if channels > colours + (declared_alpha and colours < 4):
-        raise _RefusedError(_too_many_channels(channels))
+        raise RefusedError(_too_many_channels(channels))
 
 
 def _too_many_channels(channels: int) -> str:
@@ -352,49 +340,6 @@ def _why_unidentified(data: bytes) -> str:
     if data[4:8] == b"ftyp" and b"avif" in data[8:64]:
         return "a damaged AVIF, or this Pillow cannot read AVIF (pip install -U pillow)"
     return f"not an image of a supported format ({', '.join(FORMATS)}, HEIC), or damaged at its start"
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged metadata: the pixels are still good
-        return 1
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    method = _UPRIGHT.get(orientation)
-    return image if method is None else image.transpose(method)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB without clipping: 16 bits are scaled, transparency is composited over white."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        return _grey16_to_rgb(image)
-    if image.mode == "I":
-        raise _RefusedError("32-bit or signed integers have no agreed range: save it with 8 or 16 bits")
-    if image.mode == "F":
-        return _float_to_rgb(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _grey16_to_rgb(image: Image.Image) -> Image.Image:
-    grey = np.asarray(image).astype(np.uint32)  # [H, W], 0 to 65535
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        if image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # zero is white
-            grey = 65535 - grey  # Pillow inverts this for 8 bits only
-    elif isinstance(clear := image.info.get("transparency"), int):
-        grey[grey == clear] = 65535  # the one transparent grey value of a PNG, over white
-    return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
-
-
-def _float_to_rgb(image: Image.Image) -> Image.Image:
-    grey = np.asarray(image)  # [H, W]
-    if not (grey.min() >= 0 and grey.max() <= 1):  # false for NaN too
-        raise _RefusedError("floating-point values outside 0 to 1 have no agreed range: save it with 8 or 16 bits")
-    return Image.fromarray(np.rint(grey * 255).astype(np.uint8)).convert("RGB")
 
 
 _silence_lock = threading.Lock()

@@ -7,7 +7,7 @@ from typing import Any
 
 from fewsight.data import Sample, Scanned, candidates, confirmed, load_compared
 from fewsight.errors import DataError
-from fewsight.wording import counted
+from fewsight.wording import counted, first_few
 
 MAX_NAMED = 20  # in the error message
 
@@ -49,11 +49,11 @@ def find_leaks(
         if scanned.error is None and scanned.pixels in path_of_pixels
     )
     if equal and policy == "stop":
-        named = "".join(f"\n  {path} = {other_path}" for path, other_path in equal[:MAX_NAMED])
+        pairs_in_lines = first_few((f"{path} = {other_path}" for path, other_path in equal), MAX_NAMED)
         subject = counted(len(equal), "training image") + (" is" if len(equal) == 1 else " are")
         raise DataError(
-            f"{root}: {subject} equal to images of another split; remove them, or pass --leak drop:{named}"
-            + (f"\n  and {len(equal) - MAX_NAMED:,} more" if len(equal) > MAX_NAMED else "")
+            f"{root}: {subject} equal to images of another split; remove them, or pass --leak drop:\n  "
+            + "\n  ".join(pairs_in_lines)
         )
     readable = [(sample, scanned) for sample, scanned in [*train, *others] if scanned.error is None]
     num_train = sum(scanned.error is None for _, scanned in train)

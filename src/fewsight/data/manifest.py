@@ -11,9 +11,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from fewsight.data.samples import Dataset, Sample, named, val_by_its_name
+from fewsight.data.samples import Dataset, Sample, val_by_its_name
 from fewsight.data.splits import split_by_seed
 from fewsight.errors import DataError
+from fewsight.wording import named
 
 MANIFEST_SUFFIXES = frozenset({".csv", ".parquet"})
 _COLUMNS = "expected the columns path,label and, optionally, split"

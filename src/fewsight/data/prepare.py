@@ -12,7 +12,7 @@ from fewsight.data.training_set import ListedImage, RunData, TrainingSet
 from fewsight.errors import DataError
 from fewsight.machine.cores import num_cores
 from fewsight.recipes import Data
-from fewsight.wording import counted
+from fewsight.wording import counted, first_few, named
 
 MAX_IMAGES_FOR_STATISTICS = 50_000
 MAX_NAMED = 20  # in an error message
@@ -27,6 +27,18 @@ class Prepared:
     facts: RunData
     listed: list[ListedImage]  # the training images, then those of val
     sizes: tuple[tuple[int, int], ...]  # (width, height) of each training image
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The images that a run trains on and selects on."""
+
+    classes: tuple[str, ...]
+    train: list[tuple[int, Sample]]  # each with its index in the split before some were left out
+    val: list[Sample]
+    scans: dict[str, Scanned]  # by path
+    left_out: list[dict[str, str]]  # as in `RunData`
+    leaks: Leaks
 
 
 def prepare(source: Path, settings: Data, *, progress: Callable[[int, int], None] | None = None) -> Prepared:
@@ -69,7 +81,7 @@ def prepare(source: Path, settings: Data, *, progress: Callable[[int, int], None
     ]
     _check_counts(source, classes, [sample for _, sample in kept], bool(left_out))
     kept_val = [sample for sample in val if scans[sample.path].error is None]
-    return _fix(dataset, source, classes, kept, kept_val, scans, left_out, leaks, settings)
+    return _fix(dataset, source, settings, _Chosen(classes, kept, kept_val, scans, left_out, leaks))
 
 
 def _not_trained_on(dataset: Dataset, merge_val: bool) -> list[Sample]:
@@ -79,21 +91,11 @@ def _not_trained_on(dataset: Dataset, merge_val: bool) -> list[Sample]:
     return [*labelled, *(Sample(path, "") for paths in dataset.unlabelled.values() for path in paths)]
 
 
-def _fix(
-    dataset: Dataset,
-    source: Path,
-    classes: tuple[str, ...],
-    numbered: list[tuple[int, Sample]],
-    val: list[Sample],
-    scans: dict[str, Scanned],
-    left_out: list[dict[str, str]],
-    leaks: Leaks,
-    settings: Data,
-) -> Prepared:
-    class_index = {name: index for index, name in enumerate(classes)}
-    train = [sample for _, sample in numbered]
-    chosen = sample_indices(len(train), MAX_IMAGES_FOR_STATISTICS, settings.split_seed)
-    mean, std = channel_stats([scans[train[index].path] for index in chosen])
+def _fix(dataset: Dataset, source: Path, settings: Data, chosen: _Chosen) -> Prepared:
+    class_index = {name: index for index, name in enumerate(chosen.classes)}
+    train, val, scans = [sample for _, sample in chosen.train], chosen.val, chosen.scans
+    measured = sample_indices(len(train), MAX_IMAGES_FOR_STATISTICS, settings.split_seed)
+    mean, std = channel_stats([scans[train[index].path] for index in measured])
     splits = {"train": train, "val": val}
     facts = RunData(
         source=str(source.resolve()),
@@ -102,9 +104,9 @@ def _fix(
         counts={split: dict(Counter(s.label for s in samples)) for split, samples in splits.items() if samples},
         mean=mean if settings.mean == "data" else settings.mean,
         std=std if settings.std == "data" else settings.std,
-        left_out=left_out,
+        left_out=chosen.left_out,
         ignored=dict(dataset.ignored),
-        leaks=leaks.as_json(),
+        leaks=chosen.leaks.as_json(),
     )
     images = TrainingSet(
         root=dataset.root.resolve(),
@@ -112,7 +114,7 @@ def _fix(
         labels=tuple(class_index[sample.label] for sample in train),
         val_paths=tuple(sample.path for sample in val),
         val_labels=tuple(class_index[sample.label] for sample in val),
-        numbers=tuple(number for number, _ in numbered),
+        numbers=tuple(number for number, _ in chosen.train),
     )
     listed = [
         ListedImage(
@@ -122,17 +124,16 @@ def _fix(
         for sample in samples
     ]
     sizes = tuple((scans[sample.path].width, scans[sample.path].height) for sample in train)
-    return Prepared(classes, images, facts, listed, sizes)
+    return Prepared(chosen.classes, images, facts, listed, sizes)
 
 
 def _check_bad(source: Path, left_out: list[dict[str, str]], total: int, max_bad: float) -> None:
     if len(left_out) <= max_bad * total:
         return
-    named = "".join(f"\n  {image['error']}" for image in left_out[:MAX_NAMED])
-    more = len(left_out) - MAX_NAMED
+    errors = "\n  ".join(first_few((image["error"] for image in left_out), MAX_NAMED))
     raise DataError(
         f"{source}: {len(left_out):,} of {counted(total, 'image')} cannot be read, more than --max-bad {max_bad:g} "
-        f"allows; fix or remove them, or raise --max-bad:{named}" + (f"\n  and {more:,} more" if more > 0 else "")
+        f"allows; fix or remove them, or raise --max-bad:\n  {errors}"
     )
 
 
@@ -144,6 +145,6 @@ def _check_counts(source: Path, classes: tuple[str, ...], train: list[Sample], s
             " after unreadable images and those equal to images of other splits were left out" if some_left_out else ""
         )
         raise DataError(
-            f"{source}: no image to train on{reason} for {', '.join(map(repr, empty[:5]))}; "
+            f"{source}: no image to train on{reason} for {named(map(repr, empty))}; "
             "add images of the class or remove its folder"
         )

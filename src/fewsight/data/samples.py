@@ -80,13 +80,6 @@ def val_by_its_name(splits: dict[str, tuple[Sample, ...]]) -> dict[str, tuple[Sa
     return {"val" if name == other_name else name: samples for name, samples in splits.items()}
 
 
-def named(names: Iterable[str], limit: int = 5) -> str:
-    """Names for a message: the first few and how many more there are."""
-    listed = list(names)
-    more = f" and {len(listed) - limit:,} more" if len(listed) > limit else ""
-    return ", ".join(listed[:limit]) + more
-
-
 def sample_indices(num_images: int, limit: int, seed: int) -> np.ndarray:
     """At most `limit` image indices, drawn by `seed`, in ascending order."""
     if num_images <= limit:

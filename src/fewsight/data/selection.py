@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewsight.data.samples import VAL_NAMES, Dataset, Sample, classes_in, named
+from fewsight.data.samples import VAL_NAMES, Dataset, Sample, classes_in
 from fewsight.data.sources import read_dataset
 from fewsight.errors import DataError
+from fewsight.wording import named
 
 WHOLE = "all"  # the name of the split where the data has no named splits
 

@@ -7,9 +7,10 @@ from pathlib import Path, PurePath
 
 from fewsight.data.decode import IMAGE_SUFFIXES
 from fewsight.data.manifest import MANIFEST_SUFFIXES, read_manifest
-from fewsight.data.samples import Dataset, Sample, named, val_by_its_name
+from fewsight.data.samples import Dataset, Sample, val_by_its_name
 from fewsight.data.splits import split_by_seed
 from fewsight.errors import DataError
+from fewsight.wording import named
 
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})

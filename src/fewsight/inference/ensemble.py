@@ -31,6 +31,7 @@ from fewsight.scores.fusion import (
     write_entries,
 )
 from fewsight.scores.store import SUFFIX, read_store
+from fewsight.wording import first_few
 
 MAY_DIFFER = (
     "data.merge_val",
@@ -246,7 +247,7 @@ def check_same_recipe(source: Run, run: Run) -> None:
     if differences:
         raise RunError(
             f"{run.path} and {source.path} have different recipes, so nothing can be carried over: "
-            f"{'; '.join(differences[:5])}"
+            f"{'; '.join(first_few(differences))}"
         )
 
 

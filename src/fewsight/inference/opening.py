@@ -25,6 +25,7 @@ from fewsight.scores.fusion import (
     write_entries,
 )
 from fewsight.scores.scoring import SharedLoads, views_of
+from fewsight.wording import named
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def check_classes(first: Run, other: Run) -> None:
     if first.classes == other.classes:
         return
     missing = {run.path: sorted(set(peer.classes) - set(run.classes)) for run, peer in ((first, other), (other, first))}
-    reasons = "; ".join(f"{path} lacks {', '.join(map(repr, names[:5]))}" for path, names in missing.items() if names)
+    reasons = "; ".join(f"{path} lacks {named(map(repr, names))}" for path, names in missing.items() if names)
     raise RunError(
         f"{other.path} and {first.path} have different classes ({reasons}); the members of an ensemble need the same "
         "classes"

@@ -10,8 +10,7 @@ from fewsight.errors import RunError
 from fewsight.models import TIMM_PREFIX, Backbone, TimmBackbone, build_backbone
 from fewsight.models.layers import global_average_pool
 from fewsight.recipes import Recipe
-
-MAX_NAMED = 5  # names listed in an error message for each kind of mismatch
+from fewsight.wording import named
 
 
 class Classifier(nn.Module):
@@ -139,10 +138,7 @@ def check_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, source: st
 
 
 def _listed(kind: str, names: list[str]) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return [f"{len(names)} {kind}: {', '.join(names[:MAX_NAMED])}{more}"]
+    return [f"{len(names)} {kind}: {named(names)}"] if names else []
 
 
 def initial_model(recipe: Recipe, num_classes: int) -> Classifier:

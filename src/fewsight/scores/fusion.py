@@ -17,7 +17,7 @@ import numpy as np
 from fewsight.errors import RunError
 from fewsight.machine import files
 from fewsight.scores.store import Store, read_store
-from fewsight.wording import counted
+from fewsight.wording import counted, named
 
 ENSEMBLE = "ensemble.json"  # marks a run folder, or a folder of scores, as an ensemble's
 NO_FLIP = "noflip"  # ends the name of a view whose mirrored view is not averaged in
@@ -267,7 +267,7 @@ def check_same_images(stores: Sequence[Store]) -> None:
             unshared = sorted(set(first.about.classes) ^ set(store.about.classes))
             raise RunError(
                 f"{store.path} and {first.path} have different classes, so they cannot be compared or fused; "
-                f"only one of them has {', '.join(map(repr, unshared[:5]))}"
+                f"only one of them has {named(map(repr, unshared))}"
             )
         if first_images != [(image.digest, image.label, image.error is None) for image in store.images]:
             raise RunError(

@@ -12,8 +12,7 @@ from fewsight.machine import files
 from fewsight.models.classifier import initial_model, weights_out, with_stem
 from fewsight.recipes import Recipe
 from fewsight.runs import Run
-
-MAX_NAMED = 5  # classes in the summary
+from fewsight.wording import named
 
 
 def read_start(path: Path, seed: int | None = None) -> Run:
@@ -87,11 +86,11 @@ def _summary(source: Run, recipe: Recipe, weights: dict[str, Tensor], classes: t
     unused = [name for name in source.classes if name not in classes]
     stages = range(len(recipe.stages))
     loss_weights = [text for number in stages for text in _loss_weights(recipe, number, weights, classes)]
-    new = [f"the head's rows of {_listed(new_classes)}"] if new_classes else []
+    new = [f"the head's rows of {named(map(repr, new_classes))}"] if new_classes else []
     new += [f"the loss's own {text}" for text in loss_weights] + ["the optimiser"]
     text = f"starting from {source.path}: {len(weights) - 2} tensors of the backbone and the linear head's rows of "
     text += f"{len(classes) - len(new_classes)} of {len(classes)} classes; new: {', '.join(new)}"
-    return text + (f"; not used: the rows of {_listed(unused)}" if unused else "")
+    return text + (f"; not used: the rows of {named(map(repr, unused))}" if unused else "")
 
 
 def _loss_weights(recipe: Recipe, number: int, weights: dict[str, Tensor], classes: tuple[str, ...]) -> list[str]:
@@ -99,8 +98,3 @@ def _loss_weights(recipe: Recipe, number: int, weights: dict[str, Tensor], class
     with torch.device("meta"):
         loss = build_loss(stage.loss, stage.losses, num_classes=len(classes), num_features=num_features)
     return own_weights(loss)
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(map(repr, names[:MAX_NAMED])) + more

@@ -4,7 +4,7 @@ from rich.console import Console
 
 from fewsight.apps.check.look import CheckResult
 from fewsight.terminal import printable
-from fewsight.wording import counted
+from fewsight.wording import counted, first_few
 
 
 def show_check(console: Console, checked: CheckResult, *, limit: int = 5) -> None:
@@ -16,10 +16,11 @@ def show_check(console: Console, checked: CheckResult, *, limit: int = 5) -> Non
     for finding in checked.findings:
         console.print(f"{finding.level}: {finding.kind}: {len(finding.groups):,}", style="bold")
         console.print(f"  {printable(finding.text)}")
-        for index, group in enumerate(finding.groups[:limit]):
-            detail = f"  ({printable(finding.details[index])})" if finding.details else ""
-            console.print(f"  {' = '.join(printable(name) for name in group[:limit])}{detail}")
-        if len(finding.groups) > limit:
-            console.print(f"  and {len(finding.groups) - limit:,} more")
+        details = [f"  ({detail})" for detail in finding.details] or [""] * len(finding.groups)
+        groups = [
+            " = ".join(first_few(group, limit)) + detail for group, detail in zip(finding.groups, details, strict=True)
+        ]
+        for line in first_few(groups, limit):
+            console.print(f"  {printable(line)}")
     if not checked.findings:
         console.print("no problems found")

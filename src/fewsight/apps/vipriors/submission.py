@@ -14,7 +14,7 @@ from fewsight.inference.score_run import LabelledFile
 from fewsight.machine import files
 from fewsight.scores.fusion import Scored, fused_probs
 from fewsight.terminal import progress_counter
-from fewsight.wording import counted
+from fewsight.wording import counted, named
 
 TEST_IMAGES_PER_CLASS = 50
 TEST_NAME = re.compile(r"img_(0|[1-9]\d*)\.JPEG")
@@ -88,7 +88,7 @@ def _check_classes(data: Path, classes: tuple[str, ...]) -> None:
         names = {path.name for path in (data / split).iterdir() if path.is_dir() and not path.name.startswith(".")}
         if different := sorted(names ^ set(classes)):
             raise DataError(
-                f"{data / split} has other classes than the run (only one of them has {', '.join(different[:5])}), "
+                f"{data / split} has other classes than the run (only one of them has {named(different)}), "
                 "so the class indices would be wrong; nothing was written"
             )
 
@@ -106,12 +106,9 @@ def _check_names(folder: Path, count: int) -> None:
     names = {name for name in os.listdir(folder) if not name.startswith(".")}  # noqa: PTH208
     expected = {f"img_{number}.JPEG" for number in range(count)}
     if missing := sorted(expected - names, key=lambda name: int(name[4:-5])):
-        first = ", ".join(missing[:5])
         raise DataError(
-            f"{folder}: {len(missing):,} of {count:,} test images are missing ({first}); the evaluator would skip them "
-            "silently, so nothing was written. For a test set of another size give --images N"
+            f"{folder}: {len(missing):,} of {count:,} test images are missing ({named(missing)}); the evaluator would "
+            "skip them silently, so nothing was written. For a test set of another size give --images N"
         )
     if extra := sorted(name for name in names - expected if TEST_NAME.fullmatch(name)):
-        raise DataError(
-            f"{folder}: {len(extra):,} more test images than {count:,} ({', '.join(extra[:5])}); give --images N"
-        )
+        raise DataError(f"{folder}: {len(extra):,} more test images than {count:,} ({named(extra)}); give --images N")
