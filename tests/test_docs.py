@@ -23,10 +23,11 @@ from pydantic import BaseModel
 
 import fewsight
 from conftest import TINY, Command
-from fewsight.augment import views
+from fewsight.augment import POLICIES, views
 from fewsight.cli import app
 from fewsight.losses import LOSSES
 from fewsight.models import BACKBONES
+from fewsight.optim import SCHEDULES
 from fewsight.recipes import Recipe, Stage
 from fewsight.training.reporters import Reporter
 
@@ -336,7 +337,7 @@ def edited(path: str) -> str:
 
 def test_edits_of_the_examples_fit_the_files() -> None:
     edits = {block.title for block in EXAMPLES if block.kind == "diff"}
-    assert len(edits) == 5
+    assert len(edits) == 7
     for path in edits:
         compile(edited(path), path, "exec")
 
@@ -355,6 +356,21 @@ def test_example_backbone_meets_its_test(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(BACKBONES, "resnet18", module.build_resnet18)
     test = example("tests/models/test_backbones_resnet.py", "test_backbones_resnet", monkeypatch)
     test.test_resnet18_has_the_parameter_count_of_timm()
+
+
+def test_example_policy_meets_its_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "fewsight.augment.policies.randaugment"
+    module = example("src/fewsight/augment/policies/randaugment.py", name, monkeypatch)
+    monkeypatch.setitem(POLICIES, "randaugment", module.randaugment)
+    test = example("tests/augment/test_augment_randaugment.py", "test_augment_randaugment", monkeypatch)
+    test.test_randaugment_draws_each_operation_and_sign_equally_often()
+
+
+def test_example_schedule_meets_its_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = example("src/fewsight/optim/linear.py", "fewsight.optim.linear", monkeypatch)
+    monkeypatch.setitem(SCHEDULES, "linear", module.linear)
+    test = example("tests/optim/test_schedules_linear.py", "test_schedules_linear", monkeypatch)
+    test.test_linear_schedule_is_a_straight_line()
 
 
 def test_example_view_meets_its_test(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,6 +406,7 @@ def test_examples_hold_on_a_copy_of_the_tree(desk: Path, tmp_path: Path) -> None
     run_in(copy, "-m", "mypy", "--no-incremental", *added)
     own = [block.title for block in EXAMPLES if block.title.startswith("tests/") and block.kind == "python"]
     others = ["models/test_backbones", "losses/test_losses", "recipes/test_recipes", "augment/test_augment_views"]
+    others += ["augment/test_augment_policy", "optim/test_schedules"]
     others = [f"tests/{name}.py" for name in (*others, "optim/test_optimizers", "test_tree")]
     run_in(copy, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *own, *others)
     for block in blocks_of(DOCS / "extend.md"):
@@ -403,4 +420,4 @@ def test_examples_hold_on_a_copy_of_the_tree(desk: Path, tmp_path: Path) -> None
             run_in(copy, *words, *short)
 
 
-DESK_PATHS = ("photos/", "runs/photos", "runs/resnet18", "runs/focal", "runs/lion")
+DESK_PATHS = ("photos/", "runs/photos", "runs/resnet18", "runs/focal", "runs/lion", "runs/linear", "runs/randaugment")

@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 
 from conftest import Answer, Command
-from fewsight.apps.reproduce import drive, plan, reproduce
+from fewsight.apps.reproduce import Settings, drive, plan, reproduce
 from fewsight.apps.reproduce.jobs import Outcome, Task
 from fewsight.recipes import load_recipe
-from fewsight.scores.fusion import read_entries
+from fewsight.scores.entries import read_entries
 from fewsight.terminal import make_console
 from fewsight.training.planner import Pace
 from stores import random_labels, random_scores, write_store
@@ -453,7 +453,8 @@ def test_reproduction_end_to_end(digit_images: Path, tmp_path: Path, monkeypatch
         patch.setattr(drive, "run_tasks", stopped)
         patch.setattr(plan, "MAX_EPOCHS", 1)
         with pytest.raises(KeyboardInterrupt):
-            reproduce(digit_images, out, scale="small", jobs=2, devices=["cpu"], console=make_console(io.StringIO()))
+            settings = Settings(scale="small", jobs=2, devices=["cpu"])
+            reproduce(digit_images, out, settings, console=make_console(io.StringIO()))
     broken = out / "recipes/seresnext26d_ce.toml"
     change(broken, '"seresnext26d"', '"seresnxt26"')
 
@@ -473,7 +474,7 @@ def test_reproduction_end_to_end(digit_images: Path, tmp_path: Path, monkeypatch
     failed = in_a_process(*arguments)
     assert failed.code == 1, failed
     assert [name for name, state in states(failed).items() if state == "failed"] == ["seresnext26d_ce"]
-    assert re.search(r"^seresnext26d_ce: failed in training \(.*'seresnxt26'.*nearest is 'seresnext26d'", failed.out,
+    assert re.search(r"^seresnext26d_ce: failed in training \(.*'seresnxt26'.*did you mean 'seresnext26'\?", failed.out,
                      re.MULTILINE)  # fmt: skip
     assert "failed: seresnext26d_ce (exit 2); run the same command to try again" in failed.out
     assert "not started: seresnext26d_ce_arcface, which starts from seresnext26d_ce" in failed.out

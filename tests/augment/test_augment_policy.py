@@ -1,4 +1,5 @@
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import product
@@ -12,15 +13,11 @@ from PIL import Image, ImageEnhance, ImageOps
 from scipy.stats import chisquare
 from sklearn.datasets import load_digits
 
-from fewsight.augment import POLICIES, SUB_POLICIES, apply_steps
+from fewsight.augment import POLICIES, apply_steps
 from fewsight.augment.operations import OPERATIONS, TABLES, Step
-from fewsight.augment.policy import (
-    AUTOAUGMENT_MAGNITUDES,
-    SIGNED,
-    TRIVIALAUGMENT_MAGNITUDES,
-    draw_autoaugment,
-    draw_trivialaugment,
-)
+from fewsight.augment.policies.autoaugment import AUTOAUGMENT_MAGNITUDES, SUB_POLICIES, draw_autoaugment
+from fewsight.augment.policies.magnitudes import SIGNED
+from fewsight.augment.policies.trivialaugment import TRIVIALAUGMENT_MAGNITUDES, draw_trivialaugment
 from fewsight.recipes import Augment
 
 ENHANCERS = {
@@ -291,9 +288,10 @@ def test_draw_autoaugment_follows_the_exact_distribution(num_policies: int, rota
 
 def test_draw_autoaugment_picks_sub_policies_uniformly(monkeypatch: pytest.MonkeyPatch) -> None:
     marked = tuple((("rotate", 1.0, 0), (f"entry{index}", 1.0, 0)) for index in range(25))
-    monkeypatch.setattr("fewsight.augment.policy.SUB_POLICIES", marked)
+    module = sys.modules[draw_autoaugment.__module__]  # the package has the policy itself under the module's name
+    monkeypatch.setattr(module, "SUB_POLICIES", marked)
     names = {f"entry{index}": (0.0,) for index in range(25)}
-    monkeypatch.setattr("fewsight.augment.policy.AUTOAUGMENT_MAGNITUDES", {"rotate": (0.0,), **names})
+    monkeypatch.setattr(module, "AUTOAUGMENT_MAGNITUDES", {"rotate": (0.0,), **names})
     rng = np.random.default_rng(2)
     drawn = Counter(draw_autoaugment(rng)[1][0] for _ in range(24_000))
     assert set(drawn) == {f"entry{index}" for index in range(24)}
@@ -359,16 +357,16 @@ def check_batch(images: list[Image.Image], steps: list[list[Step]], fill: int = 
         assert np.array_equal(planes(image), result), own
 
 
-@pytest.mark.parametrize("policy", ["autoaugment", "trivialaugment"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_batch_equals_pil_one_by_one(policy: str) -> None:
-    """Steps as both policies draw them: most images have two."""
+    """Steps as each policy draws them: most images of AutoAugment have two."""
     recipe = Augment(train_px=64)
     images = [image for image in digit_images() if image.height == 64] * 60
     rng = np.random.default_rng(5)
     check_batch(images, [POLICIES[policy](rng, recipe) for _ in images])
 
 
-@pytest.mark.parametrize("policy", ["autoaugment", "trivialaugment"])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_batch_equals_pil_on_real_images(policy: str, fewsight_data: Path) -> None:
     images = real_images(fewsight_data) * 8
     rng = np.random.default_rng(6)

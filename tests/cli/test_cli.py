@@ -225,7 +225,7 @@ def test_scores_of_a_prediction_need_no_features(refused: Callable[..., str], sc
         ("train data --out new --set nonsense", "--set nonsense: expected KEY=VALUE"),
         ("train data --out new --set augment.train_pxx=9", "did you mean 'augment.train_px'?"),
         ("train data --out new --recipe digits --set augment.train_px=big", "valid integer, got 'big'"),
-        ("train data --out new --recipe digits --set model.backbone=resnst14", "the nearest is 'resnest14'"),
+        ("train data --out new --recipe digits --set model.backbone=resnst14", "did you mean 'resnest14'?"),
         ("train data --out new --recipe digits --set stages.0.loss=cee", "did you mean 'ce'?"),
         ("train data --out new --recipe digits --set stages.0.loss=ce+triplt", "did you mean 'triplet'?"),
         (

@@ -407,7 +407,7 @@ def test_convolution_and_norm_without_activation_can_be_negative() -> None:
 
 
 def test_unknown_name_names_the_nearest() -> None:
-    with pytest.raises(RecipeError, match=r"no backbone 'resnets101'; the nearest is 'resnest101'"):
+    with pytest.raises(RecipeError, match=r"model.backbone: there is no 'resnets101'; did you mean 'resnest101'\?"):
         build_backbone("resnets101")
 
 

@@ -46,7 +46,7 @@ def test_auto_stem_leaves_timm_models_as_they_are() -> None:
 
 
 def test_unknown_backbone_is_a_recipe_error() -> None:
-    with pytest.raises(RecipeError, match="the nearest is 'tresnet_m'"):
+    with pytest.raises(RecipeError, match="did you mean 'tresnet_m'"):
         build_model("tresnet-m", 3)
 
 

@@ -85,7 +85,6 @@ def test_recipe_survives_toml(name: str, tmp_path: Path) -> None:
         ("augment.train_px=big", r"augment.train_px: .*integer, got 'big'"),
         ("augment.train_px=64.5", r"augment.train_px: .*integer"),
         ("augment.crop_area=[1.0, 0.5]", r"crop_area goes from low to high"),
-        ("augment.policy=autoaugmnt", r"augment.policy: .*'autoaugment'"),
         ("stages.0.losses.triplet.margn=1", r"did you mean 'stages.0.losses.triplet.margin'"),
         ("stages.0.losses.triplet.margin=inf", r"stages.0.losses.triplet.margin: .*finite number"),
         ("stages.0.losses.weights.ce=inf", r"stages.0.losses.weights.ce: .*finite number"),
@@ -124,7 +123,7 @@ def test_missing_key_is_named() -> None:
 
 
 def test_unknown_recipe_names_the_nearest() -> None:
-    with pytest.raises(RecipeError, match=r"Did you mean 'resnest101_ce'"):
+    with pytest.raises(RecipeError, match=r"^recipe: there is no 'resnest101_cee'; did you mean 'resnest101_ce'\?"):
         load_recipe("resnest101_cee")
 
 

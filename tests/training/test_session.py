@@ -29,14 +29,20 @@ def quiet() -> tuple[Console, io.StringIO]:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.backbone=resnst14", "'resnest14'"),
-        ("stages.0.loss=cee", "did you mean 'ce'"),
+        ("model.backbone=resnst14", r"^model\.backbone: there is no 'resnst14'; did you mean 'resnest14'\?$"),
+        ("model.backbone=xyz", r"^model\.backbone: there is no 'xyz'; it is one of resnest101, .*, or timm:NAME$"),
+        ("stages.0.loss=cee", r"^loss: there is no 'cee'; did you mean 'ce'\?$"),
+        ("augment.policy=autoaugmnt", r"^augment\.policy: there is no 'autoaugmnt'; did you mean 'autoaugment'\?$"),
+        ("stages.0.augment.policy=no", r"^stages\.0\.augment\.policy: there is no 'no'; did you mean 'none'\?$"),
+        (
+            "stages.0.optim.schedule=cosin",
+            r"^stages\.0\.optim\.schedule: there is no 'cosin'; did you mean 'cosine'\?$",
+        ),
+        ("stages.0.optim.optimizer=sdg", r"^stages\.0\.optim\.optimizer: there is no 'sdg'; did you mean 'sgd'\?$"),
         ("model.backbone=timm:resnet18", "has its own stem and width"),
     ],
 )
-def test_unknown_backbone_or_loss_is_refused_before_the_data_is_read(
-    override: str, message: str, tmp_path: Path
-) -> None:
+def test_unknown_name_is_refused_before_the_data_is_read(override: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=message):
         train(tmp_path / "nowhere", tmp_path / "run", recipe="digits", overrides=[override])
 

@@ -13,13 +13,12 @@ import numpy as np
 from fewsight.augment.crop import draw_crop, flip, resize_boxes
 from fewsight.augment.cutmix import Mix, draw_cutmix, paste
 from fewsight.augment.operations import apply_steps
-from fewsight.augment.policy import POLICIES, SUB_POLICIES, PolicySettings
+from fewsight.augment.policies import POLICIES, PolicySettings
 from fewsight.augment.preview import contact_sheet
 from fewsight.augment.views import View, center_view, cut_view, is_view_name, named_views, random_box
 
 __all__ = [
     "POLICIES",
-    "SUB_POLICIES",
     "AugmentSettings",
     "Mix",
     "View",

@@ -14,7 +14,6 @@ The logged terms are floats or 0-dimensional tensors; NaN means no value in this
 Weights that a loss owns are trained too. `fit()` never asks which loss it has.
 """
 
-import difflib
 from collections.abc import Callable
 
 import torch
@@ -27,7 +26,7 @@ from fewsight.losses.sums import WeightedSum, collapse_of
 from fewsight.losses.targets import Targets, at_least_float32
 from fewsight.losses.triplet import BatchHardTriplet, triplet
 from fewsight.recipes import Losses, Stage
-from fewsight.recipes.options import check_options
+from fewsight.recipes.options import check_name, check_options
 
 __all__ = [
     "LOSSES",
@@ -63,23 +62,19 @@ def build_loss(
     names = [part.strip() for part in name.split("+")]
     if "" in names:
         raise RecipeError(f"loss {name!r}: expected one of {', '.join(LOSSES)}, or a sum such as ce+triplet")
-    for term in [*names, *losses.weights, *losses.options]:
-        if term not in LOSSES:
-            nearest = difflib.get_close_matches(term, LOSSES, 1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise RecipeError(
-                f"no loss {term!r}: expected one of {', '.join(LOSSES)}, or a sum such as ce+triplet{hint}"
-            )
+    for key, terms in (("loss", names), ("losses.weights", losses.weights), ("losses.options", losses.options)):
+        for term in terms:
+            check_name(term, LOSSES, key, "a sum such as ce+triplet" if key == "loss" else "")
     for term, options in losses.options.items():
         check_options(LOSSES[term], options, f"losses.options.{term}")
     if len(set(names)) < len(names):
         raise RecipeError(f"loss {name!r}: a loss is given twice; give it a weight in losses.weights instead")
-    terms = {
+    built = {
         term: LOSSES[term](losses, num_classes, num_features, class_weights, **losses.options.get(term, {}))
         for term in names
     }
     unweighted = len(names) == 1 and names[0] not in losses.weights
-    loss = terms[names[0]] if unweighted else WeightedSum(terms, losses.weights)
+    loss = built[names[0]] if unweighted else WeightedSum(built, losses.weights)
     if not loss.trains_head:
         raise RecipeError(f"loss {name!r} does not train the linear head, which predicts; use {f'ce+{name}'!r}")
     return loss

@@ -1,6 +1,5 @@
 """Backbones by name: images [B, 3, H, W] -> features [B, D]. `timm:NAME` is any model of timm."""
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 
@@ -13,6 +12,7 @@ from fewsight.models.seresnext import build_seresnext
 from fewsight.models.timm_model import TimmBackbone, build_timm
 from fewsight.models.tresnet import SIZES as TRESNET_SIZES
 from fewsight.models.tresnet import build_tresnet
+from fewsight.recipes.options import check_name
 
 __all__ = ["BACKBONES", "STEM_STRIDES", "TIMM_PREFIX", "Backbone", "TimmBackbone", "build_backbone"]
 
@@ -44,10 +44,5 @@ def build_backbone(name: str, *, stem: str = "large", width: float = 1.0) -> Bac
                 "set model.stem = 'large' and model.width = 1.0"
             )
         return build_timm(name.removeprefix(TIMM_PREFIX))
-    if name not in BACKBONES:
-        nearest = difflib.get_close_matches(name, BACKBONES, n=1, cutoff=0.0)[0]
-        raise RecipeError(
-            f"model.backbone: there is no backbone {name!r}; the nearest is {nearest!r} of "
-            f"{', '.join(BACKBONES)}, or timm:NAME"
-        )
+    check_name(name, BACKBONES, "model.backbone", "timm:NAME")
     return BACKBONES[name](stem=stem, width=width)

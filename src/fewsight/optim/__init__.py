@@ -12,7 +12,7 @@ from fewsight.optim.optimizers import (
     load_optimizer_state,
     optimizer_state,
 )
-from fewsight.optim.schedules import SCHEDULES, check_schedule, lr_at, peak_lr
+from fewsight.optim.schedules import SCHEDULES, lr_at, peak_lr
 
 __all__ = [
     "OPTIMIZERS",
@@ -20,7 +20,6 @@ __all__ = [
     "Norms",
     "build_optimizer",
     "check_optimizer",
-    "check_schedule",
     "load_optimizer_state",
     "lr_at",
     "measured_norms",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fewsight.errors import RecipeError, RunError
 from fewsight.recipes import Optim
-from fewsight.recipes.options import check_options, unknown_name
+from fewsight.recipes.options import check_name, check_options
 
 ParamGroups = list[dict[str, Any]]
 OptimizerBuilder = Callable[..., torch.optim.Optimizer]
@@ -53,8 +53,7 @@ def check_optimizer(settings: Optim, where: str) -> None:
     Raises:
         RecipeError: no such optimiser or option (the message names the valid ones), or a value that it does not take.
     """
-    if settings.optimizer not in OPTIMIZERS:
-        raise RecipeError(f"{where}.optimizer: {unknown_name(settings.optimizer, OPTIMIZERS)}")
+    check_name(settings.optimizer, OPTIMIZERS, f"{where}.optimizer")
     check_options(OPTIMIZERS[settings.optimizer], settings.options, f"{where}.options")
     weight = nn.Parameter(torch.empty(1, 1, device="meta"))
     try:

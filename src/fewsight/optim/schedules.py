@@ -6,9 +6,7 @@ A schedule is a function `progress -> fraction of the peak`, with progress from 
 import math
 from collections.abc import Callable
 
-from fewsight.errors import RecipeError
-from fewsight.recipes import Optim, Stage
-from fewsight.recipes.options import unknown_name
+from fewsight.recipes import Stage
 
 
 def cosine(progress: float) -> float:
@@ -16,22 +14,7 @@ def cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def linear(progress: float) -> float:
-    """A straight line from 1 to 0."""
-    return 1 - progress
-
-
-SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine, "linear": linear}
-
-
-def check_schedule(settings: Optim, where: str) -> None:
-    """Refuse a schedule that does not exist.
-
-    Raises:
-        RecipeError: names the valid ones.
-    """
-    if settings.schedule not in SCHEDULES:
-        raise RecipeError(f"{where}.schedule: {unknown_name(settings.schedule, SCHEDULES)}")
+SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine}
 
 
 def peak_lr(stage: Stage, batch_size: int) -> float:

@@ -11,7 +11,9 @@ import tomli_w
 from pydantic import ValidationError
 
 from fewsight.errors import RecipeError
+from fewsight.recipes.options import check_name
 from fewsight.recipes.schema import Recipe, Section
+from fewsight.wording import first_few
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -29,11 +31,7 @@ def load_recipe(name_or_file: str | Path, overrides: Sequence[str] = ()) -> Reci
     shipped = shipped_recipes()
     path = shipped.get(str(name_or_file), Path(name_or_file))
     if not path.is_file():
-        nearest = difflib.get_close_matches(str(name_or_file), [*shipped, "auto"], 1, 0.5)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise RecipeError(
-            f"no recipe {str(name_or_file)!r}: it is neither a file nor one of auto, {', '.join(shipped)}.{hint}"
-        )
+        check_name(str(name_or_file), ["auto", *shipped], "recipe", "a TOML file")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits
@@ -59,7 +57,7 @@ def parse_recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), sourc
         return Recipe.model_validate(merged)
     except ValidationError as error:
         sentences = dict.fromkeys(_explain(dict(problem), merged) for problem in error.errors())
-        raise RecipeError(f"recipe {source}: " + "; ".join(list(sentences)[:5])) from error
+        raise RecipeError(f"recipe {source}: " + "; ".join(first_few(sentences))) from error
 
 
 def recipe_toml(recipe: Recipe, heading: str = "") -> str:

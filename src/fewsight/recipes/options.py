@@ -8,12 +8,22 @@ from typing import Any
 from fewsight.errors import RecipeError
 
 
-def unknown_name(name: str, table: Iterable[str]) -> str:
-    """What to say of a name that a table lacks, with the nearest that it has."""
-    names = sorted(table)
+def check_name(name: str, table: Iterable[str], where: str, also: str = "") -> None:
+    """Refuse a name that a table lacks.
+
+    Args:
+        where: the key of the recipe, such as "stages.0.optim.optimizer", for the message.
+        also: what is allowed beside the table's names, such as "timm:NAME".
+
+    Raises:
+        RecipeError: names the nearest name of the table, or all of them.
+    """
+    if name in (names := sorted(table)):
+        return
     near = difflib.get_close_matches(name, names, 1, 0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"it is one of {', '.join(names)}"
-    return f"there is no {name!r}; {hint}"
+    allowed = ", ".join(names) + (f", or {also}" if also else "")
+    hint = f"did you mean {near[0]!r}?" if near else f"it is one of {allowed}" if names else "there are no options here"
+    raise RecipeError(f"{where}: there is no {name!r}; {hint}")
 
 
 def option_defaults(builder: Callable[..., Any]) -> dict[str, Any]:
@@ -31,8 +41,5 @@ def check_options(builder: Callable[..., Any], options: Mapping[str, float], whe
     Raises:
         RecipeError: names the nearest option, or all of them.
     """
-    known = option_defaults(builder)
     for name in options:
-        if name not in known:
-            hint = unknown_name(name, known) if known else f"there is no {name!r}; there are no options here"
-            raise RecipeError(f"{where}: {hint}")
+        check_name(name, option_defaults(builder), where)

@@ -14,7 +14,6 @@ Count = Annotated[int, Field(ge=1)]
 Pixels = Annotated[int, Field(ge=8, le=4096)]
 Range = Annotated[tuple[Positive, Positive], Field(strict=False)]
 Channels = Annotated[tuple[float, float, float], Field(strict=False)]
-Policy = Literal["autoaugment", "trivialaugment", "none"]
 
 
 class Section(BaseModel):
@@ -51,7 +50,7 @@ class Augment(Section):
     crop_area: Range = (0.08, 1.0)
     crop_aspect: Range = (3 / 4, 4 / 3)
     flip_prob: Fraction = 0.5
-    policy: Policy = "autoaugment"
+    policy: str = "autoaugment"  # a name in POLICIES
     num_policies: Annotated[int, Field(ge=1, le=25)] = 24
     fill: Annotated[int, Field(ge=0, le=255)] = 128
     rotate_signed: bool = True
@@ -75,7 +74,7 @@ class StageAugment(Section):
     crop_area: Range | None = None
     crop_aspect: Range | None = None
     flip_prob: Fraction | None = None
-    policy: Policy | None = None
+    policy: str | None = None
     num_policies: Annotated[int, Field(ge=1, le=25)] | None = None
     fill: Annotated[int, Field(ge=0, le=255)] | None = None
     rotate_signed: bool | None = None

@@ -1,13 +1,15 @@
 """Resolves every "auto" value of a recipe, and checks a recipe before the images are read."""
 
+from fewsight.augment import POLICIES
 from fewsight.data.prepare import Prepared
 from fewsight.errors import RecipeError
 from fewsight.losses import batch_kind, check_loss
 from fewsight.machine.device import resolve_run
 from fewsight.models import TIMM_PREFIX
 from fewsight.models.classifier import build_without_memory, resolve_stem, with_stem
-from fewsight.optim import check_optimizer, check_schedule
+from fewsight.optim import SCHEDULES, check_optimizer
 from fewsight.recipes import Recipe
+from fewsight.recipes.options import check_name
 from fewsight.training.mix import cutmix_prob
 
 TEST_RATIOS = (1.0, 320 / 224, 380 / 224, 2.0)  # the paper's test sizes relative to its training size
@@ -24,11 +26,14 @@ def check_parts(recipe: Recipe) -> None:
     stem = resolve_stem(recipe.augment.train_px, name) if recipe.model.stem == "auto" else recipe.model.stem
     if recipe.run.recompute and name.startswith(TIMM_PREFIX):
         raise RecipeError(f"run.recompute is for fewsight's own backbones, not for {name}; set run.recompute = false")
+    check_name(recipe.augment.policy, POLICIES, "augment.policy")
     build_without_memory(name, 2, stem=stem, width=recipe.model.width)
     for number, stage in enumerate(recipe.stages):
         check_loss(stage, cutmix_prob(recipe, stage))
         check_optimizer(stage.optim, f"stages.{number}.optim")
-        check_schedule(stage.optim, f"stages.{number}.optim")
+        check_name(stage.optim.schedule, SCHEDULES, f"stages.{number}.optim.schedule")
+        if stage.augment.policy is not None:
+            check_name(stage.augment.policy, POLICIES, f"stages.{number}.augment.policy")
 
 
 def resolve(recipe: Recipe, prepared: Prepared) -> Recipe:

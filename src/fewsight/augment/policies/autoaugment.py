@@ -1,15 +1,12 @@
-"""Augmentation policies: which operations AutoAugment's ImageNet policy and TrivialAugment draw for an image.
+"""AutoAugment's ImageNet policy.
 
-The AutoAugment policy was searched with ImageNet labels, and Tiny ImageNet is a subset of ImageNet; TrivialAugment and
-"none" need no search.
+It was searched with ImageNet labels, and Tiny ImageNet is a subset of ImageNet; TrivialAugment needs no search.
 """
-
-from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 
 from fewsight.augment.operations import Step
+from fewsight.augment.policies.magnitudes import SIGNED, PolicySettings, magnitudes
 
 Entry = tuple[str, float, int]  # operation, probability, index of its magnitude
 
@@ -61,51 +58,7 @@ AUTOAUGMENT_RANGES: dict[str, tuple[float, float]] = {
     "invert": (0.0, 0.0),
 }
 
-# Source: Müller and Hutter, arXiv 2103.10158, the "wide" space: 14 operations, 31 strengths, translation in
-# pixels. The enhancements have factor 1 ± magnitude, as in AutoAugment.
-TRIVIALAUGMENT_RANGES: dict[str, tuple[float, float]] = {
-    "identity": (0.0, 0.0),
-    "shear_x": (0.0, 0.99),
-    "shear_y": (0.0, 0.99),
-    "translate_x": (0.0, 32.0),
-    "translate_y": (0.0, 32.0),
-    "rotate": (0.0, 135.0),
-    "brightness": (0.0, 0.99),
-    "color": (0.0, 0.99),
-    "contrast": (0.0, 0.99),
-    "sharpness": (0.0, 0.99),
-    "posterize": (8.0, 2.0),
-    "solarize": (256.0, 0.0),
-    "autocontrast": (0.0, 0.0),
-    "equalize": (0.0, 0.0),
-}
-
-SIGNED = frozenset(
-    (
-        "shear_x",
-        "shear_y",
-        "translate_x",
-        "translate_y",
-        "rotate",
-        "color",
-        "contrast",
-        "sharpness",
-        "brightness",
-    )
-)
-
-
-def _magnitudes(ranges: dict[str, tuple[float, float]], num_levels: int) -> dict[str, tuple[float, ...]]:
-    """Evenly spaced magnitudes for every operation; whole bits for posterize, whole pixels for translation."""
-    table = {name: np.linspace(low, high, num_levels) for name, (low, high) in ranges.items()}
-    table["posterize"] = np.round(table["posterize"])
-    for name in table.keys() & {"translate_x", "translate_y"}:
-        table[name] = np.trunc(table[name])
-    return {name: tuple(values.tolist()) for name, values in table.items()}
-
-
-AUTOAUGMENT_MAGNITUDES = _magnitudes(AUTOAUGMENT_RANGES, 10)
-TRIVIALAUGMENT_MAGNITUDES = _magnitudes(TRIVIALAUGMENT_RANGES, 31)
+AUTOAUGMENT_MAGNITUDES = magnitudes(AUTOAUGMENT_RANGES, 10)
 
 
 def draw_autoaugment(rng: np.random.Generator, *, num_policies: int = 24, rotate_signed: bool = True) -> list[Step]:
@@ -137,41 +90,6 @@ def draw_autoaugment(rng: np.random.Generator, *, num_policies: int = 24, rotate
     return steps
 
 
-def draw_trivialaugment(rng: np.random.Generator) -> Step:
-    """Draw one operation of the wide space and its strength, both uniformly.
-
-    Args:
-        rng: the image's random stream, from which three uniforms are always taken.
-
-    Returns:
-        (operation, signed magnitude).
-
-    Source: Müller and Hutter, arXiv 2103.10158.
-    """
-    which, level, sign = rng.random(3).tolist()
-    operation = tuple(TRIVIALAUGMENT_MAGNITUDES)[int(which * len(TRIVIALAUGMENT_MAGNITUDES))]
-    magnitudes = TRIVIALAUGMENT_MAGNITUDES[operation]
-    magnitude = magnitudes[int(level * len(magnitudes))]
-    return operation, -magnitude if operation in SIGNED and sign < 0.5 else magnitude
-
-
-class PolicySettings(Protocol):
-    """The settings in a recipe's `[augment]` that policies read."""
-
-    @property
-    def num_policies(self) -> int: ...
-    @property
-    def fill(self) -> int: ...
-    @property
-    def rotate_signed(self) -> bool: ...
-
-
-Policy = Callable[[np.random.Generator, PolicySettings], list[Step]]
-
-POLICIES: dict[str, Policy] = {
-    "autoaugment": lambda rng, settings: draw_autoaugment(
-        rng, num_policies=settings.num_policies, rotate_signed=settings.rotate_signed
-    ),
-    "trivialaugment": lambda rng, _: [draw_trivialaugment(rng)],
-    "none": lambda _, __: [],
-}
+def autoaugment(rng: np.random.Generator, settings: PolicySettings) -> list[Step]:
+    """`autoaugment`, with the recipe's `num_policies` and `rotate_signed`."""
+    return draw_autoaugment(rng, num_policies=settings.num_policies, rotate_signed=settings.rotate_signed)
