@@ -452,8 +452,8 @@ def test_reproduction_end_to_end(digit_images: Path, tmp_path: Path, monkeypatch
     with monkeypatch.context() as patch:  # the plan, with its real timing
         patch.setattr(drive, "run_tasks", stopped)
         patch.setattr(plan, "MAX_EPOCHS", 1)
+        settings = Settings(scale="small", jobs=2, devices=["cpu"])
         with pytest.raises(KeyboardInterrupt):
-            settings = Settings(scale="small", jobs=2, devices=["cpu"])
             reproduce(digit_images, out, settings, console=make_console(io.StringIO()))
     broken = out / "recipes/seresnext26d_ce.toml"
     change(broken, '"seresnext26d"', '"seresnxt26"')

@@ -165,7 +165,7 @@ def report(
     """
     from fewsight.apps.report import write_report
     from fewsight.machine import files
-    from fewsight.scores.fusion import parse_views
+    from fewsight.scores.opening import parse_views
     from fewsight.terminal import make_console, progress_counter
 
     files.check_target(out, "--out")
@@ -235,18 +235,10 @@ def reproduce(
         devices: separated by commas, for example cuda:0,cuda:1 (all that the machine has).
         dry_run: print the plan with its projected time, memory and disk, and stop.
     """
+    from fewsight.apps.reproduce import Settings
     from fewsight.apps.reproduce import reproduce as run_reproduction
     from fewsight.terminal import make_console
 
     names = [name.strip() for name in devices.split(",")] if devices else []
-    return run_reproduction(
-        data,
-        out,
-        test=test,
-        scale=scale,
-        hours=hours,
-        jobs=jobs,
-        devices=names,
-        dry_run=dry_run,
-        console=make_console(),
-    )
+    settings = Settings(test, scale, hours, jobs, names)
+    return run_reproduction(data, out, settings, dry_run=dry_run, console=make_console())

@@ -1,5 +1,5 @@
 """Reproduction of the paper by one command: eight trainings, seven models, 28 table rows, the fusion, the ablation."""
 
-from fewsight.apps.reproduce.drive import reproduce
+from fewsight.apps.reproduce.drive import Settings, reproduce
 
-__all__ = ["reproduce"]
+__all__ = ["Settings", "reproduce"]

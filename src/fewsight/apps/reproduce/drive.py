@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,8 @@ from rich.console import Console
 from fewsight import runs
 from fewsight.apps.reproduce.jobs import Outcome, Task, last_line, run_tasks
 from fewsight.apps.reproduce.plan import Job, makespan, mapped_px, plan_full, plan_small, small_px
-from fewsight.apps.reproduce.published import MODELS, TRAININGS
+from fewsight.apps.reproduce.plan_file import PLAN, Target, check_out, read_plan, write_plan
+from fewsight.apps.reproduce.published import MODELS
 from fewsight.apps.reproduce.show import show_reproduction, write_reproduction
 from fewsight.apps.reproduce.tables import TestedRun, build_tables
 from fewsight.data import evaluation_samples, read_dataset
@@ -25,56 +26,50 @@ from fewsight.inference.opening import is_ensemble
 from fewsight.machine import files
 from fewsight.machine.cores import num_cores
 from fewsight.machine.device import resolve_device
-from fewsight.recipes import Data, load_recipe, recipe_toml
-from fewsight.scores.fusion import NO_FLIP
+from fewsight.recipes import Data
+from fewsight.scores.members import NO_FLIP
 from fewsight.scores.store import Store, read_store
 from fewsight.terminal import duration, printable, progress_counter
 from fewsight.wording import counted
 
-PLAN = "plan.json"
 STORE = "test"  # name of the store of each run's test scores
 HEARTBEAT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Target:
-    """What to reproduce on, as plan.json keeps it."""
+class Settings:
+    """How to reproduce."""
 
-    data: str
-    test: str  # a split of the data, or a folder
-    scale: str
-
-
-@dataclass(frozen=True)
-class PlannedJob:
-    """A job in plan.json; its recipe is a file in recipes/."""
-
-    training: str
-    name: str
-    start: str | None
-    seconds: float
-    memory_bytes: int
-    disk_bytes: int
+    test: str = "test"  # a labelled split of the data, which is not trained on, or a folder
+    scale: str = "full"  # as in the paper; "small": small models of the same families at half the images' size
+    hours: float = 1.0  # at small scale, the time to fit the number of epochs to, if it is short
+    jobs: int | None = None  # trainings in parallel; None: one per device, or per core at small scale on a CPU
+    devices: Sequence[str] = ()  # such as cuda:0, cuda:1; empty for what the machine has
 
 
 @dataclass(frozen=True)
-class PlanFile(Target):
-    """plan.json."""
+class TestImages:
+    """What the trainings are tested on."""
 
-    jobs: list[PlannedJob]
+    name: str  # of the split, or the path of the folder
+    count: int
+    merge_val: bool  # whether val is trained on too
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The trainings that run in parallel."""
+
+    devices: list[str | None]  # of each; None lets the commands choose
+    kind: str  # of device, for the recipes
+    threads: int | None  # of each on a CPU, where they share the cores
+
+    def __len__(self) -> int:
+        return len(self.devices)
 
 
 def reproduce(
-    data: Path,
-    out: Path,
-    *,
-    test: str = "test",
-    scale: str = "full",
-    hours: float = 1.0,
-    jobs: int | None = None,
-    devices: Sequence[str] = (),
-    dry_run: bool = False,
-    console: Console,
+    data: Path, out: Path, settings: Settings | None = None, *, dry_run: bool = False, console: Console
 ) -> int:
     """Train the paper's eight runs, test them in eight views, and show its tables with our figures next to its own.
 
@@ -83,11 +78,7 @@ def reproduce(
     Args:
         data: the dataset.
         out: the folder to write.
-        test: a labelled split of the data, which is not trained on, or a folder.
-        scale: "full", as in the paper; "small", small models of the same families at half the images' size.
-        hours: at small scale, the time to fit the number of epochs to, if it is short.
-        jobs: number of trainings in parallel; None: one per device, or per core at small scale on a CPU.
-        devices: such as cuda:0, cuda:1; empty for what the machine has.
+        settings: None: the defaults.
         dry_run: show the plan with its time, memory and disk space, and stop.
         console: where to print.
 
@@ -97,30 +88,41 @@ def reproduce(
     Raises:
         DataError, RecipeError, RunError: before anything is trained, or if no training succeeded.
     """
-    if not 0 < hours < math.inf:
-        raise RecipeError(f"--hours {hours:g}: expected a number above 0, for example 1")
-    merge_val, test_name, num_test = _read(data, test)
-    target = Target(str(data.resolve()), test_name, scale)
-    _check_out(out, target)
-    slots = _slots(scale, jobs, devices)
-    device = "auto" if not devices else devices[0].split(":")[0]
-    on_cpu = resolve_device(device).type == "cpu"
-    threads = max(1, num_cores() // len(slots)) if on_cpu else None  # parallel trainings share the cores
+    settings = settings or Settings()
+    if not 0 < settings.hours < math.inf:
+        raise RecipeError(f"--hours {settings.hours:g}: expected a number above 0, for example 1")
+    test = _read(data, settings.test)
+    target = Target(str(data.resolve()), test.name, settings.scale)
+    check_out(out, target)
+    slots = _slots(settings)
     with progress_counter(console, "checking images") as progress:
-        prepared = prepare(data, Data(merge_val=merge_val), progress=progress)
-    planned = _plan(out, target, prepared, hours, len(slots), num_test, merge_val, threads, device, console)
-    _show_plan(console, target, planned, prepared, len(slots), num_test, merge_val)
+        prepared = prepare(data, Data(merge_val=test.merge_val), progress=progress)
+    planned = _plan(out, settings, prepared, slots, test, console)
+    _show_plan(console, settings.scale, planned, prepared, slots, test)
     if dry_run:
         return 0
-    _write_plan(out, target, planned)
-    tasks = [_task(job, data, out, target) for job in planned]
+    write_plan(out, target, planned)
     start = time.monotonic()
     with files.locked(out, "reproducing"):
         outcome = run_tasks(
-            tasks, slots, threads=threads, say=lambda text: console.print(printable(text)), watch=_watch(console)
+            [_task(job, data, out, target) for job in planned],
+            slots.devices,
+            threads=slots.threads,
+            say=lambda text: console.print(printable(text)),
+            watch=_watch(console),
         )
     console.print(f"trained and tested in {duration(time.monotonic() - start)}")
     _show_failures(console, outcome)
+    _write_results(out, settings.scale, planned, console)
+    return 1 if outcome.failed or outcome.blocked else 0
+
+
+def _write_results(out: Path, scale: str, planned: Sequence[Job], console: Console) -> None:
+    """Show and write the tables, and the ensemble if every training is tested.
+
+    Raises:
+        RunError: none is.
+    """
     tested = _tested(out, planned)
     if not tested:
         raise RunError(f"{out}: no training succeeded, so there are no tables; see {out / 'logs'}")
@@ -133,14 +135,10 @@ def reproduce(
         console.print(
             f"the fusion is saved as an ensemble: fewsight predict {out / 'ensemble'} IMAGES --out predictions.csv"
         )
-    return 1 if outcome.failed or outcome.blocked else 0
 
 
-def _read(data: Path, test: str) -> tuple[bool, str, int]:
+def _read(data: Path, test: str) -> TestImages:
     """Find the test images.
-
-    Returns:
-        Whether val is trained on too; the name of the test split, or the path of the folder; how many images it has.
 
     Raises:
         DataError: there is no such labelled split or folder.
@@ -151,7 +149,7 @@ def _read(data: Path, test: str) -> tuple[bool, str, int]:
     is_split = test in dataset.splits or test in dataset.unlabelled
     if not is_split and Path(test).is_dir():
         evaluation = evaluation_samples(Path(test), classes)
-        return "val" in dataset.splits, str(Path(test).resolve()), len(evaluation.samples)
+        return TestImages(str(Path(test).resolve()), len(evaluation.samples), "val" in dataset.splits)
     if not is_split and Path(data, "..", test).is_dir():
         raise DataError(f"{data}: no split {test!r}; for the folder next to it use --test {Path(data).parent / test}")
     if test == "train":
@@ -162,110 +160,57 @@ def _read(data: Path, test: str) -> tuple[bool, str, int]:
             "images (with --test val the models are trained on train alone)"
         )
     evaluation = evaluation_samples(data, classes, test, holdout=settings.holdout, seed=settings.split_seed)
-    return "val" in dataset.splits and evaluation.split != "val", evaluation.split, len(evaluation.samples)
+    merge_val = "val" in dataset.splits and evaluation.split != "val"
+    return TestImages(evaluation.split, len(evaluation.samples), merge_val)
 
 
-def _check_out(out: Path, target: Target) -> None:
-    """Refuse a folder with other content, or with a reproduction that has another target."""
-    if (out / PLAN).is_file():
-        before = asdict(_read_plan_file(out))
-        options = asdict(target).items()
-        different = [f"{name} {before[name]}, not {value}" for name, value in options if before[name] != value]
-        if different:
-            raise RunError(f"{out} was started with different options ({'; '.join(different)}); choose another --out")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} already exists and holds no reproduction; choose another --out. Nothing was changed.")
-
-
-def _slots(scale: str, jobs: int | None, devices: Sequence[str]) -> list[str | None]:
-    """The devices of the trainings that run in parallel."""
+def _slots(settings: Settings) -> Slots:
+    """The trainings that run in parallel; those on a CPU share its cores."""
+    jobs, devices = settings.jobs, settings.devices
     if jobs is not None and jobs < 1:
         raise RecipeError(f"--jobs {jobs}: expected at least 1")
-    kind = resolve_device(devices[0] if devices else "auto").type
+    on_cpu = resolve_device(devices[0] if devices else "auto").type == "cpu"
     for name in devices:
         resolve_device(name)
-    default = len(devices) or (num_cores() if scale == "small" and kind == "cpu" else 1)
-    count = jobs or default
-    return [devices[number % len(devices)] if devices else None for number in range(count)]
+    count = jobs or len(devices) or (num_cores() if settings.scale == "small" and on_cpu else 1)
+    return Slots(
+        [devices[number % len(devices)] if devices else None for number in range(count)],
+        devices[0].split(":")[0] if devices else "auto",
+        max(1, num_cores() // count) if on_cpu else None,
+    )
 
 
 def _plan(
-    out: Path,
-    target: Target,
-    prepared: Prepared,
-    hours: float,
-    num_slots: int,
-    num_test: int,
-    merge_val: bool,
-    threads: int | None,
-    device: str,
-    console: Console,
+    out: Path, settings: Settings, prepared: Prepared, slots: Slots, test: TestImages, console: Console
 ) -> list[Job]:
     """The plan that `out` was started with, its recipes as they are there now; else a new plan."""
     if (out / PLAN).is_file():
-        return _read_plan(out)
+        return read_plan(out)
+    threads = slots.threads or "auto"
     with progress_counter(console, "timing the trainings"):
-        if target.scale == "full":
+        if settings.scale == "full":
             console.print("timing a step of each training at full size, which takes minutes without a GPU")
-            return plan_full(prepared, num_test, merge_val=merge_val, threads=threads or "auto", device=device)
+            return plan_full(prepared, test.count, merge_val=test.merge_val, threads=threads, device=slots.kind)
         return plan_small(
-            prepared, hours, num_slots, num_test, merge_val=merge_val, threads=threads or "auto", device=device
+            prepared,
+            settings.hours,
+            len(slots),
+            test.count,
+            merge_val=test.merge_val,
+            threads=threads,
+            device=slots.kind,
         )
-
-
-def _write_plan(out: Path, target: Target, planned: Sequence[Job]) -> None:
-    """Write the plan, by which the same command will go on, unless it is written already."""
-    if (out / PLAN).is_file():
-        return
-    for name in ("recipes", "logs", "runs"):
-        files.make_folder(out / name)
-    jobs = []
-    for job in planned:
-        files.write_text(out / "recipes" / f"{job.name}.toml", recipe_toml(job.recipe))
-        costs = (job.seconds, job.memory_bytes, job.disk_bytes)
-        jobs.append(PlannedJob(job.training.recipe, job.name, job.start, *costs))
-    files.write_json(out / PLAN, asdict(PlanFile(**asdict(target), jobs=jobs)))
-
-
-def _read_plan_file(out: Path) -> PlanFile:
-    return files.read_json(out / PLAN, PlanFile, "`fewsight reproduce`")
-
-
-def _read_plan(out: Path) -> list[Job]:
-    trainings = {training.recipe: training for training in TRAININGS}
-    planned = _read_plan_file(out).jobs
-    unknown = next((job.training for job in planned if job.training not in trainings), None)
-    if unknown is not None:
-        raise RunError(f"{out / PLAN} is not what `fewsight reproduce` wrote: there is no training {unknown!r}")
-    return [
-        Job(
-            trainings[job.training],
-            job.name,
-            job.start,
-            load_recipe(out / "recipes" / f"{job.name}.toml"),
-            job.seconds,
-            job.memory_bytes,
-            job.disk_bytes,
-        )
-        for job in planned
-    ]
 
 
 def _show_plan(
-    console: Console,
-    target: Target,
-    planned: Sequence[Job],
-    prepared: Prepared,
-    num_slots: int,
-    num_test: int,
-    merge_val: bool,
+    console: Console, scale: str, planned: Sequence[Job], prepared: Prepared, slots: Slots, test: TestImages
 ) -> None:
-    train_splits = "train + val" if merge_val else "train"
+    train_splits = "train + val" if test.merge_val else "train"
     console.print(
         f"{len(prepared.images.paths):,} images of {train_splits} in {len(prepared.classes):,} classes, tested on "
-        f"{num_test:,} images of {printable(target.test)}; {target.scale} scale, {num_slots} at a time"
+        f"{test.count:,} images of {printable(test.name)}; {scale} scale, {len(slots)} at a time"
     )
-    if target.scale == "small":
+    if scale == "small":
         native, px = int(np.median([min(size) for size in prepared.sizes])), small_px(prepared)
         detail = "half their size" if abs(2 * px - native) <= 4 else f"{100 * px / native:.0f} % of their size"
         if px >= native:
@@ -282,9 +227,9 @@ def _show_plan(
             f"{job.recipe.augment.train_px} px, tested at {sizes}; about {duration(job.seconds)}, "
             f"{job.memory_bytes / 2**30:.1f} GiB of memory, {job.disk_bytes / 2**20:,.0f} MiB of disk"
         )
-    in_parallel = sorted((job.memory_bytes for job in planned), reverse=True)[:num_slots]
+    in_parallel = sorted((job.memory_bytes for job in planned), reverse=True)[: len(slots)]
     console.print(
-        f"in total about {duration(makespan(planned, num_slots))}, {sum(in_parallel) / 2**30:.1f} GiB of memory, "
+        f"in total about {duration(makespan(planned, len(slots)))}, {sum(in_parallel) / 2**30:.1f} GiB of memory, "
         f"{sum(job.disk_bytes for job in planned) / 2**20:,.0f} MiB of disk"
     )
 
