@@ -15,8 +15,9 @@ from fewsight.data.decode import (
     take_image,
 )
 from fewsight.data.duplicates import candidates, confirmed, load_compared
+from fewsight.data.memory import Scanned, changed_files, file_digest
 from fewsight.data.samples import Dataset, Sample, classes_in, digest, digest_of_list
-from fewsight.data.scanning import THUMBNAIL_PX, Scanned, channel_stats, scan, scan_image
+from fewsight.data.scanning import THUMBNAIL_PX, channel_stats, scan, scan_image
 from fewsight.data.selection import WHOLE, EvaluationSet, check_class_sizes, evaluation_samples, training_samples
 from fewsight.data.sources import images_under, is_hidden, is_image, read_dataset
 from fewsight.data.splits import split_by_seed
@@ -36,6 +37,7 @@ __all__ = [
     "UnknownKindError",
     "cache_size",
     "candidates",
+    "changed_files",
     "channel_stats",
     "check_class_sizes",
     "classes_in",
@@ -45,6 +47,7 @@ __all__ = [
     "digest",
     "digest_of_list",
     "evaluation_samples",
+    "file_digest",
     "images_under",
     "is_hidden",
     "is_image",

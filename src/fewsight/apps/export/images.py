@@ -9,13 +9,12 @@ from PIL.Image import Image
 
 from fewsight.apps.export.graph import Cut
 from fewsight.augment import View, cut_view, random_box
-from fewsight.data import decode_bytes, read_bytes
+from fewsight.data import decode_bytes, file_digest, read_bytes
 from fewsight.data.samples import sample_indices
 from fewsight.errors import DataError, RunError
 from fewsight.inference import prediction_files
 from fewsight.inference.opening import RunsAndViews
 from fewsight.runs import read_images, trained_on
-from fewsight.scores.scoring import file_digest
 from fewsight.wording import counted
 
 SEED = 0  # of the sample, where there are more images than needed
