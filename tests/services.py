@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 import fewsight
-from fewsight.apps.serve.app import Service, build_app
+from fewsight.apps.serve.app import build_app
 from fewsight.apps.serve.limits import Limits
 from fewsight.apps.serve.server import Server, listen
+from fewsight.apps.serve.service import Service
 
 TOKEN = "a-secret-of-our-own"
 Files = list[tuple[str, tuple[str, bytes]]]

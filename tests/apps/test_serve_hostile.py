@@ -174,7 +174,7 @@ def test_hostile_requests_neither_end_nor_fill_the_service(tiny_run: Path, digit
 
         def quiet() -> bool:
             text = httpx.get(f"{address}/metrics", trust_env=False).text
-            return "fewsight_waiting_images 0\n" in text and resources_of(process.pid)[1] <= open_files + 2
+            return "fewsight_waiting_images 0.0\n" in text and resources_of(process.pid)[1] <= open_files + 2
 
         before, ends = ask(), Counter[str]()
         open_files = resources_of(process.pid)[1]

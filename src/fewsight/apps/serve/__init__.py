@@ -7,7 +7,7 @@ import importlib.util
 
 from fewsight.errors import FewsightError
 
-PACKAGES = ("fastapi", "uvicorn", "python_multipart")
+PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
 
 def require_serve() -> None:
