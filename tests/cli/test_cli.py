@@ -221,7 +221,7 @@ def test_scores_of_a_prediction_need_no_features(refused: Callable[..., str], sc
         ("train data --out new --preview 0", "--preview 0: expected at least 1"),
         ("train data --out new --holdout 2 --recipe digits", "data.holdout: input should be less than 1, got 2"),
         ("train data --out new --max-bad 7 --recipe digits", "data.max_bad: input should be less than or equal to 1"),
-        ("train data --out new --recipe digit", "Did you mean 'digits'?"),
+        ("train data --out new --recipe digit", "did you mean 'digits'?"),
         ("train data --out new --set nonsense", "--set nonsense: expected KEY=VALUE"),
         ("train data --out new --set augment.train_pxx=9", "did you mean 'augment.train_px'?"),
         ("train data --out new --recipe digits --set augment.train_px=big", "valid integer, got 'big'"),
@@ -266,7 +266,7 @@ def test_scores_of_a_prediction_need_no_features(refused: Callable[..., str], sc
         ("predict data data --out x.txt", ".csv, .jsonl, .parquet"),
         ("predict data data --out nowhere/x.csv", "the folder nowhere does not exist; create it first"),
         ("predict data data --out data", "expected the name of a file"),
-        ("recipes digit", "Did you mean 'digits'?"),
+        ("recipes digit", "did you mean 'digits'?"),
     ],
 )
 def test_wrong_arguments_are_refused(
