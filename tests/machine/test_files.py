@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
@@ -65,6 +66,54 @@ def test_failure_inside_the_block_leaves_the_old_file(
         part.write_text("half of the n")
         raise error
     assert_untouched(old)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "photos/1.png"),
+        PermissionError(errno.EACCES, "Permission denied", b"photos/1.png"),
+        OSError(errno.ENOSPC, "No space left on device", "elsewhere/scores"),
+        BrokenPipeError(errno.EPIPE, "Broken pipe"),
+        OSError("image file is truncated"),
+    ],
+    ids=str,
+)
+def test_error_of_another_file_is_raised_as_it_is(old: Path, error: OSError) -> None:
+    with pytest.raises(OSError) as caught, files.replacing(old):
+        raise error
+    assert caught.value is error
+    assert_untouched(old)
+
+
+def test_copy_of_a_file_that_is_gone_names_it(old: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="gone"), files.replacing(old) as part:
+        shutil.copyfile(tmp_path / "gone", part)
+    with pytest.raises(FileNotFoundError, match="gone"):
+        files.copy(tmp_path / "gone", old)
+    assert_untouched(old)
+    with pytest.raises(RunError, match=r"cannot write .*nowhere/kept\.txt: No such file or directory.*create it"):
+        files.copy(old, tmp_path / "nowhere" / "kept.txt")
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EACCES, "allow this user to write there, or choose another folder."),
+        (errno.EROFS, "choose a folder on another file system."),
+        (errno.EDQUOT, "free some of your quota, then try again."),
+        (errno.EIO, "then try again."),
+    ],
+)
+def test_advice_fits_the_error(old: Path, monkeypatch: pytest.MonkeyPatch, number: int, advice: str) -> None:
+    def fail(*_args: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", fail)
+    with pytest.raises(RunError) as caught:
+        files.write_text(old, "new")
+    expected = f"cannot write {old}: {os.strerror(number)}. Files that were saved before are intact; {advice}"
+    assert str(caught.value) == expected
 
 
 def test_new_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ and renamed. Readers check the contents and raise an error that names the file a
 """
 
 import contextlib
+import errno
 import functools
 import glob
 import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -25,6 +27,21 @@ from fewsight.errors import RunError, WriteError
 T = TypeVar("T")
 LOCK = ".lock"  # the lock file of a folder that a process is working in
 MAX_JSON_BYTES = 2**28  # far more than a run of 100,000 classes writes
+FROM_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # of an open file: such an error names none
+ADVICE = {
+    errno.ENOSPC: "free some space, then try again",
+    errno.EDQUOT: "free some of your quota, then try again",
+    errno.EFBIG: "its file system takes no file of that size; choose another one",
+    errno.EACCES: "allow this user to write there, or choose another folder",
+    errno.EPERM: "allow this user to write there, or choose another folder",
+    errno.EROFS: "choose a folder on another file system",
+    errno.ENOTDIR: "a part of its path is a file; choose another folder",
+    errno.EEXIST: "a file has the name of its folder; choose another folder",
+    errno.EISDIR: "a folder has its name; choose another one",
+    errno.ENOENT: "its folder is gone; create it, then try again",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "close other files, or raise the limit of open files (ulimit -n)",
+}
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -34,7 +51,10 @@ def write_bytes(path: Path, data: bytes) -> None:
         WriteError: the folder cannot be written or the disk is full; the previous file is intact.
     """
     with replacing(path) as part:
-        part.write_bytes(data)
+        try:
+            part.write_bytes(data)
+        except OSError as error:
+            raise_write_error(path, error)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -81,16 +101,23 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises:
         WriteError: it cannot be written; the previous file is intact.
+        OSError: the block's own, about another file: it is raised as it is.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        yield part
-        with part.open("r+b") as handle:
-            os.fsync(handle.fileno())
-        part.replace(path)
+        try:
+            yield part
+        except OSError as error:
+            if error.filename is None and error.errno not in FROM_WRITING:
+                raise  # a closed pipe, an image: nothing that is known to be about this file
+            raise_write_error(path, error)
+        try:
+            with part.open("r+b") as handle:
+                os.fsync(handle.fileno())
+            part.replace(path)
+        except OSError as error:
+            raise_write_error(path, error)
         sync_folder(path.parent)
-    except OSError as error:
-        raise_write_error(path, error)
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -172,6 +199,19 @@ def check_inside(file: Path, folder: Path, *, max_bytes: int | None = None) -> N
         raise RunError(f"cannot read {file}: {error.strerror or error}") from error
 
 
+def copy(source: Path, target: Path) -> None:
+    """Copy a file's contents to a new file, whose folder is not complete until all are copied.
+
+    Raises:
+        WriteError: `target` cannot be written.
+        OSError: `source` cannot be read.
+    """
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise_write_error(target, error)
+
+
 def remove_parts(folder: Path, name: str = "") -> None:
     """Delete the temporary files that killed processes left in `folder`, or only those of its file `name`.
 
@@ -205,16 +245,25 @@ def make_folder(path: Path) -> None:
 
 
 def raise_write_error(path: Path, error: OSError) -> NoReturn:
-    """Turn an operating system's error on writing `path` into one line that says what to do.
+    """Turn an operating system's error on writing `path`, or a file in it, into one line that says what to do.
 
     Raises:
-        WriteError: always.
+        WriteError: the file that failed is `path`, its temporary file, or a folder above or a file below it.
+        OSError: `error` itself, which names another file, such as the one that was copied.
     """
-    reason = error.strerror or str(error)
-    raise WriteError(
-        f"cannot write {path}: {reason}. Files that were saved before are intact; choose a folder that can be "
-        "written, or free some space, then try again."
-    ) from error
+    names = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    own = next((name for name in names if _belongs(name, path)), None)
+    if names and own is None:
+        raise error
+    file = path if own is None or own.name.endswith(".part") else own
+    reason, advice = error.strerror or str(error), ADVICE.get(error.errno or 0, "then try again")
+    raise WriteError(f"cannot write {file}: {reason}. Files that were saved before are intact; {advice}.") from error
+
+
+def _belongs(name: Path, path: Path) -> bool:
+    """Whether an error about `name` comes from writing `path`: the file, its temporary one, above or below it."""
+    is_part = name.parent == path.parent and name.name.startswith(f".{path.name}.") and name.suffix == ".part"
+    return is_part or name == path or name in path.parents or path in name.parents
 
 
 def read_json(path: Path, kind: type[T], writer: str, *, newest_format: int | None = None) -> T:
