@@ -31,7 +31,7 @@ from fewsight.machine.device import autocast, best_precision, keep_freed_memory
 from fewsight.models import Backbone
 from fewsight.models.classifier import build_model
 from fewsight.recipes import load_recipe
-from fewsight.scores.scoring import score_images
+from fewsight.scores.scoring import Scorer, score_images
 
 NAME, NUM_CLASSES = "resnest50", 1000
 SIZES = (224, 320, 380, 448)
@@ -119,7 +119,7 @@ def ours(paths: list[Path], precision: str) -> Callable[[], float]:
 
     def run() -> float:
         began = time.perf_counter()
-        (scores,) = score_images(model, normalise, paths, recipe, views=views)
+        (scores,) = score_images(Scorer(model, normalise, recipe), paths, views=views)
         assert scores.results.shape == (2 * len(SIZES), len(paths), NUM_CLASSES)
         return time.perf_counter() - began
 

@@ -39,7 +39,7 @@ from fewsight.inference.score_run import run_scores
 from fewsight.recipes import load_recipe, shipped_recipes
 from fewsight.runs import read_state, read_weights
 from fewsight.scores.calibration import calibration_for
-from fewsight.scores.fusion import open_scored
+from fewsight.scores.opening import open_scored
 from fewsight.scores.queries import ablate, lines_by_size
 from fewsight.terminal import make_console
 from fewsight.training.resolve import check_parts

@@ -7,7 +7,7 @@ import numpy as np
 
 from fewsight.data import digest_of_list
 from fewsight.scores import store as score_store
-from fewsight.scores.fusion import Result, Scored, scored_run
+from fewsight.scores.members import Result, Scored, scored_run
 from fewsight.scores.store import ScoredImage, Store, StoreInfo
 
 CLASSES = ("ant", "bee", "cat", "dog")

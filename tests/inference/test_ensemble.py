@@ -26,7 +26,10 @@ from fewsight.inference.score_run import LabelledFile, ScoringResult
 from fewsight.machine.files import LOCK
 from fewsight.scores import scoring
 from fewsight.scores.calibration import Calibration, apply_temperature, read_calibrations, write_calibrations
-from fewsight.scores.fusion import correct_top1, greedy_weights, open_scored, read_entries
+from fewsight.scores.chosen_weights import greedy_weights
+from fewsight.scores.entries import read_entries
+from fewsight.scores.fusion import correct_top1
+from fewsight.scores.opening import open_scored
 from fewsight.terminal import make_console
 from fewsight.training.session import train
 

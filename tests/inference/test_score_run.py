@@ -22,7 +22,7 @@ from fewsight.inference.evaluate import evaluate
 from fewsight.inference.score_run import LabelledFile, ScoringResult, load_model, score_into
 from fewsight.recipes import Recipe, load_recipe
 from fewsight.runs import Run, read_run
-from fewsight.scores.scoring import score_images, views_of
+from fewsight.scores.scoring import Scorer, score_images, views_of
 from fewsight.scores.store import read_store
 from fewsight.terminal import make_console
 
@@ -54,7 +54,7 @@ def model_inputs(
     model, views = RecordingModel(classes), views_of(recipe(workers), "report")
     inputs = {}
     for scores in score_images(
-        model, Normalise((0, 0, 0), (1, 1, 1)), paths, recipe(workers), views=views, batch_size=batch_size
+        Scorer(model, Normalise((0, 0, 0), (1, 1, 1)), recipe(workers)), paths, views=views, batch_size=batch_size
     ):
         pixels, count = iter(model.inputs), len(scores.errors)
         model.inputs = []
@@ -86,7 +86,7 @@ def photographs(fewsight_data: Path) -> list[Path]:
 
 def test_sixteen_views_are_those_of_pil_and_torchvision(photographs: list[Path]) -> None:
     inputs = model_inputs(photographs)
-    (first,) = score_images(RecordingModel(3), Normalise((0, 0, 0), (1, 1, 1)), photographs, recipe(1))
+    (first,) = score_images(Scorer(RecordingModel(3), Normalise((0, 0, 0), (1, 1, 1)), recipe(1)), photographs)
     digests = first.digests
     assert len(inputs) == 8 * len(photographs)
     for (number, view), (image, mirrored) in inputs.items():
@@ -115,11 +115,11 @@ def test_view_without_flip_is_the_unmirrored_output(photographs: list[Path]) -> 
     )
     half = nn.Module()
     half.forward = lambda images: (images[..., :112].mean((2, 3)) * 9, images.mean((2, 3)))  # type: ignore[method-assign]
-    (both,) = score_images(half, normalise, photographs, recipe(1), views=views)
-    (alone,) = score_images(half, normalise, photographs, recipe(1), views=views[1:])
+    (both,) = score_images(Scorer(half, normalise, recipe(1)), photographs, views=views)
+    (alone,) = score_images(Scorer(half, normalise, recipe(1)), photographs, views=views[1:])
     assert np.array_equal(both.results[1], alone.results[0])
     assert not np.allclose(both.results[0], both.results[1], atol=1e-3)
-    list(score_images(model, normalise, photographs[:1], recipe(1), views=views))
+    list(score_images(Scorer(model, normalise, recipe(1)), photographs[:1], views=views))
     assert len(model.inputs) == 2, "one forward pass for the cut, and one for its mirror image"
 
 

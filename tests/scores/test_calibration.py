@@ -24,7 +24,10 @@ from fewsight.scores.calibration import (
     read_calibrations,
     write_calibrations,
 )
-from fewsight.scores.fusion import EnsembleEntry, Scored, fused_log_probs, open_scored, scored_run, write_entries
+from fewsight.scores.entries import EnsembleEntry, write_entries
+from fewsight.scores.fusion import fused_log_probs
+from fewsight.scores.members import Scored, scored_run
+from fewsight.scores.opening import open_scored
 from fewsight.terminal import make_console
 from stores import CLASSES, log_softmax, random_labels, random_scores, write_run, write_store
 

@@ -10,34 +10,27 @@ import pytest
 
 from fewsight.augment.views import View
 from fewsight.errors import RunError
-from fewsight.scores import fusion
-from fewsight.scores.fusion import (
-    EnsembleEntry,
+from fewsight.scores import chosen_weights, fusion
+from fewsight.scores.chosen_weights import check_not_trained_on, greedy_weights, parse_weights
+from fewsight.scores.entries import EnsembleEntry, read_entries, write_entries
+from fewsight.scores.fusion import correct_top1, fused_log_probs, fused_probs, label_indices, true_class_probs
+from fewsight.scores.members import (
     Member,
     Result,
     Scored,
     SizedRun,
-    check_not_trained_on,
+    Weights,
     check_same_images,
-    correct_top1,
     fuse_members,
-    fused_log_probs,
-    fused_probs,
-    greedy_weights,
-    label_indices,
     make_member,
-    open_scored,
-    parse_weights,
-    read_entries,
     restrict,
     scored_ensemble,
     scored_run,
     sized_runs,
-    true_class_probs,
     uniform,
-    write_entries,
 )
-from fewsight.scores.store import Store
+from fewsight.scores.opening import open_scored
+from fewsight.scores.store import Store, read_store
 from stores import mean_plainly, random_labels, random_scores, write_run, write_store
 
 LABELS = random_labels(0, 23)
@@ -59,7 +52,7 @@ def pair(tmp_path: Path) -> tuple[Store, Store]:
     return store_of(tmp_path / "a", 1), store_of(tmp_path / "b", 2)
 
 
-def by_view(weights: fusion.Weights) -> dict[tuple[str, str], float]:
+def by_view(weights: Weights) -> dict[tuple[str, str], float]:
     return {(result.store.path.name, result.view): weight for result, weight in weights.items()}
 
 
@@ -192,7 +185,7 @@ def test_accuracies_need_labels_and_readable_images(tmp_path: Path) -> None:
         label_indices(write_store(tmp_path / "b", scores, LABELS, unreadable=range(23)))
     strange = write_store(tmp_path / "c", scores, [*LABELS[1:], "cow"])
     with pytest.raises(RunError, match="an image has the label 'cow', which is not one of its classes"):
-        label_indices(fusion.read_store(strange.path))
+        label_indices(read_store(strange.path))
 
 
 # Scores that cannot be compared
@@ -334,7 +327,7 @@ def test_greedy_weights_are_taken_with_replacement_and_end_at_the_best_step(tmp_
     scores = [two_classes(0.60, 0.45), two_classes(0.35, 0.62)]
     members = members_of(tmp_path, scores, labels)
     assert (2 * 0.60 + 0.35 > 1.5, 2 * 0.45 + 0.62 > 1.5, 0.60 + 0.35 > 1) == (True, True, False)
-    found, counts = greedy_weights(members), greedy_plainly(scores, labels, fusion.GREEDY_STEPS)
+    found, counts = greedy_weights(members), greedy_plainly(scores, labels, chosen_weights.GREEDY_STEPS)
     assert found == tuple(counts / counts.sum())
     assert correct_top1([fuse_members(members, found)]).all()
     assert not correct_top1([fuse_members(members, [1, 1])]).all()
@@ -360,13 +353,13 @@ def test_only_images_on_which_members_differ_are_tried(tmp_path: Path, monkeypat
     predicted = np.stack([log_probs.argmax(1) for log_probs in scores])
     differ = (predicted != predicted[0]).any(0)
     differ[[0, int(np.flatnonzero(differ)[0])]] = False
-    tried, num_correct = list[int](), fusion._num_correct
+    tried, num_correct = list[int](), chosen_weights._num_correct
 
     def spy(file: Any, part: Any, mixtures: np.ndarray) -> np.ndarray:
         tried.append(len(part.labels))
         return num_correct(file, part, mixtures)
 
-    monkeypatch.setattr(fusion, "_num_correct", spy)
+    monkeypatch.setattr(chosen_weights, "_num_correct", spy)
     unreadable = [0, int(np.flatnonzero((predicted != predicted[0]).any(0))[0])]
     found = greedy_weights(members_of(tmp_path, scores, labels, unreadable=unreadable), steps=4)
     assert tried == [differ.sum()] * 4

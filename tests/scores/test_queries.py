@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from fewsight.errors import RunError
-from fewsight.scores.fusion import EnsembleEntry, Scored, fused_probs, open_scored, uniform, write_entries
+from fewsight.scores.entries import EnsembleEntry, write_entries
+from fewsight.scores.fusion import fused_probs
+from fewsight.scores.members import Scored, uniform
 from fewsight.scores.metrics import paired, wilson
+from fewsight.scores.opening import open_scored
 from fewsight.scores.queries import Line, ablate, as_member, compare, describe_mean, fuse, lines, lines_by_size
 from stores import probs_of, random_labels, random_scores, write_run, write_store
 

@@ -11,8 +11,9 @@ from fewsight.errors import FewsightError, RunError
 from fewsight.inference.opening import is_ensemble
 from fewsight.machine import files
 from fewsight.runs import Run, RunInfo
-from fewsight.scores.fusion import correct_top1, open_scored
+from fewsight.scores.fusion import correct_top1
 from fewsight.scores.metrics import Proportion, read_val_figures, wilson
+from fewsight.scores.opening import open_scored
 from fewsight.wording import counted
 
 MAX_DEPTH = 4  # levels of folders to search

@@ -38,7 +38,7 @@ def scores_rows(
             val.
     """
     from fewsight.cli.show import show_lines
-    from fewsight.scores.fusion import open_each, parse_views
+    from fewsight.scores.opening import open_each, parse_views
     from fewsight.scores.queries import fusions, lines, lines_by_size
     from fewsight.terminal import make_console
 
@@ -61,7 +61,7 @@ def scores_compare(runs: tuple[Path, ...], /, *, split: str | None = None, views
         views: use only these views, for example center-64,random-64 (all that are stored).
     """
     from fewsight.scores.calibration import view_names
-    from fewsight.scores.fusion import open_each, parse_views
+    from fewsight.scores.opening import open_each, parse_views
     from fewsight.scores.queries import compare, describe_mean
     from fewsight.terminal import make_console, printable, trained_on_note
 
@@ -93,7 +93,7 @@ def scores_ablate(runs: tuple[Path, ...], /, *, split: str | None = None) -> int
         split: the split whose scores are used (test, else val, else the only one that all have).
     """
     from fewsight.cli.show import show_lines
-    from fewsight.scores.fusion import open_each
+    from fewsight.scores.opening import open_each
     from fewsight.scores.queries import ablate
     from fewsight.scores.queries import fuse as fuse_runs
     from fewsight.terminal import make_console, trained_on_note
@@ -162,7 +162,7 @@ def scores_calibrate(
 
 def _split_to_use(runs: Sequence[Path], split: str | None, console: "Console") -> str:
     """The given split, else one that all runs have scores of; a line says so if that is not test."""
-    from fewsight.scores.fusion import default_split
+    from fewsight.scores.opening import default_split
 
     if split is not None:
         return split

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fewsight.apps.listing import ListedRun
     from fewsight.runs import Run
     from fewsight.scores.calibration import Calibration
-    from fewsight.scores.fusion import EnsembleEntry
+    from fewsight.scores.entries import EnsembleEntry
     from fewsight.scores.metrics import Figures
     from fewsight.scores.queries import Line
 

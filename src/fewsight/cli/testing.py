@@ -18,6 +18,7 @@ def evaluate(
     split: str | None = None,
     views: str | None = None,
     scores: Path | None = None,
+    splits: str = "",
     json_: Annotated[Path | None, Parameter(name="--json")] = None,
 ) -> int:
     """Test a run or an ensemble on labelled images: top-1 and top-5 with intervals, each class, the worst confusions.
@@ -30,6 +31,7 @@ def evaluate(
         views: center (one view; a run's default), paper (every test size, two crops; an ensemble's default), or names
             such as center-224,random-320; center-224-noflip leaves out the mirrored view.
         scores: the folder in which every view's scores are stored (RUN/scores/SPLIT).
+        splits: train=NAME,val=NAME,test=NAME for splits that are not called so (as the run was trained).
         json_: also write every figure to this file.
     """
     from fewsight.cli.show import show_figures
@@ -40,7 +42,7 @@ def evaluate(
     if json_ is not None:
         files.check_target(json_, "--json")
     console = make_console()
-    evaluation = evaluate_run(run, data, split=split, views=views, scores=scores, console=console)
+    evaluation = evaluate_run(run, data, split=split, views=views, scores=scores, splits=splits, console=console)
     num_views = len(evaluation.views)
     view_text = ", ".join(evaluation.views) if num_views <= 2 else counted(num_views, "view")
     if evaluation.num_left_out:

@@ -19,17 +19,10 @@ from fewsight.machine import files
 from fewsight.recipes import recipe_differences
 from fewsight.runs import Run
 from fewsight.scores.calibration import Calibration, read_calibrations, write_calibrations
-from fewsight.scores.fusion import (
-    EnsembleEntry,
-    check_not_trained_on,
-    check_same_images,
-    greedy_weights,
-    make_member,
-    open_scored,
-    parse_weights,
-    read_entries,
-    write_entries,
-)
+from fewsight.scores.chosen_weights import check_not_trained_on, greedy_weights, parse_weights
+from fewsight.scores.entries import EnsembleEntry, read_entries, write_entries
+from fewsight.scores.members import check_same_images, make_member
+from fewsight.scores.opening import open_scored
 from fewsight.scores.store import SUFFIX, read_store
 from fewsight.wording import first_few
 
@@ -280,7 +273,7 @@ def _copy_run(source: Path, target: Path) -> None:
     files.make_folder(target)
     for name in runs.TEXT_FILES:
         if (source / name).is_file():
-            _copy(source / name, target / name)
+            files.copy(source / name, target / name)
     _link(source / runs.WEIGHTS, target / runs.WEIGHTS)
     for info_file in source.glob("scores/*/store.json"):
         try:
@@ -292,7 +285,7 @@ def _copy_run(source: Path, target: Path) -> None:
         for view in store.views:
             _link(store.path / f"{view}{SUFFIX}", folder / f"{view}{SUFFIX}")
         for name in ("images.jsonl", "store.json"):
-            _copy(store.path / name, folder / name)
+            files.copy(store.path / name, folder / name)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -300,14 +293,7 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source.resolve(), target)
     except OSError:
-        _copy(source, target)
-
-
-def _copy(source: Path, target: Path) -> None:
-    try:
-        shutil.copyfile(source, target)
-    except OSError as error:
-        files.raise_write_error(target, error)
+        files.copy(source, target)
 
 
 def carry_calibration(source: Path, target: Path) -> list[Calibration]:

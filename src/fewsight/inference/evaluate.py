@@ -15,9 +15,10 @@ from fewsight.inference.opening import RunsAndViews, open_runs, score_folders, s
 from fewsight.inference.score_run import LabelledFile, ScoringResult
 from fewsight.machine.cores import num_cores
 from fewsight.runs import Run, held_out, trained_on
-from fewsight.scores.fusion import Scored, fused_log_probs
+from fewsight.scores.fusion import fused_log_probs
+from fewsight.scores.members import Scored
 from fewsight.scores.metrics import Figures, evaluate_scores
-from fewsight.terminal import make_console, progress_counter
+from fewsight.terminal import make_console, printable, progress_counter
 from fewsight.wording import counted
 
 UNSEEN = "unseen"  # the name of the split that is left of data without splits
@@ -43,6 +44,7 @@ def evaluate(
     split: str | None = None,
     views: str | None = None,
     scores: str | Path | None = None,
+    splits: str = "",
     console: Console | None = None,
 ) -> Evaluation:
     """Test a run or an ensemble on a split of a dataset; labels are matched by name.
@@ -56,6 +58,7 @@ def evaluate(
             pixels) are left out if others remain; `all` tests every image.
         views: center (default for a run), paper (default for an ensemble) or names; their probabilities are averaged.
         scores: the folder for the scores; default `RUN/scores/<split>`.
+        splits: names splits that are not called train, val or test, `test=NAME`; default: as the run was trained.
         console: for progress; default the terminal.
 
     Raises:
@@ -66,7 +69,9 @@ def evaluate(
     path, data, scores = Path(path), Path(data), None if scores is None else Path(scores)
     console = console or make_console()
     opened = open_runs(path, views)
-    tested, num_left_out = _samples_to_test(opened, data, split, console)
+    tested, num_left_out = _samples_to_test(opened, data, split, splits, console)
+    for note in tested.notes:
+        console.print(f"note: {printable(note)}")
     images = [LabelledFile(tested.root / sample.path, sample.path, sample.label) for sample in tested.samples]
     with progress_counter(console, "evaluating") as progress, contextlib.ExitStack() as stack:
 
@@ -86,12 +91,15 @@ def evaluate(
 
 
 def _samples_to_test(
-    opened: RunsAndViews, data: Path, split: str | None, console: Console
+    opened: RunsAndViews, data: Path, split: str | None, splits: str, console: Console
 ) -> tuple[EvaluationSet, int]:
     """The samples to test, and how many were left out because they were trained on."""
-    settings, source = opened.first_run.recipe.data, opened.first_run.data.source
+    settings, source = opened.first_run.recipe.data, Path(opened.first_run.data.source)
+    if not splits and data.resolve() == source.resolve():
+        splits = settings.splits
+    holdout, seed = settings.holdout, settings.split_seed
     samples = evaluation_samples(
-        data, opened.classes, split, holdout=settings.holdout, seed=settings.split_seed, trained_on=Path(source)
+        data, opened.classes, split, holdout=holdout, seed=seed, trained_on=source, splits=splits
     )
     if split is not None or samples.split != WHOLE:
         return samples, 0

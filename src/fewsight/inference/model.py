@@ -6,19 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL.Image import Image
 
-from fewsight.augment.normalise import Normalise
-from fewsight.data import decode_bytes
+from fewsight.data import decode_bytes, file_digest
 from fewsight.errors import DataError, RunError
 from fewsight.inference.opening import open_runs
-from fewsight.inference.score_run import exact_recipe, load_model, testing_recipe
-from fewsight.machine.device import compute_threads, keep_freed_memory
-from fewsight.models.classifier import Classifier
-from fewsight.recipes import Recipe
+from fewsight.inference.score_run import exact_recipe, load_scorer, num_threads, testing_recipe
+from fewsight.machine.device import compute_threads
 from fewsight.scores.calibration import apply_temperature, calibration_for
-from fewsight.scores.scoring import activation_map, cut_all, distinct_cuts, file_digest, score_cuts, score_images
+from fewsight.scores.scoring import (
+    Scorer,
+    activation_map,
+    cut_all,
+    distinct_cuts,
+    score_cuts,
+    score_images,
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Model:
         self.path, self.exact = Path(path), exact
         self._opened = open_runs(self.path, views)
         self.calibration = calibration_for(self.path, self._opened.view_names)
-        self._loaded: dict[str, tuple[Classifier, Normalise, Recipe]] = {}
+        self._loaded: dict[str, Scorer] = {}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -129,11 +132,10 @@ class Model:
         probs = np.zeros((len(sources), len(self.classes)), np.float64)
         errors: list[str | None] = [None] * len(sources)
         for name in self._opened.runs:
-            model, normalise, recipe = self._model(name)
+            scorer = self._scorer(name)
             weights = self._opened.view_weights(name)
-            assert recipe.run.threads != "auto", "a resolved recipe has its threads"
-            with compute_threads(recipe.run.threads):
-                for scores in score_images(model, normalise, sources, recipe, views=self._opened.views[name]):
+            with compute_threads(num_threads(scorer.recipe)):
+                for scores in score_images(scorer, sources, views=self._opened.views[name]):
                     stop = scores.start + len(scores.errors)
                     probs[scores.start : stop] += np.einsum("v,vnk->nk", weights, np.exp(scores.results))
                     errors[scores.start : stop] = scores.errors
@@ -159,7 +161,7 @@ class Model:
             RunError: they are damaged.
         """
         for name in self._opened.runs:
-            self._model(name)
+            self._scorer(name)
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -179,7 +181,7 @@ class Model:
         """
         image, digest = decode_bytes(data, name, max_pixels=max_pixels), file_digest(data)
         return {
-            run: cut_all(image, digest, distinct_cuts(self._opened.views[run]), self._model(run)[2])
+            run: cut_all(image, digest, distinct_cuts(self._opened.views[run]), self._scorer(run).recipe)
             for run in self._opened.runs
         }
 
@@ -189,11 +191,10 @@ class Model:
         by_view: dict[tuple[str, str], np.ndarray] = {}
         by_member = {member: np.zeros_like(probs) for member in self.members}
         for run in self._opened.runs:
-            model, normalise, recipe = self._model(run)
+            scorer = self._scorer(run)
             views = self._opened.views[run]
-            assert recipe.run.threads != "auto", "a resolved recipe has its threads"
-            with compute_threads(recipe.run.threads):
-                outputs = score_cuts(model, normalise, [cuts[run] for cuts in images], recipe, views)
+            with compute_threads(num_threads(scorer.recipe)):
+                outputs = score_cuts(scorer, [cuts[run] for cuts in images], views)
             results = np.exp(np.stack([log_probs.cpu().numpy() for log_probs, _ in outputs]))
             by_view |= {(run, view.name): view_probs for view, view_probs in zip(views, results, strict=True)}
             probs += np.einsum("v,vnk->nk", self._opened.view_weights(run), results)
@@ -210,21 +211,18 @@ class Model:
         """
         activations = []
         for run in self._opened.runs:
-            model, normalise, recipe = self._model(run)
+            scorer = self._scorer(run)
             cuts = distinct_cuts(self._opened.views[run])
             number = next((number for number, view in enumerate(cuts) if view.crop == "center"), 0)
             with contextlib.suppress(RunError):
-                values = activation_map(model, normalise, image[run][number], recipe, index)
+                values = activation_map(scorer, image[run][number], index)
                 activations.append(Activation(run, cuts[number].cut, image[run][number], values))
         return activations
 
-    def _model(self, name: str) -> tuple[Classifier, Normalise, Recipe]:
+    def _scorer(self, name: str) -> Scorer:
         if name not in self._loaded:
             run = self._opened.runs[name]
-            recipe = exact_recipe(run) if self.exact else testing_recipe(run)
-            device = torch.device(recipe.run.device)
-            keep_freed_memory()
-            self._loaded[name] = load_model(run, device), Normalise(run.data.mean, run.data.std).to(device), recipe
+            self._loaded[name] = load_scorer(run, exact_recipe(run) if self.exact else testing_recipe(run))
         return self._loaded[name]
 
 

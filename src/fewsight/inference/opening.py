@@ -11,19 +11,12 @@ from fewsight import runs
 from fewsight.augment import View
 from fewsight.augment.views import PAPER
 from fewsight.errors import RecipeError, RunError
-from fewsight.inference.score_run import LabelledFile, ScoringResult, score_into, testing_recipe
+from fewsight.inference.score_run import LabelledFile, ScoringResult, num_threads, score_into, testing_recipe
 from fewsight.machine import files
 from fewsight.machine.device import compute_threads
 from fewsight.runs import Run
-from fewsight.scores.fusion import (
-    ENSEMBLE,
-    EnsembleEntry,
-    Scored,
-    read_entries,
-    scored_ensemble,
-    scored_run,
-    write_entries,
-)
+from fewsight.scores.entries import ENSEMBLE, EnsembleEntry, read_entries, write_entries
+from fewsight.scores.members import Scored, scored_ensemble, scored_run
 from fewsight.scores.scoring import SharedLoads, views_of
 from fewsight.wording import named
 
@@ -166,9 +159,7 @@ def score_runs(
     """
     loads, stored = SharedLoads(), dict[str, ScoringResult]()
     done = dict.fromkeys(opened.runs, 0)
-    threads = testing_recipe(opened.first_run).run.threads
-    assert threads != "auto", "a resolved recipe has its threads"
-    with compute_threads(threads), contextlib.ExitStack() as stack:
+    with compute_threads(num_threads(testing_recipe(opened.first_run))), contextlib.ExitStack() as stack:
         scorings = {
             name: score_into(folder_of(name, run), run, images, opened.views[name], loads=loads)
             for name, run in opened.runs.items()

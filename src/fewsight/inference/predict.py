@@ -16,7 +16,7 @@ from fewsight.inference.opening import RunsAndViews, open_runs, score_folders, s
 from fewsight.inference.score_run import LabelledFile, run_scores
 from fewsight.machine import files
 from fewsight.scores.calibration import FILE as CALIBRATION
-from fewsight.scores.calibration import apply_temperature, calibration_for, read_calibrations
+from fewsight.scores.calibration import Calibration, apply_temperature, calibration_for, read_calibrations
 from fewsight.scores.fusion import fused_probs
 from fewsight.terminal import print_first, progress_counter
 from fewsight.wording import counted
@@ -49,9 +49,43 @@ def predict_files(
         The number of rows with an error, and of all rows.
 
     Raises:
-        DataError, RecipeError, RunError: before anything is predicted, also if no input is a file; or the disk is full,
-            and no file is left behind.
+        DataError, RecipeError, RunError: before anything is predicted; or the disk is full, and no file is left behind.
     """
+    features_target = _checked_targets(target, top_k, features, scores)
+    opened = open_runs(path, views)
+    if features and opened.entries:
+        raise DataError("--features: an ensemble has no features of its own; predict with one of its runs")
+    names, top_k = _named_files(inputs, console), min(top_k, len(opened.classes))
+    calibration = calibration_for(path, opened.view_names)
+    threshold = None if calibration is None or calibration.threshold is None else calibration.threshold.prob
+    if target is not None:
+        _print_remarks(path, opened, calibration, target, console)
+    done = num_rejected = 0
+    failed: list[str] = []
+    with (
+        prediction_files.row_writer(target, top_k, has_threshold=threshold is not None) as write,
+        prediction_files.features_writer(features_target, len(names)) as write_features,
+        progress_counter(console, "predicting") as progress,
+    ):
+        if target is None and sys.stdout.isatty():
+            progress = _silent  # the rows that appear are progress enough
+        for log_probs, errors, pooled in _batches(opened, names, features, scores, progress):
+            batch, done = names[done : done + len(errors)], done + len(errors)
+            log_probs = log_probs if calibration is None else apply_temperature(log_probs, calibration.temperature)
+            rows = list(prediction_files.prediction_rows(batch, log_probs, errors, opened.classes, top_k, threshold))
+            write(rows)
+            num_rejected += sum(bool(row.get(prediction_files.NONE_OF_THESE)) for row in rows)
+            if pooled is not None:
+                write_features(pooled)
+            failed += [f"{row['path']}: {row['error']}" for row in rows if row["error"] is not None]
+    if target is not None:
+        print_first(console, "unreadable", failed)
+        _print_rejected(num_rejected, done - len(failed), threshold, console)
+    return len(failed), done
+
+
+def _checked_targets(target: Path | None, top_k: int, features: bool, scores: Path | None) -> Path | None:
+    """Check the options and that their files can be written; returns the file for the features, if requested."""
     if top_k < 1:
         raise DataError(f"--top-k {top_k}: expected at least 1")
     if features and target is None:
@@ -62,59 +96,58 @@ def predict_files(
     features_target = prediction_files.features_file(target) if features and target is not None else None
     if features_target is not None:
         files.check_target(features_target, "--features")
-    opened = open_runs(path, views)
-    if features and opened.entries:
-        raise DataError("--features: an ensemble has no features of its own; predict with one of its runs")
+    return features_target
+
+
+def _named_files(inputs: Sequence[str], console: Console) -> list[str]:
+    """The files that the inputs stand for; a line says how many others their folders hold."""
     ignored: Counter[str] = Counter()
-    names, top_k = prediction_files.expand_inputs(inputs, ignored), min(top_k, len(opened.classes))
+    names = prediction_files.expand_inputs(inputs, ignored)
     if ignored[prediction_files.OTHER]:
         console.print(
             f"skipped {counted(ignored[prediction_files.OTHER], 'file')} in the folders: not images by their names"
         )
     prediction_files.check_inputs(names)
-    calibration = calibration_for(path, opened.view_names)
-    temperature = None if calibration is None else calibration.temperature
-    threshold = None if calibration is None or calibration.threshold is None else calibration.threshold.prob
-    if temperature is not None and target is not None:
-        console.print(f"probabilities at the temperature {temperature:.2f} of {path / CALIBRATION}")
-    if temperature is None and read_calibrations(path) and target is not None:
+    return names
+
+
+def _print_remarks(
+    path: Path, opened: RunsAndViews, calibration: Calibration | None, target: Path, console: Console
+) -> None:
+    """Say which temperature the probabilities have, and which names a spreadsheet would misread."""
+    if calibration is not None:
+        console.print(f"probabilities at the temperature {calibration.temperature:.2f} of {path / CALIBRATION}")
+    elif read_calibrations(path):
         console.print(f"note: {path / CALIBRATION} has no temperature for these views, so none is applied")
     risky = [name for name in opened.classes if name.startswith(prediction_files.FORMULA)]
-    if risky and target is not None and target.suffix.lower() == ".csv":
+    if risky and target.suffix.lower() == ".csv":
         console.print(f"note: spreadsheets read class names such as {risky[0]!r} as formulas; import {target} as text")
-    done = num_rejected = 0
-    failed: list[str] = []
-    with (
-        prediction_files.row_writer(target, top_k, has_threshold=threshold is not None) as write,
-        prediction_files.features_writer(features_target, len(names)) as write_features,
-        progress_counter(console, "predicting") as progress,
-    ):
-        # rows that appear on the terminal are progress enough
-        report = progress if target is not None or not sys.stdout.isatty() else lambda done, total: None
-        streams = scores is None and not opened.entries
-        batches = _streamed(opened, names, features, report) if streams else _stored(opened, names, scores, report)
-        for log_probs, errors, pooled in batches:
-            batch = names[done : done + len(errors)]
-            log_probs = log_probs if temperature is None else apply_temperature(log_probs, temperature)
-            rows = list(prediction_files.prediction_rows(batch, log_probs, errors, opened.classes, top_k, threshold))
-            write(rows)
-            num_rejected += sum(bool(row.get(prediction_files.NONE_OF_THESE)) for row in rows)
-            if pooled is not None:
-                write_features(pooled)
-            done += len(batch)
-            failed += [f"{row['path']}: {row['error']}" for row in rows if row["error"] is not None]
-    if target is not None:
-        print_first(console, "unreadable", failed)
-    if threshold is not None and target is not None and done > len(failed):
+
+
+def _print_rejected(num_rejected: int, num_readable: int, threshold: float | None, console: Console) -> None:
+    """Say how many images are none of the classes, where the run has a threshold."""
+    if threshold is not None and num_readable:
         console.print(
-            f"{num_rejected:,} of {done - len(failed):,} are none of these classes: the most probable class has less "
+            f"{num_rejected:,} of {num_readable:,} are none of these classes: the most probable class has less "
             f"than {threshold:.3f} ({prediction_files.NONE_OF_THESE} is true)"
         )
-    return len(failed), done
 
 
 Batches = Iterator[tuple[np.ndarray, Sequence[str | None], np.ndarray | None]]  # log_probs, errors, features
 Progress = Callable[[int, int], None]
+
+
+def _silent(done: int, total: int) -> None:
+    """No progress."""
+
+
+def _batches(
+    opened: RunsAndViews, names: Sequence[str], features: bool, folder: Path | None, progress: Progress
+) -> Batches:
+    """The scores of the files, batch by batch; of a run without `folder` they are not stored."""
+    if folder is None and not opened.entries:
+        return _streamed(opened, names, features, progress)
+    return _stored(opened, names, folder, progress)
 
 
 def _streamed(opened: RunsAndViews, names: Sequence[str], features: bool, progress: Progress) -> Batches:

@@ -16,7 +16,7 @@ from fewsight.models import Backbone
 from fewsight.models.classifier import Classifier, build_model, build_without_memory, check_weights, load_weights
 from fewsight.recipes import Recipe, RunSettings
 from fewsight.runs import WEIGHTS, Run, read_weights, require_weights, trained_on
-from fewsight.scores.scoring import BATCH, Scores, SharedLoads, score_images
+from fewsight.scores.scoring import BATCH, Scorer, Scores, SharedLoads, score_images
 from fewsight.scores.store import ScoredImage, Store, StoreInfo, append, begin, finish
 
 
@@ -33,6 +33,13 @@ def load_model(run: Run, device: torch.device) -> Classifier:
     return model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
 
+def load_scorer(run: Run, recipe: Recipe) -> Scorer:
+    """The run's model with its normalisation, in memory, for a recipe of this machine such as `testing_recipe`."""
+    device = torch.device(recipe.run.device)
+    keep_freed_memory()
+    return Scorer(load_model(run, device), Normalise(run.data.mean, run.data.std).to(device), recipe)
+
+
 def testing_recipe(run: Run) -> Recipe:
     """The run's recipe for this machine: its device, threads and workers; the trained precision on the same device."""
     trained = run.recipe.run
@@ -40,6 +47,12 @@ def testing_recipe(run: Run) -> Recipe:
     if settings.device.split(":")[0] == trained.device.split(":")[0] and trained.precision != "auto":
         settings = settings.model_copy(update={"precision": trained.precision})
     return run.recipe.model_copy(update={"run": settings})
+
+
+def num_threads(recipe: Recipe) -> int:
+    """The threads of a recipe that is resolved for this machine."""
+    assert recipe.run.threads != "auto", "a resolved recipe has its threads"
+    return recipe.run.threads
 
 
 def exact_recipe(run: Run) -> Recipe:
@@ -67,14 +80,9 @@ def run_scores(
         RunError: the run is not finished.
     """
     recipe = testing_recipe(run)
-    device = torch.device(recipe.run.device)
-    keep_freed_memory()
-    model, normalise = load_model(run, device), Normalise(run.data.mean, run.data.std).to(device)
-    assert recipe.run.threads != "auto", "a resolved recipe has its threads"
-    with compute_threads(recipe.run.threads):
-        yield from score_images(
-            model, normalise, paths, recipe, views=views, features=features, pixels=pixels, loads=loads
-        )
+    scorer = load_scorer(run, recipe)
+    with compute_threads(num_threads(recipe)):
+        yield from score_images(scorer, paths, views=views, features=features, pixels=pixels, loads=loads)
 
 
 @dataclass(frozen=True)

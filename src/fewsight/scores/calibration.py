@@ -15,15 +15,11 @@ from scipy.optimize import minimize_scalar
 
 from fewsight.errors import RecipeError, RunError
 from fewsight.machine import files
-from fewsight.scores.fusion import (
-    Scored,
-    check_not_trained_on,
-    fused_log_probs,
-    label_indices,
-    open_scored,
-    parse_views,
-)
+from fewsight.scores.chosen_weights import check_not_trained_on
+from fewsight.scores.fusion import fused_log_probs, label_indices
+from fewsight.scores.members import Scored
 from fewsight.scores.metrics import Proportion, wilson
+from fewsight.scores.opening import open_scored, parse_views
 from fewsight.wording import counted
 
 FILE = "calibration.json"

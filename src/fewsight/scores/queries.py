@@ -6,23 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from fewsight.errors import RunError
-from fewsight.scores.fusion import (
-    Member,
-    Result,
-    Scored,
-    Weights,
-    check_not_trained_on,
-    check_same_images,
-    correct_top1,
-    fuse_members,
-    greedy_weights,
-    open_scored,
-    parse_views,
-    parse_weights,
-    restrict,
-    uniform,
-)
+from fewsight.scores.chosen_weights import check_not_trained_on, greedy_weights, parse_weights
+from fewsight.scores.fusion import correct_top1
+from fewsight.scores.members import Member, Result, Scored, Weights, check_same_images, fuse_members, restrict, uniform
 from fewsight.scores.metrics import Paired, Proportion, paired, wilson
+from fewsight.scores.opening import open_scored, parse_views
 from fewsight.wording import counted
 
 

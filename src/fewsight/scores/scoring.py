@@ -1,6 +1,5 @@
 """Images + model -> log-probabilities of the views, each cut from the original image."""
 
-import hashlib
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from fewsight.augment import View, cut_view, named_views
 from fewsight.augment.normalise import Normalise
-from fewsight.data import decode_bytes, pixel_digest, read_bytes, take_image
+from fewsight.data import decode_bytes, file_digest, pixel_digest, read_bytes, take_image
 from fewsight.errors import DataError, RecipeError
 from fewsight.machine.device import autocast
 from fewsight.models.classifier import Classifier
@@ -25,6 +24,15 @@ from fewsight.recipes import Recipe
 BATCH = 64  # images that are loaded and scored together
 MAX_FORWARD_PIXELS = 64 * 224**2  # of one view, in one forward pass
 Source = Path | bytes | PILImage | np.ndarray  # a file, the contents of a file, or an image in memory
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model that scores images, with what its inputs depend on."""
+
+    model: nn.Module  # in evaluation mode: images [B, 3, px, px] -> (logits [B, K], features [B, D])
+    normalise: Normalise
+    recipe: Recipe  # resolved
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,8 @@ def views_of(recipe: Recipe, names: str = "center") -> tuple[View, ...]:
 
 @torch.inference_mode()
 def score_images(
-    model: nn.Module,
-    normalise: Normalise,
+    scorer: Scorer,
     paths: Sequence[Source],
-    recipe: Recipe,
     *,
     views: Sequence[View] = (),
     batch_size: int = BATCH,
@@ -85,20 +91,19 @@ def score_images(
     be read has an error, and scores of NaN.
 
     Args:
-        model: in evaluation mode.
-        normalise: of the run.
+        scorer: the run's model.
         paths: files or their contents; or images in memory, whose random crops depend on their pixels.
-        recipe: resolved.
         views: to score; default: the centre view at the recipe's first test size.
         batch_size: images that are loaded and scored together.
         features: also return the pooled features, averaged over views and mirrored views.
         pixels: also return digests of the pixels.
         loads: decoded images, shared by runs that score the same images in turns.
     """
+    recipe = scorer.recipe
     views = views or views_of(recipe)
     workers = 1 if recipe.run.workers == "auto" else max(1, recipe.run.workers)
     for start, images in _loaded_batches(paths, distinct_cuts(views), recipe, batch_size, workers, pixels, loads):
-        outputs = score_cuts(model, normalise, [image.cuts for image in images], recipe, views)
+        outputs = score_cuts(scorer, [image.cuts for image in images], views)
         failed = [image.error is not None for image in images]
         results = np.stack([_to_array(log_probs, failed) for log_probs, _ in outputs])
         pooled = _to_array(torch.stack([output for _, output in outputs]).mean(0), failed) if features else None
@@ -134,42 +139,32 @@ def cut_all(image: PILImage, digest: str, cuts: Sequence[View], recipe: Recipe) 
 
 
 @torch.inference_mode()
-def score_cuts(
-    model: nn.Module,
-    normalise: Normalise,
-    images: Sequence[Sequence[np.ndarray]],
-    recipe: Recipe,
-    views: Sequence[View],
-) -> list[ViewOutput]:
+def score_cuts(scorer: Scorer, images: Sequence[Sequence[np.ndarray]], views: Sequence[View]) -> list[ViewOutput]:
     """The model's output for each view, in the order of `views`.
 
     Args:
-        model: in evaluation mode.
-        normalise: of the run.
+        scorer: the run's model.
         images: for each image its `cut_all`.
-        recipe: resolved.
         views: to score.
     """
-    mirrored = {view.cut for view in views if view.flip and recipe.augment.flip_prob > 0}
+    mirrored = {view.cut for view in views if view.flip and scorer.recipe.augment.flip_prob > 0}
     outputs = {
-        cut.cut: _forward_both(model, normalise, [cuts[index] for cuts in images], recipe, cut.cut in mirrored)
+        cut.cut: _forward_both(scorer, [cuts[index] for cuts in images], cut.cut in mirrored)
         for index, cut in enumerate(distinct_cuts(views))
     }
     return [_mean_output(outputs[view.cut], view.flip) for view in views]
 
 
-def _forward_both(
-    model: nn.Module, normalise: Normalise, cuts: Sequence[np.ndarray], recipe: Recipe, mirror: bool
-) -> tuple[ViewOutput, ViewOutput | None]:
+def _forward_both(scorer: Scorer, cuts: Sequence[np.ndarray], mirror: bool) -> tuple[ViewOutput, ViewOutput | None]:
     """The output for the same cut of some images, and for its mirror images; in chunks that fit into memory."""
     px = cuts[0].shape[0]
     size = max(1, MAX_FORWARD_PIXELS // px**2)
     plain, mirrored = list[ViewOutput](), list[ViewOutput]()
     for first in range(0, len(cuts), size):
-        images = normalise.of_bytes(_to_tensor(cuts[first : first + size]))
-        plain.append(_forward(model, images, recipe.run.precision))
+        images = scorer.normalise.of_bytes(_to_tensor(cuts[first : first + size]))
+        plain.append(_forward(scorer, images))
         if mirror:
-            mirrored.append(_forward(model, images.flip(3), recipe.run.precision))
+            mirrored.append(_forward(scorer, images.flip(3)))
     return _concatenated(plain), _concatenated(mirrored) if mirror else None
 
 
@@ -179,15 +174,16 @@ def _to_tensor(cuts: Sequence[np.ndarray]) -> Tensor:
 
 
 @torch.inference_mode()
-def activation_map(model: Classifier, normalise: Normalise, cut: np.ndarray, recipe: Recipe, index: int) -> np.ndarray:
+def activation_map(scorer: Scorer, cut: np.ndarray, index: int) -> np.ndarray:
     """The class activation map of the class `index`: uint8 [px, px, 3] -> float32 [h, w].
 
     Raises:
         RunError: the model has no such map, see `Classifier.activation_maps`.
     """
-    device = torch.device(recipe.run.device)
-    images = normalise.of_bytes(_to_tensor([cut]))
-    with autocast(device, recipe.run.precision):
+    model, device = scorer.model, torch.device(scorer.recipe.run.device)
+    assert isinstance(model, Classifier), "a run's model is a classifier"
+    images = scorer.normalise.of_bytes(_to_tensor([cut]))
+    with autocast(device, scorer.recipe.run.precision):
         maps = model.activation_maps(images, torch.tensor([index], device=device))
     values: np.ndarray = maps[0].float().cpu().numpy()
     return values
@@ -205,10 +201,10 @@ def _mean_output(both: tuple[ViewOutput, ViewOutput | None], flip: bool) -> View
     return torch.logaddexp(log_probs, mirrored[0]) - math.log(2), (features + mirrored[1]) / 2
 
 
-def _forward(model: nn.Module, images: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+def _forward(scorer: Scorer, images: Tensor) -> ViewOutput:
     """Natural log-probabilities [B, K] and pooled features [B, D], both float32."""
-    with autocast(images.device, precision):
-        logits, features = model(images)
+    with autocast(images.device, scorer.recipe.run.precision):
+        logits, features = scorer.model(images)
     return torch.log_softmax(logits.float(), dim=1), features.float()
 
 
@@ -227,11 +223,6 @@ class _LoadedImage:
     digest: str
     pixels: str
     error: str | None = None
-
-
-def file_digest(data: bytes) -> str:
-    """64 bits of the BLAKE2b of a file's contents, in hexadecimal; its random crops depend on it."""
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 class SharedLoads:

@@ -28,7 +28,7 @@ from fewsight.optim import lr_at, peak_lr
 from fewsight.recipes import Recipe
 from fewsight.runs import Run
 from fewsight.scores.metrics import Figures, evaluate_scores
-from fewsight.scores.scoring import score_images
+from fewsight.scores.scoring import Scorer, score_images
 from fewsight.training.feed import AugmentedImages, batches, explain_lost_workers
 from fewsight.training.learner import Learner, build_learner
 from fewsight.training.mix import mix, rows_of
@@ -261,7 +261,7 @@ def score_val(training: Training, model: nn.Module) -> Figures | None:
         return None
     model.eval()
     paths = [data.root / path for path in data.val_paths]
-    scored = list(score_images(model, training.normalise, paths[group.rows(len(paths))], run.recipe))
+    scored = list(score_images(Scorer(model, training.normalise, run.recipe), paths[group.rows(len(paths))]))
     for error in (error for scores in scored for error in scores.errors if error is not None):
         raise DataError(f"{error} (val; it could be read before training began)")
     parts = [scores.log_probs for scores in scored] or [np.empty((0, len(run.classes)), np.float32)]

@@ -24,8 +24,11 @@ from fewsight.scores.calibration import (
     reliability_bins,
     view_names,
 )
-from fewsight.scores.fusion import Scored, default_split, fused_log_probs, label_indices, open_scored, read_entries
+from fewsight.scores.entries import read_entries
+from fewsight.scores.fusion import fused_log_probs, label_indices
+from fewsight.scores.members import Scored
 from fewsight.scores.metrics import Figures, Paired, Proportion, evaluate_scores, paired, wilson
+from fewsight.scores.opening import default_split, open_scored
 from fewsight.scores.queries import Ablation, Line, ablate, describe_mean, lines_by_size
 
 GALLERY = 24  # images

@@ -8,7 +8,8 @@ import numpy as np
 from fewsight.apps.reproduce.plan import mapped_px
 from fewsight.apps.reproduce.published import FUSION_TOP1, MODELS, TEST_SIZES, TRAININGS, Training
 from fewsight.recipes import Recipe
-from fewsight.scores.fusion import SizedRun, Weights, check_same_images, correct_top1, restrict, sized_runs, uniform
+from fewsight.scores.fusion import correct_top1
+from fewsight.scores.members import SizedRun, Weights, check_same_images, restrict, sized_runs, uniform
 from fewsight.scores.metrics import Proportion, mean_interval, wilson
 from fewsight.scores.store import Store
 

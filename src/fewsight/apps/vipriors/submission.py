@@ -12,7 +12,8 @@ from fewsight.errors import DataError
 from fewsight.inference.opening import open_runs, score_folders, score_runs
 from fewsight.inference.score_run import LabelledFile
 from fewsight.machine import files
-from fewsight.scores.fusion import Scored, fused_probs
+from fewsight.scores.fusion import fused_probs
+from fewsight.scores.members import Scored
 from fewsight.terminal import progress_counter
 from fewsight.wording import counted, named
 
