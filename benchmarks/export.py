@@ -23,7 +23,7 @@ from torch import nn
 from benchmarks.machine import about, busy_processes, keep, listed
 from fewsight import runs
 from fewsight.apps.export.graph import Cut, Graph, build_graph, cuts_and_sides
-from fewsight.apps.export.images import inputs_of
+from fewsight.apps.export.images import CompareOn, inputs_of
 from fewsight.apps.export.onnx_model import open_session, run
 from fewsight.apps.export.write import Exported, export_run
 from fewsight.augment import center_view
@@ -121,7 +121,9 @@ def times(
 def measure(path: Path, folder: Path, threads: int, num_images: int) -> dict[str, Any]:
     """Export in float32 and int8; agreement of every way with eager, and its times."""
     exported: dict[str, Exported] = {
-        name: export_run(path, folder / f"{name}.onnx", int8=name == "int8", num_images=num_images)
+        name: export_run(
+            path, folder / f"{name}.onnx", int8=name == "int8", compare_on=CompareOn(num_images=num_images)
+        )
         for name in ("float", "int8")
     }
     asked = open_runs(path, None)

@@ -25,7 +25,7 @@ from fewsight.apps.export import images as export_images
 from fewsight.apps.export import parity
 from fewsight.apps.export.crops import CenterBox, resample
 from fewsight.apps.export.graph import CroppingGraph, build_graph, cuts_and_sides
-from fewsight.apps.export.images import ImageSet, given_images, images_of_run, inputs_of
+from fewsight.apps.export.images import CompareOn, ImageSet, given_images, images_of_run, inputs_of
 from fewsight.apps.export.int8 import measure_loss
 from fewsight.apps.export.onnx_model import describe, open_session, run
 from fewsight.apps.export.write import export_run
@@ -370,7 +370,7 @@ def test_mistakes_are_refused_before_the_work(
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("crop", [False, True])
 def test_ensemble_with_random_crops_is_predict(both: Path, digit_images: Path, crop: bool, tmp_path: Path) -> None:
-    exported = export_run(both, tmp_path / "both.onnx", crop=crop, images=[str(digit_images / "test")])
+    exported = export_run(both, tmp_path / "both.onnx", crop=crop, compare_on=CompareOn([str(digit_images / "test")]))
     assert exported.temperature == 0.6
     assert exported.parity.largest < 1e-5
     about = metadata(tmp_path / "both.onnx")
@@ -412,7 +412,7 @@ def test_int8_reports_its_loss(tiny_run: Path, tmp_path: Path, command: Command)
 @pytest.mark.parametrize("name", ["resnest101", "tresnet_xl", "seresnext101", "timm:resnet18"])
 def test_full_size_backbone_is_predict_on_photographs(fewsight_data: Path, tmp_path: Path, name: str) -> None:
     untrained_run(tmp_path / "run", fewsight_data / "imagenet-256", name, 224)
-    exported = export_run(tmp_path / "run", tmp_path / "m.onnx", num_images=16)
+    exported = export_run(tmp_path / "run", tmp_path / "m.onnx", compare_on=CompareOn(num_images=16))
     assert (exported.parity.num_images, exported.parity.num_same_top1) == (16, 16)
 
 
@@ -421,7 +421,7 @@ def test_full_size_backbone_is_predict_on_photographs(fewsight_data: Path, tmp_p
 def test_script_of_the_guide_agrees_on_photographs(fewsight_data: Path, tmp_path: Path) -> None:
     """JPEG files by Pillow alone, cut in the graph, against fewsight's own decoder and crop."""
     untrained_run(tmp_path / "run", fewsight_data / "imagenet-256", "resnest14", 64)
-    export_run(tmp_path / "run", tmp_path / "m.onnx", num_images=32, crop=True)
+    export_run(tmp_path / "run", tmp_path / "m.onnx", compare_on=CompareOn(num_images=32), crop=True)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     paths = sorted((fewsight_data / "imagenet-256").glob("*.JPEG"))[::8]
     outputs = []

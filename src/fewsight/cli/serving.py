@@ -34,6 +34,7 @@ def export(
     from fewsight.terminal import make_console
 
     require_export()
+    from fewsight.apps.export.images import CompareOn
     from fewsight.apps.export.show import show_exported
     from fewsight.apps.export.write import export_run
 
@@ -46,9 +47,7 @@ def export(
             views=views,
             crop=crop,
             int8=int8,
-            data=data,
-            images=images,
-            num_images=num_images,
+            compare_on=CompareOn(images, data, num_images),
             say=console.print,
         ),
     )

@@ -30,6 +30,41 @@ class ImageSet:
     num_trained_on: int = 0  # images that any of the runs was trained on
 
 
+@dataclass(frozen=True)
+class CompareOn:
+    """Which images an exported model is compared with `predict` on.
+
+    Args:
+        images: files, folders and patterns; none: the run's val images.
+        data: where the run's dataset is now; None: where it was at training.
+        num_images: the maximum number of images, drawn by a fixed seed where there are more.
+    """
+
+    images: Sequence[str] = ()
+    data: Path | None = None
+    num_images: int = 256
+
+    def __post_init__(self) -> None:
+        """Check the number.
+
+        Raises:
+            RunError: it is below 1.
+        """
+        if self.num_images < 1:
+            raise RunError(f"--num-images {self.num_images}: expected at least 1")
+
+    def images_for(self, selection: RunsAndViews) -> ImageSet:
+        """The images of a run or an ensemble that can be decoded.
+
+        Raises:
+            RunError: as `images_of_run`.
+            DataError: none of them can be decoded.
+        """
+        if self.images:
+            return readable_images(given_images(self.images, self.num_images))
+        return readable_images(images_of_run(selection, "val", self.data, self.num_images))
+
+
 def images_of_run(selection: RunsAndViews, split: str, data: Path | None, limit: int) -> ImageSet:
     """Images of the dataset of the run, or of an ensemble's first run.
 
