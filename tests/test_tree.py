@@ -38,6 +38,31 @@ def test_no_import_goes_against_the_order() -> None:
     assert structure.against_order() == []
 
 
+def test_nothing_is_too_large() -> None:
+    """A module fits into a reader's head, a function on a screen."""
+    limits = [
+        (structure.package_sizes(), structure.MAX_PACKAGE_MODULES),
+        (structure.module_lines(), structure.MAX_MODULE_LINES),
+        ({one.name: one.lines for one in structure.limited_functions()}, structure.MAX_FUNCTION_LINES),
+        ({one.name: one.parameters for one in structure.limited_functions()}, structure.MAX_PARAMETERS),
+    ]
+    assert [
+        f"{name}: {size}, at most {most}" for sizes, most in limits for name, size in sizes.items() if size > most
+    ] == []
+
+
+def test_no_module_is_a_drawer() -> None:
+    names = {part for path in structure.modules() for part in path.with_suffix("").parts}
+    assert names.isdisjoint(structure.DRAWERS)
+
+
+def test_exceptions_from_the_limits_are_functions_that_need_them() -> None:
+    there = {one.name: one for one in structure.functions()}
+    for name in structure.EXCEPTIONS:
+        one = there[name]
+        assert one.lines > structure.MAX_FUNCTION_LINES or one.parameters > structure.MAX_PARAMETERS, name
+
+
 def readme_commands() -> list[str]:
     """Each `fewsight ...` line of the README's shell blocks, comments cut."""
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)

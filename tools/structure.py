@@ -34,6 +34,7 @@ MAX_PACKAGE_MODULES = 14  # without __init__.py
 MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 8
+DRAWERS = {"utils", "util", "common", "helpers", "misc", "base", "manager"}  # names that say nothing of their content
 # Command functions and `fewsight.train`, whose parameters are what a user may set.
 EXCEPTIONS = {"cli/serving.py:serve", "cli/training.py:train", "training/session.py:train"}
 
@@ -109,9 +110,14 @@ def functions() -> Iterator[Function]:
                 yield Function(name, (node.end_lineno or node.lineno) - node.lineno + 1, count)
 
 
+def limited_functions() -> list[Function]:
+    """The functions that the limits hold for."""
+    return [one for one in functions() if one.name not in EXCEPTIONS]
+
+
 def main() -> None:
     """Print the figures."""
-    every = [one for one in functions() if one.name not in EXCEPTIONS]
+    every = limited_functions()
     lines, sizes = module_lines(), package_sizes()
     print(f"root entries: {len(root_entries())} (at most {MAX_ROOT_ENTRIES})")
     print(f"imports against the order: {len(against_order())}")
