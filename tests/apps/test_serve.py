@@ -1,5 +1,6 @@
 """The service: the same answers as `predict`, also under load; every limit and its status; access control."""
 
+import asyncio
 import contextlib
 import csv
 import json
@@ -25,7 +26,9 @@ import torch
 import fewsight
 from conftest import TINY, Command
 from fewsight.apps.serve.batching import GATHER_S, Batcher
-from fewsight.apps.serve.limits import Limits
+from fewsight.apps.serve.counters import Counters
+from fewsight.apps.serve.guard import Guard
+from fewsight.apps.serve.limits import Limits, RefusedError
 from fewsight.errors import RunError
 from fewsight.inference.ensemble import make_ensemble
 from fewsight.models import BACKBONES
@@ -119,6 +122,61 @@ def test_file_that_is_no_image_has_an_error_and_the_others_their_result(served: 
     assert third["error"] == "empty file (0 bytes)"
     assert (second["error"], len(second["top"])) == (None, 3)
     assert second == served.predict(good).json()["results"][0] | {"prob": second["prob"], "top": second["top"]}
+
+
+def not_finite(server: Running, monkeypatch: pytest.MonkeyPatch, value: float, width: int) -> None:
+    """Let the model give a value for pictures of this width that is not finite."""
+    model = server.service.model
+    predict_views, cut = model.predict_views, model.cut(picture(width, width), "bad", max_pixels=1000)
+
+    def predict(images: Any) -> Any:
+        scored = predict_views(images)
+        for index, image in enumerate(images):
+            if all(np.array_equal(image[run], cut[run]) for run in cut):
+                scored.predictions.probs[index, 1] = value
+        return scored
+
+    monkeypatch.setattr(model, "predict_views", predict)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_scores_that_are_not_finite_give_no_probability(
+    value: float, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "the model's scores of this image are not finite, so they give no probabilities"
+    good, bad, no_image = [("files", (f"{name}.png", data)) for name, data in
+                           [("good", picture(8)), ("bad", picture(9, 9)), ("no", b"no image")]]  # fmt: skip
+    with running(tiny_run) as server:
+        not_finite(server, monkeypatch, value, 9)
+        answer = server.predict([good, bad], details=True)
+        assert answer.status_code == 200
+        right, wrong = answer.json()["results"]
+        assert (right["error"], right["prob"] > 0) == (None, True)
+        assert wrong == {"path": "bad.png", "label": None, "prob": None, "top": [], "none_of_these": None,
+                         "error": reason, "details": None}  # fmt: skip
+        for files, status, expected in [
+            ([bad], 500, reason),
+            ([bad, bad], 500, f"none of the 2 files has probabilities; the first: {reason}"),
+            ([bad, no_image], 500, f"none of the 2 files has probabilities; the first: {reason}"),
+            ([good, bad, no_image], 200, None),
+        ]:
+            answer = server.predict(files)
+            assert (answer.status_code, answer.json().get("error")) == (status, expected)
+            assert len(answer.json()["results"]) == len(files)
+        metrics = server.client.get("/metrics").text
+    assert 'fewsight_images_total{outcome="predicted"} 2.0' in metrics
+    assert 'fewsight_images_total{outcome="error"} 8.0' in metrics
+
+
+def test_model_whose_weights_are_not_finite_gives_no_probability(tiny_run: Path) -> None:
+    with running(tiny_run) as server:
+        (scorer,) = server.service.model._loaded.values()
+        scorer.model.head.bias.data[0] = float("nan")
+        answer = server.predict([("files", ("a.png", picture()))], details=True)
+    assert answer.status_code == 500
+    (result,) = answer.json()["results"]
+    assert (result["label"], result["prob"], result["top"], result["details"]) == (None, None, [], None)
+    assert "not finite" in result["error"]
 
 
 @pytest.mark.parametrize(
@@ -301,7 +359,76 @@ def test_full_queue_is_refused_and_recovers(tiny_run: Path, monkeypatch: pytest.
         slow.go.set()
         assert [future.result().status_code for future in waiting] == [200] * 3
         assert server.predict(image_file).status_code == 200
-        assert server.predict(image_file * 4).status_code == 429, "more than the queue can hold"
+
+
+def test_request_that_could_never_be_taken_is_refused_for_good(tiny_run: Path) -> None:
+    """429 with Retry-After would make its client send it again for ever."""
+    with running(tiny_run, Limits(max_queue=3, max_body_bytes=1500)) as server:
+        about = server.client.get("/api/model").json()
+        assert (about["max_files"], about["max_bytes"]) == (3, 1500), "what a client is told is what it may send"
+        for files, expected in [
+            ([b"x"] * 4, "4 files are more than the 3 images that can wait at one time; send several requests"),
+            ([b"x" * 2000], "the body is larger than 1,500 bytes, the limit of a request"),
+        ]:
+            answer = server.predict([("files", ("a.png", data)) for data in files])
+            assert (answer.status_code, answer.json()["error"]) == (413, expected)
+            assert "Retry-After" not in answer.headers
+        assert server.predict([("files", ("a.png", picture()))]).status_code == 200
+
+
+def test_stopping_service_says_so(tiny_run: Path) -> None:
+    with running(tiny_run) as server:
+        server.service.close()
+        answer = server.predict([("files", ("a.png", picture()))])
+    assert (answer.status_code, answer.json()) == (503, {"error": "the service is stopping"})
+    assert int(answer.headers["Retry-After"]) >= 1
+
+
+def test_image_that_is_being_decoded_as_the_service_stops_is_refused(tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+                                                                     ) -> None:  # fmt: skip
+    with running(tiny_run) as server, ThreadPoolExecutor(1) as pool:
+        cut, go, begun = server.service._cut, threading.Event(), threading.Event()
+
+        def slow(upload: Any) -> Any:
+            begun.set()
+            assert go.wait(20)
+            return cut(upload)
+
+        monkeypatch.setattr(server.service, "_cut", slow)
+        waiting = pool.submit(server.predict, [("files", (f"{number}.png", picture())) for number in range(20)])
+        assert begun.wait(20)
+        server.service.batcher.close()
+        server.service.is_stopping = True
+        go.set()
+        assert waiting.result().status_code == 503
+
+
+def test_request_that_is_cancelled_as_the_service_stops_is_answered() -> None:
+    sent: list[Any] = []
+
+    async def never_answers(_scope: Any, _receive: Any, _send: Any) -> None:
+        await asyncio.sleep(60)
+
+    async def cancel() -> None:
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        async def receive() -> Any:
+            await asyncio.sleep(60)
+
+        counters = Counters(lambda: 0)
+        guard = Guard(never_answers, TOKEN, counters)
+        headers = [(b"authorization", f"Bearer {TOKEN}".encode())]
+        scope = {"type": "http", "method": "POST", "path": "/api/predict", "headers": headers}
+        task = asyncio.create_task(guard(scope, receive, send))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await task
+        labels = {"path": "/api/predict", "status": "503"}
+        assert counters.registry.get_sample_value("fewsight_requests_total", labels) == 1
+
+    asyncio.run(cancel())
+    assert (sent[0]["status"], json.loads(sent[1]["body"])) == (503, {"error": "the service is stopping"})
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
@@ -478,7 +605,7 @@ def test_batch_takes_the_waiting_images(tiny_run: Path) -> None:
     assert batches == [1, 3, 3]
     assert all(future.result().batch.predictions.errors[future.result().index] is None
                for future in futures if not future.cancelled())  # fmt: skip
-    with pytest.raises(RuntimeError, match="stopping"):
+    with pytest.raises(RefusedError, match="stopping"):
         batcher.submit(image, explain=False)
 
 
@@ -599,7 +726,7 @@ def test_description_names_the_field_and_every_refusal(served: Running) -> None:
     operation = described["paths"]["/api/predict"]["post"]
     schema = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert schema["required"] == ["files"]
-    assert set(operation["responses"]) == {"200", "401", "403", "408", "413", "415", "422", "429", "503"}
+    assert set(operation["responses"]) == {"200", "401", "403", "408", "413", "415", "422", "429", "500", "503"}
     result = described["components"]["schemas"]["Result"]["properties"]
     assert {"path", "label", "prob", "top", "error", "none_of_these"} <= set(result)
 
@@ -720,3 +847,6 @@ def test_guide_has_every_status_and_option(served: Running) -> None:
         assert f"`{field}`" in text
     for path in described["paths"]:
         assert path in text
+    metrics = re.findall(r"^# TYPE (\w+)(?<!_created) (\w+)$", served.client.get("/metrics").text, re.M)
+    assert len(metrics) == 5
+    assert all(f"| `{name}` | {kind} |" in text for name, kind in metrics)

@@ -45,6 +45,7 @@ def build_app(model: Model, limits: Limits | None = None, token: str | None = No
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
+        service.is_stopping = True
         await asyncio.to_thread(service.close)
 
     app = FastAPI(

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from fewsight.apps.serve.limits import stopping
 from fewsight.inference.model import Activation, Cuts, Model, ViewPredictions
 
 GATHER_S = 0.005  # that a batch waits for each of the images that are still being uploaded or decoded
@@ -21,6 +24,18 @@ class Prediction:
     batch: ViewPredictions
     index: int
     activations: Sequence[Activation]  # empty unless requested
+
+    @property
+    def error(self) -> str | None:
+        """Why the image has no probabilities; None if it has."""
+        return _error(self.batch, self.index)
+
+
+def _error(scored: ViewPredictions, index: int) -> str | None:
+    predictions = scored.predictions
+    if predictions.errors[index] is not None or np.isfinite(predictions.probs[index]).all():
+        return predictions.errors[index]
+    return "the model's scores of this image are not finite, so they give no probabilities"
 
 
 @dataclass(frozen=True)
@@ -72,12 +87,12 @@ class Batcher:
             explain: also compute each run's activation map for the most probable class.
 
         Raises:
-            RuntimeError: the batcher is closed.
+            RefusedError: 503, the batcher is closed.
         """
         job = _Job(image, explain)
         with self._changed:
             if self._closed:
-                raise RuntimeError("the service is stopping")
+                raise stopping()
             self._jobs.append(job)
             self._changed.notify()
         return job.future
@@ -138,6 +153,6 @@ class Batcher:
             job.future.set_result(prediction)
 
     def _activations(self, job: _Job, scored: ViewPredictions, index: int) -> Sequence[Activation]:
-        if not job.explain:
+        if not job.explain or _error(scored, index) is not None:
             return ()
         return self.model.activations(job.image, int(scored.predictions.probs[index].argmax()))

@@ -1,5 +1,6 @@
 """Middleware around every request: access control, security headers, request counts."""
 
+import asyncio
 import hmac
 import logging
 import time
@@ -10,7 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fewsight.apps.serve.counters import Counters
-from fewsight.apps.serve.limits import RefusedError
+from fewsight.apps.serve.limits import RefusedError, stopping
 from fewsight.apps.serve.uploads import drain
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -66,6 +67,11 @@ class Guard:
             else:
                 await drain(Headers(scope=scope), receive)
                 await refusal_response(refusal)(scope, receive, send_guarded)
+        except asyncio.CancelledError:
+            if status != CLIENT_CLOSED:
+                raise
+            # only a service that is stopping cancels a request, once its grace period is over
+            await refusal_response(stopping())(scope, receive, send_guarded)
         except Exception:
             if status != CLIENT_CLOSED:
                 raise  # the answer has begun, so it can only be cut off

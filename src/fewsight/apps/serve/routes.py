@@ -9,9 +9,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 import fewsight
 from fewsight.apps.serve import schemas
 from fewsight.apps.serve.limits import MAX_TOP_K, RefusedError
-from fewsight.apps.serve.service import Service, predict_uploads
+from fewsight.apps.serve.service import Failure, Service, predict_uploads
 from fewsight.apps.serve.uploads import FIELD, drain
-from fewsight.data import ImageError
 from fewsight.inference.prediction_files import valid_text
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -20,9 +19,10 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         401: "the token is missing or wrong",
         403: "without a token, not from this machine",
         408: "the upload took too long",
-        413: "the body is too large, or every image has too many pixels",
+        413: "the body is too large, more files than can wait, or every image has too many pixels",
         415: "not multipart/form-data, or no file is an image",
         422: "malformed, no file, too many, or none could be read",
+        500: "the service failed, or the model's scores of every image are not finite",
         429: "too much is waiting; see Retry-After",
         503: "no answer in time, or stopping; see Retry-After",
     }.items()
@@ -60,8 +60,8 @@ async def predict(
 ) -> Response:
     """Predict the classes of images: a result for each file, in order.
 
-    A file that cannot be read has the reason in `error`, and the others are answered; where none can be read, the
-    status is an error too.
+    An image that cannot be read, or has no probabilities, has the reason in `error`, and the others are answered;
+    where no image has an answer, the status is an error too.
     """
     try:
         service.check_queue(1)
@@ -75,26 +75,25 @@ async def predict(
         raise
     results = [
         schemas.failed_result(upload.name, prediction)
-        if isinstance(prediction, ImageError)
+        if isinstance(prediction, Failure)
         else schemas.result_of(upload.name, prediction, service.model, top_k, details=details)
         for upload, prediction in zip(uploads, predictions, strict=True)
     ]
     for result in results:
         service.counters.image("error" if result.error else "none_of_these" if result.none_of_these else "predicted")
-    status = schemas.status_of(
-        [prediction if isinstance(prediction, ImageError) else None for prediction in predictions]
-    )
+    status = schemas.status_of([prediction if isinstance(prediction, Failure) else None for prediction in predictions])
     body: schemas.Results | schemas.Problem = schemas.Results(results=results)
     if status != 200:
-        body = schemas.Problem(error=_why(results), results=results)
+        body = schemas.Problem(error=_why(results, status), results=results)
     text = body.model_dump_json(exclude=None if details else {"results": {"__all__": {"details"}}})
     return Response(text, status, media_type="application/json")
 
 
-def _why(results: Sequence[schemas.Result]) -> str:
+def _why(results: Sequence[schemas.Result], status: int) -> str:
     if len(results) == 1:
         return str(results[0].error)
-    return f"none of the {len(results):,} files could be read; the first: {results[0].error}"
+    what = "has probabilities" if status == 500 else "could be read"
+    return f"none of the {len(results):,} files {what}; the first: {results[0].error}"
 
 
 async def about(service: Served) -> schemas.ModelInfo:
@@ -111,9 +110,9 @@ async def about(service: Served) -> schemas.ModelInfo:
         temperature=None if calibration is None else calibration.temperature,
         threshold=None if threshold is None else threshold.prob,
         coverage=None if threshold is None else threshold.coverage,
-        max_bytes=limits.max_bytes,
+        max_bytes=limits.max_request_bytes,
         max_pixels=limits.max_pixels,
-        max_files=limits.max_files,
+        max_files=min(limits.max_files, limits.max_queue),
     )
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from fewsight.apps.pictures import data_url
 from fewsight.apps.serve.batching import Prediction
-from fewsight.data import ImageError, LargeImageError, UnknownKindError
+from fewsight.apps.serve.service import Failure
 from fewsight.inference.model import Activation, Model
 from fewsight.inference.prediction_files import valid_text
 
@@ -49,16 +49,16 @@ class Details(BaseModel):
 
 
 class Result(BaseModel):
-    """One image: its classes, or why it could not be read."""
+    """One image: its classes, or why it has none."""
 
     path: str = Field(description="the file's name as it was sent")
-    label: str | None = Field(description="the most probable class; null where the image could not be read")
-    prob: float | None = Field(description="its probability, at the run's temperature")
+    label: str | None = Field(description="the most probable class; null where there is an error")
+    prob: float | None = Field(ge=0, le=1, description="its probability, at the run's temperature")
     top: list[ClassProb] = Field(description="the most probable classes, the label first")
     none_of_these: bool | None = Field(
         description="whether prob is below the run's threshold; null where the run has none"
     )
-    error: str | None = Field(description="why the image could not be read")
+    error: str | None = Field(description="why the image could not be read, or has no probabilities")
     details: Details | None = Field(default=None, description="with details=true")
 
 
@@ -120,22 +120,22 @@ def result_of(name: str, prediction: Prediction, model: Model, top_k: int, *, de
     )
 
 
-def failed_result(name: str, error: ImageError) -> Result:
-    """The result of a file that could not be read."""
+def failed_result(name: str, failure: Failure) -> Result:
+    """The result of an image without probabilities."""
     return Result(
-        path=valid_text(name), label=None, prob=None, top=[], none_of_these=None, error=valid_text(error.reason)
+        path=valid_text(name), label=None, prob=None, top=[], none_of_these=None, error=valid_text(failure.reason)
     )
 
 
-def status_of(errors: Sequence[ImageError | None]) -> int:
-    """200 where at least one image was read; else 413, 415 or 422 where all files failed alike, 422 where not."""
-    if not all(errors):
-        return 200
-    statuses = {
-        413 if isinstance(error, LargeImageError) else 415 if isinstance(error, UnknownKindError) else 422
-        for error in errors
-    }
-    return statuses.pop() if len(statuses) == 1 else 422
+def status_of(failures: Sequence[Failure | None]) -> int:
+    """200 where an image has probabilities; else the status of all failures if they are alike.
+
+    Else 500 where the model failed on one of them, and 422 where only files did.
+    """
+    statuses = {200 if failure is None else failure.status for failure in failures}
+    if 200 in statuses or len(statuses) == 1:
+        return 200 if 200 in statuses else statuses.pop()
+    return 500 if 500 in statuses else 422
 
 
 def _details(prediction: Prediction, model: Model) -> Details:
@@ -143,7 +143,11 @@ def _details(prediction: Prediction, model: Model) -> Details:
     is_run = not model.members
     views = [_part(classes, probs[index], None if is_run else run, view) for (run, view), probs in batch.views.items()]
     members = [_part(classes, probs[index], member, None) for member, probs in batch.members.items()]
-    activations = [_activation_map(activation, is_run) for activation in prediction.activations]
+    activations = [
+        _activation_map(activation, is_run)
+        for activation in prediction.activations
+        if np.isfinite(activation.values).all()
+    ]
     return Details(views=views, members=members, activations=activations)
 
 
@@ -167,5 +171,8 @@ def _activation_map(activation: Activation, is_run: bool) -> ActivationMap:
 
 
 def _shortest_float32(prob: float) -> float:
-    """The shortest decimal that is this float32, as `predict` writes it; rounding may not leave [0, 1]."""
-    return min(1.0, float(str(np.float32(prob))))
+    """The shortest decimal that is this float32, as `predict` writes it; rounding may not leave [0, 1].
+
+    NaN stays NaN, which the schemas refuse.
+    """
+    return min(float(str(np.float32(prob))), 1.0)

@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
@@ -12,15 +13,23 @@ from starlette.requests import ClientDisconnect
 
 from fewsight.apps.serve.batching import Batcher, Prediction
 from fewsight.apps.serve.counters import Counters
-from fewsight.apps.serve.limits import Limits, RefusedError
+from fewsight.apps.serve.limits import Limits, RefusedError, stopping
 from fewsight.apps.serve.uploads import BodyBudget, Reservation, Upload, read_uploads
-from fewsight.data import ImageError
+from fewsight.data import ImageError, LargeImageError, UnknownKindError
 from fewsight.inference.model import Cuts, Model
 from fewsight.inference.prediction_files import valid_text
 from fewsight.machine.cores import num_cores
 
 NUM_DECODERS = max(2, num_cores())  # threads
 BATCHES_AHEAD = 2  # batches of images that may be decoded and not yet scored
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an image has no probabilities."""
+
+    reason: str
+    status: int  # of the answer where no image of the request has any: 413, 415, 422 the file; 500 the model
 
 
 class Service:
@@ -34,6 +43,7 @@ class Service:
         self.model, self.limits = model, limits
         self.num_waiting = 0  # images admitted and not yet answered
         self.num_reading = 0  # requests that are being read
+        self.is_stopping = False
         self.counters = Counters(lambda: self.num_waiting)
         self.budget = BodyBudget(limits)
         self.batcher = Batcher(
@@ -47,7 +57,7 @@ class Service:
         """Count this many images as waiting until the block ends.
 
         Raises:
-            RefusedError: 429, as `check_queue`.
+            RefusedError: as `check_queue`.
         """
         self.check_queue(num_images)
         self.num_waiting += num_images
@@ -68,8 +78,17 @@ class Service:
         """Check that this many more images can be answered in time.
 
         Raises:
-            RefusedError: 429, the queue is full, or scoring it would take longer than the timeout.
+            RefusedError: 413, they are more than the queue can ever hold; 429, the queue is full, or scoring it would
+                take longer than the timeout; 503, the service is stopping.
         """
+        if self.is_stopping:
+            raise stopping()
+        if num_images > self.limits.max_queue:
+            raise RefusedError(
+                413,
+                f"{num_images:,} files are more than the {self.limits.max_queue:,} images that can wait at one time; "
+                "send several requests",
+            )
         seconds = self.batcher.seconds_for(self.num_waiting + num_images)
         late = self.num_waiting > 0 and seconds > self.limits.timeout_s
         if self.num_waiting + num_images > self.limits.max_queue or late:
@@ -81,27 +100,33 @@ class Service:
                 close=True,
             )
 
-    async def predict(self, upload: Upload, turns: asyncio.Semaphore, *, explain: bool) -> Prediction | ImageError:
+    async def predict(self, upload: Upload, turns: asyncio.Semaphore, *, explain: bool) -> Prediction | Failure:
         """Decode one image, then score it in a batch with others.
 
         Args:
             turns: of the image's request, so that a request of many large images leaves decoder threads to others.
+
+        Raises:
+            RefusedError: 503, the service is stopping.
         """
         async with turns:
             await self.decoded.acquire()
             try:
+                if self.is_stopping:
+                    raise stopping()
                 loop = asyncio.get_running_loop()
                 prediction = self.batcher.submit(
                     await loop.run_in_executor(self.decoders, self._cut, upload), explain=explain
                 )
             except ImageError as error:
                 self.decoded.release()
-                return error
+                return _failure(error)
             except BaseException:
                 self.decoded.release()
                 raise
         try:
-            return await asyncio.wrap_future(prediction)
+            scored = await asyncio.wrap_future(prediction)
+            return scored if scored.error is None else Failure(scored.error, 500)
         finally:
             self.decoded.release()
 
@@ -109,13 +134,23 @@ class Service:
         return self.model.cut(upload.data, valid_text(upload.name) or "image", max_pixels=self.limits.max_pixels)
 
     def close(self) -> None:
-        """Score the waiting images, then end the threads."""
+        """Score the waiting images, then end the threads.
+
+        The event loop must set `is_stopping` itself before it leaves this to another thread, or a request in between
+        would find the threads ended.
+        """
+        self.is_stopping = True
         self.batcher.close()
         self.decoders.shutdown()
 
 
+def _failure(error: ImageError) -> Failure:
+    status = 413 if isinstance(error, LargeImageError) else 415 if isinstance(error, UnknownKindError) else 422
+    return Failure(error.reason, status)
+
+
 async def predict_uploads(request: Request, service: Service, uploads: Sequence[Upload], *, explain: bool
-                          ) -> list[Prediction | ImageError]:  # fmt: skip
+                          ) -> list[Prediction | Failure]:  # fmt: skip
     """Predict all images of a request, in its order; they are dropped on a timeout or when the client disconnects.
 
     Raises:
@@ -123,7 +158,7 @@ async def predict_uploads(request: Request, service: Service, uploads: Sequence[
         ClientDisconnect: the client closed the connection.
     """
 
-    async def predict_all() -> list[Prediction | ImageError]:
+    async def predict_all() -> list[Prediction | Failure]:
         turns = asyncio.Semaphore(max(1, NUM_DECODERS // 2))
         return list(await asyncio.gather(*(service.predict(upload, turns, explain=explain) for upload in uploads)))
 

@@ -87,7 +87,7 @@ async def read_uploads(request: Request, limits: Limits, reservation: Reservatio
         raise RefusedError(415, "expected a body without Content-Encoding", close=True)
     claimed = request.headers.get("content-length", "")
     if claimed.isdecimal() and claimed.isascii() and len(claimed) < 19:
-        if int(claimed) > limits.max_bytes:
+        if int(claimed) > limits.max_request_bytes:
             raise _too_large(limits)
         reservation.grow_to(int(claimed))
     num_received = 0
@@ -96,7 +96,7 @@ async def read_uploads(request: Request, limits: Limits, reservation: Reservatio
         nonlocal num_received
         message = await request.receive()
         num_received += len(message.get("body", b""))
-        if num_received > limits.max_bytes:
+        if num_received > limits.max_request_bytes:
             raise _too_large(limits)
         reservation.grow_to(num_received)
         return message
@@ -125,7 +125,9 @@ async def read_uploads(request: Request, limits: Limits, reservation: Reservatio
 
 
 def _too_large(limits: Limits) -> RefusedError:
-    return RefusedError(413, f"the body is larger than {limits.max_bytes:,} bytes, the limit of a request", close=True)
+    return RefusedError(
+        413, f"the body is larger than {limits.max_request_bytes:,} bytes, the limit of a request", close=True
+    )
 
 
 def _malformed(error: HTTPException | MultiPartException, limits: Limits) -> RefusedError:
