@@ -219,3 +219,43 @@ def test_page_that_cannot_be_written_is_refused_first(
 
 def test_sound_real_images_have_no_finding(fewsight_data: Path) -> None:
     assert groups_of(fewsight_data / "tiny20") == {}
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "dev"])
+def test_split_of_another_name_is_checked_and_said(name: str, clean: Path, command: Command) -> None:
+    (clean / "test").rename(clean / name)
+    (clean / name / "ash/empty").mkdir()
+    (clean / name / "elm").mkdir()
+    answer = command("check", clean)
+    assert (answer.code, answer.err) == (1, "")
+    assert f"\nnote: {name} is read as val\n" in answer.out
+    assert "val: 6 images that can be read, 2 classes" in answer.out
+    assert f"fault: empty class: 1\n  a class folder without images\n  {name}/elm\n" in answer.out
+
+
+def test_splits_can_be_named(clean: Path, command: Command) -> None:
+    (clean / "test").rename(clean / "b")
+    (clean / "train").rename(clean / "a")
+    answer = command("check", clean, "--splits", "train=a,val=b")
+    assert (answer.code, answer.err) == (0, "")
+    assert "note: a is read as train\nnote: b is read as val\n" in answer.out
+
+
+def test_manifest_without_train_is_found(clean: Path, command: Command) -> None:
+    rows = [f"{path.relative_to(clean)},{path.parent.name},first" for path in sorted(clean.rglob("*.png"))]
+    (clean / "list.csv").write_text("path,label,split\n" + "\n".join(rows))
+    answer = command("check", clean / "list.csv")
+    assert answer.code == 1
+    assert "fault: no train split: 1\n  training refuses; say which split is train: --splits train=NAME\n" in answer.out
+    assert command("check", clean / "list.csv", "--splits", "train=first").code == 0
+
+
+def test_reread_sees_what_no_time_shows(clean: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fewsight.data import scanning
+
+    monkeypatch.setattr(scanning, "stamp_of", lambda path: (path.encode(), 0, 0, 0))
+    assert command("check", clean).code == 0
+    copied(clean / "train/oak/0.png", clean / "test/oak/0.png")
+    assert command("check", clean).code == 0
+    assert "leak: equal images" in command("check", clean, "--reread").out
+    assert "leak: equal images" in command("check", clean).out

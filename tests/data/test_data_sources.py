@@ -48,13 +48,114 @@ def test_splits_are_read_by_name_in_code_point_order(tmp_path: Path) -> None:
     assert dataset.classes_of("extra", "val") == ("a", "b")
 
 
-@pytest.mark.parametrize("name", ["valid", "validation"])
+@pytest.mark.parametrize("name", ["valid", "validation", "dev", "Val"])
 def test_valid_is_val_where_there_is_no_val(tmp_path: Path, name: str) -> None:
     fill(tmp_path, "train/a/1.png", f"{name}/a/2.png")
     assert listed(tmp_path, "val") == [(f"{name}/a/2.png", "a")]
+    assert read_dataset(tmp_path).notes == (f"{name} is read as val",)
     fill(tmp_path, "val/a/3.png")
     assert listed(tmp_path, "val") == [("val/a/3.png", "a")]
     assert listed(tmp_path, name) == [(f"{name}/a/2.png", "a")]
+    assert read_dataset(tmp_path).notes == ()
+
+
+def test_training_and_testing_are_train_and_test(tmp_path: Path) -> None:
+    fill(tmp_path, "training/a/1.png", "validation/a/2.png", "Testing/a/3.png", "extra/a/4.png")
+    dataset = read_dataset(tmp_path)
+    assert {split: samples[0].path for split, samples in dataset.splits.items()} == {
+        "train": "training/a/1.png",
+        "val": "validation/a/2.png",
+        "test": "Testing/a/3.png",
+        "extra": "extra/a/4.png",
+    }
+
+
+def test_class_called_training_is_no_split(tmp_path: Path) -> None:
+    fill(tmp_path, "training/1.png", "resting/1.png", "training/2.png")
+    assert read_dataset(tmp_path).classes_of() == ("resting", "training")
+
+
+def test_two_names_of_one_split_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "train/a/1.png", "valid/a/2.png", "dev/a/3.png")
+    with pytest.raises(DataError, match="dev and valid both mean val; say which one does: --splits val=dev"):
+        read_dataset(tmp_path)
+    assert sorted(read_dataset(tmp_path, splits="val=dev").splits) == ["train", "val", "valid"]
+
+
+def test_splits_of_any_name_are_given(tmp_path: Path) -> None:
+    fill(tmp_path / "set", "one/one/a/1.png", "two/a/2.png", "three/a/3.png")
+    dataset = read_dataset(tmp_path / "set", splits="train=one/one/, val=two")
+    assert {split: samples[0].path for split, samples in dataset.splits.items()} == {
+        "train": "one/one/a/1.png",
+        "val": "two/a/2.png",
+        "three": "three/a/3.png",
+    }
+    assert dataset.names == {"train": "one/one", "val": "two", "three": "three"}
+    assert dataset.notes == ("one/one is read as train", "two is read as val")
+    fill(tmp_path, "1.png", "2.png")
+    file = manifest(tmp_path, "path,label,split\n1.png,a,A\n2.png,b,B\n")
+    assert sorted(read_dataset(file, splits="train=B,test=A").splits) == ["test", "train"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("one", "--splits one: expected a different name for each of train, val and test"),
+        ("train=one,train=two", "expected a different name"),
+        ("train=one,val=one", "expected a different name"),
+        ("learn=one", "expected a different name"),
+        ("train=", "expected a different name"),
+        ("train=four", "--splits train=four: there is no such folder; found one, two, val"),
+        ("train=../data", "there is no such folder"),
+        ("train=one,val=two", "--splits val=two: there is a val too; rename it, or leave this out"),
+    ],
+)
+def test_splits_that_do_not_fit_are_refused(tmp_path: Path, text: str, reason: str) -> None:
+    fill(tmp_path / "data", "one/a/1.png", "two/a/2.png", "val/a/3.png")
+    with pytest.raises(DataError, match=reason):
+        read_dataset(tmp_path / "data", splits=text)
+
+
+def test_splits_of_a_manifest_are_its_values(tmp_path: Path) -> None:
+    fill(tmp_path, "1.png", "2.png", "3.png")
+    file = manifest(tmp_path, "path,label,split\n1.png,a,training\n2.png,b,Validation\n3.png,a,testing\n")
+    dataset = read_dataset(file)
+    assert list(dataset.splits) == ["train", "val", "test"]
+    assert dataset.notes == ("training is read as train", "Validation is read as val", "testing is read as test")
+    with pytest.raises(DataError, match=r"list\.csv: --splits train=one: there is no one; found Validation, testing"):
+        read_dataset(file, splits="train=one")
+    with pytest.raises(DataError, match=r"list\.csv: --splits needs a column split"):
+        read_dataset(manifest(tmp_path, "path,label\n1.png,a\n"), splits="train=one")
+
+
+def test_splits_that_would_become_classes_are_refused(tmp_path: Path) -> None:
+    """As in a well-known set of scenes, whose archive repeats each folder's name."""
+    fill(tmp_path, *[f"seg_{split}/seg_{split}/{label}/1.png" for split in ("train", "test") for label in "abc"])
+    fill(tmp_path, "seg_pred/seg_pred/1.png")
+    typed = "train=seg_train/seg_train,test=seg_test/seg_test"
+    with pytest.raises(
+        DataError, match=r"folders of the same names \(a, b, c\), so they are splits .* --splits"
+    ) as caught:
+        read_dataset(tmp_path)
+    assert str(caught.value).endswith(f"give --splits {typed}")
+    assert read_dataset(tmp_path, splits=typed).classes_of("train", "test") == ("a", "b", "c")
+
+
+def test_splits_below_the_classes_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path, *[f"{label}/{split}/1.png" for split in ("train", "test") for label in "abc"])
+    with pytest.raises(DataError, match=r"put the splits above the classes \(test/a/ and so on\)"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("above", ["", "train/"])
+def test_class_folders_with_equal_folders_inside_are_noted(tmp_path: Path, above: str) -> None:
+    """Cats and dogs by year are classes, so this is no reason to refuse."""
+    fill(tmp_path, *[f"{above}{label}/{year}/1.png" for label in ("cat", "dog") for year in (2019, 2020)])
+    dataset = read_dataset(tmp_path)
+    assert dataset.classes_of() == ("cat", "dog")
+    assert "cat/, dog/ hold no images, but folders of the same names (2019, 2020)" in dataset.notes[0]
+    fill(tmp_path, f"{above}cat/1.png")
+    assert read_dataset(tmp_path).notes == ()
 
 
 def test_hidden_and_other_files_are_counted_not_classes(tmp_path: Path) -> None:
@@ -138,7 +239,7 @@ def test_class_folders_are_split_by_seed(tmp_path: Path) -> None:
         (("train/a/x.txt",), r"no images in its folders \(a\); expected .* \.png"),
         (("a/", "b/"), r"no images in its folders \(a, b\)"),
         (("val/a/1.png", "test/a/1.png"), "holds test/, val/ but no train/"),
-        (("Train/a/1.png", "Test/a/1.png"), "holds Test/, Train/ but no train/"),
+        (("Val/a/1.png", "Testing/a/1.png"), "holds Testing/, Val/ but no train/"),
         ((".hidden/1.png",), "this folder is empty"),
     ],
 )

@@ -88,12 +88,17 @@ def test_training_works_from_two_images_a_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("splits", "reason"),
     [
-        ({"test": {"a": 2, "b": 2}}, "no train split; found test"),
+        ({"test": {"a": 2, "b": 2}}, "no train split; found test; if one of them is, give --splits train=test"),
         ({"train": {"a": 2}}, r"only one class to train on \(a\); at least 2"),
         ({"train": {"a": 2, "b": 1, "c": 1}}, r"2 classes have one image to train on \(b, c\)"),
         ({"train": {"a": 2, "b": 1}}, r"1 class has one image to train on \(b\)"),
         ({"train": {"Cat": 2, "cat": 2}}, "'Cat' and 'cat' differ only by case"),
         ({"train": {"Cat": 2, "b": 2}, "val": {"cat": 1}}, "'Cat' and 'cat' differ only by case"),
+        ({"train": {"caf\u00e9": 2, "cafe\u0301": 2}}, r"'cafe\\u0301' and 'caf\\xe9' look alike"),
+        ({"train": {"cat": 2, "cat\u200b": 2}}, r"'cat' and 'cat\\u200b' look alike"),
+        ({"train": {"cat": 2, "cat ": 2}}, "'cat' and 'cat ' look alike"),
+        ({"train": {"big  cat": 2, "big\u00a0cat": 2}}, "look alike"),
+        ({"train": {"\uff23at": 2, "b": 2}, "val": {"cat": 1}}, "look alike"),
         ({"train": {"a": 2, "b": 2}, "val": {"a": 1, "x": 1}}, r"val holds classes that train lacks \(x\)"),
     ],
 )
@@ -129,6 +134,38 @@ def test_evaluation_takes_a_folder_without_train_whole(tmp_path: Path) -> None:
     assert len(evaluation_samples(tmp_path, ("a", "b"), "val").samples) == 2
     same = evaluation_samples(tmp_path, ("a", "b"), trained_on=tmp_path)
     assert (same.split, same.samples) == ("val", read_dataset(tmp_path).splits["val"])
+
+
+def test_evaluation_names_a_class_that_only_looks_like_the_runs(tmp_path: Path) -> None:
+    folder(tmp_path, "cafe\u0301/1.png")
+    with pytest.raises(DataError, match=r"'caf\\xe9' and 'cafe\\u0301' look alike.*: rename the data's"):
+        evaluation_samples(tmp_path, ("b", "caf\u00e9"))
+
+
+def test_evaluation_reads_a_split_by_each_of_its_names(tmp_path: Path) -> None:
+    folder(tmp_path, "training/a/1.png", "validation/a/2.png", "testing/a/3.png")
+    assert evaluation_samples(tmp_path, ("a",)).split == "test"
+    for name in ("val", "validation", "valid"):
+        evaluated = evaluation_samples(tmp_path, ("a",), name)
+        assert (evaluated.split, evaluated.samples[0].path) == ("val", "validation/a/2.png")
+    evaluated = evaluation_samples(tmp_path, ("a",), "val", splits="val=testing")
+    assert evaluated.samples[0].path == "testing/a/3.png"
+
+
+def test_one_class_that_is_a_folder_of_classes_is_named(tmp_path: Path) -> None:
+    folder(tmp_path / "one", "archive/cat/1.png", "archive/dog/1.png")
+    with pytest.raises(DataError, match=r"only one class .* are the classes, give .*one/archive as DATA"):
+        training_samples(read_dataset(tmp_path / "one"))
+    folder(tmp_path / "two", "train/train/cat/1.png", "train/train/dog/1.png")
+    with pytest.raises(DataError, match=r"only one class .* give --splits train=train/train"):
+        training_samples(read_dataset(tmp_path / "two"))
+
+
+def test_manifest_without_train_is_named(tmp_path: Path) -> None:
+    folder(tmp_path, "1.png")
+    (tmp_path / "list.csv").write_text("path,label,split\n1.png,a,learn\n")
+    with pytest.raises(DataError, match=r"list\.csv: no train split; found learn; .* --splits train=learn"):
+        training_samples(read_dataset(tmp_path / "list.csv"))
 
 
 def test_evaluation_of_one_class_works(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ def check(
     /,
     *,
     holdout: float = 0.2,
+    splits: str = "",
+    reread: bool = False,
     json_: Annotated[Path | None, Parameter(name="--json")] = None,
     html: Path | None = None,
 ) -> int:
@@ -33,6 +35,9 @@ def check(
     Args:
         data: a dataset, as for train.
         holdout: fraction of each class that train would hold out as val if the data has no splits (0.2).
+        splits: train=NAME,val=NAME,test=NAME for splits that are not called so: folders, or a manifest's values.
+        reread: read every file, also those that by size and times are as they were. What every other command compares
+            with the files' contents then holds, on file systems that keep no exact times too.
         json_: also write every finding to this file.
         html: also write a page with thumbnails to this file.
     """
@@ -46,7 +51,7 @@ def check(
             files.check_target(target, option)
     console = make_console()
     with progress_counter(console, "checking") as progress:
-        checked = check_data(data, holdout=holdout, progress=progress)
+        checked = check_data(data, holdout=holdout, splits=splits, reread=reread, progress=progress)
     show_check(console, checked)
     if json_ is not None:
         files.write_json(json_, check_json(checked))
@@ -70,6 +75,7 @@ def train(
     init_from: Path | None = None,
     merge_val: bool = False,
     holdout: float | None = None,
+    splits: str | None = None,
     max_bad: float | None = None,
     leak: Literal["drop", "stop", "allow"] | None = None,
     deterministic: bool = False,
@@ -90,6 +96,7 @@ def train(
             recipe is then trained. With the recipe auto, the run's backbone and image size are kept.
         merge_val: train on train + val, as the paper does.
         holdout: fraction of each class held out as val if the data has no splits (0.2).
+        splits: train=NAME,val=NAME,test=NAME for splits that are not called so: folders, or a manifest's values.
         max_bad: refuse to train if more than this fraction of the images cannot be read (0.01).
         leak: what to do with a training image that equals one of another split: drop it, stop, or allow it (drop).
             Near duplicates are only named.
@@ -100,7 +107,7 @@ def train(
     if resume is not None:
         given = {"DATA": data, "--out": out, "--recipe": recipe, "--hours": hours, "--set": set_ or None,
                  "--seeds": seeds, "--init-from": init_from, "--merge-val": merge_val or None, "--holdout": holdout,
-                 "--max-bad": max_bad, "--leak": leak, "--deterministic": deterministic or None,
+                 "--splits": splits, "--max-bad": max_bad, "--leak": leak, "--deterministic": deterministic or None,
                  "--preview": preview}  # fmt: skip
         _refuse_with_resume([name for name, value in given.items() if value is not None])
     elif data is None or out is None:
@@ -128,8 +135,9 @@ def train(
         show_run(run, console)
         show_next(run, console)
         return 0
-    settings = {"data.merge_val": "true" if merge_val else None, "data.holdout": holdout, "data.max_bad": max_bad,
-                "data.leak": leak, "run.deterministic": "true" if deterministic else None}  # fmt: skip
+    settings = {"data.merge_val": "true" if merge_val else None, "data.holdout": holdout, "data.splits": splits,
+                "data.max_bad": max_bad, "data.leak": leak,
+                "run.deterministic": "true" if deterministic else None}  # fmt: skip
     runs = train_run(
         data,
         out,

@@ -8,11 +8,12 @@ import csv
 import os
 import posixpath
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fewsight.data.samples import Dataset, Sample, val_by_its_name
-from fewsight.data.splits import split_by_seed
+from fewsight.data.samples import Dataset, Sample
+from fewsight.data.splits import naming_notes, split_by_seed, split_names
 from fewsight.errors import DataError
 from fewsight.wording import named
 
@@ -20,13 +21,14 @@ MANIFEST_SUFFIXES = frozenset({".csv", ".parquet"})
 _COLUMNS = "expected the columns path,label and, optionally, split"
 
 
-def read_manifest(path: Path, *, holdout: float, seed: int) -> Dataset:
+def read_manifest(path: Path, *, holdout: float, seed: int, given: Mapping[str, str]) -> Dataset:
     """Read the dataset that the manifest `path` lists; without a split column it is split by seed.
 
     Args:
         path: a CSV or Parquet file.
         holdout: the fraction of each class that becomes val.
         seed: the seed of that draw.
+        given: `parse_splits`: values of the split column that are not train, val or test.
 
     Raises:
         DataError: a column, value or file is missing, or an image has several labels.
@@ -41,12 +43,25 @@ def read_manifest(path: Path, *, holdout: float, seed: int) -> Dataset:
     splits: dict[str, list[Sample]] = {}
     for row in rows:
         splits.setdefault(row.split, []).append(Sample(row.path, row.label))
+    if given and "" in splits:
+        raise DataError(f"{path}: --splits needs a column split, and there is none; leave it out, or add the column")
     if drawn := "" in splits:
         train, val = split_by_seed(splits[""], holdout=holdout, seed=seed)
-        named_splits = {"train": train} | ({"val": val} if val else {})
+        named_splits, names = {"train": train} | ({"val": val} if val else {}), dict[str, str]()
     else:
-        named_splits = val_by_its_name({name: tuple(samples) for name, samples in splits.items()})
-    return Dataset(path.parent, named_splits, "manifest", dict(ignored), split_by_seed=drawn)
+        read_as = split_names(splits, given, path)
+        names = {split: value for value, split in read_as.items()}
+        named_splits = {read_as[value]: tuple(samples) for value, samples in splits.items()}
+    return Dataset(
+        path.parent,
+        named_splits,
+        "manifest",
+        dict(ignored),
+        split_by_seed=drawn,
+        names=names,
+        file=path,
+        notes=naming_notes(names),
+    )
 
 
 class _Row:

@@ -27,6 +27,7 @@ class Prepared:
     facts: RunData
     listed: list[ListedImage]  # the training images, then those of val
     sizes: tuple[tuple[int, int], ...]  # (width, height) of each training image
+    notes: tuple[str, ...] = ()  # as `Dataset.notes`
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def prepare(source: Path, settings: Data, *, progress: Callable[[int, int], None
     Raises:
         DataError: the data cannot be used, or more than `settings.max_bad` of its images cannot be read.
     """
-    dataset = read_dataset(source, holdout=settings.holdout, seed=settings.split_seed)
+    dataset = read_dataset(source, holdout=settings.holdout, seed=settings.split_seed, splits=settings.splits)
     classes, train, val = training_samples(dataset, merge_val=settings.merge_val)
     others = _not_trained_on(dataset, settings.merge_val)
     scanned = scan(dataset.root, [*train, *others], workers=num_cores(), progress=progress)
@@ -124,7 +125,7 @@ def _fix(dataset: Dataset, source: Path, settings: Data, chosen: _Chosen) -> Pre
         for sample in samples
     ]
     sizes = tuple((scans[sample.path].width, scans[sample.path].height) for sample in train)
-    return Prepared(chosen.classes, images, facts, listed, sizes)
+    return Prepared(chosen.classes, images, facts, listed, sizes, dataset.notes)
 
 
 def _check_bad(source: Path, left_out: list[dict[str, str]], total: int, max_bad: float) -> None:

@@ -10,8 +10,6 @@ import numpy as np
 from fewsight.errors import DataError
 from fewsight.machine.rng import SAMPLE, stream
 
-VAL_NAMES = ("valid", "validation")  # other names of val
-
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -26,6 +24,8 @@ class Dataset:
     """The labelled images of a folder or manifest, by split.
 
     `splits` holds them in code-point order of the path (for a manifest, in its order).
+    `names` holds for each split, labelled or not, how it is called in the data: its folder below the root, or the
+    manifest's value. `file` is the manifest, if it is one. `notes` are lines for the user on how it was understood.
     `layout` says where the splits come from: "splits" and "vipriors" are folders beside train/, "classes" is
     one level of class folders, "manifest" is a table; `split_by_seed` says whether train and val were drawn.
     `unlabelled` holds the splits without labels, `ignored` the number of skipped files and folders by reason.
@@ -37,6 +37,14 @@ class Dataset:
     ignored: dict[str, int] = field(default_factory=dict)
     unlabelled: dict[str, tuple[str, ...]] = field(default_factory=dict)
     split_by_seed: bool = False
+    names: dict[str, str] = field(default_factory=dict)
+    file: Path | None = field(default=None, compare=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> Path:
+        """The folder or manifest, for messages."""
+        return self.file or self.root
 
     def classes_of(self, *splits: str) -> tuple[str, ...]:
         """The class names of these splits (of all splits if none is given), in code-point order."""
@@ -70,14 +78,6 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def val_by_its_name(splits: dict[str, tuple[Sample, ...]]) -> dict[str, tuple[Sample, ...]]:
-    """The same splits, with valid or validation renamed to val if there is no val."""
-    other_name = next((name for name in VAL_NAMES if name in splits), None)
-    if other_name is None or "val" in splits:
-        return splits
-    return {"val" if name == other_name else name: samples for name, samples in splits.items()}
 
 
 def sample_indices(num_images: int, limit: int, seed: int) -> np.ndarray:

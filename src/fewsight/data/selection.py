@@ -1,12 +1,14 @@
 """Choose the samples to train on, validate on or evaluate. Labels are matched by name, never by index."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewsight.data.samples import VAL_NAMES, Dataset, Sample, classes_in
+from fewsight.data.samples import Dataset, Sample, classes_in
 from fewsight.data.sources import read_dataset
+from fewsight.data.splits import usual_split
 from fewsight.errors import DataError
 from fewsight.wording import named
 
@@ -21,6 +23,7 @@ class EvaluationSet:
     split: str  # WHOLE if all labelled images were taken
     samples: tuple[Sample, ...]
     labels: tuple[int, ...]
+    notes: tuple[str, ...] = ()  # as `Dataset.notes`
 
 
 def training_samples(
@@ -34,17 +37,20 @@ def training_samples(
         (class names in code-point order, samples to train on, samples to validate on).
 
     Raises:
-        DataError: no train split, fewer than 2 classes, a class with one image, class names that differ only by
-            case, or a label in val that train lacks.
+        DataError: no train split, fewer than 2 classes, a class with one image, class names that look alike, or a
+            label in val that train lacks.
     """
-    root = dataset.root
+    root = dataset.source
     if "train" not in dataset.splits:
-        raise DataError(f"{root}: no train split; found {named(dataset.splits) or 'none'}")
+        found = named(dataset.splits)
+        hint = f"; if one of them is, give --splits train={next(iter(dataset.splits))}" if found else ""
+        raise DataError(f"{root}: no train split; found {found or 'none'}{hint}")
     train, val = dataset.splits["train"], dataset.splits.get("val", ())
     classes = classes_in(train)
-    _check_case(root, classes_in((*train, *val)))
+    _check_distinct(root, classes_in((*train, *val)))
     if len(classes) < 2:
-        raise DataError(f"{root}: only one class to train on ({classes[0]}); at least 2 are needed")
+        hint = _hint_on_one_class(dataset, train)
+        raise DataError(f"{root}: only one class to train on ({classes[0]}); at least 2 are needed{hint}")
     unknown = sorted(set(classes_in(val)) - set(classes))
     if unknown:
         raise DataError(
@@ -79,6 +85,7 @@ def evaluation_samples(
     holdout: float = 0.2,
     seed: int = 0,
     trained_on: Path | None = None,
+    splits: str = "",
 ) -> EvaluationSet:
     """The samples of one split of the data at `path`, with labels as indices into the run's `classes`.
 
@@ -92,20 +99,22 @@ def evaluation_samples(
         holdout: the fraction of each class that becomes val where the data does not name its splits.
         seed: the seed of that draw.
         trained_on: the data that the run was trained on.
+        splits: as for `read_dataset`.
 
     Raises:
         DataError: there is no such split, it has no labels, or it has classes that the run does not have.
     """
-    dataset = read_dataset(path, holdout=holdout, seed=seed)
+    dataset = read_dataset(path, holdout=holdout, seed=seed, splits=splits)
     name, samples = _choose_split(dataset, Path(path), split, trained_on)
     class_index = {label: index for index, label in enumerate(classes)}
     unknown = sorted({sample.label for sample in samples} - set(class_index))
     if unknown:
         raise DataError(
             f"{path}: {name} holds classes that the run was not trained on ({named(unknown)}); "
-            f"the run has {len(classes):,} ({named(classes)})"
+            f"the run has {len(classes):,} ({named(classes)}){_alike(unknown, classes)}"
         )
-    return EvaluationSet(dataset.root, name, samples, tuple(class_index[sample.label] for sample in samples))
+    labels = tuple(class_index[sample.label] for sample in samples)
+    return EvaluationSet(dataset.root, name, samples, labels, dataset.notes)
 
 
 def _choose_split(
@@ -117,8 +126,10 @@ def _choose_split(
         if "train" not in dataset.splits or (dataset.split_by_seed and not has_own_val):
             return WHOLE, _whole(dataset)
         split = next((name for name in ("test", "val") if name in dataset.splits), "test")
-    if split in VAL_NAMES and split not in dataset.splits:
-        split = "val"
+    if split not in (*dataset.splits, *dataset.unlabelled, WHOLE):
+        usual = usual_split(split)
+        read_as = next((name for name, own in dataset.names.items() if own == split), usual)
+        split = read_as if read_as in (*dataset.splits, *dataset.unlabelled) else split
     if split in dataset.splits:
         return split, dataset.splits[split]
     if split == WHOLE:
@@ -134,12 +145,48 @@ def _whole(dataset: Dataset) -> tuple[Sample, ...]:
     return tuple(sorted(samples, key=lambda sample: sample.path))
 
 
-def _check_case(root: Path, names: Sequence[str]) -> None:
-    by_folded: dict[str, str] = {}
+def _hint_on_one_class(dataset: Dataset, train: Sequence[Sample]) -> str:
+    """What to type where the one class is a folder around those of the classes."""
+    folder = f"{dataset.names['train']}/{train[0].label}" if "train" in dataset.names else train[0].label
+    if dataset.file is not None or not all("/" in sample.path.removeprefix(f"{folder}/") for sample in train):
+        return ""
+    pass_on = f"--splits train={folder}" if "train" in dataset.names else f"{dataset.root / folder} as DATA"
+    return f"; if the folders in it are the classes, give {pass_on}"
+
+
+def as_seen(name: str) -> str:
+    """What a person sees of a name: names with equal values look alike.
+
+    Case, compatible and decomposed characters (Unicode's NFKC), invisible characters and blanks make no difference.
+    """
+    visible = (char for char in name if char.isspace() or not _is_invisible(char))
+    return " ".join(unicodedata.normalize("NFKC", "".join(visible)).casefold().split())
+
+
+def _is_invisible(char: str) -> bool:
+    """Whether it is a control or format character, or a variation selector."""
+    return unicodedata.category(char) in ("Cf", "Cc") or "\ufe00" <= char <= "\ufe0f"
+
+
+def _check_distinct(root: Path, names: Sequence[str]) -> None:
+    by_look: dict[str, str] = {}
     for name in names:
-        other = by_folded.setdefault(name.casefold(), name)
+        other = by_look.setdefault(as_seen(name), name)
         if other != name:
-            raise DataError(f"{root}: class names {other!r} and {name!r} differ only by case; rename or merge them")
+            raise DataError(f"{root}: class names {_difference(other, name)}; rename or merge them")
+
+
+def _difference(first: str, second: str) -> str:
+    if first.casefold() == second.casefold():
+        return f"{first!r} and {second!r} differ only by case"
+    return f"{first!a} and {second!a} look alike: they differ only by case, blanks or the Unicode form of a character"
+
+
+def _alike(unknown: Sequence[str], classes: Sequence[str]) -> str:
+    """The first unknown class that looks like one of the run's."""
+    by_look = {as_seen(name): name for name in classes}
+    pair = next(((by_look[as_seen(name)], name) for name in unknown if as_seen(name) in by_look), None)
+    return f"; {_difference(*pair)}: rename the data's" if pair else ""
 
 
 def _classes_have(labels: Sequence[str]) -> str:

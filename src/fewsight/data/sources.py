@@ -1,42 +1,48 @@
 """Read the dataset at a path: folders here, manifests in manifest.py."""
 
 import os
+import posixpath
 import re
 from collections import Counter
 from pathlib import Path, PurePath
 
 from fewsight.data.decode import IMAGE_SUFFIXES
 from fewsight.data.manifest import MANIFEST_SUFFIXES, read_manifest
-from fewsight.data.samples import Dataset, Sample, val_by_its_name
-from fewsight.data.splits import split_by_seed
+from fewsight.data.samples import Dataset, Sample
+from fewsight.data.splits import USUAL_NAMES, naming_notes, parse_splits, split_by_seed, split_names, usual_split
 from fewsight.errors import DataError
 from fewsight.wording import named
 
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
-_SPLIT_NAMES = frozenset(["train", "training", "val", "valid", "validation", "test", "testing"])
+_WORDS_OF_SPLITS = frozenset(word for names in USUAL_NAMES.values() for word in names)
+MAX_DEPTH = 8  # of folders that hold one folder
+MIN_SHARED = (
+    0.5  # of the folders in two class folders, intersection over union: from here on they are a level of their own
+)
 _TEST_IMAGE_FOLDERS = frozenset({"imgs", "images"})  # the only folder of an unlabelled test split, not a class
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
-def read_dataset(path: str | Path, *, holdout: float = 0.2, seed: int = 0) -> Dataset:
+def read_dataset(path: str | Path, *, holdout: float = 0.2, seed: int = 0, splits: str = "") -> Dataset:
     """The dataset at `path`: folders with splits, one level of class folders, or a CSV or Parquet manifest.
 
     Args:
         path: a folder, or a manifest file.
         holdout: the fraction of each class that becomes val where the data does not name its splits.
         seed: the seed of that draw.
+        splits: names the splits that are not called train, val or test: `train=NAME,val=NAME`.
 
     Raises:
         DataError: there is no usable dataset; the message says what was found and what is expected.
     """
     path = Path(path)
     if path.is_dir():
-        return _read_folder(path, holdout=holdout, seed=seed)
+        return _read_folder(path, holdout=holdout, seed=seed, given=parse_splits(splits))
     if not path.exists():
         raise DataError(f"{path}: no such file or folder (looked in {Path.cwd()})")
     if path.suffix.lower() in MANIFEST_SUFFIXES:
-        return read_manifest(path, holdout=holdout, seed=seed)
+        return read_manifest(path, holdout=holdout, seed=seed, given=parse_splits(splits))
     raise DataError(
         f"{path}: a dataset is a folder of class folders, or a .csv or .parquet manifest with the columns "
         "path,label[,split] (unpack an archive first)"
@@ -115,7 +121,7 @@ def _unreadable(folder: Path, error: OSError) -> DataError:
     return DataError(f"{folder}: this folder cannot be read ({error.strerror or error})")
 
 
-def _read_folder(root: Path, *, holdout: float, seed: int) -> Dataset:
+def _read_folder(root: Path, *, holdout: float, seed: int, given: dict[str, str]) -> Dataset:
     ignored: Counter[str] = Counter()
     files, folders = _entries(root, ignored)
     if not files and not folders:
@@ -123,44 +129,71 @@ def _read_folder(root: Path, *, holdout: float, seed: int) -> Dataset:
     loose = sum(is_image(name) for name in files)
     ignored["image outside a class folder"] += loose
     ignored["other file"] += len(files) - loose
-    if "train" in folders:
-        return _read_splits(root, folders, ignored)
-    if folders and _SPLIT_NAMES.issuperset(name.lower() for name in folders):
+    if given or _holds_splits(folders):
+        return _read_splits(root, split_names(_split_folders(root, folders, given), given, root), ignored)
+    if folders and all(map(usual_split, folders)):
         raise DataError(
             f"{root}: holds {named(f'{name}/' for name in folders)} but no train/; name the training split "
-            "train/, or pass the folder of one split to evaluate it"
+            "train/ (or give --splits train=FOLDER), or pass the folder of one split to evaluate it"
         )
     samples = _class_folders(root, "", folders, ignored)
     if not samples:
         raise DataError(f"{root}: {_why_no_classes(root, loose, folders)}")
+    notes = _notes_on_levels(root, folders)
     train, val = split_by_seed(samples, holdout=holdout, seed=seed)
     splits = {"train": train} | ({"val": val} if val else {})
-    return Dataset(root, splits, "classes", _counted(ignored), split_by_seed=True)
+    return Dataset(root, splits, "classes", _counted(ignored), split_by_seed=True, notes=notes)
 
 
-def _read_splits(root: Path, folders: list[str], ignored: Counter[str]) -> Dataset:
+def _holds_splits(folders: list[str]) -> bool:
+    """Whether folders are splits. A class may be called Training: it is a split only beside another split."""
+    splits = [usual_split(name) for name in folders]
+    return "train" in folders or ("train" in splits and (all(splits) or len(set(splits) - {None}) > 1))
+
+
+def _split_folders(root: Path, folders: list[str], given: dict[str, str]) -> list[str]:
+    """The folders of the splits, relative to the root: the given ones, and every other that holds none of those."""
+    for split, name in given.items():
+        if posixpath.normpath(name) != name or name.startswith(("/", "..")) or not (root / name).is_dir():
+            raise DataError(f"{root}: --splits {split}={name}: there is no such folder; found {named(folders)}")
+    parents = {name.split("/")[0] for name in given.values()}
+    return [*given.values(), *(name for name in folders if name not in parents)]
+
+
+def _read_splits(root: Path, read_as: dict[str, str], ignored: Counter[str]) -> Dataset:
+    """The dataset whose splits are folders.
+
+    Args:
+        root: the dataset's folder.
+        read_as: the path of each split's folder below it -> the split's name.
+        ignored: counts what is skipped.
+    """
     splits: dict[str, tuple[Sample, ...]] = {}
     unlabelled: dict[str, tuple[str, ...]] = {}
-    for name in folders:
-        files, classes = _entries(root / name, ignored)
-        loose = [f"{name}/{file}" for file in files if is_image(file)]
+    notes: tuple[str, ...] = ()
+    for folder, split in read_as.items():
+        files, classes = _entries(root / folder, ignored)
+        loose = [f"{folder}/{file}" for file in files if is_image(file)]
         ignored["other file"] += len(files) - len(loose)
-        samples = _class_folders(root, f"{name}/", classes, ignored)
-        if name == "train" and not samples:
-            raise DataError(f"{root / name}: {_why_no_classes(root / name, len(loose), classes)}")
-        if len(classes) == 1 and classes[0].lower() in _TEST_IMAGE_FOLDERS and name != "train":
+        samples = _class_folders(root, f"{folder}/", classes, ignored)
+        if split == "train" and not samples:
+            raise DataError(f"{root / folder}: {_why_no_classes(root / folder, len(loose), classes)}")
+        if split == "train":
+            notes = _notes_on_levels(root / folder, classes)
+        if len(classes) == 1 and classes[0].lower() in _TEST_IMAGE_FOLDERS and split != "train":
             loose += [sample.path for sample in samples]
             samples = []
         if samples:
-            splits[name] = tuple(samples)
+            splits[split] = tuple(samples)
             ignored["image outside a class folder"] += len(loose)
         elif loose:
-            unlabelled[name] = tuple(sorted(loose))
+            unlabelled[split] = tuple(sorted(loose))
         else:
             ignored["folder without images"] += 1
-    if "val" not in unlabelled:
-        splits = val_by_its_name(splits)
-    return Dataset(root, splits, _splits_layout(splits, unlabelled), _counted(ignored), unlabelled)
+    names = {split: folder for folder, split in read_as.items() if split in splits or split in unlabelled}
+    layout = _splits_layout(splits, unlabelled)
+    notes = (*naming_notes(names), *notes)
+    return Dataset(root, splits, layout, _counted(ignored), unlabelled, names=names, notes=notes)
 
 
 def _splits_layout(splits: dict[str, tuple[Sample, ...]], unlabelled: dict[str, tuple[str, ...]]) -> str:
@@ -177,6 +210,51 @@ def _class_folders(root: Path, prefix: str, folders: list[str], ignored: Counter
         ignored["empty class folder"] += not images
         samples += [Sample(f"{prefix}{label}/{image}", label) for image in images]
     return sorted(samples, key=lambda sample: sample.path)
+
+
+def _notes_on_levels(root: Path, folders: list[str]) -> tuple[str, ...]:
+    """Notice class folders that hold no images, but folders of the same names, which then may be the classes.
+
+    Returns:
+        A line with what to type, or none.
+
+    Raises:
+        DataError: the folders on one of the two levels are called like splits.
+    """
+    inside = {}
+    for folder in folders:
+        path, below = _first_branch(root, folder)
+        if below:
+            inside[path] = frozenset(below)
+    largest = max(inside.values(), key=len, default=frozenset())
+    alike = {path: below for path, below in inside.items() if len(below & largest) >= MIN_SHARED * len(below | largest)}
+    if len(alike) < 2 or len(largest) < 2:
+        return ()
+    shared = named(sorted(largest))
+    what = f"{named(f'{path}/' for path in alike)} hold no images, but folders of the same names ({shared})"
+    words = {path: _WORDS_OF_SPLITS.intersection(re.split("[^a-z]+", path.lower())) for path in alike}
+    if all(map(usual_split, largest)):
+        raise DataError(f"{root}: {what}: put the splits above the classes ({min(largest)}/{min(alike)}/ and so on)")
+    typed = {usual_split(min(found)): path for path, found in words.items() if found}
+    if not typed:
+        return (f"{root}: {what}: if those are the classes, move them up, or give --splits train=... with the splits",)
+    rest = [path for path in alike if path not in typed.values()]
+    typed |= dict(zip([split for split in USUAL_NAMES if split not in typed], rest, strict=False))
+    pairs = ",".join(f"{split}={typed[split]}" for split in USUAL_NAMES if split in typed)
+    raise DataError(f"{root}: {what}, so they are splits and no classes: give --splits {pairs}")
+
+
+def _first_branch(root: Path, folder: str) -> tuple[str, list[str]]:
+    """The first folder, from `folder` downwards, that holds anything but one folder; the folders in it, or [] beside
+    images."""
+    for _ in range(MAX_DEPTH):
+        files, folders = _entries(root / folder, Counter())
+        if any(map(is_image, files)) or not folders:
+            return folder, []
+        if len(folders) > 1:
+            return folder, folders
+        folder = f"{folder}/{folders[0]}"
+    return folder, []
 
 
 def _why_no_classes(folder: Path, num_loose: int, folders: list[str]) -> str:

@@ -1,12 +1,87 @@
-"""Split a dataset that names no splits into train and val: drawn by seed, class by class."""
+"""Splits: which of a dataset's folders or values is train, val and test; train and val drawn where none are named."""
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from fewsight.data.samples import Sample
 from fewsight.errors import DataError
 from fewsight.machine import rng
+from fewsight.wording import named
+
+USUAL_NAMES = {  # read as the split, in upper and lower case
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+
+
+def usual_split(name: str) -> str | None:
+    """The split, train, val or test, whose usual name this is."""
+    return next((split for split, names in USUAL_NAMES.items() if name.lower() in names), None)
+
+
+def parse_splits(text: str) -> dict[str, str]:
+    """The value of `--splits`: `train=NAME,val=NAME,test=NAME`, each part optional.
+
+    Returns:
+        train, val or test -> the name in the data: a folder's path below the dataset, or a value of a manifest.
+
+    Raises:
+        DataError: it has another form, or names something twice.
+    """
+    pairs = [part.partition("=") for part in text.split(",")] if text.strip() else []
+    given = {split.strip(): name.strip().rstrip("/") for split, _, name in pairs}
+    wrong = [split for split in given if split not in USUAL_NAMES]
+    if wrong or not all(given.values()) or len(given) < len(pairs) or len(set(given.values())) < len(given):
+        raise DataError(
+            f"--splits {text}: expected a different name for each of train, val and test that is not called so, for "
+            "example --splits train=images_a,val=images_b"
+        )
+    return given
+
+
+def split_names(names: Iterable[str], given: Mapping[str, str], source: Path) -> dict[str, str]:
+    """What each split of a dataset is read as; no other code decides it.
+
+    A split that is called train, val or test is that. Where there is none, one with another usual name is; every other
+    split keeps its name.
+
+    Args:
+        names: of the splits in the data.
+        given: `parse_splits`, which goes before.
+        source: the dataset, for messages.
+
+    Returns:
+        The name in the data -> the name that it is read as.
+
+    Raises:
+        DataError: a given name does not exist, or two names mean the same split.
+    """
+    found = list(names)
+    read_as = {name: name for name in found}
+    for split, name in given.items():
+        if name not in read_as:
+            raise DataError(f"{source}: --splits {split}={name}: there is no {name}; found {named(sorted(found))}")
+        if split in read_as and split != name:
+            raise DataError(f"{source}: --splits {split}={name}: there is a {split} too; rename it, or leave this out")
+        read_as[name] = split
+    for split in USUAL_NAMES:
+        usual = [name for name in found if usual_split(name) == split and name not in given.values()]
+        if split in read_as.values() or not usual:
+            continue
+        if len(usual) > 1:
+            raise DataError(
+                f"{source}: {' and '.join(sorted(usual))} both mean {split}; say which one does: --splits {split}={min(usual)}"
+            )
+        read_as[usual[0]] = split
+    return read_as
+
+
+def naming_notes(names: Mapping[str, str]) -> tuple[str, ...]:
+    """A line on every split (the key) that is called otherwise in the data (the value)."""
+    return tuple(f"{name} is read as {split}" for split, name in names.items() if split != name)
 
 
 def split_by_seed(

@@ -27,6 +27,7 @@ class Data(Section):
 
     merge_val: bool = False  # train on train + val, as the paper does
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2  # fraction that becomes val if the data names no splits
+    splits: str = ""  # train=NAME,val=NAME: splits that are not called train, val or test
     split_seed: Annotated[int, Field(ge=0)] = 0  # of that split; the same for runs with different seeds
     balance: Literal["none", "weights", "sampling"] = "none"
     leak: Literal["drop", "stop", "allow"] = "drop"  # on a training image that equals one of another split

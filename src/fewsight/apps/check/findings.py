@@ -240,6 +240,9 @@ def _classes(entries: Sequence[Entry], empty: Sequence[str], hidden: Sequence[st
         if entry.label is not None:
             counts[entry.split][entry.label] += entry.scanned.error is None
     train = counts.get("train", Counter())
+    if counts and not train:
+        text = "training refuses; say which split is train: --splits train=NAME"
+        yield Finding("no train split", "fault", text, tuple((name,) for name in sorted(counts)))
     if empty:
         yield Finding("empty class", "fault", "a class folder without images", tuple((name,) for name in empty))
     if hidden:

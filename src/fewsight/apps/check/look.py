@@ -21,6 +21,7 @@ class CheckResult:
     data: str
     root: Path
     layout: str
+    notes: tuple[str, ...]  # as `Dataset.notes`
     counts: dict[str, dict[str, int]]  # split -> class -> readable images; the class is "" in a split without labels
     num_images: int
     findings: tuple[Finding, ...]
@@ -32,7 +33,13 @@ class CheckResult:
 
 
 def check(
-    data: Path, *, holdout: float = 0.2, seed: int = 0, progress: Callable[[int, int], None] = lambda done, total: None
+    data: Path,
+    *,
+    holdout: float = 0.2,
+    seed: int = 0,
+    splits: str = "",
+    reread: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CheckResult:
     """Decode every image of a dataset and find problems with its files, labels and splits.
 
@@ -40,15 +47,19 @@ def check(
         data: a folder or a manifest.
         holdout: fraction of each class to hold out as val if the data has no splits.
         seed: of that holdout.
+        splits: as for `read_dataset`.
+        reread: as for `scan`.
         progress: called with (done, total) images.
 
     Raises:
         DataError: it is not a dataset.
     """
-    dataset = read_dataset(data, holdout=holdout, seed=seed)
+    dataset = read_dataset(data, holdout=holdout, seed=seed, splits=splits)
     samples = [(split, sample) for split, members in dataset.splits.items() for sample in members]
     samples += [(split, Sample(path, "")) for split, paths in dataset.unlabelled.items() for path in paths]
-    scanned = scan(dataset.root, [sample for _, sample in samples], workers=num_cores(), progress=progress)
+    scanned = scan(
+        dataset.root, [sample for _, sample in samples], workers=num_cores(), progress=progress, reread=reread
+    )
     entries = [
         Entry(sample.path, split, None if split in dataset.unlabelled else sample.label, result)
         for (split, sample), result in zip(samples, scanned, strict=True)
@@ -63,7 +74,8 @@ def check(
         counts.setdefault(entry.split, Counter())[entry.label or ""] += entry.scanned.error is None
     plain = {split: dict(classes) for split, classes in counts.items()}
     findings = find_problems(entries, empty, hidden, load, dataset.ignored)
-    return CheckResult(str(data), dataset.root, dataset.layout, plain, len(entries), tuple(findings))
+    about = str(data), dataset.root, dataset.layout, dataset.notes
+    return CheckResult(*about, plain, len(entries), tuple(findings))
 
 
 def check_json(checked: CheckResult) -> dict[str, Any]:
@@ -75,7 +87,7 @@ def _folders(dataset: Dataset) -> tuple[list[str], list[str]]:
     """(class folders without images, hidden folders), both where class folders are expected."""
     if dataset.layout == "manifest":
         return [], []
-    parents = [""] if dataset.layout == "classes" else [f"{split}/" for split in dataset.splits]
+    parents = [""] if dataset.layout == "classes" else [f"{dataset.names[split]}/" for split in dataset.splits]
     empty, hidden = [], []
     for parent in parents:
         for name in sorted(os.listdir(dataset.root / parent)):  # noqa: PTH208

@@ -13,6 +13,8 @@ def show_check(console: Console, checked: CheckResult, *, limit: int = 5) -> Non
         classes = "no labels" if "" in counts else counted(len(counts), "class")
         images = counted(sum(counts.values()), "image")
         console.print(f"{printable(split)}: {images} that can be read, {classes}")
+    for note in checked.notes:
+        console.print(f"note: {printable(note)}")
     for finding in checked.findings:
         console.print(f"{finding.level}: {finding.kind}: {len(finding.groups):,}", style="bold")
         console.print(f"  {printable(finding.text)}")

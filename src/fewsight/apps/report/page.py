@@ -135,7 +135,8 @@ def _checked(
         return None, f"it was in {source}, where there is nothing now; give its folder with --data"
     settings = facts.recipe.data
     try:
-        return check_data(source, holdout=settings.holdout, seed=settings.split_seed, progress=progress), ""
+        holdout, seed, splits = settings.holdout, settings.split_seed, settings.splits
+        return check_data(source, holdout=holdout, seed=seed, splits=splits, progress=progress), ""
     except DataError as error:
         return None, str(error)
 
