@@ -24,7 +24,7 @@ from fewsight.apps.reproduce.jobs import Outcome, Task
 from fewsight.recipes import load_recipe
 from fewsight.scores.entries import read_entries
 from fewsight.terminal import make_console
-from fewsight.training.planner import Pace
+from fewsight.training.planning.probe import Pace
 from stores import random_labels, random_scores, write_store
 
 JOBS = ["resnest14_ce", "tresnet_s_ce", "seresnext26d_ce", "resnest14_ce_2x", "resnest14_ce_triplet",

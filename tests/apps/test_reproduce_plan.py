@@ -24,7 +24,7 @@ from fewsight.apps.reproduce.published import TRAININGS, Training
 from fewsight.data.prepare import Prepared, prepare
 from fewsight.errors import RecipeError
 from fewsight.recipes import Data, Recipe, load_recipe, recipe_differences
-from fewsight.training.planner import Pace
+from fewsight.training.planning.probe import Pace
 
 BY_RECIPE = {training.recipe: training for training in TRAININGS}
 RECIPE_NAMES = list(BY_RECIPE)

@@ -112,6 +112,14 @@ def test_preview_shows_each_batch(digit_images: Path, tmp_path: Path) -> None:
         assert sheet.height > 4 * 96
 
 
+def test_preview_of_a_plan_times_nothing(digit_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fewsight.training.planning.plan.probe", lambda *_: pytest.fail("timed"))
+    console, file = quiet()
+    assert train(digit_images, tmp_path / "run", overrides=TINY[:1], preview=1, console=console) == []
+    assert "a preview times nothing: it shows the images of the cheapest model of the plan, " in file.getvalue()
+    assert (tmp_path / "run" / "preview.png").is_file()
+
+
 def test_evaluation_uses_all_of_a_folder_without_splits(tiny_run: Path, digit_images: Path) -> None:
     console, _ = quiet()
     evaluation = evaluate(tiny_run, digit_images / "test", console=console)

@@ -23,7 +23,8 @@ from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differenc
 from fewsight.runs import Origin, Run
 from fewsight.terminal import make_console, print_first, progress_counter
 from fewsight.training.loop import fit
-from fewsight.training.planner import plan_recipe, starting_values
+from fewsight.training.planning.candidates import candidate_recipes, starting_values
+from fewsight.training.planning.plan import plan_recipe
 from fewsight.training.preview import preview_sheet
 from fewsight.training.reporters import ReporterFactory, Reporters, TrainingReporter
 from fewsight.training.resolve import check_parts, resolve
@@ -137,7 +138,13 @@ def _train(request: Request, group: ProcessGroup) -> list[Run]:
         prepared = prepare(request.data, first.data, progress=progress)
     _print_data(console, prepared)
     notes = ""
-    if request.planned:
+    if request.planned and request.preview:
+        first = candidate_recipes(prepared, settings, overrides)[0]
+        console.print(
+            f"a preview times nothing: it shows the images of the cheapest model of the plan, {first.augment.train_px} px "
+            f"with policy {first.augment.policy}; the plan may take larger ones, and a policy in a long training"
+        )
+    elif request.planned:
         first, reasons = plan_recipe(prepared, settings, hours, overrides, console, began=began)
         notes = "\n".join(reasons)
         console.print(f"the plan:\n{notes}", markup=False)

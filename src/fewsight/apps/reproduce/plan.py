@@ -13,7 +13,7 @@ from fewsight.data.prepare import Prepared
 from fewsight.errors import RecipeError
 from fewsight.models.classifier import build_without_memory
 from fewsight.recipes import ModelSettings, Recipe, load_recipe
-from fewsight.training.planner import Pace, epoch_seconds, probe
+from fewsight.training.planning.probe import Pace, epoch_seconds, probe
 from fewsight.training.resolve import TEST_RATIOS, resolve
 
 SMALL = {"ResNeSt": "resnest14", "TResNet": "tresnet_s", "SE-ResNeXt": "seresnext26d"}
