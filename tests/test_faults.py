@@ -6,7 +6,6 @@ Each ends with one clear line, and the same command, or --resume, then gives the
 import contextlib
 import errno
 import itertools
-import multiprocessing
 import os
 import random
 import re
@@ -26,43 +25,18 @@ from PIL import Image
 
 from conftest import Answer, Command
 from fewsight import runs
-from fewsight.cli import main
 from fewsight.recipes import parse_recipe, recipe_toml
 from fewsight.training.loop import fit
-from trainings import SETTINGS, STAGE, VALUES, Quiet, assert_finished_alike, begin, log_lines
+from trainings import SETTINGS, STAGE, VALUES, Quiet, assert_finished_alike, begin, finished, log_lines
+from trainings import command as start_command
 
 TRAINING_KILLS, SCORING_KILLS = 130, 80
-IMPORTS = [
-    "fewsight.cli",
-    "fewsight.training.session",
-    "fewsight.inference.evaluate",
-    "fewsight.inference.predict",
-    "fewsight.cli.show",
-]
-FORKED = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-FORKED.set_forkserver_preload(IMPORTS)
-
-
-def run_command(text: Path, arguments: list[str]) -> None:
-    """Run `fewsight` with these arguments; its output goes to a file."""
-    with text.open("a") as handle:
-        os.dup2(handle.fileno(), 1)
-        os.dup2(handle.fileno(), 2)
-    main(arguments)
-
-
-def start_command(text: Path, *arguments: object) -> BaseProcess:
-    """Start `fewsight` with these arguments in a new process that has already imported it."""
-    process = FORKED.Process(target=run_command, args=(text, [str(argument) for argument in arguments]))
-    process.start()
-    return process
 
 
 def wait_for(text: Path, process: BaseProcess, code: int = 0) -> float:
     """Wait for a process, which must end with this exit code; returns the seconds that it took."""
     started = time.monotonic()
-    process.join()
-    assert process.exitcode == code, f"exit code {process.exitcode}: {text.read_text()}"
+    finished(text, process, code)
     return time.monotonic() - started
 
 

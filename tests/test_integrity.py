@@ -18,6 +18,7 @@ from PIL import Image
 
 from conftest import TINY, Command
 from fewsight import runs
+from fewsight.cli import main
 from fewsight.data import load_image
 from fewsight.data.prepare import prepare
 from fewsight.errors import DataError
@@ -29,7 +30,7 @@ from fewsight.training.loop import fit
 from fewsight.training.mix import rows_of
 from fewsight.training.plans import ShuffledBatches
 from fewsight.training.session import train
-from trainings import Quiet, begin, output, torchrun
+from trainings import Quiet, begin, shared
 
 COLOURS = ["blue", "green", "red"]  # in sorted order, which is that of their class indices
 BROKEN = ("red", 7), ("blue", 30), ("green", 31)
@@ -231,12 +232,9 @@ def test_images_that_are_left_out_move_no_label(colours: Path, tmp_path: Path) -
 def test_several_processes_test_every_image_once_by_its_label(colours: Path, tmp_path: Path) -> None:
     sets = {"model.width": "0.125", "run.precision": "float32", "run.workers": "0", "stages.0.epochs": "6"}
     arguments = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
-    process = torchrun(
-        2, "-m", "fewsight", "train", colours, "--recipe", "digits", "--out", tmp_path / "run", *arguments,
-        "--set", "augment.policy=none", "--set", "augment.cutmix_prob=0.0",
-    )  # fmt: skip
-    text = output(process)
-    assert process.returncode == 0, text
+    line = ["train", colours, "--recipe", "digits", "--out", tmp_path / "run", *arguments]
+    line += ["--set", "augment.policy=none", "--set", "augment.cutmix_prob=0.0"]
+    shared(tmp_path / "printed.txt", 2, main, [str(word) for word in line])
     val = json.loads((tmp_path / "run" / "metrics.json").read_text())["val"]
     assert val["num_images"] == 30
     assert val["top1"]["value"] == 1

@@ -1,16 +1,20 @@
-"""Small trainings with every kind of setting, in this process or as a command, and bitwise comparisons of runs."""
+"""Small trainings with every kind of setting, in this process or others, and bitwise comparisons of runs."""
 
 import json
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from fewsight import runs
+from fewsight.cli import main
 from fewsight.data.prepare import prepare
 from fewsight.data.training_set import TrainingSet
 from fewsight.recipes import Recipe, parse_recipe
@@ -119,44 +123,81 @@ def assert_finished_alike(path: Path, expected: Path) -> None:
     assert not (path / "state").exists()
 
 
-def command(*arguments: str | Path) -> subprocess.Popen[str]:
-    """`fewsight train ...` in a process, and a process group, of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "fewsight", "train", *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+# Processes are forked from one that has imported what the commands import: the imports take seconds.
+IMPORTS = [
+    "fewsight.cli",
+    "fewsight.training.session",
+    "fewsight.inference.evaluate",
+    "fewsight.inference.predict",
+    "fewsight.cli.show",
+    "torch._dynamo",  # which torch's optimisers import at their first use
+]
+FORKED = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+FORKED.set_forkserver_preload(IMPORTS)
 
 
-def finished(process: subprocess.Popen[str]) -> str:
-    """Wait for a command to succeed; returns what it printed."""
-    printed, _ = process.communicate()
-    assert process.returncode == 0, printed
-    return printed
+def start(text: Path, function: Callable[..., object], *arguments: object, **environment: str) -> BaseProcess:
+    """Call a function of a module in a process, and process group, of its own; what it prints goes to `text`."""
+    environment = {**os.environ, **environment}
+    process = FORKED.Process(target=_call, args=(text, environment, function, arguments))
+    process.start()
+    return process
 
 
-def wait_for_log(process: subprocess.Popen[str], log: Path) -> None:
+def _call(
+    text: Path, environment: dict[str, str], function: Callable[..., object], arguments: Sequence[object]
+) -> None:
+    os.setsid()
+    os.environ.update(environment)
+    with text.open("a") as handle:
+        os.dup2(handle.fileno(), 1)
+        os.dup2(handle.fileno(), 2)
+    function(*arguments)
+
+
+def command(text: Path, *arguments: object) -> BaseProcess:
+    """Start `fewsight` with these arguments."""
+    return start(text, main, [str(argument) for argument in arguments])
+
+
+def finished(text: Path, process: BaseProcess, code: int = 0) -> str:
+    """Wait for a process, which must end with this exit code; returns what it printed."""
+    process.join()
+    assert process.exitcode == code, f"exit code {process.exitcode}: {text.read_text()}"
+    return text.read_text()
+
+
+def wait_for_log(process: BaseProcess, log: Path) -> None:
     """Wait until the process has written its log (or another of its files), so that it is training."""
 
     def stamp() -> int:
         return log.stat().st_mtime_ns if log.exists() else 0
 
     before = stamp()
-    while process.poll() is None and stamp() == before:
+    while process.is_alive() and stamp() == before:
         time.sleep(0.005)
 
 
-def killed(process: subprocess.Popen[str], log: Path, seconds: float) -> bool:
+def killed(text: Path, process: BaseProcess, log: Path, seconds: float) -> bool:
     """Kill a process `seconds` after it has started to train; False if it had ended before."""
     wait_for_log(process, log)
     time.sleep(seconds)
     process.kill()
-    printed, _ = process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), printed
-    return process.returncode != 0
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL), text.read_text()
+    return process.exitcode != 0
+
+
+def shared(text: Path, count: int, function: Callable[..., object], *arguments: object) -> str:
+    """Call a function in `count` processes with the variables that torchrun gives them; returns what they print."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
+    processes = [
+        start(text, function, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), **variables) for rank in range(count)
+    ]
+    return [finished(text, process) for process in processes][-1]
 
 
 def torchrun(count: int, *arguments: object) -> subprocess.Popen[str]:

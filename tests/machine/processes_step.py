@@ -1,6 +1,4 @@
-"""Run by torchrun in test_processes.py: a step shared by the processes, against the same step of a single process."""
-
-import sys
+"""A step shared by several processes, against the same step of a single process; test_processes.py starts them."""
 
 import numpy as np
 import torch
@@ -48,10 +46,10 @@ def step(group: ProcessGroup, loss: str, mixed: str, cutmix_prob: float) -> tupl
     return tensors | {name: torch.tensor(term, dtype=torch.float64) for name, term in logged.items()}, value
 
 
-def main() -> None:
+def main(count: int) -> None:
     torch.set_num_threads(1)
     with joined() as group:
-        assert group.count == int(sys.argv[1])
+        assert group.count == count
         cases = [
             ("ce", "skip", 0.0),
             ("ce", "skip", 1.0),
@@ -67,7 +65,3 @@ def main() -> None:
             assert abs(single_loss - shared_loss) < 1e-6, (case, single_loss, shared_loss)  # summed in float32
             if group.first:
                 print(case, worst)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes_step import main as compare_steps
 from torch import nn
 
 from fewsight import runs
+from fewsight.cli import main
 from fewsight.errors import RunError
 from fewsight.machine.processes import ProcessGroup, SyncNorm, synchronise_norms
-from trainings import output, torchrun
+from trainings import output, shared, torchrun
 
-HERE = Path(__file__).parent
 TINY = ["--set", "model.width=0.125", "--set", "run.precision=float32", "--set", "run.workers=0"]
 
 
@@ -29,20 +30,21 @@ def test_rows_of_all_processes_cover_the_batch_and_differ_by_one(total: int, cou
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_shared_step_equals_that_of_one_process(count: int) -> None:
-    process = torchrun(count, HERE / "processes_step.py", count)
-    text = output(process)
-    assert process.returncode == 0, text
+def test_shared_step_equals_that_of_one_process(count: int, tmp_path: Path) -> None:
+    text = shared(tmp_path / "printed.txt", count, compare_steps, count)
     assert text.count("('ce") == 5, text
 
 
-def test_training_shared_by_two_gives_one_run(digit_images: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("started_by", ["this test", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_training_shared_by_two_gives_one_run(started_by: str, digit_images: Path, tmp_path: Path) -> None:
     sets = [*TINY, "--set", "stages.0.epochs=3", "--set", "eval.every_epochs=1", "--set", "run.sync_norm=true"]
-    process = torchrun(
-        2, "-m", "fewsight", "train", digit_images, "--recipe", "digits", "--out", tmp_path / "run", *sets
-    )
-    text = output(process)
-    assert process.returncode == 0, text
+    line = ["train", digit_images, "--recipe", "digits", "--out", tmp_path / "run", *sets]
+    if started_by == "torchrun":
+        process = torchrun(2, "-m", "fewsight", *line)
+        text = output(process)
+        assert process.returncode == 0, text
+    else:
+        text = shared(tmp_path / "printed.txt", 2, main, [str(word) for word in line])
     assert text.count("2 processes share each batch; batch norms compute their statistics on all images") == 1
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     epochs = [line["epoch"] for line in lines if line["kind"] == "epoch"]

@@ -453,6 +453,18 @@ def test_changed_data_is_refused_with_the_difference(stopped: Path, class_images
     assert files_of(stopped) == before
 
 
+def test_exchanged_image_of_equal_size_is_refused(stopped: Path, class_images: Path) -> None:
+    """Also where its name and modification time are as before."""
+    image = class_images / "train" / "bee" / "1.png"
+    data, status = image.read_bytes(), image.stat()
+    image.write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(RunError, match=r"not the data that the run began with: 1 changed \(first: train/bee/1.png\)"):
+        again(stopped)
+    image.write_bytes(data)
+    assert again(stopped).finished
+
+
 def test_missing_data_is_refused(stopped: Path, class_images: Path) -> None:
     class_images.rename(class_images.with_name("elsewhere"))
     with pytest.raises(RunError, match="does not exist; restore it"):
@@ -508,10 +520,10 @@ def test_killed_command_resumes_to_the_same_bits(class_images: Path, tmp_path: P
     overrides = ("stages.0.epochs=10", "run.state_minutes=0.001")
     fit(*begin(class_images, tmp_path / "whole", {}, *overrides), Quiet())
     (tmp_path / "recipe.toml").write_text(recipe_toml(parse_recipe(VALUES, overrides)))
-    arguments = (class_images, "--out", tmp_path / "run", "--recipe", tmp_path / "recipe.toml")
-    saved = tmp_path / "run" / "state" / "state.json"
-    assert killed(command(*arguments), saved, random.uniform(0, 0.3)), "the run was too short"
-    assert "continuing after step" in finished(command("--resume", tmp_path / "run"))
+    arguments = ("train", class_images, "--out", tmp_path / "run", "--recipe", tmp_path / "recipe.toml")
+    saved, text = tmp_path / "run" / "state" / "state.json", tmp_path / "printed.txt"
+    assert killed(text, command(text, *arguments), saved, random.uniform(0, 0.3)), "the run was too short"
+    assert "continuing after step" in finished(text, command(text, "train", "--resume", tmp_path / "run"))
     assert_finished_alike(tmp_path / "run", tmp_path / "whole")
 
 
@@ -523,15 +535,16 @@ def test_signal_to_the_whole_group_saves_the_state(class_images: Path, tmp_path:
     settings = SETTINGS["worker, sampling, growing"]
     fit(*begin(class_images, tmp_path / "whole", settings, "stages.0.epochs=20"), Quiet())
     begin(class_images, tmp_path / "run", settings, "stages.0.epochs=20")
-    process = command("--resume", tmp_path / "run")
+    text = tmp_path / "printed.txt"
+    process = command(text, "train", "--resume", tmp_path / "run")
     wait_for_log(process, tmp_path / "run" / "log.jsonl")
+    assert process.pid is not None
     os.killpg(process.pid, number)
-    printed, _ = process.communicate()
-    assert process.returncode == 128 + number, printed
+    printed = finished(text, process, 128 + number)
     assert f"the state is saved. Continue with: fewsight train --resume {tmp_path / 'run'}" in printed.replace(
         "\n", " "
     )
-    assert "continuing after step" in finished(command("--resume", tmp_path / "run"))
+    assert "continuing after step" in finished(text, command(text, "train", "--resume", tmp_path / "run"))
     assert_finished_alike(tmp_path / "run", tmp_path / "whole")
 
 
