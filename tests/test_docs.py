@@ -282,6 +282,7 @@ def pages_with(*when: str) -> list[Path]:
     return sorted({b.page for b in BLOCKS if b.kind in ("sh", "python") and b.when in when and not b.title})
 
 
+@pytest.mark.xdist_group("export")  # with test_export.py: a process's first export takes 10 s more
 @pytest.mark.parametrize("page", pages_with("now"), ids=named)
 def test_page_runs(page: Path, desk: Path, command: Command) -> None:
     run_page([block for block in blocks_of(page) if block.when == "now" and not block.title], command)
@@ -406,6 +407,7 @@ def test_examples_hold_on_a_copy_of_the_tree(desk: Path, tmp_path: Path) -> None
     run_in(copy, "-m", "mypy", "--no-incremental", *added)
     own = [block.title for block in EXAMPLES if block.title.startswith("tests/") and block.kind == "python"]
     others = ["models/test_backbones", "losses/test_losses", "recipes/test_recipes", "augment/test_augment_views"]
+    others += ["augment/test_augment_image"]
     others += ["augment/test_augment_policy", "optim/test_schedules"]
     others = [f"tests/{name}.py" for name in (*others, "optim/test_optimizers", "test_tree")]
     run_in(copy, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *own, *others)

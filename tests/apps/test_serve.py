@@ -36,6 +36,9 @@ from fewsight.models.classifier import build_model
 from services import TOKEN, Running, picture, running, upload
 
 
+pytestmark = pytest.mark.xdist_group("serve")  # its runs and services are made once
+
+
 @pytest.fixture(scope="module")
 def served(tiny_run: Path) -> Iterator[Running]:
     with running(tiny_run) as server:

@@ -29,12 +29,14 @@ def test_rows_of_all_processes_cover_the_batch_and_differ_by_one(total: int, cou
     assert max(sizes) - min(sizes) <= 1
 
 
+@pytest.mark.xdist_group("forked")
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_shared_step_equals_that_of_one_process(count: int, tmp_path: Path) -> None:
     text = shared(tmp_path / "printed.txt", count, compare_steps, count)
     assert text.count("('ce") == 5, text
 
 
+@pytest.mark.xdist_group("forked")
 @pytest.mark.parametrize("started_by", ["this test", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_training_shared_by_two_gives_one_run(started_by: str, digit_images: Path, tmp_path: Path) -> None:
     sets = [*TINY, "--set", "stages.0.epochs=3", "--set", "eval.every_epochs=1", "--set", "run.sync_norm=true"]

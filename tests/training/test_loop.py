@@ -516,6 +516,7 @@ def test_second_ctrl_c_ends_at_once() -> None:
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.xdist_group("forked")  # the process that is forked takes seconds to start
 def test_killed_command_resumes_to_the_same_bits(class_images: Path, tmp_path: Path) -> None:
     overrides = ("stages.0.epochs=10", "run.state_minutes=0.001")
     fit(*begin(class_images, tmp_path / "whole", {}, *overrides), Quiet())
