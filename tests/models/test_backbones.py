@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fewsight.errors import RecipeError, RunError
-from fewsight.models import BACKBONES, Backbone, build_backbone, tresnet
+from fewsight.models import BACKBONES, STEM_STRIDES, Backbone, build_backbone, tresnet
 from fewsight.models.layers import BlurPool, ConvNormAct, SpaceToDepth, SqueezeExcitation
 from fewsight.models.resnest import SplitAttention
 
@@ -18,7 +18,12 @@ timm = pytest.importorskip("timm")
 from timm.models.resnet import Bottleneck, ResNet  # noqa: E402
 from timm.models.tresnet import TResNet  # noqa: E402
 
-SMALL = [("resnest14", 0.25), ("tresnet_m", 0.25), ("seresnext26", 0.25), ("seresnext26d", 0.25)]
+SMALL = [
+    ("resnest14", 0.25),
+    ("tresnet_m", 0.25),
+    ("seresnext26", 0.25),
+    ("seresnext26d", 0.25),
+]
 
 # --- the same values as timm -------------------------------------------------------------------------------
 
@@ -228,7 +233,7 @@ def test_every_backbone_builds_at_every_stem(name: str) -> None:
         for stem in ("large", "medium", "small"):
             backbone = build_backbone(name, stem=stem).eval()
             maps = backbone.feature_map(torch.empty(1, 3, 224, 224))
-            stride = {"large": 32, "medium": 16, "small": 8}[stem]
+            stride = STEM_STRIDES[stem] * 2 ** (len(backbone.stages) - 1)
             assert maps.shape == (1, backbone.num_features, 224 // stride, 224 // stride)
 
 

@@ -111,7 +111,10 @@ def _random(image: Image.Image, view: View, digest: str, view_seed: int, ratio: 
 
 
 Crop = Callable[[Image.Image, View, str, int, float], np.ndarray]  # (image, view, digest, view_seed, ratio)
-CROPS: dict[str, Crop] = {"center": _center, "random": _random}
+CROPS: dict[str, Crop] = {
+    "center": _center,
+    "random": _random,
+}
 
 
 def random_box(width: int, height: int, digest: str, scale: int, view_seed: int) -> tuple[float, float, float, float]:

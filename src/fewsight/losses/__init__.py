@@ -47,7 +47,11 @@ __all__ = [
 # (settings, num_classes, num_features, class_weights, **options) -> loss; its keyword-only parameters are what a recipe
 # may set in `losses.options.NAME`
 LossBuilder = Callable[..., nn.Module]
-LOSSES: dict[str, LossBuilder] = {"ce": cross_entropy, "triplet": triplet, "arcface": arcface}
+LOSSES: dict[str, LossBuilder] = {
+    "ce": cross_entropy,
+    "triplet": triplet,
+    "arcface": arcface,
+}
 
 
 def build_loss(

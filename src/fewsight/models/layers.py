@@ -247,7 +247,7 @@ class Backbone(nn.Module):
 def init_weights(backbone: nn.Module) -> None:
     """Kaiming-normal weights by fan-out and zero biases in every convolution and linear layer.
 
-    Norms keep torch's weight 1 and bias 0, except the last norm of each block, whose weight the block sets to 0.
+    Norms keep torch's weight 1 and bias 0, except the last norm of a residual block, whose weight the block sets to 0.
     """
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

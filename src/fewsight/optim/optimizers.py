@@ -41,7 +41,10 @@ def adamw(
     return torch.optim.AdamW(param_groups, lr=0.0, betas=(beta1, beta2), eps=eps, fused=fused)
 
 
-OPTIMIZERS: dict[str, OptimizerBuilder] = {"sgd": sgd, "adamw": adamw}
+OPTIMIZERS: dict[str, OptimizerBuilder] = {
+    "sgd": sgd,
+    "adamw": adamw,
+}
 
 
 def check_optimizer(settings: Optim, where: str) -> None:

@@ -18,4 +18,8 @@ from fewsight.augment.policies.trivialaugment import trivialaugment
 __all__ = ["POLICIES", "Policy", "PolicySettings"]
 
 Policy = Callable[[np.random.Generator, PolicySettings], list[Step]]
-POLICIES: dict[str, Policy] = {"autoaugment": autoaugment, "trivialaugment": trivialaugment, "none": none}
+POLICIES: dict[str, Policy] = {
+    "autoaugment": autoaugment,
+    "trivialaugment": trivialaugment,
+    "none": none,
+}
