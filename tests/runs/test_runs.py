@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fewsight import runs
-from fewsight.data import digest_of_list
+from fewsight.data import digest_of_list, file_digest
 from fewsight.data.training_set import ListedImage, RunData
 from fewsight.errors import RecipeError, RunError
 from fewsight.machine import files
@@ -331,3 +332,23 @@ def test_log_is_cut_to_where_the_state_was_saved(run: Run) -> None:
 def test_weights_file_is_the_same_bytes_each_time(run: Run) -> None:
     digests = {runs.save_weights(run, TENSORS).info.weights_digest for _ in range(20)}
     assert len(digests) == 1
+
+
+def test_training_image_is_recognised_by_its_contents(tmp_path: Path) -> None:
+    """Not by its name: another image under the name of one that was trained on is new."""
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+    digest = file_digest(b"a.jpg")
+    listed = [
+        ListedImage("train", "a.jpg", "a", 5, "pixels a", digest),
+        ListedImage("train", "b.jpg", "a", 5, "pixels b", digest),
+        ListedImage("train", "c.jpg", "a", 5, "pixels c"),
+        ListedImage("val", "d.jpg", "a", 5, "pixels d", digest),
+    ]
+    data = replace(DATA, source=str(tmp_path), digest=digest_of_list((i.path, i.size, i.label) for i in listed))
+    trained = runs.trained_on(runs.create_run(tmp_path / "run", RECIPE, ("a", "b"), data, listed))
+    assert (tmp_path / "copy.jpg", "pixels a") in trained
+    assert (tmp_path / "a.jpg", "pixels of another decoder") in trained
+    assert (tmp_path / "b.jpg", "pixels of another image") not in trained
+    assert (tmp_path / "c.jpg", "unknown") in trained, "an earlier version listed no digest"
+    assert (tmp_path / "d.jpg", "pixels d") not in trained

@@ -4,13 +4,13 @@ import contextlib
 import math
 import mmap
 import multiprocessing
-import os
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from fewsight.data.decode import decode_pixels, read_bytes
+from fewsight.data.memory import State, state_of
 from fewsight.machine.cores import num_cores
 
 AUTO_FRACTION = 0.25  # of the memory that is free when training begins
@@ -25,8 +25,8 @@ EMPTY, CHANGED = -1, -2  # in place of an offset: not cached yet; the file has c
 class PixelCache:
     """The pixels of as many images as fit, by image index; the other images are decoded each time.
 
-    Nothing is evicted: images are visited in random order, so replacing an entry would gain nothing. A file whose size
-    or modification time has changed since it was cached is decoded each time. Forked processes share the memory;
+    Nothing is evicted: images are visited in random order, so replacing an entry would gain nothing. A file that
+    is not as it was when it was cached, by its size and times, is decoded each time. Forked processes share the memory;
     a spawned process has a cache of its own, with its part of the size.
 
     Args:
@@ -37,17 +37,17 @@ class PixelCache:
 
     def __init__(self, num_images: int, size: int, *, px: int = 0, area_fraction: float = 1.0) -> None:
         self.num_images, self.size, self.px, self.area_fraction = num_images, size, px, area_fraction
-        head = 8 * (1 + 5 * num_images)
+        head = 8 * (1 + 6 * num_images)
         try:
             self._memory = mmap.mmap(-1, head + max(size, 1))  # shared with forked processes
         except OSError:  # the system does not allow so much
             self.size = 0
             self._memory = mmap.mmap(-1, head + 1)
-        words = np.frombuffer(self._memory, np.int64, 1 + 5 * num_images)
+        words = np.frombuffer(self._memory, np.int64, 1 + 6 * num_images)
         self._used = words[:1]
-        self._offsets, self._sides, self._stamps = np.split(
+        self._offsets, self._sides, self._states = np.split(
             words[1:], [num_images, 3 * num_images]
-        )  # [n], [2n]: height and width, [2n]: time of change and bytes of the file
+        )  # [n], [2n]: height and width, [3n]: the file's `State`
         self._offsets[:] = EMPTY
         self._pixels = np.frombuffer(self._memory, np.uint8, offset=head)
         self._lock = multiprocessing.get_context().Lock()
@@ -69,43 +69,39 @@ class PixelCache:
         Raises:
             ImageError: the file cannot be read or decoded.
         """
-        stamp = None
-        with contextlib.suppress(OSError, ValueError):  # read_bytes raises with the reason
-            status = os.stat(path)  # noqa: PTH116  (a Path takes four times as long)
-            stamp = status.st_mtime_ns, status.st_size
-            cached = self._lookup(index, stamp)
-            if cached is not None:
-                return cached
+        state = state_of(path)
+        if state is not None and (cached := self._lookup(index, state)) is not None:
+            return cached
         pixels = decode_pixels(read_bytes(Path(path)), path, px=self.px, area_fraction=self.area_fraction)
-        if stamp is not None:
-            self._store(index, stamp, pixels)
+        if state is not None:
+            self._store(index, state, pixels)
         return pixels
 
     def __len__(self) -> int:
         """The number of cached images."""
         return int((self._offsets >= 0).sum())
 
-    def _lookup(self, index: int, stamp: tuple[int, int]) -> np.ndarray | None:
-        own = slice(2 * index, 2 * index + 2)
+    def _lookup(self, index: int, state: State) -> np.ndarray | None:
+        sides, states = slice(2 * index, 2 * index + 2), slice(3 * index, 3 * index + 3)
         with self._lock:
             offset = int(self._offsets[index])
             if offset < 0:
                 return None
-            if self._stamps[own].tolist() != [*stamp]:
+            if self._states[states].tolist() != [*state]:
                 self._offsets[index] = CHANGED  # its bytes are not reused: another process may be reading them
                 return None
-            height, width = self._sides[own].tolist()
+            height, width = self._sides[sides].tolist()
         return self._pixels[offset : offset + 3 * height * width].reshape(height, width, 3)
 
-    def _store(self, index: int, stamp: tuple[int, int], pixels: np.ndarray) -> None:
-        own = slice(2 * index, 2 * index + 2)
+    def _store(self, index: int, state: State, pixels: np.ndarray) -> None:
+        sides, states = slice(2 * index, 2 * index + 2), slice(3 * index, 3 * index + 3)
         with self._lock:
             offset = int(self._used[0])
             if self._offsets[index] != EMPTY or offset + pixels.size > self.size:
                 return
             self._used[0] += pixels.size
             self._pixels[offset : offset + pixels.size] = pixels.reshape(-1)
-            self._sides[own], self._stamps[own], self._offsets[index] = pixels.shape[:2], stamp, offset
+            self._sides[sides], self._states[states], self._offsets[index] = pixels.shape[:2], state, offset
 
 
 def cache_size(gigabytes: float | str) -> int:

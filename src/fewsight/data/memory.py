@@ -27,7 +27,8 @@ from fewsight.machine.cores import num_cores
 RULES = f"3, Pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
 
 Triple = tuple[float, float, float]
-Stamp = tuple[bytes, int, int, int]  # absolute path, size in bytes, mtime and ctime in nanoseconds
+State = tuple[int, int, int]  # size in bytes, mtime and ctime in nanoseconds
+Stamp = tuple[bytes, int, int, int]  # absolute path, then as `State`
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +82,19 @@ def changed_files(files: Sequence[Path], digests: Sequence[str]) -> list[int]:
             pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for the whole dataset
 
 
-def stamp_of(path: str) -> Stamp | None:
+def state_of(path: str) -> State | None:
     """What tells, without reading it, that a file has not changed; None if there is no such file."""
     try:
         status = os.stat(path)  # noqa: PTH116  (a Path takes four times as long)
     except (OSError, ValueError):
         return None  # reading it gives the reason
-    absolute = os.fsencode(os.path.abspath(path))  # noqa: PTH100 fast for 50,000 files
-    return absolute, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def stamp_of(path: str) -> Stamp | None:
+    """The state of a file with its absolute path; None if there is no such file."""
+    state = state_of(path)
+    return None if state is None else (os.fsencode(os.path.abspath(path)), *state)  # noqa: PTH100 fast
 
 
 class Memory:

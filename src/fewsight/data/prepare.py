@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fewsight.data import Dataset, Sample, Scanned, channel_stats, digest, read_dataset, scan, training_samples
 from fewsight.data.leaks import Leaks, find_leaks
-from fewsight.data.samples import sample_indices
+from fewsight.data.samples import sample_indices, size_of
 from fewsight.data.training_set import ListedImage, RunData, TrainingSet
 from fewsight.errors import DataError
 from fewsight.machine.cores import num_cores
@@ -118,11 +118,10 @@ def _fix(dataset: Dataset, source: Path, settings: Data, chosen: _Chosen) -> Pre
         numbers=tuple(number for number, _ in chosen.train),
     )
     listed = [
-        ListedImage(
-            split, sample.path, sample.label, (dataset.root / sample.path).stat().st_size, scans[sample.path].pixels
-        )
+        ListedImage(split, sample.path, sample.label, size_of(dataset.root / sample.path), scan.pixels, scan.digest)
         for split, samples in splits.items()
         for sample in samples
+        for scan in [scans[sample.path]]
     ]
     sizes = tuple((scans[sample.path].width, scans[sample.path].height) for sample in train)
     return Prepared(chosen.classes, images, facts, listed, sizes, dataset.notes)

@@ -62,7 +62,7 @@ def digest(samples: Iterable[Sample], root: Path) -> str:
     Raises:
         DataError: a file no longer exists.
     """
-    return digest_of_list((sample.path, _size(root / sample.path), sample.label) for sample in samples)
+    return digest_of_list((sample.path, size_of(root / sample.path), sample.label) for sample in samples)
 
 
 def digest_of_list(images: Iterable[tuple[str, int, str | None]]) -> str:
@@ -73,7 +73,12 @@ def digest_of_list(images: Iterable[tuple[str, int, str | None]]) -> str:
     return result.hexdigest()
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """The size of a file in bytes.
+
+    Raises:
+        DataError: it no longer exists.
+    """
     try:
         return path.stat().st_size
     except OSError as error:

@@ -73,7 +73,8 @@ def split_names(names: Iterable[str], given: Mapping[str, str], source: Path) ->
             continue
         if len(usual) > 1:
             raise DataError(
-                f"{source}: {' and '.join(sorted(usual))} both mean {split}; say which one does: --splits {split}={min(usual)}"
+                f"{source}: {' and '.join(sorted(usual))} both mean {split}; say which one does: "
+                f"--splits {split}={min(usual)}"
             )
         read_as[usual[0]] = split
     return read_as

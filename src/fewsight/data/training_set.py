@@ -1,5 +1,6 @@
 """The images that a run trains on, and what it records about its data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,24 @@ class ListedImage:
     label: str
     size: int  # of the file in bytes
     pixels: str = ""  # digest of its upright pixels, as `Scanned.pixels`
+    digest: str = ""  # of the file, as `Scanned.digest`; lists of earlier versions have none
+
+    def is_as(self, other: "ListedImage") -> bool:
+        """Whether both are the same image under the same label, by content where both have a digest."""
+        mine, theirs = (self.digest, other.digest) if self.digest and other.digest else (self.pixels, other.pixels)
+        return (self.label, self.size) == (other.label, other.size) and (mine == theirs or not mine or not theirs)
+
+
+def list_differences(before: Sequence[ListedImage], after: Sequence[ListedImage]) -> str:
+    """In words, how a list of images differs from an earlier one; empty if it does not."""
+    old, new = ({(image.split, image.path): image for image in images} for images in (before, after))
+    kinds = {
+        "gone": [key for key in old if key not in new],
+        "new": [key for key in new if key not in old],
+        "changed": [key for key in old if key in new and not new[key].is_as(old[key])],
+    }
+    texts = [f"{len(keys):,} {kind} (first: {keys[0][1]})" for kind, keys in kinds.items() if keys]
+    return ", ".join(texts) or ("" if list(old) == list(new) else "the same images, in another order")
 
 
 @dataclass(frozen=True)

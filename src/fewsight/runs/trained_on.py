@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewsight.data import digest_of_list
+from fewsight.data import changed_files, digest_of_list
 from fewsight.data.training_set import ListedImage
 from fewsight.errors import RunError
 from fewsight.machine import files
@@ -32,13 +32,20 @@ def read_images(run: Run) -> list[ListedImage]:
 class TrainedOn:
     """The images that a run was trained on."""
 
-    files: frozenset[Path]  # their paths when the run began
+    files: dict[Path, str]  # their paths when the run began, and the digests of the files (empty in older runs)
     pixels: frozenset[str]  # digests of their upright pixels, so that copies are recognised
 
     def __contains__(self, image: tuple[Path, str]) -> bool:
-        """Whether an image (file, digest of its pixels) is one of them, by either."""
+        """Whether an image (file, digest of its pixels) is one of them, by its contents.
+
+        Another version of a decoder may give other pixels; then the file decides. A path alone decides where nothing
+        is known of the contents.
+        """
         file, pixels = image
-        return pixels in self.pixels or file.resolve() in self.files
+        if pixels in self.pixels:
+            return True
+        digest = self.files.get(file.resolve())
+        return digest is not None and not (pixels and digest and changed_files([file], [digest]))
 
 
 def trained_on(run: Run) -> TrainedOn:
@@ -47,7 +54,7 @@ def trained_on(run: Run) -> TrainedOn:
     root = source if source.is_dir() else source.parent
     images = [image for image in read_images(run) if image.split == "train"]
     return TrainedOn(
-        frozenset((root / image.path).resolve() for image in images),
+        {(root / image.path).resolve(): image.digest for image in images},
         frozenset(image.pixels for image in images if image.pixels),
     )
 

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from fewsight import runs
 from fewsight.data.prepare import Prepared, prepare
-from fewsight.data.training_set import TrainingSet
+from fewsight.data.training_set import TrainingSet, list_differences
 from fewsight.errors import Interrupted, RecipeError, RunError, WriteError
 from fewsight.machine import files
 from fewsight.machine.device import resolve_device, resolve_run
 from fewsight.machine.processes import ProcessGroup, joined
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
 from fewsight.runs import Origin, Run
-from fewsight.terminal import make_console, print_first, progress_counter
+from fewsight.terminal import make_console, print_first, printable, progress_counter
 from fewsight.training.loop import fit
 from fewsight.training.planning.candidates import candidate_recipes, starting_values
 from fewsight.training.planning.plan import plan_recipe
@@ -83,7 +83,8 @@ def train(
         recipe: "auto" (planned from the data, the device and `hours`), the name of a shipped recipe or a TOML file.
         hours: for the whole command and one seed, with recipe "auto".
         overrides: `key.path=value` on top of the recipe. They include what the command has options for:
-            `data.holdout=0.3` is --holdout 0.3, `data.max_bad=0.05` --max-bad, `data.leak=stop` --leak,
+            `data.holdout=0.3` is --holdout 0.3, `data.splits=val=dev` --splits, `data.max_bad=0.05` --max-bad,
+            `data.leak=stop` --leak,
             `data.merge_val=true` --merge-val, `run.deterministic=true` --deterministic.
         seeds: train a run for each of these in `out/seed<N>`, all with one plan; empty: one run, in `out`.
         init_from: start from this run's weights instead of random ones; if it holds a run per seed, from the run of
@@ -245,9 +246,8 @@ def _continue(run: Run, console: Console, group: ProcessGroup, reporters: Sequen
         raise RunError(f"{path}: its data {source} does not exist; restore it there, then resume")
     with progress_counter(console, "checking images") as progress:
         prepared = prepare(source, run.recipe.data, progress=progress)
-    runs.read_images(run)  # raises if the list of training images is damaged
-    if prepared.facts.digest != run.data.digest:
-        raise RunError(f"{path}: {source} is not the data that the run began with: {_data_differences(run, prepared)}")
+    if changes := list_differences(runs.read_images(run), prepared.listed):
+        raise RunError(f"{path}: {source} is not the data that the run began with: {changes}")
     origin = None if runs.has_state(path) else run.info.start
     weights = _starting_weights(origin, run.recipe, run.classes, console)
     return _fit(run, prepared.images, console, weights, group, reporters)
@@ -355,6 +355,8 @@ def _print_data(console: Console, prepared: Prepared) -> None:
     counts = {split: sum(classes.values()) for split, classes in prepared.facts.counts.items()}
     parts = ", ".join(f"{number:,} {split}" for split, number in counts.items())
     console.print(f"{counted(len(prepared.classes), 'class')}; images: {parts}")
+    for note in prepared.notes:
+        console.print(f"note: {printable(note)}")
     if prepared.facts.ignored:
         ignored = ", ".join(f"{number:,} {reason}" for reason, number in prepared.facts.ignored.items())
         console.print(f"ignored: {ignored}")
@@ -368,15 +370,3 @@ def _print_data(console: Console, prepared: Prepared) -> None:
     near = [f"{first} and {second}" for first, second in leaks["near"]]
     rest = ", in data.json (fewsight check shows what they may mean)"
     print_first(console, "nearly equal, in two splits", near, limit=MAX_NEAR_PAIRS, rest=rest)
-
-
-def _data_differences(run: Run, prepared: Prepared) -> str:
-    before = {(image.split, image.path): (image.label, image.size) for image in runs.read_images(run)}
-    after = {(image.split, image.path): (image.label, image.size) for image in prepared.listed}
-    kinds = {
-        "gone": [key for key in before if key not in after],
-        "new": [key for key in after if key not in before],
-        "changed": [key for key in before if key in after and before[key] != after[key]],
-    }
-    texts = [f"{len(keys):,} {kind} (first: {keys[0][1]})" for kind, keys in kinds.items() if keys]
-    return ", ".join(texts) or "the same images, in another order"
