@@ -27,7 +27,7 @@ from torchvision.transforms import v2
 from benchmarks.machine import about, busy_unless, device_name, keep
 from fewsight.augment.normalise import Normalise
 from fewsight.data import decode_pixels, read_bytes
-from fewsight.machine.device import keep_freed_memory
+from fewsight.machine.allocator import keep_freed_memory
 from fewsight.recipes import Augment
 from fewsight.training.feed import AugmentedImages
 

@@ -28,8 +28,9 @@ from PIL import Image
 from benchmarks.machine import about, busy_unless, device_name, keep, measured
 from fewsight.augment.normalise import Normalise
 from fewsight.data.training_set import TrainingSet
+from fewsight.machine.allocator import keep_freed_memory
 from fewsight.machine.cores import num_cores
-from fewsight.machine.device import keep_freed_memory, resolve_run
+from fewsight.machine.device import resolve_run
 from fewsight.models.classifier import initial_model
 from fewsight.recipes import load_recipe
 from fewsight.training.feed import AugmentedImages, batches

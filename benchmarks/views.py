@@ -26,8 +26,9 @@ from benchmarks.machine import about, busy_unless, device_name, keep
 from benchmarks.step.speed import TIMM_NAMES
 from fewsight.augment import named_views
 from fewsight.augment.normalise import Normalise
+from fewsight.machine.allocator import keep_freed_memory
 from fewsight.machine.cores import num_cores
-from fewsight.machine.device import autocast, best_precision, keep_freed_memory
+from fewsight.machine.device import autocast, best_precision
 from fewsight.models import Backbone
 from fewsight.models.classifier import build_model
 from fewsight.recipes import load_recipe

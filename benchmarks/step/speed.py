@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import RESULTS, about, busy_unless, device_name, keep, listed
 from fewsight.losses import Targets, build_loss
-from fewsight.machine.device import keep_freed_memory
+from fewsight.machine.allocator import keep_freed_memory
 from fewsight.models.classifier import build_model
 from fewsight.recipes import Losses, Stage
 from fewsight.training.learner import Learner

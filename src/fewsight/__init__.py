@@ -5,6 +5,7 @@ the functions that the commands call. Importing the package imports no torch; th
 """
 
 import importlib
+import random
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,7 +41,11 @@ def __getattr__(name: str) -> Any:
     home = next((module for module, names in _HOMES.items() if name in names), None)
     if home is None:
         raise AttributeError(f"module 'fewsight' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"fewsight.{home}"), name)
+    state = random.getstate()
+    try:
+        return getattr(importlib.import_module(f"fewsight.{home}"), name)
+    finally:
+        random.setstate(state)  # rich draws from it while it is imported
 
 
 def __dir__() -> list[str]:

@@ -17,6 +17,7 @@ from fewsight.cli.testing import ensemble, evaluate, predict, report, reproduce,
 from fewsight.cli.training import check, demo, recipes, train
 from fewsight.cli.vipriors import vipriors_app
 from fewsight.errors import FewsightError, Interrupted
+from fewsight.machine.allocator import keep_freed_memory
 
 __all__ = ["app", "main"]
 
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # escapes the characters that the stream's encoding lacks
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    keep_freed_memory()
     received: list[int] = []
     try:
         with _sigterm_raises(received):

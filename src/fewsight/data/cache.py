@@ -3,7 +3,6 @@
 import contextlib
 import math
 import mmap
-import multiprocessing
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from fewsight.data.decode import decode_pixels, read_bytes
 from fewsight.data.memory import State, state_of
 from fewsight.machine.cores import num_cores
+from fewsight.machine.loading import loading_context
 
 AUTO_FRACTION = 0.25  # of the memory that is free when training begins
 UNKNOWN_FREE = 4 * 2**30  # bytes assumed free where the system does not report it
@@ -50,7 +50,7 @@ class PixelCache:
         )  # [n], [2n]: height and width, [3n]: the file's `State`
         self._offsets[:] = EMPTY
         self._pixels = np.frombuffer(self._memory, np.uint8, offset=head)
-        self._lock = multiprocessing.get_context().Lock()
+        self._lock = loading_context().Lock()
 
     def __reduce__(self) -> tuple["partial[PixelCache]", tuple[int, int]]:
         rebuild = partial(PixelCache, px=self.px, area_fraction=self.area_fraction)

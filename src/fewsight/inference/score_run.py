@@ -10,7 +10,7 @@ from fewsight.augment import View
 from fewsight.augment.normalise import Normalise
 from fewsight.data import digest_of_list, read_bytes
 from fewsight.errors import DataError
-from fewsight.machine.device import compute_threads, keep_freed_memory, resolve_run
+from fewsight.machine.device import compute_threads, random_state_kept, resolve_run
 from fewsight.machine.files import locked
 from fewsight.models import Backbone
 from fewsight.models.classifier import Classifier, build_model, build_without_memory, check_weights, load_weights
@@ -20,6 +20,7 @@ from fewsight.scores.scoring import BATCH, Scorer, Scores, SharedLoads, score_im
 from fewsight.scores.store import ScoredImage, Store, StoreInfo, append, begin, finish
 
 
+@random_state_kept()
 def load_model(run: Run, device: torch.device) -> Classifier:
     """The run's trained model for testing: norms folded into convolutions, channels-last layout."""
     settings, num_classes, tensors = run.recipe.model, len(run.classes), read_weights(run)
@@ -36,7 +37,6 @@ def load_model(run: Run, device: torch.device) -> Classifier:
 def load_scorer(run: Run, recipe: Recipe) -> Scorer:
     """The run's model with its normalisation, in memory, for a recipe of this machine such as `testing_recipe`."""
     device = torch.device(recipe.run.device)
-    keep_freed_memory()
     return Scorer(load_model(run, device), Normalise(run.data.mean, run.data.std).to(device), recipe)
 
 

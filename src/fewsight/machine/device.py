@@ -1,10 +1,8 @@
 """Choose the device, the precision, the compute threads and the loading processes of a run."""
 
 import contextlib
-import ctypes
 import functools
 import os
-import sys
 import time
 from collections.abc import Iterator
 
@@ -66,7 +64,23 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+@contextlib.contextmanager
+def random_state_kept() -> Iterator[None]:
+    """After the block, or the decorated function, torch's random streams go on as if it had drawn nothing."""
+    state = torch.get_rng_state()
+    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        if on_devices is not None:
+            torch.cuda.set_rng_state_all(on_devices)
+        elif torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.manual_seed_all(torch.initial_seed())  # as the first use of CUDA after the block would
+
+
 @functools.cache
+@random_state_kept()
 def best_precision(device: torch.device) -> str:
     """The fastest precision of a device: bf16 where it is supported and faster, which a CPU shows in a short test."""
     if device.type == "cuda":
@@ -118,14 +132,15 @@ def same_bits(device: torch.device, *, always: bool) -> Iterator[None]:
     Raises:
         RecipeError: an operation has no deterministic implementation.
     """
-    if device.type == "cuda":
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.benchmark = False
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(always or before)
+    before = {
+        "mode": torch.are_deterministic_algorithms_enabled(),
+        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+    }
+    if always:
+        torch.use_deterministic_algorithms(True)
     try:
-        yield
+        with _deterministic_convolutions() if device.type == "cuda" else contextlib.nullcontext():
+            yield
     except RuntimeError as error:
         if "deterministic" not in str(error):
             raise
@@ -133,15 +148,19 @@ def same_bits(device: torch.device, *, always: bool) -> Iterator[None]:
             f"run.deterministic: {str(error).splitlines()[0]} Train without --deterministic, or on a CPU"
         ) from error
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(**before)
 
 
-@functools.cache
-def keep_freed_memory() -> None:
-    """Keep freed memory in the process (glibc only), so that a step reuses pages instead of faulting them in again."""
-    if not sys.platform.startswith("linux"):
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+@contextlib.contextmanager
+def _deterministic_convolutions() -> Iterator[None]:
+    """cuDNN and cuBLAS choose deterministic algorithms inside the block."""
+    cudnn, workspace = torch.backends.cudnn, "CUBLAS_WORKSPACE_CONFIG"
+    deterministic, benchmark, environment = cudnn.deterministic, cudnn.benchmark, os.environ.get(workspace)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    os.environ.setdefault(workspace, ":4096:8")  # cuBLAS reads it when it is first used
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = deterministic, benchmark
+        if environment is None:
+            del os.environ[workspace]

@@ -87,9 +87,8 @@ def joined() -> Iterator[ProcessGroup]:
         yield SINGLE_PROCESS
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    with explain_lost_processes():
+    own = torch.cuda.device(int(os.environ.get("LOCAL_RANK", "0")))  # the current device again after the block
+    with own if torch.cuda.is_available() else contextlib.nullcontext(), explain_lost_processes():
         distributed.init_process_group(backend, timeout=TIMEOUT)
         try:
             yield ProcessGroup(distributed.get_rank(), distributed.get_world_size())

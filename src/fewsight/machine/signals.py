@@ -27,7 +27,11 @@ def signals_that_stop() -> Iterator[StopFlag]:
             signal.default_int_handler(signal.SIGINT, None)
         flag.signal_number = number
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, handle)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) is not None  # a handler outside Python could not be put back
+    }
     try:
         yield flag
     finally:

@@ -1,9 +1,9 @@
 """Loads and augments the batches of a plan, with the same bits for any number of workers."""
 
 import contextlib
-import multiprocessing
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from fewsight.augment import augment_images
 from fewsight.data import PixelCache
 from fewsight.errors import DataError, RunError
+from fewsight.machine.loading import loading_context
 from fewsight.machine.rng import image_stream
 from fewsight.recipes import Augment
 from fewsight.training.plans import Plan
@@ -145,19 +147,34 @@ def explain_lost_workers() -> Iterator[None]:
 def _load_in_workers(
     images: AugmentedImages, keys: Iterator[list[tuple[int, int]]], workers: int
 ) -> Iterator["np.ndarray | DataError"]:
-    context = multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
     loader = DataLoader(
         images,
         batch_sampler=keys,  # a generator: the keys of all epochs at once would take much memory
         num_workers=workers,
         collate_fn=_identity,
         worker_init_fn=_quiet_worker,
-        multiprocessing_context=context,
+        multiprocessing_context=loading_context(),
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
-        loaded = iter(loader)
-    yield from loaded
+    with _child_signal_kept():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+            loaded = iter(loader)
+        yield from loaded
+
+
+@contextlib.contextmanager
+def _child_signal_kept() -> Iterator[None]:
+    """Put the handler of SIGCHLD back, which torch replaces for good when it starts its first loading process."""
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        yield  # torch replaces none either
+        return
+    handler, is_set = signal.getsignal(signal.SIGCHLD), signal_handling._SIGCHLD_handler_set
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler)
+            signal_handling._SIGCHLD_handler_set = is_set
 
 
 def _identity(batch: Any) -> Any:

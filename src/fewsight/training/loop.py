@@ -19,7 +19,7 @@ from fewsight.data.training_set import TrainingSet
 from fewsight.errors import DataError, Interrupted, RunError
 from fewsight.losses import collapse_of, own_weights
 from fewsight.machine import files
-from fewsight.machine.device import compute_threads, keep_freed_memory, same_bits
+from fewsight.machine.device import compute_threads, same_bits
 from fewsight.machine.processes import MIN_IMAGES_PER_PROCESS, SINGLE_PROCESS, ProcessGroup, synchronise_norms
 from fewsight.machine.rng import batch_stream
 from fewsight.machine.signals import StopFlag, signals_that_stop
@@ -84,7 +84,6 @@ def fit(
         Interrupted: Ctrl-C or SIGTERM; the state is saved.
     """
     recipe = run.recipe
-    keep_freed_memory()
     state = runs.read_state(run.path)
     position = Position(**state[1]["position"]) if state else Position()
     if group.first:

@@ -17,7 +17,7 @@ from fewsight.data.prepare import Prepared, prepare
 from fewsight.data.training_set import TrainingSet, list_differences
 from fewsight.errors import Interrupted, RecipeError, RunError, WriteError
 from fewsight.machine import files
-from fewsight.machine.device import resolve_device, resolve_run
+from fewsight.machine.device import random_state_kept, resolve_device, resolve_run
 from fewsight.machine.processes import ProcessGroup, joined
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
 from fewsight.runs import Origin, Run
@@ -60,6 +60,7 @@ class Request:
         return {seed: self.out / f"seed{seed}" for seed in self.seeds} if self.seeds else {None: self.out}
 
 
+@random_state_kept()
 def train(
     data: str | Path,
     out: str | Path,
@@ -202,6 +203,7 @@ def _remaining_commands(request: Request, interrupted: int | None, sources: Mapp
     return f"fewsight train {request.data} {options}" if remaining else ""
 
 
+@random_state_kept()
 def resume(path: str | Path, *, console: Console | None = None, reporters: Sequence[ReporterFactory] = ()) -> Run:
     """Continue a run from its last saved state; the finished run equals an uninterrupted one bit for bit.
 

@@ -1,0 +1,87 @@
+"""Importing and calling fewsight changes nothing in the process that outlives the call."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import TINY
+
+HOST = '''
+"""A program that has its own settings, and calls fewsight."""
+import locale, logging, multiprocessing, os, random, signal, sys, threading, warnings
+import numpy as np, safetensors.torch, scipy.sparse, scipy.special, torch, torch.utils.data  # add filters for their own warnings
+from PIL import Image, ImageFile
+
+data, run, tiny = sys.argv[1], sys.argv[2], sys.argv[3].split(" ")
+random.seed(1), np.random.seed(2), torch.manual_seed(3)
+torch.set_num_threads(2)
+torch.use_deterministic_algorithms(True, warn_only=True)
+signal.signal(signal.SIGTERM, lambda *_: None)
+warnings.simplefilter("always")
+
+
+def settings():
+    cudnn = torch.backends.cudnn
+    return {
+        "random": hash(random.getstate()), "numpy": hash(np.random.get_state()[1].tobytes()),
+        "torch": hash(tuple(torch.get_rng_state().tolist())),
+        "seed": torch.initial_seed(), "threads": torch.get_num_threads(), "dtype": torch.get_default_dtype(),
+        "grad": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")),
+        "deterministic": (torch.are_deterministic_algorithms_enabled(),
+                          torch.is_deterministic_algorithms_warn_only_enabled()),
+        "cudnn": (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32),
+        "kernels": (torch.backends.mkldnn.enabled, torch.get_float32_matmul_precision()),
+        "distributed": torch.distributed.is_initialized(), "errors": np.geterr(), "environment": dict(os.environ),
+        "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        "warnings": (list(warnings.filters), warnings.showwarning),
+        "logging": (logging.root.level, logging.root.handlers[:], logging.root.manager.disable),
+        "start method": multiprocessing.get_start_method(allow_none=True),
+        "children": multiprocessing.active_children(),
+        "python threads": threading.enumerate(), "recursion": sys.getrecursionlimit(), "hook": sys.excepthook,
+        "streams": (sys.stdout, sys.stderr), "folder": os.getcwd(), "path": sys.path[:], "locale": locale.setlocale(0),
+        "pillow": (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES), "umask": os.umask(0o22),
+        "files": len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0,
+    }
+
+
+def check(what):
+    after = settings()
+    for name, value in before.items():
+        assert after[name] == value, f"{what}: {name} was {value}, is {after[name]}"
+
+
+before = settings()
+import fewsight
+fewsight.train
+check("import")
+fewsight.train(data, run, recipe="digits", overrides=[*tiny, "run.workers=1", "run.threads=1"])
+check("train")
+fewsight.resume(run)
+check("resume")
+fewsight.evaluate(run, data)
+check("evaluate")
+model = fewsight.load(run, "report")
+check("load")
+model.predict([np.zeros((8, 8, 3), np.uint8)])
+check("predict")
+fewsight.train(data, run + "2", recipe="auto", hours=0.001, preview=1)
+check("plan and preview")
+for wrong in (lambda: fewsight.train(data, run), lambda: fewsight.load("nowhere"), lambda: fewsight.resume("nowhere")):
+    try:
+        wrong()
+    except fewsight.RunError:
+        check("an error")
+assert "fewsight.machine.allocator" not in sys.modules, "the allocator's settings cannot be put back"
+print("nothing changed")
+'''
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_calls_leave_no_trace_in_the_process(digit_images: Path, tmp_path: Path) -> None:
+    (tmp_path / "host.py").write_text(HOST)
+    line = [sys.executable, tmp_path / "host.py", digit_images, tmp_path / "run", " ".join(TINY)]
+    host = subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
+    assert host.returncode == 0, host.stderr[-3000:]
+    assert host.stdout.endswith("nothing changed\n")
