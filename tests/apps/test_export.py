@@ -1,5 +1,6 @@
 """The exported model gives the probabilities of `predict` without fewsight; a model that does not is not written."""
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -24,21 +25,23 @@ from fewsight.apps import export
 from fewsight.apps.export import images as export_images
 from fewsight.apps.export import parity
 from fewsight.apps.export.crops import CenterBox, resample
-from fewsight.apps.export.graph import CroppingGraph, build_graph, cuts_and_sides
+from fewsight.apps.export.graph import CroppingGraph, Graph, build_graph, cuts_and_sides
 from fewsight.apps.export.images import CompareOn, ImageSet, given_images, images_of_run, inputs_of
-from fewsight.apps.export.int8 import measure_loss
+from fewsight.apps.export.int8 import measure_loss, paired_interval
 from fewsight.apps.export.onnx_model import describe, open_session, run
 from fewsight.apps.export.write import export_run
 from fewsight.augment import center_view, random_box
 from fewsight.data import digest_of_list
 from fewsight.errors import DataError, FewsightError, RunError
 from fewsight.inference.ensemble import combine
+from fewsight.inference.model import Model, Predictions
 from fewsight.inference.opening import open_runs
 from fewsight.inference.prediction_files import expand_inputs
 from fewsight.machine import files
 from fewsight.runs import read_run
 from fewsight.scores.calibration import Calibration, Threshold, write_calibrations
 
+pytestmark = pytest.mark.xdist_group("export")  # with the pages that export
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "export.md"
 NAMES = ["a\nb", 'quo"te', "<b>x</b>", "=cmd", "\u202egnp", "n" * 300, "ämne", "\udcff", "日本"]
 
@@ -246,6 +249,42 @@ def test_every_class_name_survives_the_metadata(tmp_path: Path) -> None:
     assert metadata(tmp_path / "m.onnx")["classes"] == NAMES
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_graph_gives_no_probability_for_scores_that_are_not_finite(bad: float) -> None:
+    """Of one view, in one image: every probability of this image is NaN, and the other image keeps its own."""
+    scores = torch.log_softmax(torch.randn(3, 2, 4), dim=2)
+    scores[1, 0, 2] = bad
+
+    class Scores(torch.nn.Module):
+        def forward(self, _cuts: Any) -> torch.Tensor:
+            return scores
+
+    graph = Graph([], 0.7)
+    graph.scorers.append(Scores())
+    probs = graph.score([])
+    assert probs[0].isnan().all()
+    torch.testing.assert_close(probs[1], torch.softmax(scores[:, 1].logsumexp(0) / 0.7, 0))
+
+
+def test_model_without_probabilities_is_not_exported(
+    tiny_run: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """predict has none for an image, so there is nothing to compare with."""
+    predict = Model.predict
+
+    def not_finite(self: Model, images: Any) -> Predictions:
+        predictions = predict(self, images)
+        predictions.probs[-1] = np.nan
+        return predictions
+
+    monkeypatch.setattr("fewsight.apps.export.write.to_onnx", lambda module, cuts, crop: identity_model())
+    monkeypatch.setattr(Model, "predict", not_finite)
+    answer = command("export", tiny_run, "--out", tmp_path / "m.onnx")
+    assert answer.code == 2
+    assert "the scores of predict are not finite; nothing was written" in answer.err
+    assert not list(tmp_path.glob("*m.onnx*"))
+
+
 @pytest.mark.parametrize("factor", [1.01, float("nan")])
 def test_a_model_that_differs_is_refused(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     probs = np.array([[0.2, 0.3, 0.5], [0.9, 0.1, 0.0]], np.float32)
@@ -277,22 +316,86 @@ def test_a_model_that_differs_leaves_no_file(
 # --- int8 ---------------------------------------------------------------------------------------------------
 
 
-def test_loss_of_int8_is_measured_on_paired_images() -> None:
-    before = np.eye(4, dtype=np.float32)[np.zeros(40, int)]
+def predicted_in_int8(num_images: int, lost: int, gained: int = 0) -> tuple[np.ndarray, np.ndarray, ImageSet]:
+    """Probabilities in float32 and int8 of images of the class 0, of which `gained` have only int8 right."""
+    before = np.eye(4, dtype=np.float32)[np.zeros(num_images, int)]
+    before[-gained or num_images :] = [0, 0, 1, 0]
     after = before.copy()
-    after[:2] = [0, 1, 0, 0]
-    images = ImageSet("val of here", tuple(map(Path, "ab" * 20)), (0,) * 39 + (1,), 0)
+    after[:lost], after[-gained or num_images :] = [0, 1, 0, 0], [1, 0, 0, 0]
+    return before, after, ImageSet("val of here", (Path("a"),) * num_images, (0,) * num_images)
+
+
+def test_loss_of_int8_is_measured_on_paired_images() -> None:
+    before, after, images = predicted_in_int8(1000, 2, 1)
     loss = measure_loss(before, after, images, 1.0)
-    assert (loss.agreement.count, loss.agreement.total, loss.largest) == (38, 40, 1.0)
+    assert (loss.agreement.count, loss.agreement.total, loss.largest) == (997, 1000, 1.0)
     assert loss.float32 is not None
     assert loss.int8 is not None
-    assert (loss.float32.count, loss.int8.count) == (39, 37)
+    assert (loss.float32.count, loss.int8.count) == (999, 998)
     assert loss.gain is not None
-    assert (loss.gain.first_only, loss.gain.second_only) == (2, 0)
+    assert (loss.gain.first_only, loss.gain.second_only) == (2, 1)
+    assert (loss.gain.low, loss.gain.high) == paired_interval(1, 2, 1000)
     unlabelled = measure_loss(before, after, ImageSet("new", images.files, ()), 1.0)
-    assert (unlabelled.float32, unlabelled.gain, unlabelled.agreement.count) == (None, None, 38)
-    after[:30] = [0, 1, 0, 0]
-    with pytest.raises(RunError, match="int8 loses too much accuracy: -75"):
+    assert (unlabelled.float32, unlabelled.gain, unlabelled.agreement.count) == (None, None, 997)
+
+
+@pytest.mark.parametrize(
+    ("counts", "labelled", "expected"),
+    [
+        ((20, 2), True, "20 images cannot tell whether int8 loses more than 2 points: .* -10.0 points .* about"),
+        ((20, 0), True, "20 images cannot tell .* about 190 would tell .* export without --int8"),
+        ((20, 0), False, "20 images cannot tell .* keeps 100.0 % .* about 190 would tell"),
+        ((188, 0), True, "about 200 would tell"),
+        ((189, 0), True, None),
+        ((189, 0), False, None),
+        ((256, 1, 1), True, None),
+        ((256, 1, 1), False, "256 images cannot tell"),
+        ((40, 30), True, "int8 loses too much accuracy: top-1 changes by -75.0 points"),
+        ((1000, 40), True, "int8 loses too much accuracy: top-1 changes by -4.0 points"),
+        ((1000, 40), False, "int8 loses too much accuracy: without labels .* keeps 96.0 %"),
+        ((1000, 40, 40), True, None),
+        ((1000, 40, 40), False, "without labels .* keeps 92.0 %"),
+    ],
+)
+def test_int8_is_refused_unless_the_images_show_that_it_loses_little(
+    counts: tuple[int, ...], labelled: bool, expected: str | None
+) -> None:
+    before, after, images = predicted_in_int8(*counts)
+    images = images if labelled else ImageSet("new", images.files, ())
+    with pytest.raises(RunError, match=expected) if expected else contextlib.nullcontext():
+        measure_loss(before, after, images, 1.0)
+
+
+def test_number_of_images_that_a_refusal_names_would_tell() -> None:
+    for counts in [(20, 2), (100, 2, 1), (60, 1), (256, 1)]:
+        before, after, images = predicted_in_int8(*counts)
+        with pytest.raises(RunError, match="would tell") as refused:
+            measure_loss(before, after, images, 1.0)
+        needed = int(str(refused.value).partition(" would tell")[0].rpartition("about ")[2].replace(",", ""))
+        lost, gained = (count * needed / counts[0] for count in (*counts[1:], 0)[:2])
+        low, high = paired_interval(gained, lost, needed)
+        assert low >= -0.02 or high < -0.02, counts
+
+
+def test_interval_of_paired_images() -> None:
+    """Against the definition: at its ends the score, with the likeliest proportions that have this change, is 1.96."""
+    gained, lost, total = 3, 8, 100
+    low, high = paired_interval(gained, lost, total)
+    for change, expected in ((low, 1.96), (high, -1.96)):
+        losing = np.linspace(max(0, -change) + 1e-9, (1 - change) / 2 - 1e-9, 100_001)
+        gaining = losing + change
+        rest = (total - gained - lost) * np.log(1 - gaining - losing)
+        likeliest = losing[(gained * np.log(gaining) + lost * np.log(losing) + rest).argmax()]
+        variance = total * (2 * likeliest + change - change**2)
+        assert (gained - lost - total * change) / np.sqrt(variance) == pytest.approx(expected, abs=1e-3)
+    assert paired_interval(lost, gained, total) == pytest.approx((-high, -low))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_int8_scores_that_are_not_finite_are_refused(value: float) -> None:
+    before, after, images = predicted_in_int8(500, 0)
+    after[3, 1] = value
+    with pytest.raises(RunError, match="a: the scores in int8 are not finite; nothing was written"):
         measure_loss(before, after, images, 1.0)
 
 
@@ -395,7 +498,14 @@ def test_a_missing_temperature_is_detected(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_int8_reports_its_loss(tiny_run: Path, tmp_path: Path, command: Command) -> None:
+def test_int8_reports_its_loss(
+    tiny_run: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = command("export", tiny_run, "--out", tmp_path / "m.onnx", "--int8")
+    assert answer.code == 2
+    assert "12 images cannot tell whether int8 loses more than 2 points" in answer.err
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("fewsight.apps.export.int8.MAX_LOSS", 1.0)
     answer = command("export", tiny_run, "--out", tmp_path / "m.onnx", "--int8")
     assert answer.code == 0, answer.err
     assert "int8 keeps the most probable class of" in answer.out

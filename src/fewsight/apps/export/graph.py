@@ -109,9 +109,13 @@ class Graph(nn.Module):
         return self.score([cut.permute(0, 3, 1, 2).float() / 255 for cut in cuts])
 
     def score(self, cuts: Sequence[Tensor]) -> Tensor:
-        """Cuts, float32 [B, 3, px, px] each, in [0, 1] -> probabilities, float32 [B, K]."""
-        log_probs = torch.logsumexp(torch.cat([scorer(cuts) for scorer in self.scorers]), dim=0)
-        return torch.softmax(log_probs / self.temperature, dim=1)
+        """Cuts, float32 [B, 3, px, px] each, in [0, 1] -> probabilities, float32 [B, K].
+
+        An image with a score that is not finite has no probability: NaN for every class.
+        """
+        scores = torch.cat([scorer(cuts) for scorer in self.scorers])  # [S, B, K]
+        probs = torch.softmax(torch.logsumexp(scores, dim=0) / self.temperature, dim=1)
+        return torch.where(torch.isfinite(scores).all(2).all(0)[:, None], probs, torch.nan)
 
 
 class CroppingGraph(nn.Module):

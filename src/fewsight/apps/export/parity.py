@@ -46,7 +46,7 @@ def check_parity(
         predict_ms: its time per image.
 
     Raises:
-        RunError: they differ by more than rounding.
+        RunError: they differ by more than rounding, or are not finite.
     """
     probs, onnxruntime_ms = exported_probs(session, cuts, images, crop=crop)
     differences = np.abs(probs - expected).max(1)
@@ -62,12 +62,27 @@ def check_parity(
 
 
 def predicted_probs(path: Path, views: str | None, images: ImageSet) -> tuple[np.ndarray, float]:
-    """The probabilities of `predict` on the CPU in float32, float32 [n, K], and its milliseconds per image."""
+    """The probabilities of `predict` on the CPU in float32, float32 [n, K], and its milliseconds per image.
+
+    Raises:
+        RunError: it has none for an image, since its scores are not finite.
+    """
     model = load(path, views, exact=True)
     model.predict(images.files[:1])  # so that reading the weights is not timed
     began = time.perf_counter()
-    probs = model.predict(images.files).probs
-    return probs, (time.perf_counter() - began) / len(images.files) * 1e3
+    predictions = model.predict(images.files)
+    predict_ms = (time.perf_counter() - began) / len(images.files) * 1e3
+    index = first_not_finite(predictions.probs)
+    if index is not None:
+        reason = predictions.errors[index] or "the scores of predict are not finite"
+        raise RunError(f"{images.files[index]}: {reason}; nothing was written")
+    return predictions.probs, predict_ms
+
+
+def first_not_finite(probs: np.ndarray) -> int | None:
+    """The index of the first image whose probabilities [n, K] are not all finite."""
+    bad = ~np.isfinite(probs).all(1)
+    return int(bad.argmax()) if bad.any() else None
 
 
 def exported_probs(
