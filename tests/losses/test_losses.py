@@ -305,3 +305,13 @@ def test_collapse_of_a_sum_is_that_of_its_first_collapsed_term() -> None:
     assert collapse_of(terms["d"], {"x": 1.0}, {}, 1.0) == "later 1 1"
     assert collapse_of(SmoothedCrossEntropy(), {"x": 2.0}, {}, 0.5) is None
     assert collapse_of(build("ce+triplet+arcface"), {}, {}, 1.0) is None, "without logged terms there is no diagnosis"
+
+
+def test_value_that_a_builder_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def picky(*_: object, power: float = 1.0) -> nn.Module:
+        raise ValueError(f"power = {power:g} must be above 0")
+
+    monkeypatch.setitem(LOSSES, "picky", picky)
+    losses = Losses.model_validate({"options": {"picky": {"power": -1}}})
+    with pytest.raises(RecipeError, match=r"losses\.options\.picky: picky cannot be built: power = -1 must be above 0"):
+        build("picky", losses)

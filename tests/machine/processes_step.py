@@ -46,18 +46,20 @@ def step(group: ProcessGroup, loss: str, mixed: str, cutmix_prob: float) -> tupl
     return tensors | {name: torch.tensor(term, dtype=torch.float64) for name, term in logged.items()}, value
 
 
+CASES = [  # (loss, mixed, cutmix_prob)
+    ("ce", "skip", 0.0),
+    ("ce", "skip", 1.0),
+    ("ce+triplet", "skip", 0.0),
+    ("ce+triplet", "lam", 1.0),
+    ("ce+arcface", "skip", 1.0),
+]
+
+
 def main(count: int) -> None:
     torch.set_num_threads(1)
     with joined() as group:
         assert group.count == count
-        cases = [
-            ("ce", "skip", 0.0),
-            ("ce", "skip", 1.0),
-            ("ce+triplet", "skip", 0.0),
-            ("ce+triplet", "lam", 1.0),
-            ("ce+arcface", "skip", 1.0),
-        ]
-        for case in cases:
+        for case in CASES:
             (single, single_loss), (shared, shared_loss) = step(SINGLE_PROCESS, *case), step(group, *case)
             assert single.keys() == shared.keys(), (single.keys(), shared.keys())
             worst = max(float((single[name] - shared[name]).abs().max()) for name in single)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes_step import CASES
 from processes_step import main as compare_steps
 from torch import nn
 
@@ -33,7 +34,7 @@ def test_rows_of_all_processes_cover_the_batch_and_differ_by_one(total: int, cou
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_shared_step_equals_that_of_one_process(count: int, tmp_path: Path) -> None:
     text = shared(tmp_path / "printed.txt", count, compare_steps, count)
-    assert text.count("('ce") == 5, text
+    assert all(str(case) in text for case in CASES), text
 
 
 @pytest.mark.xdist_group("forked")

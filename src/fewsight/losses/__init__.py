@@ -60,8 +60,8 @@ def build_loss(
     """The loss `name`, or a sum such as `ce+triplet` with the weights of `losses.weights`.
 
     Raises:
-        RecipeError: no such loss (the message suggests the nearest name), a loss given twice, or a loss or sum that
-            does not train the linear head.
+        RecipeError: no such loss (the message suggests the nearest name), an option's value that its builder refuses
+            with a ValueError, a loss given twice, or a loss or sum that does not train the linear head.
     """
     names = [part.strip() for part in name.split("+")]
     if "" in names:
@@ -73,10 +73,12 @@ def build_loss(
         check_options(LOSSES[term], options, f"losses.options.{term}")
     if len(set(names)) < len(names):
         raise RecipeError(f"loss {name!r}: a loss is given twice; give it a weight in losses.weights instead")
-    built = {
-        term: LOSSES[term](losses, num_classes, num_features, class_weights, **losses.options.get(term, {}))
-        for term in names
-    }
+    built = {}
+    for term in names:
+        try:
+            built[term] = LOSSES[term](losses, num_classes, num_features, class_weights, **losses.options.get(term, {}))
+        except ValueError as error:
+            raise RecipeError(f"losses.options.{term}: {term} cannot be built: {error}") from error
     unweighted = len(names) == 1 and names[0] not in losses.weights
     loss = built[names[0]] if unweighted else WeightedSum(built, losses.weights)
     if not loss.trains_head:
