@@ -181,23 +181,23 @@ def check_agreement(ours: Backbone, theirs: Any, family: str, batch: int, px: in
 
 
 def test_resnest_agrees_with_timm() -> None:
-    check_agreement(BACKBONES["resnest14"](), timm_model("resnest14d"), "resnest", batch=4, px=64)
+    check_agreement(BACKBONES["resnest14"](), timm_model("resnest14d"), "resnest", batch=2, px=64)
 
 
 def test_tresnet_agrees_with_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tresnet.SIZES, "shallow", ((1, 2, 2, 1), 1.2))
     theirs = TResNet([1, 2, 2, 1], num_classes=0, width_factor=1.2)
-    check_agreement(tresnet.build_tresnet("shallow"), theirs, "tresnet", batch=4, px=64)
+    check_agreement(tresnet.build_tresnet("shallow"), theirs, "tresnet", batch=2, px=64)
 
 
 def test_seresnext_agrees_with_timm() -> None:
     shallow = {"cardinality": 32, "base_width": 4, "block_args": {"attn_layer": "se"}}
     theirs = ResNet(Bottleneck, (2, 2, 2, 2), num_classes=0, **shallow)
-    check_agreement(BACKBONES["seresnext26"](), theirs, "seresnext", batch=4, px=64)
+    check_agreement(BACKBONES["seresnext26"](), theirs, "seresnext", batch=2, px=64)
 
 
 def test_seresnext26d_agrees_with_timm() -> None:
-    check_agreement(BACKBONES["seresnext26d"](), timm_model("seresnext26d_32x4d"), "seresnextd", batch=4, px=64)
+    check_agreement(BACKBONES["seresnext26d"](), timm_model("seresnext26d_32x4d"), "seresnextd", batch=2, px=64)
 
 
 @pytest.mark.slow
