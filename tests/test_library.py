@@ -156,6 +156,13 @@ def test_strange_image_in_memory_is_an_error_of_its_row(strange: object, message
 
 
 def test_one_image_instead_of_several_is_refused(tiny_run: Path) -> None:
-    with pytest.raises(fewsight.DataError, match="put a single one in a list"):
-        fewsight.load(tiny_run).predict("image.png")
-    assert len(fewsight.load(tiny_run).predict([])) == 0
+    model = fewsight.load(tiny_run)
+    image = Image.new("RGB", (9, 8))
+    singles = ["image.png", Path("image.png"), b"bytes", image, np.asarray(image)]
+    singles += [np.zeros(shape, np.uint8) for shape in ((9, 8), (9, 8, 4), (9, 8, 1), (3, 9, 8))]
+    for single in singles:
+        with pytest.raises(fewsight.DataError, match="put the one image in a list"):
+            model.predict(single)  # type: ignore[arg-type]
+    assert len(model.predict([])) == 0
+    assert len(model.predict(np.zeros((2, 9, 8, 3), np.uint8))) == 2  # type: ignore[arg-type]
+    assert len(model.predict(list(np.zeros((3, 9, 8), np.uint8)))) == 3

@@ -17,6 +17,10 @@ class RunError(FewsightError):
     """A run folder cannot be written, read or resumed, or the run itself cannot go on."""
 
 
+class WeightsError(RunError):
+    """A run's weights are damaged, or give scores that are not finite."""
+
+
 class WriteError(RunError):
     """A file cannot be written: a full disk, a folder without permission. Nothing that existed before is lost."""
 

@@ -29,9 +29,10 @@ from fewsight.scores.members import (
     sized_runs,
     uniform,
 )
+from fewsight.scores.metrics import evaluate_scores
 from fewsight.scores.opening import open_scored
 from fewsight.scores.store import Store, read_store
-from stores import mean_plainly, random_labels, random_scores, write_run, write_store
+from stores import CLASSES, mean_plainly, random_labels, random_scores, write_run, write_store
 
 LABELS = random_labels(0, 23)
 UNREADABLE = (4, 17)
@@ -165,10 +166,26 @@ def test_fusion_equals_the_plain_loop(
     np.testing.assert_allclose(fused_log_probs(fusions[0]), np.log(expected[0]), rtol=1e-5, atol=1e-6)
 
 
-def test_probability_0_gives_no_warning(tmp_path: Path) -> None:
-    sure = np.log(np.array([[1.0, 1e-300, 1e-300, 1e-300]]))
-    store = write_store(tmp_path / "s", {"center-8": sure}, [0])
-    assert fused_log_probs({Result(store, "center-8"): 1.0}).tolist() == [[0.0, -np.inf, -np.inf, -np.inf]]
+def test_fused_log_probs_of_tiny_probabilities_are_finite_and_exact(tmp_path: Path) -> None:
+    sure = np.array([[0.0, -690.0, -200.0, -80.0]])
+    store = write_store(tmp_path / "s", {"center-8": sure, "random-8": sure - [0, 10, 0, 0]}, [1])
+    alone = fused_log_probs({Result(store, "center-8"): 1.0})
+    np.testing.assert_allclose(alone, sure, rtol=1e-6)
+    both = fused_log_probs({Result(store, "center-8"): 0.75, Result(store, "random-8"): 0.25})
+    expected = [0, -690 + np.log(0.75 + 0.25 * np.exp(-10)), -200, -80]
+    np.testing.assert_allclose(both, [expected], rtol=1e-6)
+    assert evaluate_scores(both, np.array([1]), CLASSES).nll == pytest.approx(-expected[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.nan])
+def test_stored_scores_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    scores = random_scores(0, LABELS)
+    store = write_store(tmp_path / "s", {"center-8": scores}, LABELS)
+    damaged = scores.copy()
+    damaged[4] = [0, value, -100, -100]
+    (store.path / "center-8.f32").write_bytes(damaged.astype("<f4").tobytes())
+    with pytest.raises(RunError, match=r"scores of s/4\.png in center-8 are damaged \(not finite"):
+        fused_log_probs({Result(store, "center-8"): 1.0})
 
 
 def test_labels_are_indices_into_the_classes(pair: tuple[Store, Store]) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fewsight.scores.metrics import evaluate_scores, paired, wilson
+from fewsight.inference.prediction_files import prediction_rows
+from fewsight.scores.metrics import evaluate_scores, label_ranks, paired, wilson
 
 
 def test_wilson_interval_has_its_published_values() -> None:
@@ -34,6 +35,21 @@ def test_class_without_images_is_left_out_of_means() -> None:
     figures = evaluate_scores(log_probs, np.array([0, 1]), ("a", "b", "c"))
     assert figures.balanced_accuracy == figures.macro_f1 == 1.0
     assert figures.classes[2].recall is None
+
+
+def test_ties_go_to_the_class_of_the_lower_index_at_every_k() -> None:
+    """As `predict` lists the classes."""
+    classes = tuple("abcdefgh")
+    log_probs = np.log(np.array([[0.3, 0.3, 0.1, 0.1, 0.1, 0.1 / 3, 0.1 / 3, 0.1 / 3]] * 8))
+    labels = np.arange(8)
+    assert label_ranks(log_probs, labels).tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    figures = evaluate_scores(log_probs, labels, classes)
+    assert (figures.top1.count, figures.top5.count) == (1, 5)
+    rows = list(prediction_rows(["x"] * 8, log_probs, [None] * 8, classes, 5))
+    listed = [[row[f"label{rank}"] for rank in ("", 2, 3, 4, 5)] for row in rows]
+    assert sum(classes[label] in names for label, names in zip(labels, listed, strict=True)) == figures.top5.count
+    equal = np.full((1, 1000), -np.log(1000))
+    assert evaluate_scores(equal, np.array([999]), tuple(map(str, range(1000)))).top5.count == 0
 
 
 def test_metrics_agree_with_torchmetrics() -> None:

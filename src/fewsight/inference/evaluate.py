@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from fewsight.data import WHOLE, EvaluationSet, evaluation_samples, scan
-from fewsight.errors import DataError, RunError
+from fewsight.errors import DataError, RunError, WeightsError
 from fewsight.inference.opening import RunsAndViews, open_runs, score_folders, score_runs
 from fewsight.inference.score_run import LabelledFile, ScoringResult
 from fewsight.machine.cores import num_cores
@@ -82,12 +82,20 @@ def evaluate(
         try:
             stored, remark = score(scores), f"scores in {folder}"
         except RunError as error:
-            if scores is not None:
+            if scores is not None or isinstance(error, WeightsError):
                 raise
-            stored = score(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            temporary = stack.enter_context(tempfile.TemporaryDirectory())
+            console.print(f"scores are not kept; meanwhile they take {_size_text(opened, len(images))} in {temporary}")
+            stored = score(Path(temporary))
             remark = f"scores not kept: {error}"
         evaluation = _evaluation(opened, data, tested, opened.scored(stored), (remark,))
         return replace(evaluation, num_left_out=num_left_out)
+
+
+def _size_text(opened: RunsAndViews, num_images: int) -> str:
+    """The space that scores of all views take on the disk."""
+    num_bytes = 4 * num_images * len(opened.classes) * sum(map(len, opened.views.values()))
+    return f"{max(1, round(num_bytes / 2**20)):,} MiB"
 
 
 def _samples_to_test(

@@ -10,17 +10,19 @@ from PIL.Image import Image
 
 from fewsight.data import decode_bytes, file_digest
 from fewsight.errors import DataError, RunError
+from fewsight.inference.fused import fused_batches
 from fewsight.inference.opening import open_runs
 from fewsight.inference.score_run import exact_recipe, load_scorer, num_threads, testing_recipe
 from fewsight.machine.device import compute_threads
 from fewsight.scores.calibration import apply_temperature, calibration_for
+from fewsight.scores.log_probs import first_errors
 from fewsight.scores.scoring import (
+    CutScores,
     Scorer,
     activation_map,
     cut_all,
     distinct_cuts,
     score_cuts,
-    score_images,
 )
 
 
@@ -30,7 +32,7 @@ class Predictions:
 
     classes: tuple[str, ...]
     probs: np.ndarray  # float32 [n, K], in the order of `classes`; NaN for an image with an error
-    errors: tuple[str | None, ...]  # [n], why an image could not be read
+    errors: tuple[str | None, ...]  # [n], why an image could not be read, or has no finite scores
     threshold: float | None = None  # below which an image is none of the classes, if the run has one
 
     @property
@@ -124,22 +126,22 @@ class Model:
             Predictions in the order of `images`. An image that cannot be read has an error and changes no other.
 
         Raises:
-            DataError: a single path or image instead of several.
+            DataError: a single path or image instead of several; an array is taken only as uint8 [n, H, W, 3].
         """
         if isinstance(images, (str, Path, bytes, Image)):
-            raise DataError("predict takes several images: put a single one in a list")
+            raise DataError("predict takes several images: put the one image in a list")
+        dimensions = getattr(images, "ndim", 4)  # of an array or a tensor
+        if dimensions < 4:  # [H, W], [H, W, C] or [C, H, W]
+            raise DataError(
+                f"predict takes several images, and an array of {dimensions} dimensions may be one: put the one image "
+                "in a list, or give list(array) for several grey ones"
+            )
         sources = [Path(image) if isinstance(image, str) else image for image in images]
-        probs = np.zeros((len(sources), len(self.classes)), np.float64)
-        errors: list[str | None] = [None] * len(sources)
-        for name in self._opened.runs:
-            scorer = self._scorer(name)
-            weights = self._opened.view_weights(name)
-            with compute_threads(num_threads(scorer.recipe)):
-                for scores in score_images(scorer, sources, views=self._opened.views[name]):
-                    stop = scores.start + len(scores.errors)
-                    probs[scores.start : stop] += np.einsum("v,vnk->nk", weights, np.exp(scores.results))
-                    errors[scores.start : stop] = scores.errors
-        return Predictions(self.classes, self._calibrated(probs), tuple(errors), self.threshold)
+        self.load()
+        batches = list(fused_batches(self._opened, self._loaded, sources))
+        log_probs = [batch.log_probs for batch in batches] or [np.empty((0, len(self.classes)), np.float32)]
+        errors = tuple(error for batch in batches for error in batch.errors)
+        return Predictions(self.classes, self._probs(np.concatenate(log_probs)), errors, self.threshold)
 
     @property
     def threshold(self) -> float | None:
@@ -147,12 +149,12 @@ class Model:
         threshold = None if self.calibration is None else self.calibration.threshold
         return None if threshold is None else threshold.prob
 
-    def _calibrated(self, probs: np.ndarray) -> np.ndarray:
-        """float32 [n, K]: the probabilities at the run's temperature for these views, if it has one."""
+    def _probs(self, log_probs: np.ndarray) -> np.ndarray:
+        """float32 [n, K]: the probabilities at the run's temperature for these views, from log-probabilities [n, K]."""
         if self.calibration is not None:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                probs = np.exp(apply_temperature(np.log(probs), self.calibration.temperature))
-        return probs.astype(np.float32)
+            log_probs = apply_temperature(log_probs, self.calibration.temperature)
+        probs: np.ndarray = np.exp(log_probs).astype(np.float32)
+        return probs
 
     def load(self) -> None:
         """Load the weights into memory now instead of with the first prediction.
@@ -187,20 +189,17 @@ class Model:
 
     def predict_views(self, images: Sequence[Cuts]) -> ViewPredictions:
         """Probabilities of images by view, by member and as a whole: the same as those of `predict`."""
-        probs = np.zeros((len(images), len(self.classes)), np.float64)
+        scores = {run: self._score(run, images) for run in self._opened.runs}
+        log_probs = self._opened.fused({run: of_run.log_probs for run, of_run in scores.items()})
+        errors = first_errors([of_run.errors for of_run in scores.values()])
+        predictions = Predictions(self.classes, self._probs(log_probs), tuple(errors), self.threshold)
         by_view: dict[tuple[str, str], np.ndarray] = {}
-        by_member = {member: np.zeros_like(probs) for member in self.members}
-        for run in self._opened.runs:
-            scorer = self._scorer(run)
-            views = self._opened.views[run]
-            with compute_threads(num_threads(scorer.recipe)):
-                outputs = score_cuts(scorer, [cuts[run] for cuts in images], views)
-            results = np.exp(np.stack([log_probs.cpu().numpy() for log_probs, _ in outputs]))
-            by_view |= {(run, view.name): view_probs for view, view_probs in zip(views, results, strict=True)}
-            probs += np.einsum("v,vnk->nk", self._opened.view_weights(run), results)
+        by_member = {member: np.zeros(log_probs.shape) for member in self.members}
+        for run, of_run in scores.items():
+            results = np.exp(of_run.log_probs)
+            by_view |= {(run, view.name): probs for view, probs in zip(self._opened.views[run], results, strict=True)}
             for member in by_member:
                 by_member[member] += np.einsum("v,vnk->nk", self._opened.view_weights(run, member), results)
-        predictions = Predictions(self.classes, self._calibrated(probs), (None,) * len(images), self.threshold)
         normalised = {member: values / values.sum(1, keepdims=True) for member, values in by_member.items()}
         return ViewPredictions(predictions, by_view, normalised)
 
@@ -218,6 +217,12 @@ class Model:
                 values = activation_map(scorer, image[run][number], index)
                 activations.append(Activation(run, cuts[number].cut, image[run][number], values))
         return activations
+
+    def _score(self, run: str, images: Sequence[Cuts]) -> CutScores:
+        """A run's scores of its cuts."""
+        scorer = self._scorer(run)
+        with compute_threads(num_threads(scorer.recipe)):
+            return score_cuts(scorer, [cuts[run] for cuts in images], self._opened.views[run])
 
     def _scorer(self, name: str) -> Scorer:
         if name not in self._loaded:

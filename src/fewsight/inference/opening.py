@@ -16,6 +16,7 @@ from fewsight.machine import files
 from fewsight.machine.device import compute_threads
 from fewsight.runs import Run
 from fewsight.scores.entries import ENSEMBLE, EnsembleEntry, read_entries, write_entries
+from fewsight.scores.log_probs import mean_probs, weighted_mean
 from fewsight.scores.members import Scored, scored_ensemble, scored_run
 from fewsight.scores.scoring import SharedLoads, views_of
 from fewsight.wording import named
@@ -55,6 +56,14 @@ class RunsAndViews:
         size_weights = [sum(entry.weight for entry in entries if entry.px == view.px) for view in views]
         weights: np.ndarray = np.array(size_weights) / np.array(num_same_size)
         return weights
+
+    def fused(self, results: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The log of the weighted mean of probabilities, float32 [n, K], from each run's views, float32 [V, n, K]."""
+        if not self.entries:
+            return mean_probs(results[self.path.name])
+        views = [view for name in self.runs for view in results[name]]
+        weights = np.concatenate([self.view_weights(name) for name in self.runs])
+        return weighted_mean(views, weights).astype(np.float32)
 
     def scored(self, stored: Mapping[str, ScoringResult]) -> Scored:
         """The runs' stored scores in these views, with their weights."""

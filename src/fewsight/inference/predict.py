@@ -1,8 +1,6 @@
 """Predict images with a run or an ensemble, and write a row for each."""
 
-import contextlib
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,12 +10,15 @@ from rich.console import Console
 
 from fewsight.errors import DataError
 from fewsight.inference import prediction_files
+from fewsight.inference.fused import fused_batches
 from fewsight.inference.opening import RunsAndViews, open_runs, score_folders, score_runs
-from fewsight.inference.score_run import LabelledFile, run_scores
+from fewsight.inference.score_run import LabelledFile, load_scorer, testing_recipe
 from fewsight.machine import files
 from fewsight.scores.calibration import FILE as CALIBRATION
 from fewsight.scores.calibration import Calibration, apply_temperature, calibration_for, read_calibrations
-from fewsight.scores.fusion import fused_probs
+from fewsight.scores.fusion import read_checked
+from fewsight.scores.members import Result
+from fewsight.scores.scoring import BATCH
 from fewsight.terminal import print_first, progress_counter
 from fewsight.wording import counted
 
@@ -144,29 +145,33 @@ def _silent(done: int, total: int) -> None:
 def _batches(
     opened: RunsAndViews, names: Sequence[str], features: bool, folder: Path | None, progress: Progress
 ) -> Batches:
-    """The scores of the files, batch by batch; of a run without `folder` they are not stored."""
-    if folder is None and not opened.entries:
+    """The scores of the files, batch by batch; without `folder` they are not stored."""
+    if folder is None:
         return _streamed(opened, names, features, progress)
     return _stored(opened, names, folder, progress)
 
 
 def _streamed(opened: RunsAndViews, names: Sequence[str], features: bool, progress: Progress) -> Batches:
-    """A run's scores, batch by batch, not stored."""
-    views = opened.views[opened.path.name]
-    for scores in run_scores(opened.first_run, [Path(name) for name in names], views, features=features):
+    """The fused scores, batch by batch, not stored."""
+    scorers, done = {name: load_scorer(run, testing_recipe(run)) for name, run in opened.runs.items()}, 0
+    for scores in fused_batches(opened, scorers, [Path(name) for name in names], features=features):
         yield scores.log_probs, scores.errors, scores.features
-        progress(scores.start + len(scores.errors), len(names))
+        done += len(scores.errors)
+        progress(done, len(names))
 
 
-def _stored(opened: RunsAndViews, names: Sequence[str], folder: Path | None, progress: Progress) -> Batches:
-    """Scores by way of a store in `folder`, or in a temporary folder: an ensemble needs the scores of all its runs."""
+def _stored(opened: RunsAndViews, names: Sequence[str], folder: Path, progress: Progress) -> Batches:
+    """The fused scores by way of a store in `folder`."""
     images = [LabelledFile(Path(name), name) for name in names]
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if folder is None else folder
-        stored = score_runs(opened, images, score_folders(opened, folder, ""), progress)
-        scored = opened.scored(stored)
-        errors = [image.error for image in scored.first_store.images]
-        for batch, probs in fused_probs([scored.weights]):
-            with np.errstate(divide="ignore"):
-                log_probs = np.log(probs[0])
-            yield log_probs, errors[batch], None
+    stored = score_runs(opened, images, score_folders(opened, folder, ""), progress)
+    first = next(iter(stored.values())).store
+    errors, readable = [image.error for image in first.images], first.readable
+    for start in range(0, len(names), BATCH):
+        batch = slice(start, start + BATCH)
+        results = {
+            name: np.stack(
+                [read_checked(Result(of_run.store, view.name), start, readable[batch]) for view in opened.views[name]]
+            )
+            for name, of_run in stored.items()
+        }
+        yield opened.fused(results), errors[batch], None

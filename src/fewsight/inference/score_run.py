@@ -1,6 +1,6 @@
 """Score images with a run's model, into memory or into a score store."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +9,14 @@ import torch
 from fewsight.augment import View
 from fewsight.augment.normalise import Normalise
 from fewsight.data import digest_of_list, read_bytes
-from fewsight.errors import DataError
+from fewsight.errors import DataError, WeightsError
 from fewsight.machine.device import compute_threads, random_state_kept, resolve_run
 from fewsight.machine.files import locked
 from fewsight.models import Backbone
 from fewsight.models.classifier import Classifier, build_model, build_without_memory, check_weights, load_weights
 from fewsight.recipes import Recipe, RunSettings
 from fewsight.runs import WEIGHTS, Run, read_weights, require_weights, trained_on
+from fewsight.scores.log_probs import NOT_FINITE
 from fewsight.scores.scoring import BATCH, Scorer, Scores, SharedLoads, score_images
 from fewsight.scores.store import ScoredImage, Store, StoreInfo, append, begin, finish
 
@@ -73,7 +74,7 @@ def run_scores(
     features: bool = False,
     pixels: bool = False,
     loads: "SharedLoads | None" = None,
-) -> Iterator[Scores]:
+) -> Generator[Scores]:
     """Score images with a run's model on this machine; see `score_images`.
 
     Raises:
@@ -124,6 +125,7 @@ def score_into(
 
     Raises:
         RunError: the run is not finished; the folder holds other scores or cannot be written.
+        WeightsError: scores are not finite.
     """
     require_weights(run)
     recipe, trained = testing_recipe(run), trained_on(run)
@@ -145,6 +147,9 @@ def score_into(
         rest = [image.file for image in images[store.done :]] if missing else []
         for scores in run_scores(run, rest, missing, pixels=True, loads=loads) if rest else ():
             first = store.done + scores.start
+            if NOT_FINITE in scores.errors:
+                file = images[first + scores.errors.index(NOT_FINITE)].file
+                raise WeightsError(f"{run.path} on {file}: {NOT_FINITE}")
             lines = [
                 ScoredImage(*named, error, digest, (image.file, pixels) in trained)
                 for image, named, error, digest, pixels in zip(

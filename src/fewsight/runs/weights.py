@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fewsight.errors import RunError
+from fewsight.errors import RunError, WeightsError
 from fewsight.machine import files
 from fewsight.runs.folder import MAX_BYTES, Run, update_info
 from fewsight.runs.info import FORMAT
@@ -41,13 +42,20 @@ def read_weights(run: Run) -> dict[str, Tensor]:
     """Read the run's weights, checked against the digest in run.json.
 
     Raises:
-        RunError: there are no weights yet, or the file is damaged.
+        RunError: there are no weights yet.
+        WeightsError: the file is damaged, or a weight is not finite.
     """
     require_weights(run)
     data = files.read_inside(run.path / WEIGHTS, MAX_BYTES)
     tensors = _tensors(run.path / WEIGHTS, data, run.info.weights_digest)
+    bad = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+    if bad is not None:
+        raise WeightsError(
+            f"{run.path / WEIGHTS}: {bad} holds numbers that are not finite, so it gives no probabilities; "
+            "train again with a lower learning rate, or restore the file from a copy"
+        )
     if _classes_in(data) not in (None, list(run.classes)):
-        raise RunError(
+        raise WeightsError(
             f"{run.path / 'classes.json'} does not list the classes of the weights in their order; "
             "restore the file from a copy of the run"
         )
@@ -66,8 +74,8 @@ def _classes_in(weights: bytes) -> list[str] | None:
 
 def _tensors(file: Path, data: bytes, digest: str | None) -> dict[str, Tensor]:
     if digest != files.digest_of(data):
-        raise RunError(f"{file} is damaged (its digest is not the one that was written); restore it from a copy")
+        raise WeightsError(f"{file} is damaged (its digest is not the one that was written); restore it from a copy")
     try:
         return dict(load(data))
     except SafetensorError as error:
-        raise RunError(f"{file} is not a safetensors file: {error}") from error
+        raise WeightsError(f"{file} is not a safetensors file: {error}") from error

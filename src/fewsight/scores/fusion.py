@@ -5,11 +5,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from fewsight.errors import RunError
+from fewsight.scores.log_probs import finite_images, weighted_mean
 from fewsight.scores.members import Result, Weights, check_same_images
 from fewsight.scores.store import Store
 from fewsight.wording import counted
 
 MAX_SUM_ERROR = 0.02  # between 1 and the sum of an image's probabilities
+SMALL_PROB = 1e-30  # float32 loses digits of probabilities from 1e-38 on
 CHUNK_BYTES = 48 * 2**20  # of probabilities that a pass holds at a time
 
 
@@ -23,7 +25,7 @@ def fused_probs(fusions: Sequence[Weights]) -> Iterator[tuple[slice, np.ndarray]
         The images' positions, and float32 [Q, images, K]; NaN where an image could not be read.
 
     Raises:
-        RunError: scores are damaged: an image's probabilities do not sum to 1.
+        RunError: scores are damaged: an image's are not finite, or its probabilities do not sum to 1.
     """
     results = list(dict.fromkeys(result for weights in fusions for result in weights))
     store = results[0].store
@@ -35,29 +37,54 @@ def fused_probs(fusions: Sequence[Weights]) -> Iterator[tuple[slice, np.ndarray]
         stop = min(start + size, num_images)
         probs = np.empty((len(results), (stop - start) * num_classes), np.float32)
         for index, result in enumerate(results):
-            with np.errstate(invalid="ignore", over="ignore"):  # of damaged scores, which are refused below
-                np.exp(result.store.results(result.view, start, stop).reshape(-1), out=probs[index])
             by_image = probs[index].reshape(stop - start, num_classes)
-            _check_sums(result, start, by_image, readable[start:stop])
+            read_checked(result, start, readable[start:stop], by_image)
             by_image[~readable[start:stop]] = np.nan
         yield slice(start, stop), (matrix @ probs).reshape(len(fusions), stop - start, num_classes)
 
 
-def _check_sums(result: Result, start: int, probs: np.ndarray, readable: np.ndarray) -> None:
-    """Raise unless the probabilities [n, K] of every readable image sum to 1."""
-    damaged = np.flatnonzero(readable & ~(np.abs(probs.sum(1) - 1) < MAX_SUM_ERROR))
+def read_checked(result: Result, start: int, readable: np.ndarray, probs: np.ndarray | None = None) -> np.ndarray:
+    """The log-probabilities of some images in one view, float32 [n, K], from its file.
+
+    Args:
+        result: the view.
+        start: the first image's position.
+        readable: bool [n], which images could be read; the scores of the others are not checked.
+        probs: float32 [n, K], receives the probabilities.
+
+    Raises:
+        RunError: scores are damaged: an image's are not finite, or its probabilities do not sum to 1.
+    """
+    log_probs = result.store.results(result.view, start, start + len(readable))
+    with np.errstate(invalid="ignore", over="ignore"):  # of damaged scores
+        probs = np.exp(log_probs, out=probs)
+    valid = finite_images(log_probs) & (np.abs(probs.sum(1) - 1) < MAX_SUM_ERROR)
+    damaged = np.flatnonzero(readable & ~valid)
     if len(damaged):
         path = result.store.images[start + damaged[0]].path
         raise RunError(
-            f"{result.store.path}: the scores of {path} in {result.view} are damaged (they sum to "
-            f"{probs[damaged[0]].sum():g}); remove {result.store.path} and score again"
+            f"{result.store.path}: the scores of {path} in {result.view} are damaged (not finite, or their sum, "
+            f"{probs[damaged[0]].sum():g}, is not 1); remove {result.store.path} and score again"
         )
+    return log_probs
 
 
 def fused_log_probs(weights: Weights) -> np.ndarray:
-    """float32 [images, K]: the natural logarithm of one fusion, held in memory as a whole."""
-    with np.errstate(divide="ignore"):
-        return np.concatenate([np.log(probs[0]) for _, probs in fused_probs([weights])])
+    """float32 [images, K]: the natural logarithm of one fusion, held in memory as a whole.
+
+    It is finite for every class of a readable image, as a probability that is too small for float32 is averaged by its
+    logarithms; NaN where an image could not be read.
+    """
+    chunks = []
+    for images, fused in fused_probs([weights]):
+        probs = fused[0]
+        small = probs < SMALL_PROB
+        log_probs = np.log(np.where(small, 1, probs))
+        if small.any():
+            logs = [result.store.results(result.view, images.start, images.stop)[small] for result in weights]
+            log_probs[small] = weighted_mean(logs, list(weights.values()))
+        chunks.append(log_probs)
+    return np.concatenate(chunks)
 
 
 def label_indices(store: Store) -> np.ndarray:

@@ -152,8 +152,8 @@ def evaluate_scores(
 ) -> Figures:
     """Metrics of log-probabilities against labels.
 
-    Balanced accuracy and macro-F1 are means over the classes that have images here; the F1 of a class as which no image
-    was predicted is 0.
+    Ties are decided as in `label_ranks`. Balanced accuracy and macro-F1 are means over the classes that have images
+    here; the F1 of a class as which no image was predicted is 0.
 
     Args:
         log_probs: float [n, K], n >= 1.
@@ -163,7 +163,7 @@ def evaluate_scores(
     top_k = min(5, len(classes))
     predicted = log_probs.argmax(1)
     true_scores = log_probs[np.arange(len(labels)), labels]
-    rank = (log_probs > true_scores[:, None]).sum(1)
+    rank = label_ranks(log_probs, labels)
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=np.arange(len(classes)), zero_division=0.0
     )
@@ -190,6 +190,18 @@ def evaluate_scores(
         confusions=_confusions(labels, predicted, classes),
         num_images=len(labels) if num_images is None else num_images,
     )
+
+
+def label_ranks(log_probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """int [n]: how many classes come before each image's label, from log-probabilities [n, K].
+
+    Of classes with equal scores the one with the lower index comes first, as in the rows of `predict` and in `argmax`:
+    an image is correct in the top k where its label is among the k classes that `predict` lists.
+    """
+    true_scores = log_probs[np.arange(len(labels)), labels][:, None]
+    earlier = np.arange(log_probs.shape[1]) < labels[:, None]
+    ranks: np.ndarray = ((log_probs > true_scores) | ((log_probs == true_scores) & earlier)).sum(1)
+    return ranks
 
 
 def _confusions(

@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from fewsight.errors import DataError, RecipeError
 from fewsight.machine.device import autocast
 from fewsight.models.classifier import Classifier
 from fewsight.recipes import Recipe
+from fewsight.scores.log_probs import NOT_FINITE, finite_images, mean_probs
 
 BATCH = 64  # images that are loaded and scored together
 MAX_FORWARD_PIXELS = 64 * 224**2  # of one view, in one forward pass
@@ -41,7 +42,7 @@ class Scores:
 
     start: int  # position of the first image
     results: np.ndarray  # float32 [V, n, K], natural log-probabilities of each view; NaN for an image with an error
-    errors: list[str | None]  # [n], why an image could not be read
+    errors: list[str | None]  # [n], why an image could not be read, or NOT_FINITE
     digests: list[str]  # [n], 64 bits of each file's BLAKE2b in hexadecimal; empty if it could not be read
     pixels: list[str]  # [n], digests of the upright images as a scan computes them, if requested
     features: np.ndarray | None = (
@@ -52,13 +53,6 @@ class Scores:
     def log_probs(self) -> np.ndarray:
         """float32 [n, K]: the mean of the views' probabilities."""
         return mean_probs(self.results)
-
-
-def mean_probs(log_probs: np.ndarray) -> np.ndarray:
-    """The log of the mean of probabilities over the first axis: float32 [V, ...] -> [...]."""
-    peak = log_probs.max(0)
-    mean: np.ndarray = peak + np.log(np.exp(log_probs - peak).mean(0))
-    return mean
 
 
 def views_of(recipe: Recipe, names: str = "center") -> tuple[View, ...]:
@@ -84,11 +78,11 @@ def score_images(
     features: bool = False,
     pixels: bool = False,
     loads: "SharedLoads | None" = None,
-) -> Iterator[Scores]:
+) -> Generator[Scores]:
     """Score views of images, batch by batch.
 
     Where the recipe flips, each view's probabilities are averaged with those of its mirrored view. An image that cannot
-    be read has an error, and scores of NaN.
+    be read, or whose scores are not finite, has an error, and scores of NaN.
 
     Args:
         scorer: the run's model.
@@ -103,18 +97,28 @@ def score_images(
     views = views or views_of(recipe)
     workers = 1 if recipe.run.workers == "auto" else max(1, recipe.run.workers)
     for start, images in _loaded_batches(paths, distinct_cuts(views), recipe, batch_size, workers, pixels, loads):
-        outputs = score_cuts(scorer, [image.cuts for image in images], views)
-        failed = [image.error is not None for image in images]
-        results = np.stack([_to_array(log_probs, failed) for log_probs, _ in outputs])
-        pooled = _to_array(torch.stack([output for _, output in outputs]).mean(0), failed) if features else None
+        scored = score_cuts(scorer, [image.cuts for image in images], views)
+        errors = [image.error or error for image, error in zip(images, scored.errors, strict=True)]
+        failed = [error is not None for error in errors]
+        scored.log_probs[:, failed] = np.nan
+        scored.features[failed] = np.nan
         yield Scores(
             start,
-            results,
-            [image.error for image in images],
+            scored.log_probs,
+            errors,
             [image.digest for image in images],
             [image.pixels for image in images],
-            pooled,
+            scored.features if features else None,
         )
+
+
+@dataclass(frozen=True)
+class CutScores:
+    """Scores of some images' cuts."""
+
+    log_probs: np.ndarray  # float32 [V, n, K], finite; NaN for an image with an error
+    features: np.ndarray  # float32 [n, D], mean over the views; NaN as above
+    errors: list[str | None]  # [n], NOT_FINITE where the model's output is not
 
 
 ViewOutput = tuple[Tensor, Tensor]  # log-probabilities [n, K] and features [n, D]
@@ -139,8 +143,8 @@ def cut_all(image: PILImage, digest: str, cuts: Sequence[View], recipe: Recipe) 
 
 
 @torch.inference_mode()
-def score_cuts(scorer: Scorer, images: Sequence[Sequence[np.ndarray]], views: Sequence[View]) -> list[ViewOutput]:
-    """The model's output for each view, in the order of `views`.
+def score_cuts(scorer: Scorer, images: Sequence[Sequence[np.ndarray]], views: Sequence[View]) -> CutScores:
+    """The model's output for each view, in the order of `views`; here every probability begins, finite or an error.
 
     Args:
         scorer: the run's model.
@@ -152,7 +156,13 @@ def score_cuts(scorer: Scorer, images: Sequence[Sequence[np.ndarray]], views: Se
         cut.cut: _forward_both(scorer, [cuts[index] for cuts in images], cut.cut in mirrored)
         for index, cut in enumerate(distinct_cuts(views))
     }
-    return [_mean_output(outputs[view.cut], view.flip) for view in views]
+    by_view = [_mean_output(outputs[view.cut], view.flip) for view in views]
+    log_probs = torch.stack([scores for scores, _ in by_view]).cpu().numpy()
+    features = torch.stack([output for _, output in by_view]).mean(0).cpu().numpy()
+    finite = finite_images(log_probs)
+    log_probs[:, ~finite] = np.nan
+    features[~finite] = np.nan
+    return CutScores(log_probs, features, [None if good else NOT_FINITE for good in finite])
 
 
 def _forward_both(scorer: Scorer, cuts: Sequence[np.ndarray], mirror: bool) -> tuple[ViewOutput, ViewOutput | None]:
@@ -206,13 +216,6 @@ def _forward(scorer: Scorer, images: Tensor) -> ViewOutput:
     with autocast(images.device, scorer.recipe.run.precision):
         logits, features = scorer.model(images)
     return torch.log_softmax(logits.float(), dim=1), features.float()
-
-
-def _to_array(values: Tensor, failed: list[bool]) -> np.ndarray:
-    """[n, ...] as NumPy array, with NaN for the failed images."""
-    array: np.ndarray = values.cpu().numpy()
-    array[failed] = np.nan
-    return array
 
 
 @dataclass(frozen=True)
