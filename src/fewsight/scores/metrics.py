@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
-from sklearn.metrics import precision_recall_fscore_support
 
 from fewsight.machine import files
 from fewsight.wording import counted
@@ -31,6 +29,8 @@ def wilson(count: int, total: int) -> Proportion:
 
     Source: Wilson 1927.
     """
+    from scipy.stats import binomtest  # takes seconds to import, and most commands need no interval
+
     interval = binomtest(count, total).proportion_ci(method="wilson")
     return Proportion(count / total, float(interval.low), float(interval.high), count, total)
 
@@ -78,6 +78,8 @@ def paired(first_correct: np.ndarray, second_correct: np.ndarray, *, resamples: 
 
     Source: McNemar 1947, its exact binomial form; Efron 1979.
     """
+    from scipy.stats import binomtest
+
     total = len(first_correct)
     second_only, first_only = int((second_correct & ~first_correct).sum()), int((first_correct & ~second_correct).sum())
     different = first_only + second_only
@@ -160,6 +162,8 @@ def evaluate_scores(
         labels: int [n], indices into `classes`.
         num_images: images that were requested, readable or not; default n.
     """
+    from sklearn.metrics import precision_recall_fscore_support  # as slow to import
+
     top_k = min(5, len(classes))
     predicted = log_probs.argmax(1)
     true_scores = log_probs[np.arange(len(labels)), labels]
