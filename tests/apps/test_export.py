@@ -509,6 +509,7 @@ def test_int8_reports_its_loss(
     answer = command("export", tiny_run, "--out", tmp_path / "m.onnx", "--int8")
     assert answer.code == 0, answer.err
     assert "int8 keeps the most probable class of" in answer.out
+    assert "the probabilities are not calibrated" in answer.out
     about, model = metadata(tmp_path / "m.onnx"), onnx.load(tmp_path / "m.onnx")
     assert (about["int8"]["num_images"], about["int8"]["agreement"]["total"]) == (18, 12)
     assert "QuantizeLinear" in {node.op_type for node in model.graph.node}

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from test_report_browser import SERIOUS, WIDTHS, axe_source, browser  # noqa: F401
+from test_serve import not_finite
 
 import fewsight
 from conftest import Command
@@ -110,6 +111,7 @@ def test_dropped_image_is_answered(
     page.locator("#drop").wait_for()
     assert page.locator("h1").inner_text() == "digits"
     assert page.locator("#about").inner_text().startswith("3 classes · view center-32 · calibrated (temperature ")
+    assert not page.locator("#not-calibrated").is_visible()
     unsure = predictions.none_of_these.index(True)
     opened.put(DROP, "<b>=first</b>.png", files[unsure].read_bytes())
     opened.done("1 of 1 done")
@@ -155,6 +157,41 @@ def test_file_that_is_no_image_says_so(browser: Any, served: Running, digit_imag
     assert all("415" in problem for problem in opened.problems), "the browser itself notes the status"
     opened.problems.clear()
     opened.check("error")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_page_says_that_probabilities_are_not_calibrated(
+    width: int,
+    browser: Any,  # noqa: F811
+    tiny_run: Path,
+    digit_images: Path,
+) -> None:
+    with running(tiny_run) as server:
+        opened = Page(browser, server, width)
+        opened.page.locator("#not-calibrated", has_text="The probabilities are not calibrated.").wait_for()
+        assert opened.page.locator("#about").inner_text() == "3 classes · view center-32"
+        opened.put(DROP, "yes.png", next(digit_images.glob("test/two/*.png")).read_bytes())
+        opened.done("1 of 1 done")
+        opened.check("not-calibrated")
+
+
+def test_image_whose_scores_are_not_finite_has_no_probability(
+    browser: Any,  # noqa: F811
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with running(run) as server:
+        not_finite(server, monkeypatch, float("nan"), 9)
+        opened = Page(browser, server, WIDTHS[0])
+        opened.page.locator("#drop").wait_for()
+        opened.put(DROP, "bad.png", picture(9, 9))
+        opened.done("1 of 1 done")
+        bad = opened.page.locator("li.result").first
+        assert "not finite" in bad.locator(".error").inner_text()
+        assert "%" not in bad.inner_text()
+        assert all("500" in problem for problem in opened.problems), "the browser itself notes the status"
+        opened.problems.clear()
+        opened.check("not-finite")
 
 
 def test_page_works_by_keyboard(browser: Any, served: Running, digit_images: Path) -> None:  # noqa: F811

@@ -25,7 +25,9 @@ def show_exported(console: Console, exported: Exported) -> None:
             console.print(f"  top-1 {loss.float32} in float32, {loss.int8} in int8: {loss.gain}")
         if loss.num_trained_on:
             console.print(f"  {trained_on_note(loss.num_trained_on, parity.num_images)}")
-    if exported.temperature is not None:
+    if exported.temperature is None:
+        console.print("the probabilities are not calibrated: the run has no temperature for these views")
+    else:
         console.print(f"temperature {exported.temperature:.2f}, in the graph")
     size, views = exported.num_bytes / 2**20, ", ".join(exported.views)
     console.print(f"wrote {printable(str(exported.path))}: {size:.1f} MiB, {views}")

@@ -44,11 +44,12 @@ async function start() {
   document.title = `${model.name} · fewsight`;
   const views = model.views.length === 1 ? `view ${model.views[0]}` : `${model.views.length} views`;
   const members = model.members.length ? ` · ${model.members.length} members` : "";
-  const calibrated = model.temperature === null ? "not calibrated"
-    : `calibrated (temperature ${model.temperature.toFixed(2)})`;
+  const calibrated = model.temperature === null ? ""
+    : ` · calibrated (temperature ${model.temperature.toFixed(2)})`;
+  element("not-calibrated").hidden = model.temperature !== null;
   const threshold = model.threshold === null ? ""
     : ` · none of these below ${percent(model.threshold)}`;
-  element("about").textContent = `${model.classes.length} classes · ${views}${members} · ${calibrated}${threshold}`;
+  element("about").textContent = `${model.classes.length} classes · ${views}${members}${calibrated}${threshold}`;
   element("accepted").textContent = `JPEG, PNG, WebP, AVIF, TIFF, BMP, GIF or HEIC, up to ${Math.floor(model.max_bytes / 2 ** 20)} MiB`
     + ` and ${Math.floor(model.max_pixels / 1e6)} megapixels each.`;
 }
