@@ -40,6 +40,7 @@ from fewsight.inference.prediction_files import expand_inputs
 from fewsight.machine import files
 from fewsight.runs import read_run
 from fewsight.scores.calibration import Calibration, Threshold, write_calibrations
+from fewsight.scores.log_probs import NOT_FINITE
 
 pytestmark = pytest.mark.xdist_group("export")  # with the pages that export
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "export.md"
@@ -281,7 +282,7 @@ def test_model_without_probabilities_is_not_exported(
     monkeypatch.setattr(Model, "predict", not_finite)
     answer = command("export", tiny_run, "--out", tmp_path / "m.onnx")
     assert answer.code == 2
-    assert "the scores of predict are not finite; nothing was written" in answer.err
+    assert f"{NOT_FINITE}; nothing was written" in answer.err
     assert not list(tmp_path.glob("*m.onnx*"))
 
 

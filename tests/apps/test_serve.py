@@ -33,8 +33,8 @@ from fewsight.errors import RunError
 from fewsight.inference.ensemble import make_ensemble
 from fewsight.models import BACKBONES
 from fewsight.models.classifier import build_model
+from fewsight.scores.log_probs import NOT_FINITE
 from services import TOKEN, Running, picture, running, upload
-
 
 pytestmark = pytest.mark.xdist_group("serve")  # its runs and services are made once
 
@@ -146,7 +146,6 @@ def not_finite(server: Running, monkeypatch: pytest.MonkeyPatch, value: float, w
 def test_scores_that_are_not_finite_give_no_probability(
     value: float, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reason = "the model's scores of this image are not finite, so they give no probabilities"
     good, bad, no_image = [("files", (f"{name}.png", data)) for name, data in
                            [("good", picture(8)), ("bad", picture(9, 9)), ("no", b"no image")]]  # fmt: skip
     with running(tiny_run) as server:
@@ -156,11 +155,11 @@ def test_scores_that_are_not_finite_give_no_probability(
         right, wrong = answer.json()["results"]
         assert (right["error"], right["prob"] > 0) == (None, True)
         assert wrong == {"path": "bad.png", "label": None, "prob": None, "top": [], "none_of_these": None,
-                         "error": reason, "details": None}  # fmt: skip
+                         "error": NOT_FINITE, "details": None}  # fmt: skip
         for files, status, expected in [
-            ([bad], 500, reason),
-            ([bad, bad], 500, f"none of the 2 files has probabilities; the first: {reason}"),
-            ([bad, no_image], 500, f"none of the 2 files has probabilities; the first: {reason}"),
+            ([bad], 500, NOT_FINITE),
+            ([bad, bad], 500, f"none of the 2 files has probabilities; the first: {NOT_FINITE}"),
+            ([bad, no_image], 500, f"none of the 2 files has probabilities; the first: {NOT_FINITE}"),
             ([good, bad, no_image], 200, None),
         ]:
             answer = server.predict(files)
@@ -179,7 +178,7 @@ def test_model_whose_weights_are_not_finite_gives_no_probability(tiny_run: Path)
     assert answer.status_code == 500
     (result,) = answer.json()["results"]
     assert (result["label"], result["prob"], result["top"], result["details"]) == (None, None, [], None)
-    assert "not finite" in result["error"]
+    assert result["error"] == NOT_FINITE
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from fewsight.apps.export.images import ImageSet, inputs_of
 from fewsight.apps.export.onnx_model import run
 from fewsight.errors import RunError
 from fewsight.inference.model import load
+from fewsight.scores.log_probs import NOT_FINITE
 
 MAX_DIFFERENCE = 1e-4  # of a probability; the most probable class then changes only in ties within twice this
 BATCH_SIZE = 16
@@ -74,7 +75,7 @@ def predicted_probs(path: Path, views: str | None, images: ImageSet) -> tuple[np
     predict_ms = (time.perf_counter() - began) / len(images.files) * 1e3
     index = first_not_finite(predictions.probs)
     if index is not None:
-        reason = predictions.errors[index] or "the scores of predict are not finite"
+        reason = predictions.errors[index] or NOT_FINITE
         raise RunError(f"{images.files[index]}: {reason}; nothing was written")
     return predictions.probs, predict_ms
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from fewsight.apps.serve.limits import stopping
 from fewsight.inference.model import Activation, Cuts, Model, ViewPredictions
+from fewsight.scores.log_probs import NOT_FINITE
 
 GATHER_S = 0.005  # that a batch waits for each of the images that are still being uploaded or decoded
 MAX_GATHER_S = 0.03  # that it waits for all of them
@@ -35,7 +36,7 @@ def _error(scored: ViewPredictions, index: int) -> str | None:
     predictions = scored.predictions
     if predictions.errors[index] is not None or np.isfinite(predictions.probs[index]).all():
         return predictions.errors[index]
-    return "the model's scores of this image are not finite, so they give no probabilities"
+    return NOT_FINITE
 
 
 @dataclass(frozen=True)
