@@ -3,10 +3,12 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,11 @@ from fewsight.cli.show import show_run
 from fewsight.errors import DataError, Interrupted, RecipeError, RunError
 from fewsight.machine import signals
 from fewsight.models import classifier
-from fewsight.models.classifier import Classifier, build_model
+from fewsight.models.classifier import Classifier, build_model, initial_model, weights_out
 from fewsight.recipes import parse_recipe, recipe_toml
 from fewsight.runs import Run
 from fewsight.terminal import make_console
-from fewsight.training import loop, state
+from fewsight.training import finish, loop, state
 from fewsight.training.loop import fit
 from fewsight.training.session import resume
 from trainings import (
@@ -225,7 +227,10 @@ def test_stages_restart_with_their_own_loss_and_learning_rate(class_images: Path
     run = fit(*begin(class_images, tmp_path / "run", values), reporter)
     first, second = (stage for stage in run.recipe.stages)
     assert (first.batches, first.cutmix_prob, second.batches, second.cutmix_prob) == ("shuffled", 0.5, "pk", 0.0)
-    assert "stage 1 of 2: ce, 2 epochs of 4 batches (4 images), peak learning rate 0.0312" in reporter.messages[0]
+    assert reporter.messages[0] == (
+        "stage 1 of 2: ce, 2 epochs of 4 batches (4 images, 3.25 on average), peak learning rate 0.0312, that of 4 "
+        "images"
+    )
     assert (
         "stage 2 of 2: ce+triplet, 2 epochs of 3 batches (2x2 images by class), peak learning rate 0.00313"
         in reporter.messages[1]
@@ -393,11 +398,58 @@ def test_scores_that_are_not_finite_stop_the_run(
     class_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, images = begin(class_images, tmp_path / "run", {}, "stages.0.epochs=1")
-    monkeypatch.setattr(loop, "weights_out", lambda model: pytest.fail("such weights are never saved"))
-    nan = torch.full((1,), torch.nan)
-    monkeypatch.setattr("fewsight.scores.scoring._forward", lambda model, images, _: (nan.expand(len(images), 3), nan))
+    monkeypatch.setattr(finish, "weights_out", lambda model: pytest.fail("such weights are never saved"))
+
+    def averaged(learner: loop.Learner) -> nn.Module:
+        learner.model.head.weight.data.fill_(3e38)
+        return learner.model
+
+    monkeypatch.setattr(loop.Learner, "averaged", averaged)
     with pytest.raises(RunError, match=r"scores on val are not finite\. .*base_lr"):
         fit(run, images, Quiet())
+
+
+def test_last_update_is_checked_where_there_is_no_val(class_images: Path, tmp_path: Path) -> None:
+    """The loss of the only step is finite; its update is not."""
+    one_step = ["stages.0.epochs=1", "stages.0.batch_size=64", "stages.0.optim.base_lr=1e42"]
+    run, images = begin(class_images, tmp_path / "run", {}, "data.merge_val=true", *one_step)
+    with pytest.raises(RunError, match=r"training has ended, but its weights are not finite.* \(backbone.*base_lr"):
+        fit(run, images, Quiet())
+    assert not runs.read_run(run.path).finished
+    assert not (run.path / "weights.safetensors").exists()
+    with pytest.raises(RunError, match="training has ended, but its weights are not finite"):
+        fit(run, images, Quiet())  # a resume says the same
+
+
+def test_finite_weights_whose_scores_overflow_are_refused_where_there_is_no_val(
+    class_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, images = begin(class_images, tmp_path / "run", {}, "data.merge_val=true", "stages.0.epochs=1")
+    monkeypatch.setattr(loop.Learner, "finish", lambda learner: learner.model.head.weight.data.fill_(3e38))
+    with pytest.raises(RunError, match=r"training has ended, but the model's scores of its training images are not"):
+        fit(run, images, Quiet())
+    assert not runs.read_run(run.path).finished
+
+
+def test_stage_of_one_step_trains(class_images: Path, tmp_path: Path) -> None:
+    one_step = ["stages.0.epochs=1", "stages.0.batch_size=64", "stages.0.optim.warmup_epochs=1.0"]
+    run, images = begin(class_images, tmp_path / "run", {}, *one_step)
+    before = weights_out(initial_model(run.recipe, len(run.classes)))
+    reporter = Messages()
+    after = runs.read_weights(fit(run, images, reporter))
+    assert all(not torch.equal(value, after[name]) for name, value in before.items() if name.startswith("head."))
+    assert reporter.messages[0].endswith("; the warm-up is cut from 1 to 0.5 epochs, half of the stage")
+
+
+@pytest.mark.parametrize(("lr_batch", "size"), [("nominal", 12), ("actual", 6.5)])
+def test_learning_rate_follows_the_nominal_or_the_actual_batch(
+    lr_batch: str, size: float, class_images: Path, tmp_path: Path
+) -> None:
+    """13 images at batch_size 12 are batches of 6 and 7."""
+    values = ["stages.0.batch_size=12", f"stages.0.optim.lr_batch={lr_batch}", "stages.0.optim.warmup_epochs=0.5"]
+    run = fit(*begin(class_images, tmp_path / "run", {}, *values), Quiet())
+    lrs = [line["lr"] for line in log_lines(run.path) if line["kind"] == "step"]
+    assert max(lrs) == pytest.approx(2.0 * size / 256)
 
 
 def test_val_image_that_fails_later_stops_with_its_name(class_images: Path, tmp_path: Path) -> None:

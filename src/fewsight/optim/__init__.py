@@ -12,7 +12,7 @@ from fewsight.optim.optimizers import (
     load_optimizer_state,
     optimizer_state,
 )
-from fewsight.optim.schedules import SCHEDULES, lr_at, peak_lr
+from fewsight.optim.schedules import SCHEDULES, is_warmup_cut, lr_at, peak_lr, stage_lr, warmup_epochs
 
 __all__ = [
     "OPTIMIZERS",
@@ -20,10 +20,13 @@ __all__ = [
     "Norms",
     "build_optimizer",
     "check_optimizer",
+    "is_warmup_cut",
     "load_optimizer_state",
     "lr_at",
     "measured_norms",
     "moving_average",
     "optimizer_state",
     "peak_lr",
+    "stage_lr",
+    "warmup_epochs",
 ]

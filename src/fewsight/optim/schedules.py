@@ -14,16 +14,47 @@ def cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine}
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": cosine,
+}
 
 
-def peak_lr(stage: Stage, batch_size: int) -> float:
+MAX_WARMUP = 0.5  # of a stage; a longer warm-up is cut
+
+
+def peak_lr(stage: Stage, batch_size: float) -> float:
     """The learning rate after warm-up: lr_scale * base_lr * batch_size / 256 (Goyal et al., arXiv 1706.02677).
 
     Args:
-        batch_size: nominal, of the stage's plan: P x K where batches are made of classes.
+        batch_size: that `optim.lr_batch` names; P x K where batches are made of classes.
     """
     return stage.lr_scale * stage.optim.base_lr * batch_size / 256
+
+
+def is_warmup_cut(stage: Stage) -> bool:
+    """Whether the recipe's warm-up is too long for the stage, whose learning rate would then never fall."""
+    return stage.optim.warmup_epochs > MAX_WARMUP * stage.epochs
+
+
+def warmup_epochs(stage: Stage) -> float:
+    """The stage's warm-up, cut to half of it where the recipe asks for more."""
+    return min(stage.optim.warmup_epochs, MAX_WARMUP * stage.epochs)
+
+
+def stage_lr(stage: Stage, step: int, num_steps: int, peak: float) -> float:
+    """The learning rate of a stage's step, from 0.
+
+    Where the warm-up is cut, the curve starts one step in, so that the first step learns something: a stage of a single
+    step has the peak.
+
+    Args:
+        num_steps: per epoch.
+    """
+    total, cut = stage.epochs * num_steps, is_warmup_cut(stage)
+    warmup = total // 2 if cut else round(stage.optim.warmup_epochs * num_steps)
+    return lr_at(
+        step + cut, peak=peak, warmup_steps=warmup + cut, total_steps=total + cut, schedule=stage.optim.schedule
+    )
 
 
 def lr_at(step: int, *, peak: float, warmup_steps: int, total_steps: int, schedule: str = "cosine") -> float:

@@ -89,11 +89,12 @@ class Optim(Section):
     options: dict[str, float] = {}  # what that optimiser takes beyond the values here, such as AdamW's beta2
     schedule: str = "cosine"  # a name in SCHEDULES
     base_lr: Positive = 0.1  # for batches of 256 images: learning rate = base_lr * batch size / 256
+    lr_batch: Literal["nominal", "actual"] = "nominal"  # that size: batch_size, or the mean of an epoch's batches
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of SGD
     nesterov: bool = False  # of SGD
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     decay_norm_bias: bool = False  # apply weight decay to biases and normalisation parameters too
-    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
+    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0  # at most half of the stage
 
 
 class Triplet(Section):

@@ -4,58 +4,37 @@ import math
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewsight import runs
 from fewsight.augment.normalise import Normalise
 from fewsight.data import cache_size
 from fewsight.data.training_set import TrainingSet
-from fewsight.errors import DataError, Interrupted, RunError
+from fewsight.errors import Interrupted, RunError
 from fewsight.losses import collapse_of, own_weights
-from fewsight.machine import files
 from fewsight.machine.device import compute_threads, same_bits
 from fewsight.machine.processes import MIN_IMAGES_PER_PROCESS, SINGLE_PROCESS, ProcessGroup, synchronise_norms
 from fewsight.machine.rng import batch_stream
-from fewsight.machine.signals import StopFlag, signals_that_stop
+from fewsight.machine.signals import signals_that_stop
 from fewsight.models.classifier import Classifier, initial_model, load_weights, weights_out
-from fewsight.optim import lr_at, peak_lr
+from fewsight.optim import is_warmup_cut, peak_lr, stage_lr, warmup_epochs
 from fewsight.recipes import Recipe
 from fewsight.runs import Run
-from fewsight.scores.metrics import Figures, evaluate_scores
-from fewsight.scores.scoring import Scorer, score_images
 from fewsight.training.feed import AugmentedImages, batches, explain_lost_workers
+from fewsight.training.finish import finish, loss_not_finite, score_val
 from fewsight.training.learner import Learner, build_learner
 from fewsight.training.mix import mix, rows_of
-from fewsight.training.plans import ClassBatches, Plan, batch_plan
+from fewsight.training.plans import ClassBatches, Plan, batch_plan, lr_batch_size
 from fewsight.training.reporters import Reporter
 from fewsight.training.schedule import augment_at
-from fewsight.training.state import Position, StateSaver, check_threads
+from fewsight.training.state import Position, StateSaver, Training, check_threads
 from fewsight.wording import counted
-
-_LOWER_LR = (
-    "{path} keeps the last saved state. Start a new run with a lower learning rate (--set stages.0.optim.base_lr=...) "
-    "or a longer warm-up (--set stages.0.optim.warmup_epochs=...)."
-)
-
-
-@dataclass(frozen=True)
-class Training:
-    """What stays the same while a run trains."""
-
-    run: Run
-    data: TrainingSet
-    images: AugmentedImages  # those of `data`, augmented
-    plans: Sequence[Plan]  # one per stage
-    normalise: Normalise
-    reporter: Reporter
-    stop: StopFlag  # set by Ctrl-C and SIGTERM
-    group: ProcessGroup  # the processes that share each batch
 
 
 def fit(
@@ -112,7 +91,7 @@ def fit(
             reporter.say(_stage_line(recipe, number, plans[number], learner))
             position = _fit_stage(training, learner, position)
             learner.finish()
-    return _finish(training, model, position)
+    return finish(training, model, position)
 
 
 def _fit_stage(training: Training, learner: Learner, position: Position) -> Position:
@@ -121,21 +100,17 @@ def _fit_stage(training: Training, learner: Learner, position: Position) -> Posi
     stage, plan = recipe.stages[position.stage], training.plans[position.stage]
     first_epoch = _epochs_before(recipe, position.stage)
     labels = torch.tensor(training.data.labels)
-    peak, total_steps = peak_lr(stage, plan.batch_size), stage.epochs * plan.num_steps
-    warmup_steps = min(round(stage.optim.warmup_epochs * plan.num_steps), total_steps)
-    schedule = partial(
-        lr_at, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps, schedule=stage.optim.schedule
-    )
+    peak = peak_lr(stage, lr_batch_size(stage, plan))
     saver, epoch_start = StateSaver(recipe.run.state_minutes), time.monotonic()
     with closing(_stage_batches(training, position)) as feed:  # ends its worker processes, also after an error
         for epoch, step, batch, indices in feed:
             torch.manual_seed(int(batch_stream(recipe.run.seed, epoch, step).integers(2**62)))
             pixels = training.normalise.of_bytes(batch)
             inputs, targets = mix(pixels, labels, indices, recipe, stage, epoch, step, group)
-            lr = schedule((epoch - first_epoch) * plan.num_steps + step)
+            lr = stage_lr(stage, (epoch - first_epoch) * plan.num_steps + step, plan.num_steps, peak)
             loss, terms = learner.step(inputs, targets, lr, measure=step + 1 == plan.num_steps)
             if not math.isfinite(loss):
-                raise RunError(_not_finite(run, loss, epoch, step, lr))
+                raise RunError(loss_not_finite(run, loss, epoch, step, lr))
             position = position.after_step(loss, terms, len(indices))
             line = {
                 "kind": "step",
@@ -184,7 +159,7 @@ def _end_epoch(training: Training, learner: Learner, position: Position, seconds
                 if training.group.first:
                     runs.save_weights(run, weights_out(learner.averaged()), best_epoch=line["epoch"])
     first = means if position.epoch == 0 else position.first
-    warmed_up = position.epoch + 1 > stage.optim.warmup_epochs
+    warmed_up = position.epoch + 1 > warmup_epochs(stage)
     collapse = collapse_of(learner.loss, means, first, (position.epoch + 1) / stage.epochs) if warmed_up else None
     if collapse:
         line["collapse"] = collapse
@@ -223,51 +198,6 @@ def _save_or_stop(
             f"{run.path}",
             signal_number,
         )
-
-
-def _finish(training: Training, model: Classifier, position: Position) -> Run:
-    """Evaluate the final weights on val and mark the run as finished."""
-    run, recipe, group = training.run, training.run.recipe, training.group
-    if recipe.run.select == "best":
-        run = runs.read_run(run.path)  # run.json has the digest of the best weights since they were saved
-        load_weights(model, runs.read_weights(run))
-    assert recipe.run.threads != "auto", "the recipe is resolved"
-    with compute_threads(recipe.run.threads):
-        figures = score_val(training, model)
-    if not group.first:
-        group.wait()
-        return runs.read_run(run.path)
-    if recipe.run.select == "last":
-        run = runs.save_weights(run, weights_out(model))
-    files.write_json(run.path / "metrics.json", {"val": figures.as_json() if figures else None})
-    run = runs.update_info(run, status="finished", finished=runs.now(), collapsed=position.collapsed)
-    runs.remove_state(run.path)
-    group.wait()
-    return run
-
-
-def score_val(training: Training, model: nn.Module) -> Figures | None:
-    """Accuracy and loss on val, centre view; None without a val split. Each image is scored once, by one process.
-
-    Raises:
-        DataError: an image can no longer be read.
-        RunError: a score is not finite.
-    """
-    run, data, group = training.run, training.data, training.group
-    for buffer in model.buffers():  # the norm statistics that are saved are the first process's
-        group.copy_(buffer)
-    if not data.val_paths:
-        return None
-    model.eval()
-    paths = [data.root / path for path in data.val_paths]
-    scored = list(score_images(Scorer(model, training.normalise, run.recipe), paths[group.rows(len(paths))]))
-    for error in (error for scores in scored for error in scores.errors if error is not None):
-        raise DataError(f"{error} (val; it could be read before training began)")
-    parts = [scores.log_probs for scores in scored] or [np.empty((0, len(run.classes)), np.float32)]
-    log_probs = group.gather(torch.from_numpy(np.concatenate(parts)), len(paths)).numpy()
-    if not np.isfinite(log_probs).all():
-        raise RunError(f"the model's scores on val are not finite. {_LOWER_LR.format(path=run.path)}")
-    return evaluate_scores(log_probs, np.asarray(data.val_labels), run.classes)
 
 
 def _build_model(run: Run, weights: Mapping[str, Tensor] | None, group: ProcessGroup) -> Classifier:
@@ -345,13 +275,22 @@ def _signal_of_any(signal_number: int, group: ProcessGroup) -> int:
 def _stage_line(recipe: Recipe, number: int, plan: Plan, learner: Learner) -> str:
     """One line that says what a stage trains with."""
     stage = recipe.stages[number]
-    batch = "x".join(map(str, plan.shape)) if isinstance(plan, ClassBatches) else str(plan.batch_size)
+    size, lr_size = f"{plan.batch_size} images", lr_batch_size(stage, plan)
+    if isinstance(plan, ClassBatches):
+        size = f"{'x'.join(map(str, plan.shape))} images by class"
+    elif plan.mean_size < plan.batch_size:  # an epoch's batches differ by at most one image
+        size += f", {plan.mean_size:.3g} on average"
     text = (
         f"stage {number + 1} of {len(recipe.stages)}: {stage.loss}, {counted(stage.epochs, 'epoch')} of "
-        f"{counted(plan.num_steps, 'batch')} "
+        f"{counted(plan.num_steps, 'batch')} ({size}), peak learning rate {peak_lr(stage, lr_size):.3g}"
     )
-    text += f"({batch} images{' by class' if isinstance(plan, ClassBatches) else ''}), peak learning rate "
-    text += f"{peak_lr(stage, plan.batch_size):.3g}"
+    if plan.mean_size < plan.batch_size:
+        text += f", that of {lr_size:.3g} images"
+    if is_warmup_cut(stage):
+        text += (
+            f"; the warm-up is cut from {stage.optim.warmup_epochs:g} to {warmup_epochs(stage):g} epochs, half of the "
+            "stage"
+        )
     loss_weights = own_weights(learner.loss)
     return text + (f"; the loss's own weights: {', '.join(loss_weights)}" if loss_weights else "")
 
@@ -368,8 +307,3 @@ def _steps_done(recipe: Recipe, plans: Sequence[Plan], position: Position) -> in
     if position.stage == len(plans):
         return steps
     return steps + position.epoch * plans[position.stage].num_steps + position.step
-
-
-def _not_finite(run: Run, loss: float, epoch: int, step: int, lr: float) -> str:
-    where = f"epoch {epoch + 1}, step {step + 1} (learning rate {lr:.4g})"
-    return f"the loss is {loss} at {where}. {_LOWER_LR.format(path=run.path)}"

@@ -18,7 +18,11 @@ class Plan(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Nominal size, which the peak learning rate is proportional to."""
+        """Nominal size."""
+
+    @property
+    def mean_size(self) -> float:
+        """Images in a batch of an epoch, on average."""
 
     @property
     def num_steps(self) -> int:
@@ -52,6 +56,11 @@ class ShuffledBatches:
         """Batches per epoch."""
         count = len(self.labels)
         return max(1, min(math.ceil(count / self.batch_size), count // 2))
+
+    @property
+    def mean_size(self) -> float:
+        """Images in a batch, on average."""
+        return len(self.labels) / self.num_steps
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
         """The image indices of each batch of `epoch`."""
@@ -100,6 +109,11 @@ class ClassBatches:
     def batch_size(self) -> int:
         """P * K."""
         return math.prod(self.shape)
+
+    @property
+    def mean_size(self) -> float:
+        """P * K: every batch is whole."""
+        return self.batch_size
 
     @property
     def num_steps(self) -> int:
@@ -151,3 +165,8 @@ def batch_plan(recipe: Recipe, stage: Stage, data: TrainingSet) -> Plan:
         return ClassBatches(data.labels, stage.batch_size, recipe.run.seed, stage.images_per_class)
     sampling = recipe.data.balance == "sampling"
     return ShuffledBatches(data.labels, stage.batch_size, recipe.run.seed, sampling)
+
+
+def lr_batch_size(stage: Stage, plan: Plan) -> float:
+    """The batch size that a stage's learning rate is proportional to, as `optim.lr_batch` says."""
+    return plan.mean_size if stage.optim.lr_batch == "actual" else plan.batch_size

@@ -1,15 +1,36 @@
-"""The position of a run in its training, and when its state is saved."""
+"""What stays the same while a run trains, its position in the training, and when its state is saved."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
 from fewsight import runs
+from fewsight.augment.normalise import Normalise
+from fewsight.data.training_set import TrainingSet
 from fewsight.errors import RunError
+from fewsight.machine.processes import ProcessGroup
+from fewsight.machine.signals import StopFlag
 from fewsight.runs import Run
+from fewsight.training.feed import AugmentedImages
 from fewsight.training.learner import Learner
+from fewsight.training.plans import Plan
+from fewsight.training.reporters import Reporter
+
+
+@dataclass(frozen=True)
+class Training:
+    """What stays the same while a run trains."""
+
+    run: Run
+    data: TrainingSet
+    images: AugmentedImages  # those of `data`, augmented
+    plans: Sequence[Plan]  # one per stage
+    normalise: Normalise
+    reporter: Reporter
+    stop: StopFlag  # set by Ctrl-C and SIGTERM
+    group: ProcessGroup  # the processes that share each batch
 
 
 @dataclass(frozen=True)

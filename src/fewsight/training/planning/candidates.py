@@ -63,7 +63,13 @@ def starting_values() -> dict[str, Any]:
                 "epochs": 1,
                 "batch_size": 50,
                 "ema_half_life_epochs": 1.0,
-                "optim": {"base_lr": 0.12, "nesterov": True, "weight_decay": 5e-4, "warmup_epochs": 3.0},
+                "optim": {
+                    "base_lr": 0.12,
+                    "lr_batch": "actual",
+                    "nesterov": True,
+                    "weight_decay": 5e-4,
+                    "warmup_epochs": 3.0,
+                },
             }
         ],
         "eval": {"every_epochs": 0},
