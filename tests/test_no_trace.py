@@ -11,7 +11,7 @@ from conftest import TINY
 HOST = '''
 """A program that has its own settings, and calls fewsight."""
 import locale, logging, multiprocessing, os, random, signal, sys, threading, warnings
-import numpy as np, safetensors.torch, scipy.sparse, scipy.special, torch, torch.utils.data  # add filters for their own warnings
+import numpy as np, safetensors.torch, scipy.sparse, scipy.special, torch, torch.utils.data
 from PIL import Image, ImageFile
 
 data, run, tiny = sys.argv[1], sys.argv[2], sys.argv[3].split(" ")

@@ -13,7 +13,7 @@ from fewsight.augment.normalise import Normalise
 from fewsight.errors import RecipeError
 from fewsight.machine import cores, device
 from fewsight.machine.cores import num_cores
-from fewsight.machine.device import compute_threads, resolve_device, resolve_run, same_bits
+from fewsight.machine.device import compute_threads, random_state_kept, resolve_device, resolve_run, same_bits
 from fewsight.recipes import RunSettings
 
 AUTO = st.just("auto")
@@ -153,3 +153,26 @@ def test_nondeterministic_operation_is_refused_by_name() -> None:
         raise RuntimeError("put_ does not have a deterministic implementation, but you set ...")
     with pytest.raises(RuntimeError, match="another reason"), same_bits(torch.device("cpu"), always=True):
         raise RuntimeError("another reason")
+
+
+@pytest.mark.parametrize("workspace", [None, ":16:8"])
+def test_settings_of_cuda_are_put_back(monkeypatch: pytest.MonkeyPatch, workspace: str | None) -> None:
+    name, cudnn = "CUBLAS_WORKSPACE_CONFIG", torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "benchmark", True)
+    monkeypatch.delenv(name, raising=False)
+    if workspace:
+        monkeypatch.setenv(name, workspace)
+    with same_bits(torch.device("cuda"), always=False):
+        assert (cudnn.deterministic, cudnn.benchmark, os.environ[name]) == (True, False, workspace or ":4096:8")
+    assert (cudnn.deterministic, cudnn.benchmark, os.environ.get(name)) == (False, True, workspace)
+
+
+def test_random_streams_of_torch_are_put_back() -> None:
+    state = torch.get_rng_state()
+    with random_state_kept():
+        torch.manual_seed(7)
+        torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), state)
+    device.best_precision.cache_clear()
+    device.best_precision(torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), state)

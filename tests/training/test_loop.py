@@ -527,8 +527,37 @@ def test_missing_data_is_refused(stopped: Path, class_images: Path) -> None:
 def test_other_thread_count_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    with pytest.raises(RunError, match=r"trained with 1 compute threads, but torch computes with 7"):
+    with pytest.raises(RunError, match=r"did not begin as it would go on \(compute threads 1, here 7\)"):
         again(stopped)
+
+
+def test_resuming_elsewhere_is_refused_unless_it_is_asked_for(stopped: Path) -> None:
+    conditions = json.loads((stopped / "run.json").read_text())["conditions"]
+    other = {"processes": 2, "threads": 4, "instructions": "x86_64 AVX", "device": "cuda (A100)", "fewsight": "0.0.9",
+             "torch": "2.0.0", "pillow": "9.0.0"}  # fmt: skip
+    assert list(other) == list(conditions), "each of them is tried"
+    words = {"threads": "compute threads", "instructions": "instruction set"}
+    for name, value in other.items():
+        run = Path(shutil.copytree(stopped, stopped.with_name(name)))
+        runs.update_info(runs.read_run(run), conditions={**conditions, name: value})
+        difference = f"{words.get(name, name)} {value}, here {conditions[name]}"
+        with pytest.raises(RunError, match=re.escape(f"{run} did not begin as it would go on ({difference})")):
+            again(run)
+        assert runs.read_info(run).other_conditions == ()
+    finished = resume(run, other_machine=True, console=make_console(said := StringIO()))
+    assert f"note: {difference}: the run's bits are no longer those of one training" in said.getvalue()
+    assert finished.finished
+    assert finished.info.other_conditions[0].endswith(f": {difference}")
+    assert finished.info.conditions == runs.Conditions(**conditions)
+
+
+def test_run_without_a_state_begins_again_under_other_conditions(stopped: Path) -> None:
+    run = runs.read_run(stopped)
+    assert run.info.conditions is not None
+    runs.update_info(run, conditions={**asdict(run.info.conditions), "torch": "2.0.0"})
+    runs.remove_state(stopped)
+    assert again(stopped).info.other_conditions == ()
+    assert runs.read_info(stopped).conditions == run.info.conditions
 
 
 def test_state_is_due_after_minutes_and_after_epochs_unless_saving_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:

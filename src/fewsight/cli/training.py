@@ -68,6 +68,7 @@ def train(
     *,
     out: Path | None = None,
     resume: Path | None = None,
+    other_machine: bool = False,
     recipe: str | None = None,
     hours: float | None = None,
     set_: Annotated[tuple[str, ...], Parameter(name="--set")] = (),
@@ -88,6 +89,8 @@ def train(
         data: the folder or manifest.
         out: the run folder to write; it must not exist yet.
         resume: continue this run instead, with its own recipe and data.
+        other_machine: resume although the processes, threads, processor, device or versions are not those that it
+            began with. Its last bits then differ, which run.json notes.
         recipe: auto (the default), a shipped recipe (see `fewsight recipes`) or a TOML file.
         hours: time budget of the whole command for `auto` (1).
         set_: KEY=VALUE overrides a value of the recipe, for example stages.0.optim.base_lr=0.05; may be repeated.
@@ -110,6 +113,8 @@ def train(
                  "--splits": splits, "--max-bad": max_bad, "--leak": leak, "--deterministic": deterministic or None,
                  "--preview": preview}  # fmt: skip
         _refuse_with_resume([name for name, value in given.items() if value is not None])
+    elif other_machine:
+        raise FewsightError("--other-machine is for a run that goes on: fewsight train --resume RUN --other-machine")
     elif data is None or out is None:
         raise FewsightError("train needs DATA and --out RUN, for example: fewsight train photos/ --out runs/photos")
     if hours is not None and recipe not in (None, "auto"):
@@ -131,7 +136,7 @@ def train(
         reporters.append(TensorBoard)
     if data is None or out is None:
         assert resume is not None
-        run = resume_run(resume, console=console, reporters=reporters)
+        run = resume_run(resume, other_machine=other_machine, console=console, reporters=reporters)
         show_run(run, console)
         show_next(run, console)
         return 0

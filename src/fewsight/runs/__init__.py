@@ -1,5 +1,6 @@
 """The run folder, which `train` writes and every other command reads."""
 
+from fewsight.runs.conditions import Conditions, changed_conditions, conditions_here
 from fewsight.runs.folder import (
     FIRST_FILES,
     PREVIEW,
@@ -25,14 +26,17 @@ __all__ = [
     "TEXT_FILES",
     "WEIGHTS",
     "WRITER",
+    "Conditions",
     "LogLine",
     "Origin",
     "Run",
     "RunInfo",
     "TrainedOn",
     "append_log",
+    "changed_conditions",
     "check_new",
     "command_line",
+    "conditions_here",
     "create_run",
     "cut_log",
     "has_state",

@@ -5,7 +5,6 @@ metrics.json and state/. There are no pickles; every file is replaced atomically
 """
 
 import contextlib
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -14,15 +13,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import fewsight
 from fewsight.data.training_set import ListedImage, RunData
 from fewsight.errors import RunError
 from fewsight.machine import files
 from fewsight.recipes import Recipe, load_recipe, recipe_toml
+from fewsight.runs.conditions import conditions_here
 from fewsight.runs.info import FORMAT, WRITER, Origin, RunInfo, read_info
-from fewsight.wording import counted
+from fewsight.wording import counted, shell_command
 
 MAX_BYTES = 2**33  # of weights, a state or a list of images: more than any of them has
 FIRST_FILES = ("recipe.toml", "classes.json", "data.json", "images.jsonl", "run.json")  # in the order of writing
@@ -80,6 +78,7 @@ def create_run(
     images: Iterable[ListedImage],
     notes: str = "",
     start: Origin | None = None,
+    processes: int = 1,
 ) -> Run:
     """Write a new run folder without weights; run.json is written last, so that a run folder is complete.
 
@@ -91,24 +90,27 @@ def create_run(
         images: the training and val images.
         notes: comment lines at the top of recipe.toml.
         start: the run whose weights it starts from; None: they are random.
+        processes: that share each batch.
 
     Raises:
         RunError: the folder exists and is not empty, or cannot be written.
     """
     check_new(path)
     files.make_folder(path)
+    conditions = conditions_here(recipe, processes)
     values = {
         "format": FORMAT,
         "status": "training",
         "fewsight": fewsight.__version__,
-        "torch": torch.__version__,
+        "torch": conditions.torch,
         "python": sys.version.split()[0],
         "commit": _commit(),
-        "device": _device_name(recipe.run.device),
+        "device": conditions.device,
         "command": command_line(),
         "seed": recipe.run.seed,
         "started": now(),
         "start": None if start is None else asdict(start),
+        "conditions": asdict(conditions),
         "recipe": recipe.model_dump(mode="json"),  # resuming compares recipe.toml with it
     }
     try:
@@ -127,7 +129,7 @@ def command_line() -> str:
     """The command line of this process, quoted for the shell; a script that calls fewsight is named as it is."""
     program = Path(sys.argv[0])
     is_fewsight = program.stem == "fewsight" or (program.stem, program.parent.name) == ("__main__", "fewsight")
-    return shlex.join(["fewsight" if is_fewsight else sys.argv[0], *sys.argv[1:]])
+    return shell_command(["fewsight" if is_fewsight else sys.argv[0], *sys.argv[1:]])
 
 
 def _remove_first_files(path: Path) -> None:
@@ -179,8 +181,3 @@ def _commit() -> str | None:
         commit, top = completed.stdout.split("\n")[:2]
         return commit if folder.parents[2] == Path(top).resolve() else None
     return None
-
-
-def _device_name(device: str) -> str:
-    kind = torch.device(device)
-    return f"{device} ({torch.cuda.get_device_name(kind)})" if kind.type == "cuda" else device

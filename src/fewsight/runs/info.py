@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fewsight.machine import files
+from fewsight.runs.conditions import Conditions
 
 FORMAT = 2  # version of the run folder; newer versions are refused, older ones are read but not resumed
 WRITER = "`fewsight train`"  # named in error messages
@@ -33,6 +34,8 @@ class RunInfo:
     seed: int | None = None
     started: str = ""  # UTC, ISO 8601
     start: Origin | None = None  # None: random initial weights
+    conditions: Conditions | None = None  # None: written before they were recorded
+    other_conditions: tuple[str, ...] = ()  # what changed when it was resumed: its bits are not those of one go
     recipe: dict[str, Any] | None = None  # as the run began
     weights_digest: str | None = None
     best_epoch: int | None = None

@@ -33,7 +33,7 @@ from fewsight.training.mix import mix, rows_of
 from fewsight.training.plans import ClassBatches, Plan, batch_plan, lr_batch_size
 from fewsight.training.reporters import Reporter
 from fewsight.training.schedule import augment_at
-from fewsight.training.state import Position, StateSaver, Training, check_threads
+from fewsight.training.state import Position, StateSaver, Training
 from fewsight.wording import counted
 
 
@@ -81,8 +81,6 @@ def fit(
     exact = same_bits(device, always=recipe.run.deterministic)
     with compute_threads(recipe.run.threads), exact, signals_that_stop() as stop, explain_lost_workers():
         training = Training(run, data, images, plans, normalise, reporter, stop, group)
-        if state:
-            check_threads(run, state[1]["threads"])
         for number in range(position.stage, len(recipe.stages)):
             learner = build_learner(model, recipe, recipe.stages[number], data, len(run.classes), device, group)
             if state:

@@ -6,15 +6,31 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from rich.console import Console
 
 from fewsight.augment import contact_sheet
+from fewsight.data.prepare import Prepared
 from fewsight.data.training_set import TrainingSet
+from fewsight.machine import files
 from fewsight.recipes import Recipe
+from fewsight.runs import PREVIEW
 from fewsight.terminal import printable
 from fewsight.training.feed import AugmentedImages
 from fewsight.training.mix import mix
 from fewsight.training.plans import batch_plan
 from fewsight.training.schedule import augment_at
+from fewsight.wording import counted
+
+
+def write_preview(recipe: Recipe, prepared: Prepared, count: int, out: Path, console: Console) -> None:
+    """Write `out/preview.png`: the first `count` augmented batches as the model receives them, including CutMix."""
+    sheet, sizes = preview_sheet(recipe, prepared.images, prepared.classes, count)
+    files.make_folder(out)
+    target = out / PREVIEW
+    with files.replacing(target) as part:
+        sheet.save(part, format="PNG")
+    batches = counted(count, "batch")
+    console.print(f"wrote {target}: {batches} of {' or '.join(map(str, sizes))} images as the model will see them")
 
 
 def preview_sheet(

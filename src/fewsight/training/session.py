@@ -25,10 +25,11 @@ from fewsight.terminal import make_console, print_first, printable, progress_cou
 from fewsight.training.loop import fit
 from fewsight.training.planning.candidates import candidate_recipes, starting_values
 from fewsight.training.planning.plan import plan_recipe
-from fewsight.training.preview import preview_sheet
+from fewsight.training.preview import write_preview
 from fewsight.training.reporters import ReporterFactory, Reporters, TrainingReporter
 from fewsight.training.resolve import check_parts, resolve
 from fewsight.training.start import check_fits, model_values, read_start, weights_from
+from fewsight.training.state import check_conditions, with_conditions
 from fewsight.wording import counted
 
 MAX_NEAR_PAIRS = 5  # of nearly equal images, in a message
@@ -143,8 +144,9 @@ def _train(request: Request, group: ProcessGroup) -> list[Run]:
     if request.planned and request.preview:
         first = candidate_recipes(prepared, settings, overrides)[0]
         console.print(
-            f"a preview times nothing: it shows the images of the cheapest model of the plan, {first.augment.train_px} px "
-            f"with policy {first.augment.policy}; the plan may take larger ones, and a policy in a long training"
+            "a preview times nothing: it shows the images of the cheapest model of the plan, "
+            f"{first.augment.train_px} px with policy {first.augment.policy}; the plan may take larger ones, and a "
+            "policy in a long training"
         )
     elif request.planned:
         first, reasons = plan_recipe(prepared, settings, hours, overrides, console, began=began)
@@ -160,7 +162,8 @@ def _train(request: Request, group: ProcessGroup) -> list[Run]:
         seeded = resolved if seed is None else _with_seed(resolved, seed)
         origin = _origin(sources[seed]) if sources else None
         weights = _starting_weights(origin, seeded, prepared.classes, console)
-        run = runs.create_run(folder, seeded, prepared.classes, prepared.facts, prepared.listed, notes, origin)
+        data = prepared.facts, prepared.listed
+        run = runs.create_run(folder, seeded, prepared.classes, *data, notes, origin, group.count)
         console.print(f"training {folder}" + ("" if seed is None else f" (seed {seed})"))
         try:
             group.broadcast_text(str(folder.resolve()))
@@ -204,26 +207,41 @@ def _remaining_commands(request: Request, interrupted: int | None, sources: Mapp
 
 
 @random_state_kept()
-def resume(path: str | Path, *, console: Console | None = None, reporters: Sequence[ReporterFactory] = ()) -> Run:
+def resume(
+    path: str | Path,
+    *,
+    other_machine: bool = False,
+    console: Console | None = None,
+    reporters: Sequence[ReporterFactory] = (),
+) -> Run:
     """Continue a run from its last saved state; the finished run equals an uninterrupted one bit for bit.
 
     Args:
         path: the run folder.
+        other_machine: go on although the processes, threads, processor, device or versions differ, which changes the
+            last bits; run.json then says so.
         console: prints progress; None: standard output.
         reporters: as for `train`.
 
     Raises:
-        RunError: not a run, or its recipe or data is no longer the one it began with; the message names the
-            differences.
+        RunError: not a run, or its recipe, its data or what else its bits depend on is no longer as it began; the
+            message names the differences.
     """
     with joined() as group:
         run = runs.read_run(Path(path))
         if not group.first:
-            return _continue(run, Console(quiet=True), group)
-        return _continue(run, console or make_console(), group, reporters)
+            return _continue(run, Console(quiet=True), group, other_machine=other_machine)
+        return _continue(run, console or make_console(), group, reporters, other_machine=other_machine)
 
 
-def _continue(run: Run, console: Console, group: ProcessGroup, reporters: Sequence[ReporterFactory] = ()) -> Run:
+def _continue(
+    run: Run,
+    console: Console,
+    group: ProcessGroup,
+    reporters: Sequence[ReporterFactory] = (),
+    *,
+    other_machine: bool = False,
+) -> Run:
     """Train an existing run to its end, from its last state or from its start."""
     path = run.path
     if run.finished:
@@ -243,6 +261,7 @@ def _continue(run: Run, console: Console, group: ProcessGroup, reporters: Sequen
                 "restore the values to resume, or start a new run with --recipe"
             )
     resolve_device(run.recipe.run.device)
+    check_conditions(run, group, other_machine=other_machine)
     source = Path(run.data.source)
     if not source.exists():
         raise RunError(f"{path}: its data {source} does not exist; restore it there, then resume")
@@ -253,18 +272,6 @@ def _continue(run: Run, console: Console, group: ProcessGroup, reporters: Sequen
     origin = None if runs.has_state(path) else run.info.start
     weights = _starting_weights(origin, run.recipe, run.classes, console)
     return _fit(run, prepared.images, console, weights, group, reporters)
-
-
-def write_preview(recipe: Recipe, prepared: Prepared, count: int, out: Path, console: Console) -> Path:
-    """Write `out/preview.png`: the first `count` augmented batches as the model receives them, including CutMix."""
-    sheet, sizes = preview_sheet(recipe, prepared.images, prepared.classes, count)
-    files.make_folder(out)
-    target = out / runs.PREVIEW
-    with files.replacing(target) as part:
-        sheet.save(part, format="PNG")
-    batches = counted(count, "batch")
-    console.print(f"wrote {target}: {batches} of {' or '.join(map(str, sizes))} images as the model will see them")
-    return target
 
 
 def _fit(
@@ -283,7 +290,7 @@ def _fit(
         )
     try:
         with files.locked(run.path, "training") if group.first else contextlib.nullcontext():
-            return fit(run, images, reporter, weights, group)
+            return fit(with_conditions(run, console, group), images, reporter, weights, group)
     except torch.OutOfMemoryError as error:
         double = 2 * run.recipe.stages[0].accumulate
         accumulated = f"with gradient accumulation, for example --set stages.0.accumulate={double}"

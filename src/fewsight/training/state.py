@@ -1,10 +1,10 @@
-"""What stays the same while a run trains, its position in the training, and when its state is saved."""
+"""What stays the same while a run trains and after a resume, its position, and when its state is saved."""
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-import torch
+from rich.console import Console
 
 from fewsight import runs
 from fewsight.augment.normalise import Normalise
@@ -93,20 +93,34 @@ class StateSaver:
         start = time.monotonic()
         tensors, values = learner.state()
         values |= {"position": asdict(position), "log_bytes": runs.sync_log(run.path)}
-        values |= {"threads": torch.get_num_threads()}
         runs.save_state(run.path, tensors, values)
         self.last = time.monotonic()
         self.cost = self.last - start
 
 
-def check_threads(run: Run, before: int) -> None:
-    """Check that torch computes with the thread count that the state was saved with.
+def check_conditions(run: Run, group: ProcessGroup, *, other_machine: bool) -> None:
+    """Check that what the bits of a run depend on beside its recipe and its data is as it began.
 
     Raises:
-        RunError: the counts differ, so that results would differ in their last bits.
+        RunError: it is not; a run without a saved state begins again, so anything goes.
     """
-    if before != torch.get_num_threads():
+    changed = runs.changed_conditions(run.info.conditions, runs.conditions_here(run.recipe, group.count))
+    if changed and runs.has_state(run.path) and not other_machine:
         raise RunError(
-            f"{run.path} was trained with {before} compute threads, but torch computes with "
-            f"{torch.get_num_threads()} here, which changes the last bits; resume it on the machine where it began"
+            f"{run.path} did not begin as it would go on ({'; '.join(changed)}), so that its last bits would differ. "
+            "Resume it as it began, or add --other-machine: it goes on, and run.json notes that its bits are no longer "
+            "those of one training"
         )
+
+
+def with_conditions(run: Run, console: Console, group: ProcessGroup) -> Run:
+    """The run with what its bits now depend on in run.json, and a note there if that has changed in the middle."""
+    here = runs.conditions_here(run.recipe, group.count)
+    changed = runs.changed_conditions(run.info.conditions, here)
+    if not changed or not group.first:
+        return run
+    notes = list(run.info.other_conditions)
+    if runs.has_state(run.path):
+        notes.append(f"{runs.now()}: {'; '.join(changed)}")
+        console.print(f"note: {'; '.join(changed)}: the run's bits are no longer those of one training", markup=False)
+    return runs.update_info(run, conditions=asdict(here), other_conditions=notes)
