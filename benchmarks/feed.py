@@ -133,7 +133,7 @@ def ours(root: Path, paths: list[str], px: int, cache: int) -> Epoch:
 
     def epoch(number: int) -> Iterable[Tensor]:
         for start in range(0, len(paths), BATCH):
-            keys = [(number, index) for index in range(start, min(start + BATCH, len(paths)))]
+            keys = [(number, index, 0) for index in range(start, min(start + BATCH, len(paths)))]
             batch = images.__getitems__(keys)
             assert not isinstance(batch, Exception)
             yield normalise.of_bytes(torch.from_numpy(batch))

@@ -61,6 +61,8 @@ def test_named_streams_differ_for_the_same_integers() -> None:
     drawn = [first(image_stream(3, 2, 0)), first(batch_stream(3, 2, 0)), first(order_stream(3, 2))]
     assert len(set(map(tuple, drawn))) == 3
     assert first(image_stream(3, 2, 1)) != first(image_stream(3, 1, 2)), "epoch and image do not mix"
+    assert first(image_stream(3, 2, 1, 0)) == first(image_stream(3, 2, 1))
+    assert first(image_stream(3, 2, 1, 1)) not in (first(image_stream(3, 2, 1)), first(image_stream(3, 2, 2)))
 
 
 def test_streams_are_the_same_in_another_process_and_forever() -> None:

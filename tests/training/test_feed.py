@@ -13,7 +13,7 @@ from fewsight.data.samples import sample_indices
 from fewsight.errors import DataError, RunError
 from fewsight.recipes import Augment
 from fewsight.training.feed import AugmentedImages, batches, explain_lost_workers
-from fewsight.training.plans import ShuffledBatches
+from fewsight.training.plans import ClassBatches, Plan, ShuffledBatches
 
 
 def augmented(folder: Path, seed: int = 0, cache: int = 0) -> AugmentedImages:
@@ -50,9 +50,37 @@ def test_workers_change_no_bit(class_images: Path) -> None:
 def test_epochs_and_seeds_augment_differently(class_images: Path) -> None:
     images = augmented(class_images)
     other = augmented(class_images, seed=1)
-    assert np.array_equal(images.__getitems__([(0, 5)]), images.__getitems__([(0, 5)]))
-    assert not np.array_equal(images.__getitems__([(0, 5)]), images.__getitems__([(1, 5)]))
-    assert not np.array_equal(images.__getitems__([(0, 5)]), other.__getitems__([(0, 5)]))
+    assert np.array_equal(images.__getitems__([(0, 5, 0)]), images.__getitems__([(0, 5, 0)]))
+    assert not np.array_equal(images.__getitems__([(0, 5, 0)]), images.__getitems__([(1, 5, 0)]))
+    assert not np.array_equal(images.__getitems__([(0, 5, 0)]), images.__getitems__([(0, 5, 1)]))
+    assert not np.array_equal(images.__getitems__([(0, 5, 0)]), other.__getitems__([(0, 5, 0)]))
+
+
+LABELS = (0,) * 11 + (1,) * 2  # of the 13 images: a class of two
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [ShuffledBatches(LABELS, 4, 0, sampling=True), ClassBatches(LABELS, 8, 0, images_per_class=4)],
+    ids=["sampling", "pk"],
+)
+def test_image_that_an_epoch_repeats_never_looks_the_same(class_images: Path, plan: Plan) -> None:
+    """For any number of workers and any start within the epoch."""
+    images = augmented(class_images)
+
+    def shown(first_step: int, workers: int) -> list[tuple[int, bytes]]:
+        feed = batches(images, plan, first_epoch=0, first_step=first_step, num_epochs=1, workers=workers)
+        return [
+            (index, bytes(image.numpy()))
+            for _, _, batch, indices in feed
+            for index, image in zip(indices.tolist(), batch, strict=True)
+        ]
+
+    every = shown(0, 0)
+    assert len({index for index, _ in every}) < len(every), "some image is drawn several times"
+    assert len(set(every)) == len(every)
+    assert shown(0, 2) == every
+    assert shown(1, 1) == every[len(plan.epoch(0)[0]) :]
 
 
 def test_images_have_the_size_of_their_epoch(class_images: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fewsight.training.plans import ClassBatches, ShuffledBatches, class_counts
+from fewsight.training.plans import ClassBatches, ShuffledBatches, class_counts, draws_before
 
 COUNTS = st.integers(2, 400)
 SIZES = st.integers(2, 130)
@@ -147,3 +147,10 @@ def test_class_batches_reach_every_image_over_epochs() -> None:
 
 def test_class_counts_include_absent_classes() -> None:
     assert class_counts([0, 2, 2], 4) == [1, 0, 2, 0]
+
+
+def test_draws_are_counted_through_an_epoch() -> None:
+    batches = [np.array([3, 1, 3]), np.array([1, 2]), np.array([3])]
+    assert [draws.tolist() for draws in draws_before(batches)] == [[0, 0, 1], [1, 0], [2]]
+    shuffled = ShuffledBatches((0,) * 20, 6, 0).epoch(3)
+    assert not np.concatenate(draws_before(shuffled)).any(), "each image once: its stream is that of draw 0"

@@ -1,6 +1,7 @@
 """Loads and augments the batches of a plan, with the same bits for any number of workers."""
 
 import contextlib
+import itertools
 import signal
 import sys
 import threading
@@ -21,11 +22,20 @@ from fewsight.errors import DataError, RunError
 from fewsight.machine.loading import loading_context
 from fewsight.machine.rng import image_stream
 from fewsight.recipes import Augment
-from fewsight.training.plans import Plan
+from fewsight.training.plans import Plan, draws_before
+
+Key = tuple[int, int, int]  # (epoch, index of the image, how often the epoch has drawn it before)
+
+
+def keys_of(epoch: int, indices: np.ndarray, draws: np.ndarray) -> list[Key]:
+    """The keys of a batch's images, or of some rows of it."""
+    return [(epoch, index, draw) for index, draw in zip(indices.tolist(), draws.tolist(), strict=True)]
 
 
 class AugmentedImages(Dataset[Any]):
-    """Augmented training images; the key (epoch, index) alone determines the augmentation.
+    """Augmented training images; the key (epoch, index, draw) alone determines the augmentation.
+
+    `draw` is how often the epoch has drawn the image before, so that an image that comes again looks different.
 
     Args:
         root: folder of the images.
@@ -59,18 +69,18 @@ class AugmentedImages(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> "np.ndarray | DataError":
+    def __getitems__(self, keys: list[Key]) -> "np.ndarray | DataError":
         """Images after crop, flip and policy.
 
         Args:
-            keys: (epoch, index) of each image; all of one epoch.
+            keys: of each image; all of one epoch.
 
         Returns:
             uint8 [n, 3, px, px]; or, if an image cannot be read, the error, which `batches` raises.
         """
         augment = self.augment if self.augment_at is None else self.augment_at(keys[0][0])
-        streams = (image_stream(self.seed, epoch, self.numbers[index]) for epoch, index in keys)
-        images = (self.cache.load(index, self.files[index]) for _, index in keys)
+        streams = (image_stream(self.seed, epoch, self.numbers[index], draw) for epoch, index, draw in keys)
+        images = (self.cache.load(index, self.files[index]) for _, index, _ in keys)
         try:
             return augment_images(images, augment, streams)
         except DataError as error:
@@ -107,18 +117,20 @@ def batches(
         DataError: an image that could be read before training no longer can; the message names it.
     """
 
-    def positions() -> Iterator[tuple[int, int, np.ndarray]]:
+    def positions() -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
         for epoch in range(first_epoch, num_epochs):
-            for step, indices in enumerate(plan.epoch(epoch)):
+            in_epoch = plan.epoch(epoch)
+            for step, (indices, draws) in enumerate(zip(in_epoch, draws_before(in_epoch), strict=True)):
                 if epoch > first_epoch or step >= first_step:
-                    yield epoch, step, indices
+                    yield epoch, step, indices, draws
 
-    keys = (
-        [(epoch, int(index)) for index in indices[rows(epoch, step, len(indices))]]
-        for epoch, step, indices in positions()
-    )
+    def keys_of_step(epoch: int, step: int, indices: np.ndarray, draws: np.ndarray) -> list[Key]:
+        loaded = rows(epoch, step, len(indices))
+        return keys_of(epoch, indices[loaded], draws[loaded])
+
+    keys = itertools.starmap(keys_of_step, positions())
     loaded = map(images.__getitems__, keys) if workers == 0 else _load_in_workers(images, keys, workers)
-    for (epoch, step, indices), batch in zip(positions(), loaded, strict=True):
+    for (epoch, step, indices, _), batch in zip(positions(), loaded, strict=True):
         if isinstance(batch, DataError):
             raise DataError(f"{batch} (epoch {epoch + 1}, step {step + 1}; it could be read before training began)")
         tensor = torch.from_numpy(batch)
@@ -145,7 +157,7 @@ def explain_lost_workers() -> Iterator[None]:
 
 
 def _load_in_workers(
-    images: AugmentedImages, keys: Iterator[list[tuple[int, int]]], workers: int
+    images: AugmentedImages, keys: Iterator[list[Key]], workers: int
 ) -> Iterator["np.ndarray | DataError"]:
     loader = DataLoader(
         images,

@@ -154,6 +154,16 @@ class _Queue:
         return taken
 
 
+def draws_before(batches: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """For each image index in an epoch's batches, how often the epoch has drawn it before: [B] per batch."""
+    indices = np.concatenate(batches)
+    order = np.argsort(indices, kind="stable")  # the draws of an image side by side, in their order
+    first = np.searchsorted(indices[order], indices[order])
+    draws = np.empty(len(indices), np.int64)
+    draws[order] = np.arange(len(indices)) - first
+    return np.split(draws, np.cumsum([len(batch) for batch in batches])[:-1])
+
+
 def class_counts(labels: Sequence[int], num_classes: int) -> list[int]:
     """Number of images of each class."""
     return [int(count) for count in np.bincount(np.asarray(labels), minlength=num_classes)]

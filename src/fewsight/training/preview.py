@@ -15,9 +15,9 @@ from fewsight.machine import files
 from fewsight.recipes import Recipe
 from fewsight.runs import PREVIEW
 from fewsight.terminal import printable
-from fewsight.training.feed import AugmentedImages
+from fewsight.training.feed import AugmentedImages, keys_of
 from fewsight.training.mix import mix
-from fewsight.training.plans import batch_plan
+from fewsight.training.plans import batch_plan, draws_before
 from fewsight.training.schedule import augment_at
 from fewsight.wording import counted
 
@@ -55,8 +55,9 @@ def preview_sheet(
     sheets, captions = [], []
     for number in range(count):
         epoch, step = divmod(number, plan.num_steps)
-        indices = plan.epoch(epoch)[step]
-        batch = source.__getitems__([(epoch, int(index)) for index in indices])
+        in_epoch = plan.epoch(epoch)
+        indices, draws = in_epoch[step], draws_before(in_epoch)[step]
+        batch = source.__getitems__(keys_of(epoch, indices, draws))
         if isinstance(batch, Exception):
             raise batch
         pixels = torch.from_numpy(batch).float()
