@@ -221,10 +221,20 @@ def environment_of(folder: Path, slots: Sequence[str | None], threads: int | Non
 
 def test_device_and_threads_reach_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "9")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     environments = environment_of(tmp_path, ["cuda:0", "cuda:13"], 3, 2)
     assert environments == ["3 0", "3 13"]
     assert os.environ["OMP_NUM_THREADS"] == "9"
+
+
+@pytest.mark.parametrize(("visible", "expected"), [("2,3", ["2", "3"]), ("GPU-a1, GPU-b2 ,7", ["GPU-a1", "GPU-b2"])])
+def test_devices_are_those_that_this_process_was_given(
+    visible: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler that gave this process GPUs 2 and 3 has given the others to someone else."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    environments = environment_of(tmp_path, ["cuda:0", "cuda:1"], 1, 2)
+    assert environments == [f"1 {name}" for name in expected]
 
 
 @pytest.mark.parametrize("device", [None, "cpu", "mps"])
@@ -237,10 +247,10 @@ def test_device_and_threads_that_are_not_set_are_left_to_the_command(
 
 
 def test_device_is_passed_to_the_next_task(tmp_path: Path) -> None:
-    code = "print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    code = "print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['LOCAL_WORLD_SIZE'])"
     tasks = [Task(str(number), {"training": python(code)}, tmp_path / f"{number}.log") for number in range(3)]
     run_tasks(tasks, ["cuda:4"], say=lambda text: None)
-    assert [task.log.read_text() for task in tasks] == ["4\n"] * 3
+    assert [task.log.read_text() for task in tasks] == ["4 1\n"] * 3
 
 
 def test_log_keeps_the_output_of_earlier_tries(tmp_path: Path) -> None:

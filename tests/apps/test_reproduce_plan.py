@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -53,7 +54,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepared]:
 
 @pytest.fixture(scope="module")
 def small(prepared: Prepared) -> dict[str, Recipe]:
-    return recipes_for("small", prepared, merge_val=True, epochs=EPOCHS, threads=1, device="cpu")
+    return recipes_for("small", prepared, merge_val=True, epochs=EPOCHS, cores=1, device="cpu")
 
 
 def of_size(prepared: Prepared, *shorter: int) -> Prepared:
@@ -113,18 +114,18 @@ def test_small_recipe_keeps_the_papers_augmentation_losses_and_stages(name: str,
 
 
 def test_short_plans_warm_up_for_a_tenth_and_train_each_stage_at_least_once(prepared: Prepared) -> None:
-    recipes = recipes_for("small", prepared, merge_val=True, epochs=1, threads=1, device="cpu")
+    recipes = recipes_for("small", prepared, merge_val=True, epochs=1, cores=1, device="cpu")
     for recipe in recipes.values():
         assert [stage.epochs for stage in recipe.stages] == [1] * len(recipe.stages)
         assert {stage.optim.warmup_epochs for stage in recipe.stages} == {0.1}
-    longer = recipes_for("small", prepared, merge_val=True, epochs=12, threads=1, device="cpu")
+    longer = recipes_for("small", prepared, merge_val=True, epochs=12, cores=1, device="cpu")
     assert [stage.epochs for stage in longer["resnest101_ce_triplet"].stages] == [12, 10]
 
 
 @pytest.mark.parametrize("scale", ["small", "full"])
 def test_val_is_merged_unless_it_is_tested(scale: str, prepared: Prepared) -> None:
     for merge_val in (True, False):
-        recipes = recipes_for(scale, prepared, merge_val=merge_val, epochs=EPOCHS, threads=1, device="cpu")
+        recipes = recipes_for(scale, prepared, merge_val=merge_val, epochs=EPOCHS, cores=1, device="cpu")
         assert {recipe.data.merge_val for recipe in recipes.values()} == {merge_val}
 
 
@@ -148,7 +149,7 @@ def test_small_sizes_are_half_the_images_with_the_papers_ratios(
 ) -> None:
     sized = of_size(prepared, native - 2, native, native + 40)
     assert small_px(sized) == train_px
-    recipes = recipes_for("small", sized, merge_val=True, epochs=EPOCHS, threads=1, device="cpu")
+    recipes = recipes_for("small", sized, merge_val=True, epochs=EPOCHS, cores=1, device="cpu")
     for name, recipe in recipes.items():
         large = BY_RECIPE[name].large
         assert recipe.augment.train_px == (2 * train_px if large else train_px)
@@ -158,7 +159,7 @@ def test_small_sizes_are_half_the_images_with_the_papers_ratios(
 
 @pytest.mark.parametrize("name", RECIPE_NAMES)
 def test_full_recipe_is_the_shipped_one_except_resolved_values(name: str, prepared: Prepared) -> None:
-    recipes = recipes_for("full", prepared, merge_val=True, epochs=None, threads=1, device="cpu")
+    recipes = recipes_for("full", prepared, merge_val=True, epochs=None, cores=1, device="cpu")
     assert list(recipes) == RECIPE_NAMES
     assert changed(load_recipe(name), recipes[name]).keys() <= RESOLVED
     assert recipes[name].data.mean == pytest.approx(prepared.facts.mean)
@@ -168,7 +169,17 @@ def test_full_recipe_is_the_shipped_one_except_resolved_values(name: str, prepar
 
 def test_unavailable_device_is_refused(prepared: Prepared) -> None:
     with pytest.raises(RecipeError, match="'cuda:77' is not available"):
-        recipes_for("full", prepared, merge_val=True, epochs=None, threads=1, device="cuda:77")
+        recipes_for("full", prepared, merge_val=True, epochs=None, cores=1, device="cuda:77")
+
+
+@pytest.mark.parametrize(
+    ("kind", "cores", "expected"), [("cpu", 4, (4, 0)), ("cpu", 1, (1, 0)), ("cuda", 4, (1, 3)), ("cuda", 1, (1, 0))]
+)
+def test_training_divides_its_part_of_the_cores(
+    kind: str, cores: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "resolve_device", torch.device)
+    assert plan.divide_cores(cores, kind) == dict(zip(("threads", "workers"), expected, strict=True))
 
 
 # Names and rows
@@ -276,7 +287,7 @@ def made_up_machine(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
 def small_plan(prepared: Prepared, seconds: float, num_slots: int = 1, num_test: int = 0) -> list[Job]:
     """A plan for a time of which `seconds` are usable."""
     hours = seconds / plan.USABLE_TIME / 3600
-    return plan_small(prepared, hours, num_slots, num_test, merge_val=True, threads=1, device="cpu")
+    return plan_small(prepared, hours, num_slots, num_test, merge_val=True, cores=1, device="cpu")
 
 
 @pytest.mark.usefixtures("made_up_machine")
@@ -302,7 +313,7 @@ def test_epochs_shrink_to_the_time(seconds: float, num_slots: int, epochs: int, 
 @pytest.mark.parametrize("hours", [199 / plan.USABLE_TIME / 3600, 0.0001, 0.0, -1.0, float("nan")])
 def test_too_little_time_is_refused(hours: float, prepared: Prepared) -> None:
     with pytest.raises(RecipeError, match=r"--hours .* is not enough for one epoch of each of the eight trainings"):
-        plan_small(prepared, hours, 1, 0, merge_val=True, threads=1, device="cpu")
+        plan_small(prepared, hours, 1, 0, merge_val=True, cores=1, device="cpu")
 
 
 @pytest.mark.usefixtures("made_up_machine")
@@ -339,7 +350,7 @@ def test_testing_takes_time_and_disk(prepared: Prepared) -> None:
 
 
 def test_full_plan_times_the_paper_as_written(prepared: Prepared, made_up_machine: list[Recipe]) -> None:
-    jobs = plan_full(prepared, 0, merge_val=True, threads=1, device="cpu")
+    jobs = plan_full(prepared, 0, merge_val=True, cores=1, device="cpu")
     assert [(planned.name, planned.start) for planned in jobs] == [
         (training.recipe, training.start) for training in TRAININGS
     ]

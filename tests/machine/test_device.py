@@ -55,6 +55,25 @@ def test_cpu_divides_its_cores_between_compute_and_loading(
     assert (resolved.threads, resolved.workers) == expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "processes", "expected"),
+    [("cuda", "4", (1, 3)), ("cpu", "4", (3, 1)), ("cpu", "16", (1, 0)), ("cpu", "99", (1, 0)), ("cpu", "", (12, 4))],
+)
+def test_processes_of_a_machine_share_its_cores(
+    monkeypatch: pytest.MonkeyPatch, kind: str, processes: str, expected: tuple[int, int]
+) -> None:
+    """As torchrun starts them: four GPU processes on 16 cores load with 12 processes, not with 60."""
+    monkeypatch.setattr(device, "num_cores", lambda: 16)
+    monkeypatch.setattr(device, "resolve_device", torch.device)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    resolved = resolve_run(run_settings(device=kind))
+    assert (resolved.threads, resolved.workers) == expected
+    if processes == "4":
+        with pytest.raises(RecipeError, match=r"this process has 4; lower one of them \(4 processes share 16\)"):
+            resolve_run(run_settings(device=kind, workers=4, threads=1))
+
+
 @pytest.mark.parametrize(("said", "threads"), [("3", 3), ("3,2", 3), ("99", 12), ("0", 12), ("none", 12), ("", 12)])
 def test_threads_follow_omp_num_threads(monkeypatch: pytest.MonkeyPatch, said: str, threads: int) -> None:
     monkeypatch.setattr(device, "num_cores", lambda: 16)

@@ -3,6 +3,8 @@
 import contextlib
 import os
 
+PROCESSES_HERE = "LOCAL_WORLD_SIZE"
+
 
 def num_cores() -> int:
     """Processor cores that this process may use, by its affinity and its control group's quota; at least 1."""
@@ -13,6 +15,15 @@ def num_cores() -> int:
         if quota != "max":
             count = min(count, max(1, round(int(quota) / int(period))))
     return count
+
+
+def processes_here() -> int:
+    """The processes that share this machine's cores with this one, itself included: LOCAL_WORLD_SIZE.
+
+    `torchrun` sets it for the processes of a training, and `fewsight reproduce` for the commands that it starts.
+    """
+    text = os.environ.get(PROCESSES_HERE, "")
+    return int(text) if text.isdecimal() and int(text) > 0 else 1
 
 
 def openmp_threads(cores: int) -> int:

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewsight.errors import RecipeError
-from fewsight.machine.cores import num_cores, openmp_threads
+from fewsight.machine.cores import num_cores, openmp_threads, processes_here
 from fewsight.recipes import RunSettings
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -19,14 +19,16 @@ AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def resolve_run(run: RunSettings) -> RunSettings:
     """Replace "auto" in device, precision, threads and workers by values for this machine.
 
-    Compute threads plus loading processes never exceed the cores. On a CPU with up to three cores images are loaded
+    Compute threads plus loading processes never exceed the cores, of which each process of this machine has an equal
+    part. On a CPU with up to three cores images are loaded
     between the steps; with more, a quarter of the cores load. OMP_NUM_THREADS limits the threads where they are "auto".
 
     Raises:
         RecipeError: the device is not available or lacks the precision, or there are more threads than cores.
     """
     device = resolve_device(run.device)
-    cores = num_cores()
+    processes = processes_here()
+    cores = max(1, num_cores() // processes)
     if run.workers != "auto":
         workers = run.workers
     else:
@@ -37,6 +39,7 @@ def resolve_run(run: RunSettings) -> RunSettings:
         raise RecipeError(
             f"run.threads = {threads} and run.workers = {workers} need {threads + workers} cores, "
             f"but this process has {cores}; lower one of them"
+            + (f" ({processes} processes share {num_cores()})" if processes > 1 else "")
         )
     precision = run.precision if run.precision != "auto" else best_precision(device)
     if precision == "fp16" and device.type != "cuda":
@@ -54,7 +57,7 @@ def resolve_device(name: str) -> torch.device:
     """
     available = ["cpu"]
     if torch.cuda.is_available():
-        available += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        available += ["cuda", *gpus()]
     if torch.backends.mps.is_available():
         available.append("mps")
     if name == "auto":
@@ -62,6 +65,11 @@ def resolve_device(name: str) -> torch.device:
     if name not in available:
         raise RecipeError(f"run.device: {name!r} is not available; this machine has {', '.join(available)}")
     return torch.device(name)
+
+
+def gpus() -> list[str]:
+    """The names of this process's CUDA devices."""
+    return [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
 
 
 @contextlib.contextmanager
@@ -101,6 +109,13 @@ def _convolution_seconds(dtype: torch.dtype) -> float:
         convolution(images.requires_grad_()).sum().backward()
         seconds.append(time.perf_counter() - start)
     return min(seconds)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device, without waiting for what the device is doing."""
+    if device.type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)  # from other memory the copy waits
+    return values.to(device)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:

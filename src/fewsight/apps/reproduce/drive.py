@@ -13,7 +13,7 @@ from rich.console import Console
 
 from fewsight import runs
 from fewsight.apps.reproduce.jobs import Outcome, Task, last_line, run_tasks
-from fewsight.apps.reproduce.plan import Job, makespan, mapped_px, plan_full, plan_small, small_px
+from fewsight.apps.reproduce.plan import Job, divide_cores, makespan, mapped_px, plan_full, plan_small, small_px
 from fewsight.apps.reproduce.plan_file import PLAN, Target, check_out, read_plan, write_plan
 from fewsight.apps.reproduce.published import MODELS
 from fewsight.apps.reproduce.show import show_reproduction, write_reproduction
@@ -25,7 +25,7 @@ from fewsight.inference.ensemble import combine
 from fewsight.inference.opening import is_ensemble
 from fewsight.machine import files
 from fewsight.machine.cores import num_cores
-from fewsight.machine.device import resolve_device
+from fewsight.machine.device import gpus, resolve_device
 from fewsight.recipes import Data
 from fewsight.scores.members import NO_FLIP
 from fewsight.scores.store import Store, read_store
@@ -62,7 +62,7 @@ class Slots:
 
     devices: list[str | None]  # of each; None lets the commands choose
     kind: str  # of device, for the recipes
-    threads: int | None  # of each on a CPU, where they share the cores
+    cores: int  # of each
 
     def __len__(self) -> int:
         return len(self.devices)
@@ -107,7 +107,7 @@ def reproduce(
         outcome = run_tasks(
             [_task(job, data, out, target) for job in planned],
             slots.devices,
-            threads=slots.threads,
+            threads=divide_cores(slots.cores, slots.kind)["threads"],
             say=lambda text: console.print(printable(text)),
             watch=_watch(console),
         )
@@ -165,8 +165,8 @@ def _read(data: Path, test: str) -> TestImages:
 
 
 def _slots(settings: Settings) -> Slots:
-    """The trainings that run in parallel; those on a CPU share its cores."""
-    jobs, devices = settings.jobs, settings.devices
+    """The trainings that run in parallel; they share the cores."""
+    jobs, devices = settings.jobs, settings.devices or gpus()
     if jobs is not None and jobs < 1:
         raise RecipeError(f"--jobs {jobs}: expected at least 1")
     on_cpu = resolve_device(devices[0] if devices else "auto").type == "cpu"
@@ -176,7 +176,7 @@ def _slots(settings: Settings) -> Slots:
     return Slots(
         [devices[number % len(devices)] if devices else None for number in range(count)],
         devices[0].split(":")[0] if devices else "auto",
-        max(1, num_cores() // count) if on_cpu else None,
+        max(1, num_cores() // count),
     )
 
 
@@ -186,18 +186,17 @@ def _plan(
     """The plan that `out` was started with, its recipes as they are there now; else a new plan."""
     if (out / PLAN).is_file():
         return read_plan(out)
-    threads = slots.threads or "auto"
     with progress_counter(console, "timing the trainings"):
         if settings.scale == "full":
             console.print("timing a step of each training at full size, which takes minutes without a GPU")
-            return plan_full(prepared, test.count, merge_val=test.merge_val, threads=threads, device=slots.kind)
+            return plan_full(prepared, test.count, merge_val=test.merge_val, cores=slots.cores, device=slots.kind)
         return plan_small(
             prepared,
             settings.hours,
             len(slots),
             test.count,
             merge_val=test.merge_val,
-            threads=threads,
+            cores=slots.cores,
             device=slots.kind,
         )
 
@@ -317,7 +316,7 @@ def _write_ensemble(out: Path, planned: Sequence[Job]) -> None:
             sizes.setdefault(recipe, []).append(mapped_px(jobs[recipe].recipe, index))
         parts = [(out / "runs" / jobs[recipe].name, tuple(px)) for recipe, px in sizes.items()]
         members.append((jobs[model.recipes[0]].name, parts))
-    combine(members, ensemble)
+    combine(members, ensemble, views="paper")
 
 
 def _weight_digests(folder: Path) -> list[str]:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fewsight.machine.cores import PROCESSES_HERE
+
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 120.0  # for trainings to save their state after an interrupt
 PARENT_DEATH_SIGNAL = 1  # Linux: PR_SET_PDEATHSIG
@@ -66,6 +68,8 @@ def run_tasks(
     Raises:
         KeyboardInterrupt: after the running commands were told to stop, and have ended.
     """
+    environment = {PROCESSES_HERE: str(len(slots))}  # so that they share the cores
+    environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     outcome, waiting, free = Outcome(), list(tasks), list(slots)
     running: list[_Running] = []
     try:
@@ -79,7 +83,7 @@ def run_tasks(
                     outcome.seconds[task.name] = 0.0
                     say(f"{task.name}: already done")
                 elif free:
-                    running.append(_begin(task, free.pop(0), threads))
+                    running.append(_begin(task, free.pop(0), environment))
                     say(f"{task.name}: started")
                 else:
                     continue
@@ -89,7 +93,7 @@ def run_tasks(
                 code = job.process.poll()
                 if code == 0 and job.waiting:
                     job.activity = job.waiting.pop(0)
-                    job.process = _start(job.task, job.activity, job.device, threads)
+                    job.process = _start(job.task, job.activity, job.device, environment)
                 elif code is not None:
                     running.remove(job)
                     free.append(job.device)
@@ -102,9 +106,9 @@ def run_tasks(
     return outcome
 
 
-def _begin(task: Task, device: str | None, threads: int | None) -> _Running:
+def _begin(task: Task, device: str | None, environment: Mapping[str, str]) -> _Running:
     activity, *waiting = task.commands
-    return _Running(task, device, time.monotonic(), waiting, activity, _start(task, activity, device, threads))
+    return _Running(task, device, time.monotonic(), waiting, activity, _start(task, activity, device, environment))
 
 
 def last_line(log: Path) -> str:
@@ -116,12 +120,16 @@ def last_line(log: Path) -> str:
     return ""
 
 
-def _start(task: Task, activity: str, device: str | None, threads: int | None) -> subprocess.Popen[bytes]:
-    environment = dict(os.environ)
-    if threads is not None:
-        environment["OMP_NUM_THREADS"] = str(threads)
-    if device is not None and device.startswith("cuda:"):
-        environment["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")  # the only visible one, so it is chosen
+def visible_device(number: int) -> str:
+    """How another process names this one's device cuda:`number`: this one may see only some of the machine's."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return str(number) if visible is None else visible.split(",")[number].strip()
+
+
+def _start(task: Task, activity: str, device: str | None, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, **environment}
+    if device is not None and device.startswith("cuda:"):  # the only visible one, so it is chosen
+        environment["CUDA_VISIBLE_DEVICES"] = visible_device(int(device.removeprefix("cuda:")))
     with task.log.open("ab") as log:
         return subprocess.Popen(
             task.commands[activity],

@@ -11,6 +11,7 @@ from typing import Any
 from fewsight.apps.reproduce.published import TRAININGS, Training
 from fewsight.data.prepare import Prepared
 from fewsight.errors import RecipeError
+from fewsight.machine.device import resolve_device
 from fewsight.models.classifier import build_without_memory
 from fewsight.recipes import ModelSettings, Recipe, load_recipe
 from fewsight.training.planning.probe import Pace, epoch_seconds, probe
@@ -66,7 +67,7 @@ def small_px(prepared: Prepared) -> int:
 
 
 def recipes_for(
-    scale: str, prepared: Prepared, *, merge_val: bool, epochs: int | None, threads: int | str, device: str
+    scale: str, prepared: Prepared, *, merge_val: bool, epochs: int | None, cores: int, device: str
 ) -> dict[str, Recipe]:
     """A resolved recipe for each training, by `Training.recipe`.
 
@@ -75,7 +76,7 @@ def recipes_for(
         prepared: the training images.
         merge_val: whether val is trained on too.
         epochs: of the first stage at small scale; ignored at full scale.
-        threads: `run.threads`.
+        cores: that each training may use, for computing and for loading images.
         device: `run.device`.
 
     Raises:
@@ -85,12 +86,18 @@ def recipes_for(
     for training in TRAININGS:
         values = load_recipe(training.recipe).model_dump()
         values["data"]["merge_val"] = merge_val
-        values["run"] |= {"threads": threads, "device": device}
+        values["run"] |= {"device": device, **divide_cores(cores, device)}
         if scale == "small":
             assert epochs is not None, "a small plan sets its epochs"
             _make_small(values, training, small_px(prepared), epochs)
         recipes[training.recipe] = resolve(Recipe.model_validate(values), prepared)
     return recipes
+
+
+def divide_cores(cores: int, device: str) -> dict[str, int]:
+    """`run.threads` and `run.workers` of a training that may use so many cores: a CPU computes with all of them."""
+    workers = 0 if resolve_device(device).type == "cpu" else min(16, cores - 1)
+    return {"threads": max(1, cores - workers), "workers": workers}
 
 
 def _make_small(values: dict[str, Any], training: Training, px: int, epochs: int) -> None:
@@ -119,7 +126,7 @@ def _make_small(values: dict[str, Any], training: Training, px: int, epochs: int
 
 
 def plan_small(
-    prepared: Prepared, hours: float, jobs: int, num_test: int, *, merge_val: bool, threads: int | str, device: str
+    prepared: Prepared, hours: float, jobs: int, num_test: int, *, merge_val: bool, cores: int, device: str
 ) -> list[Job]:
     """The jobs at small scale, with the paper's number of epochs or as many as fit into the time.
 
@@ -129,17 +136,17 @@ def plan_small(
         jobs: how many run in parallel.
         num_test: number of test images.
         merge_val: whether val is trained on too.
-        threads: `run.threads`.
+        cores: that each job may use.
         device: `run.device`.
 
     Raises:
         RecipeError: the time is not enough for one epoch of each training.
     """
-    recipes = recipes_for("small", prepared, merge_val=merge_val, epochs=MAX_EPOCHS, threads=threads, device=device)
+    recipes = recipes_for("small", prepared, merge_val=merge_val, epochs=MAX_EPOCHS, cores=cores, device=device)
     paces = _paces(recipes, prepared)
 
     def planned(epochs: int) -> list[Job]:
-        shorter = recipes_for("small", prepared, merge_val=merge_val, epochs=epochs, threads=threads, device=device)
+        shorter = recipes_for("small", prepared, merge_val=merge_val, epochs=epochs, cores=cores, device=device)
         return _jobs("small", shorter, paces, prepared, num_test)
 
     def fits(epochs: int) -> bool:
@@ -151,9 +158,9 @@ def plan_small(
     return planned(epochs)
 
 
-def plan_full(prepared: Prepared, num_test: int, *, merge_val: bool, threads: int | str, device: str) -> list[Job]:
+def plan_full(prepared: Prepared, num_test: int, *, merge_val: bool, cores: int, device: str) -> list[Job]:
     """The jobs at the paper's scale; the arguments are those of `plan_small`."""
-    recipes = recipes_for("full", prepared, merge_val=merge_val, epochs=None, threads=threads, device=device)
+    recipes = recipes_for("full", prepared, merge_val=merge_val, epochs=None, cores=cores, device=device)
     return _jobs("full", recipes, _paces(recipes, prepared), prepared, num_test)
 
 
