@@ -97,12 +97,30 @@ def test_weak_run_suspects_few_labels(tmp_path: Path) -> None:
     assert (scores.argmax(1) == labels)[confident].mean() >= 0.9
 
 
+def test_own_confusions_are_not_suspected() -> None:
+    """Two of four classes look alike; wrong labels of the other two are found, confident confusions are left out."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 100)
+    logits = rng.normal(size=(400, 4))
+    logits[np.arange(400), labels] += 9
+    alike = labels < 2
+    logits[alike, :2] = rng.normal(size=(200, 2)) * 3 + 9
+    logits[alike, labels[alike]] += 4
+    noisy = labels.copy()
+    noisy[[210, 250, 290]] = 3
+    scores = log_softmax(logits)
+    confident = (scores.argmax(1) != noisy) & (np.exp(scores.max(1)) > 0.9)
+    assert confident.sum() > 10
+    assert sorted(suspects(scores, noisy)[0]) == [210, 250, 290]
+
+
 def test_page_says_why_labels_are_suspected(tmp_path: Path) -> None:
     labels = random_labels(0, 400)
     noisy = labels.copy()
     noisy[:30] = (labels[:30] + 1) % 4
     write_run(tmp_path / "strong", {"center-8": random_scores(1, labels, 9.0)}, noisy)
-    write_run(tmp_path / "weak", {"center-8": random_scores(1, labels, 2.0)}, noisy)
+    weak = np.where(np.arange(400)[:, None] < 250, random_scores(1, labels, 9.0), random_scores(1, labels, 0.0))
+    write_run(tmp_path / "weak", {"center-8": weak}, noisy)
     texts = []
     for name in ("strong", "weak"):
         write_report([tmp_path / name], tmp_path / "page.html")
@@ -146,6 +164,10 @@ def test_page_of_a_real_run_makes_no_request_and_shows_its_images(
                  "because of CutMix and label smoothing",
                  "The stored threshold rejects an image", "of these 15 images are accepted"):  # fmt: skip
         assert text in page.text, text
+    splits = re.findall(
+        r"<bdi>(\w+)</bdi></th><td class=\"n\">3</td><td class=\"n\">(\d+)<", (tmp_path / "page.html").read_text()
+    )
+    assert splits == [("train", "18"), ("val", "12"), ("test", "15")]
     assert "Current findings of fewsight check" in page.text
     assert command("report", run, "--out", tmp_path / "short.html", "--no-check").code == 0
     assert "Current findings of fewsight check" not in Page(tmp_path / "short.html").text
@@ -173,6 +195,27 @@ def test_page_notes_other_views_and_uses_the_given_ones(
     assert "Some runs have other views than the first" not in text
     assert "both correct on the same" in text
     assert "at the stored temperature" in text
+
+
+def test_advice_on_the_page_can_be_followed(
+    tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
+) -> None:
+    run, page = tmp_path / "run", tmp_path / "page.html"
+    shutil.copytree(tiny_run, run)
+    (run / "calibration.json").unlink(missing_ok=True)
+    evaluate(run, digit_images, views="center-24")
+    write_report([run], page, check=False)
+    assert "These probabilities are not calibrated" in Page(page).text
+    lines = re.findall("<code>fewsight (.*?)</code>", page.read_text())
+    assert [line.split()[0] for line in lines] == ["evaluate", "scores"]
+    for line in lines:
+        assert command(*shlex.split(line)).code == 0, line
+    write_report([run], page, check=False)
+    assert "at the stored temperature" in Page(page).text
+    assert "not calibrated" not in Page(page).text
+    write_report([scored_run(tmp_path / "scores only")], page)
+    assert "There are no val images to fit a temperature on" in Page(page).text
+    assert "<code>fewsight" not in page.read_text()
 
 
 def test_page_replaces_no_other_file(tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:

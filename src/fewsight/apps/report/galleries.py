@@ -8,7 +8,7 @@ from typing import Any
 
 from fewsight.apps.pictures import thumbnail
 from fewsight.apps.report.gather import Prediction, RunFacts
-from fewsight.apps.report.suspects import AGREEMENT
+from fewsight.apps.report.suspects import AGREEMENT, OUTLIER
 from fewsight.data import ImageError, decode_bytes, read_bytes
 from fewsight.terminal import printable
 
@@ -32,7 +32,7 @@ def make_galleries(facts: RunFacts, root: Path | None) -> list[Gallery]:
     galleries = [
         (
             "Most confident mistakes",
-            "The predicted class is not the label; highest probability first.",
+            "The predicted class is not the label; highest probability first. Possibly wrong labels are shown apart.",
             "",
             facts.examples.mistakes,
         ),
@@ -59,7 +59,8 @@ def _suspicion(facts: RunFacts) -> str:
     rule = (
         "The predicted class is not the label. Its probability is at least its mean over the images labelled with it "
         f"(confident learning, arXiv:1911.00068), and at least {100 * examples.confident_from:.1f} %, above which the "
-        f"run agrees with at least {agreement} of the labels."
+        f"run agrees with at least {agreement} of the labels. It leads the label by {OUTLIER:g} deviations more than "
+        "is usual in images with this label, which leaves out classes that the run often confuses."
     )
     total, num_shown = f"of these {len(facts.correct):,} images", len(examples.suspects)
     if not examples.num_suspects:

@@ -1,10 +1,13 @@
 """Collect what the page shows from a run's files and stored scores; no model is loaded."""
 
+import contextlib
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -51,7 +54,7 @@ class Prediction:
 class Examples:
     """Images worth a look, the most telling ones first."""
 
-    mistakes: tuple[Prediction, ...]  # the most confident ones
+    mistakes: tuple[Prediction, ...]  # the most confident ones, without the suspects
     unsure: tuple[Prediction, ...]  # the least confident predictions
     suspects: tuple[Prediction, ...]  # the likeliest wrong labels
     num_suspects: int
@@ -65,6 +68,7 @@ class CalibrationFacts:
     bins: tuple[Bin, ...]
     stored: Calibration | None  # for these views
     stored_views: tuple[str, ...]  # in words, of every stored calibration
+    val: Literal["scored", "not scored", "none"]  # to fit a temperature for these views on
     tempered_bins: tuple[Bin, ...]  # at the stored temperature; empty without one
     accepted: Proportion | None  # accuracy of the images that the stored threshold accepts; None without one
 
@@ -125,6 +129,7 @@ class RunFacts:
     confusion: np.ndarray  # int [K, K]: true class, predicted class
     num_trained_on: int
     calibration: CalibrationFacts
+    counts: dict[str, dict[str, int]]  # split -> class -> images: what the run was trained with, and what is shown
     by_size: tuple[Line, ...]  # each test size, then all together
     ablation: Ablation | None  # None for a single view
     examples: Examples
@@ -167,7 +172,8 @@ def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> R
         correct=predicted == labels,
         confusion=np.bincount(labels * len(classes) + predicted, minlength=len(classes) ** 2).reshape(len(classes), -1),
         num_trained_on=int(scored.trained_on.sum()),
-        calibration=_calibration(path, scored, scores, labels),
+        calibration=_calibration(path, first, scored, scores, labels),
+        counts=_counts(run, scored),
         by_size=tuple(lines_by_size(scored)),
         ablation=_ablation(scored),
         examples=_examples(scored, scores, labels),
@@ -179,11 +185,21 @@ def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> R
     )
 
 
-def _calibration(path: Path, scored: Scored, scores: np.ndarray, labels: np.ndarray) -> CalibrationFacts:
+def _counts(run: Run | None, scored: Scored) -> dict[str, dict[str, int]]:
+    """Images by split and class: those that the run's data.json records, and those of the scores."""
+    store, recorded = scored.first_store, {} if run is None else run.data.counts
+    shown = Counter(image.label for image in store.images if image.label is not None)
+    return {**recorded, store.path.name: recorded.get(store.path.name, dict(shown))}
+
+
+def _calibration(
+    path: Path, first: Run | None, scored: Scored, scores: np.ndarray, labels: np.ndarray
+) -> CalibrationFacts:
     """Reliability of the probabilities, and the effect of the stored calibration.
 
     Args:
         path: the run or ensemble.
+        first: the run, or an ensemble's first run.
         scored: its scores.
         scores: log-probabilities [n, K] of the readable images.
         labels: class indices [n].
@@ -193,9 +209,17 @@ def _calibration(path: Path, scored: Scored, scores: np.ndarray, labels: np.ndar
         bins=reliability_bins(scores, labels),
         stored=stored,
         stored_views=tuple(", ".join(calibration.views) for calibration in read_calibrations(path)),
+        val=_val(path, first, view_names(scored)),
         tempered_bins=() if stored is None else reliability_bins(scores, labels, stored.temperature),
         accepted=_accepted(stored, scores, scores.argmax(1) == labels),
     )
+
+
+def _val(path: Path, first: Run | None, views: tuple[str, ...]) -> Literal["scored", "not scored", "none"]:
+    """The val images that a temperature for these views can be fitted on."""
+    with contextlib.suppress(RunError):
+        return "none" if open_scored(path, "val", views).trained_on.any() else "scored"
+    return "none" if first is None or not first.data.counts.get("val") else "not scored"
 
 
 def _examples(scored: Scored, scores: np.ndarray, labels: np.ndarray) -> Examples:
@@ -217,8 +241,8 @@ def _examples(scored: Scored, scores: np.ndarray, labels: np.ndarray) -> Example
             for index in indices[:GALLERY]
         )
 
-    wrong = np.flatnonzero(predicted != labels)
     suspected, _ = suspects(scores, labels)
+    wrong = np.setdiff1d(np.flatnonzero(predicted != labels), suspected)
     return Examples(
         mistakes=predictions(wrong[np.argsort(-confidence[wrong], kind="stable")]),
         unsure=predictions(np.argsort(confidence, kind="stable")[: math.ceil(MAX_UNSURE * len(confidence))]),

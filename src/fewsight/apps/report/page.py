@@ -13,7 +13,7 @@ from fewsight.apps.check import CheckResult
 from fewsight.apps.check import check as check_data
 from fewsight.apps.report.galleries import Pictures, count_pictures, make_galleries
 from fewsight.apps.report.gather import RunFacts, against, gather, paper_tables
-from fewsight.apps.report.plots import confusion_image, confusion_table, curve_plot, reliability_dots
+from fewsight.apps.report.plots import confidence_bars, confusion_image, confusion_table, curve_plots, reliability_dots
 from fewsight.errors import DataError, RunError
 from fewsight.machine import files
 from fewsight.recipes import Recipe, recipe_toml
@@ -71,6 +71,8 @@ def write_report(
         facts=first,
         others=[(other, against(first, other)) for other in others],
         views_differ=any(view_names(other.scored) != view_names(first.scored) for other in others),
+        shared_views=sorted(set.intersection(*(set(view_names(facts.scored)) for facts in (first, *others)))),
+        calibrating=_calibrating(first, source),
         galleries=galleries,
         pictures=pictures,
         tables=tables,
@@ -96,10 +98,12 @@ def _run_values(facts: RunFacts) -> dict[str, Any]:
     few_classes, calibration = len(facts.classes) <= MAX_TABLE_CLASSES, facts.calibration
     return {
         "trained_on": trained_on_note(facts.num_trained_on, facts.figures.num_images) if facts.num_trained_on else "",
-        "curves": [curve_plot(curve) for curve in facts.curves],
+        "curves": curve_plots(facts.curves),
         "soft_targets": "" if facts.recipe is None else _soft_targets(facts.recipe),
         "reliability": reliability_dots(calibration.bins),
         "tempered": reliability_dots(calibration.tempered_bins),
+        "bars": confidence_bars(calibration.tempered_bins or calibration.bins),
+        "most": max(entry.count for entry in calibration.tempered_bins or calibration.bins),
         "error": calibration_error(calibration.bins),
         "tempered_error": calibration_error(calibration.tempered_bins) if calibration.tempered_bins else None,
         "cells": confusion_table(facts) if few_classes else None,
@@ -139,6 +143,15 @@ def _checked(
         return check_data(source, holdout=holdout, seed=seed, splits=splits, progress=progress), ""
     except DataError as error:
         return None, str(error)
+
+
+def _calibrating(facts: RunFacts, source: Path | None) -> list[str]:
+    """The commands that fit a temperature for the views of the page; none where they would be refused."""
+    calibrate = ["fewsight", "scores", "calibrate", str(facts.path)]
+    evaluate = ["fewsight", "evaluate", str(facts.path), str(source), "--split", "val"]
+    evaluate += ["--views", ",".join(view_names(facts.scored))]
+    lines = {"scored": [calibrate], "not scored": [evaluate, calibrate] if source else [], "none": []}
+    return [] if facts.calibration.stored else [shlex.join(line) for line in lines[facts.calibration.val]]
 
 
 def _command_again(run: Run, source: Path | None) -> str:

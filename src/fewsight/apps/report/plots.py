@@ -10,12 +10,15 @@ from scipy.spatial.distance import squareform
 
 from fewsight.apps.pictures import data_url
 from fewsight.apps.report.gather import Curve, RunFacts
-from fewsight.scores.calibration import Bin
+from fewsight.scores.calibration import NUM_BINS, Bin
 from fewsight.terminal import printable
 
-PLOT_PX = (480, 240)  # width and height inside the axes
+PLOT_PX = (480, 240)  # width and height inside the axes of a curve
+WIDE_PX = 1060  # width of the only curve
 RELIABILITY_PX = 240
+BARS_PX = (560, 240)
 MIN_MATRIX_PX = 600
+RIGHT_RGB, WRONG_RGB = (0, 68, 136), (170, 60, 0)  # of the confusion matrix as an image
 
 
 def confusion_image(facts: RunFacts) -> dict[str, Any]:
@@ -44,30 +47,42 @@ def _confused_together(confusion: np.ndarray) -> np.ndarray:
 
 def _matrix_image(confusion: np.ndarray) -> str:
     """The confusion matrix as an image; a cell is the darker, the larger its fraction of the row's images."""
-    fractions = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
-    darkness = np.sqrt(fractions)[:, :, None]  # the root keeps cells of few images visible
-    pixels = (255 - darkness * (255 - np.array([0, 68, 136]))).astype(np.uint8)  # to a blue that prints well in grey
+    darkness = _darkness(confusion / np.maximum(1, confusion.sum(1, keepdims=True)))
+    is_right = np.eye(len(confusion), dtype=bool)[:, :, None]
+    pixels = (255 - darkness[:, :, None] * (255 - np.where(is_right, RIGHT_RGB, WRONG_RGB))).astype(np.uint8)
     image = Image.fromarray(pixels)
     scale = max(1, -(-MIN_MATRIX_PX // len(confusion)))
     return data_url(image.resize((scale * len(confusion),) * 2, Image.Resampling.NEAREST), "PNG", optimize=True)
 
 
+def _darkness(fractions: np.ndarray) -> np.ndarray:
+    """Of cells, from 0 to 1: the square root of their fraction, which keeps cells of few images visible."""
+    darkness: np.ndarray = np.sqrt(fractions)
+    return darkness
+
+
 def confusion_table(facts: RunFacts) -> list[tuple[str, list[tuple[int, float]]]]:
-    """For each true class: (number of images, fraction of the class) for each predicted class."""
-    rows = []
-    for name, counts in zip(facts.classes, facts.confusion, strict=True):
-        total = max(1, int(counts.sum()))
-        rows.append((name, [(int(count), int(count) / total) for count in counts]))
-    return rows
+    """For each true class: (number of images, darkness) for each predicted class."""
+    darkness = _darkness(facts.confusion / np.maximum(1, facts.confusion.sum(1, keepdims=True)))
+    return [
+        (name, list(zip(counts.tolist(), row.tolist(), strict=True)))
+        for name, counts, row in zip(facts.classes, facts.confusion, darkness, strict=True)
+    ]
 
 
-def curve_plot(curve: Curve) -> dict[str, Any]:
+def curve_plots(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """Curves that fill the page's width together."""
+    width = PLOT_PX[0] if len(curves) > 1 else WIDE_PX
+    return [_curve_plot(curve, width) for curve in curves]
+
+
+def _curve_plot(curve: Curve, width: int) -> dict[str, Any]:
     """A curve as the points of a polyline, with the labels of its axes."""
     epochs, values = ([point[axis] for point in curve.points] for axis in (0, 1))
     low, high = min(values), max(values)
     last = max(epochs)
     points = [
-        (PLOT_PX[0] * (epoch - 1) / max(1, last - 1), PLOT_PX[1] * (1 - (value - low) / ((high - low) or 1)))
+        (width * (epoch - 1) / max(1, last - 1), PLOT_PX[1] * (1 - (value - low) / ((high - low) or 1)))
         for epoch, value in curve.points
     ]
     return {
@@ -77,7 +92,7 @@ def curve_plot(curve: Curve) -> dict[str, Any]:
         "high": f"{high:.3g}",
         "last": int(last),
         "caption": f"{curve.name}: {values[0]:.3g} in epoch {int(epochs[0])}, {values[-1]:.3g} in epoch {int(last)}",
-        "width": PLOT_PX[0],
+        "width": width,
         "height": PLOT_PX[1],
     }
 
@@ -97,3 +112,25 @@ def reliability_dots(bins: Sequence[Bin]) -> list[dict[str, Any]]:
         }
         for entry in bins
     ]
+
+
+def confidence_bars(bins: Sequence[Bin]) -> list[dict[str, Any]]:
+    """A bar for each bin: its height by the number of images, the wrong ones on top of the correct ones."""
+    max_count, step = max((entry.count for entry in bins), default=1), BARS_PX[0] / NUM_BINS
+    bars = []
+    for entry in bins:
+        number, correct = min(int(entry.confidence * NUM_BINS), NUM_BINS - 1), round(entry.accuracy * entry.count)
+        height, wrong = (BARS_PX[1] * count / max_count for count in (entry.count, entry.count - correct))
+        low, high = (100 * edge / NUM_BINS for edge in (number, number + 1))
+        bars.append(
+            {
+                "x": f"{number * step + 1:.1f}",
+                "width": f"{step - 2:.1f}",
+                "top": f"{BARS_PX[1] - height:.1f}",
+                "wrong": f"{wrong:.1f}",
+                "middle": f"{BARS_PX[1] - height + wrong:.1f}",
+                "correct": f"{height - wrong:.1f}",
+                "title": f"confidence {low:.0f} to {high:.0f} %: {correct:,} correct, {entry.count - correct:,} wrong",
+            }
+        )
+    return bars
