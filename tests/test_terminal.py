@@ -147,6 +147,16 @@ def test_counting_is_silent_in_a_file() -> None:
     assert file.getvalue() == ""
 
 
+def test_counter_in_a_log_file_is_a_line_at_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    file, now = io.StringIO(), 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with progress_counter(make_console(file), "checking") as progress:
+        for done in range(0, 2001, 10):
+            progress(done, 2000)
+            now += 0.5
+    assert file.getvalue() == "checking: 200 of 2,000\nchecking: 600 of 2,000\nchecking: 1,400 of 2,000\n"
+
+
 def test_counting_counts_in_a_terminal() -> None:
     console, file = terminal()
     with progress_counter(console, "checking") as progress:

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.text import Text
 from fewsight.wording import counted, first_few
 
 PLAIN_WIDTH = 10_000  # cells of a log file: its lines are never wrapped
+PLAIN_SECONDS, MAX_PLAIN_SECONDS = 10.0, 300.0  # between two lines of a counter in a log file
 MIN_NAME_CELLS = 16
 MAX_NAMED = 20  # items of one kind
 
@@ -46,13 +48,29 @@ def duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def progress_counter(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield `update(done, total)`, which shows a progress bar with counts in a terminal and clears it at the end."""
+    """Yield `update(done, total)`: a progress bar with counts that disappears at the end; elsewhere a line at times."""
     if not console.is_interactive:
-        yield lambda done, total: None
+        yield _lines_at_times(console, what)
         return
     with progress_bar(console, what, "{task.completed:,.0f} of {task.total:,.0f}") as bar:
         task = bar.add_task(what, total=1, visible=False)
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+def _lines_at_times(console: Console, what: str) -> Callable[[int, int], None]:
+    """`update(done, total)` that prints a line after `PLAIN_SECONDS`, then after twice as long, and so on."""
+    due, wait = float("inf"), PLAIN_SECONDS
+
+    def update(done: int, total: int) -> None:
+        nonlocal due, wait
+        now = time.monotonic()
+        if now >= due and done < total:
+            console.print(f"{what}: {done:,} of {total:,}")
+            wait = min(2 * wait, MAX_PLAIN_SECONDS)
+        if now >= due or due == float("inf"):
+            due = now + wait
+
+    return update
 
 
 def print_first(console: Console, kind: str, items: Sequence[str], *, limit: int = MAX_NAMED, rest: str = "") -> None:
