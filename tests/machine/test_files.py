@@ -303,9 +303,26 @@ def test_file_system_without_locks_does_not_stop_the_work(tmp_path: Path, monkey
     monkeypatch.setattr(files.FileLock, "acquire", refuse)
     with files.locked(tmp_path, "training"):
         (tmp_path / "done").touch()
+        assert files.is_locked(tmp_path), "a mark is seen where it can be set"
     assert (tmp_path / "done").exists()
-    (tmp_path / files.LOCK).touch()
-    assert files.is_locked(tmp_path) is None
+    assert files.is_locked(tmp_path) is False
+
+    def cannot(*_args: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.fcntl", cannot)
+    with files.locked(tmp_path, "training"):
+        assert files.is_locked(tmp_path) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the lock is taken for a moment")
+def test_looking_takes_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a `--resume` that starts while `fewsight runs` looks does not fail; a folder may be read-only too."""
+    with files.locked(tmp_path, "training"):
+        monkeypatch.setattr(files.FileLock, "acquire", lambda *_args, **_values: pytest.fail("a lock is taken"))
+        (tmp_path / files.LOCK).chmod(0o400)
+        assert files.is_locked(tmp_path) is True
+    assert files.is_locked(tmp_path) is False
 
 
 @pytest.mark.parametrize("kind", ["link outside", "device", "pipe", "broken link", "missing"])

@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -23,9 +24,11 @@ from pydantic_core import SchemaValidator
 
 import fewsight
 from fewsight.errors import RunError, WriteError
+from fewsight.machine.marks import is_marked, marked
 
 T = TypeVar("T")
 LOCK = ".lock"  # the lock file of a folder that a process is working in
+LOOKING_SECONDS = 0 if sys.platform == "linux" else 1  # elsewhere `is_locked` takes the lock for a moment
 MAX_JSON_BYTES = 2**28  # far more than a run of 100,000 classes writes
 FROM_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # of an open file: such an error names none
 ADVICE = {
@@ -137,35 +140,27 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
     make_folder(folder)
     lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=LOOKING_SECONDS)
     except Timeout as error:
         raise RunError(
             f"{folder}: another process is {doing} there; wait until it ends, or stop it, then try again"
         ) from error
     except NotImplementedError:  # a file system without locks
-        yield
+        with marked(folder / LOCK):
+            yield
         return
     except OSError as error:
         raise_write_error(folder, error)
     try:
-        yield
+        with marked(folder / LOCK):
+            yield
     finally:
         lock.release()
 
 
 def is_locked(folder: Path) -> bool | None:
-    """Whether a process holds the lock of a folder; None if that cannot be determined. Nothing is written."""
-    if not (folder / LOCK).is_file():
-        return False
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    except (OSError, NotImplementedError):  # the folder may not be written, or its file system has no locks
-        return None
-    lock.release()
-    return False
+    """Whether a process holds the lock of a folder; None if that cannot be determined. Nothing is written or locked."""
+    return is_marked(folder / LOCK) if (folder / LOCK).is_file() else False
 
 
 def why_unfinished(run: Path) -> str:
