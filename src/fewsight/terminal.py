@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from fewsight.wording import counted, first_few
+from fewsight.wording import counted, escaped, first_few
 
 PLAIN_WIDTH = 10_000  # cells of a log file: its lines are never wrapped
 PLAIN_SECONDS, MAX_PLAIN_SECONDS = 10.0, 300.0  # between two lines of a counter in a log file
@@ -112,14 +112,7 @@ def shortened(name: str, cells: int) -> str:
 
 def printable(name: str) -> str:
     """Escape the characters that would break the line, move the cursor or change the reading direction."""
-    return "".join(char if char.isprintable() else _escaped(char) for char in name)
-
-
-def _escaped(char: str) -> str:
-    code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:
-        return f"\\x{code - 0xDC00:02x}"  # a byte of a file name that is not UTF-8
-    return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(char, f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
+    return "".join(char if char.isprintable() else escaped(char) for char in name)
 
 
 def progress_bar(console: Console, before: str, after: str) -> Progress:

@@ -1,5 +1,7 @@
-"""Words for messages: a number with the noun that it counts, the first few of many names."""
+"""Words for messages: a number with the noun that it counts, the first few of many names, a command to type."""
 
+import os
+import shlex
 from collections.abc import Iterable
 
 
@@ -21,3 +23,21 @@ def named(names: Iterable[str], limit: int = 5) -> str:
     listed = list(names)
     few = first_few(listed, limit)
     return ", ".join(few) if len(listed) <= limit else f"{', '.join(few[:-1])} {few[-1]}"
+
+
+def escaped(char: str) -> str:
+    """A character that cannot be shown, as an escape; of a file name that is not UTF-8, the byte: `\\xe9`."""
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(char, f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
+
+
+def shell_command(words: Iterable[str]) -> str:
+    """Words as a command that can be typed in a shell; a name that cannot be shown is written as `$'caf\\xe9'`."""
+    return " ".join(shlex.quote(word) if word.isprintable() else _ansi_quoted(word) for word in words)
+
+
+def _ansi_quoted(word: str) -> str:
+    plain = "".join(chr(b) if 0x20 <= b < 0x7F and b not in b"\\'" else f"\\x{b:02x}" for b in os.fsencode(word))
+    return f"$'{plain}'"

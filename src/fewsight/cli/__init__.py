@@ -1,5 +1,6 @@
 """The command line: each command calls one library function. Only a command that needs torch imports it."""
 
+import codecs
 import contextlib
 import inspect
 import os
@@ -18,6 +19,7 @@ from fewsight.cli.training import check, demo, recipes, train
 from fewsight.cli.vipriors import vipriors_app
 from fewsight.errors import FewsightError, Interrupted
 from fewsight.machine.allocator import keep_freed_memory
+from fewsight.wording import escaped
 
 __all__ = ["app", "main"]
 
@@ -65,6 +67,15 @@ def _unwrap(commands: App) -> None:
 _unwrap(app)
 
 
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """The handler of characters that an output's encoding lacks, of names that are not UTF-8 too."""
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(map(escaped, error.object[error.start : error.end])), error.end
+
+
+codecs.register_error("escaped", _escape)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command in `arguments` (default: `sys.argv[1:]`); a known error becomes one line on stderr.
 
@@ -73,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         # escapes the characters that the stream's encoding lacks
         with contextlib.suppress(AttributeError, ValueError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+            stream.reconfigure(errors="escaped")  # type: ignore[union-attr]
     keep_freed_memory()
     received: list[int] = []
     try:

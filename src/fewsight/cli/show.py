@@ -1,6 +1,5 @@
 """What several commands print: figures, tables of runs and members, the end of a training."""
 
-import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from rich.table import Table
 
 from fewsight.scores.metrics import read_val_figures
 from fewsight.terminal import MIN_NAME_CELLS, padded, plain_table, printable, shortened, trained_on_note
-from fewsight.wording import counted
+from fewsight.wording import counted, shell_command
 
 if TYPE_CHECKING:
     from fewsight.apps.listing import ListedRun
@@ -40,7 +39,7 @@ def show_next(run: "Run", console: Console) -> None:
     """Print the command to run next after training."""
     test_splits = [split for split in run.data.counts if split != "train"]
     words = ["evaluate", str(run.path), run.data.source] if test_splits else ["predict", str(run.path), "IMAGES"]
-    console.print(f"next: {shlex.join(['fewsight', *words])}")
+    console.print(f"next: {shell_command(['fewsight', *words])}")
 
 
 def show_seeds(runs: Sequence["Run"], console: Console) -> None:

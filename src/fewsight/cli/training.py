@@ -89,8 +89,8 @@ def train(
         data: the folder or manifest.
         out: the run folder to write; it must not exist yet.
         resume: continue this run instead, with its own recipe and data.
-        other_machine: resume although the processes, threads, processor, device or versions are not those that it
-            began with. Its last bits then differ, which run.json notes.
+        other_machine: resume where processes, threads, processor, device or versions are others: its last bits then
+            differ, which run.json notes.
         recipe: auto (the default), a shipped recipe (see `fewsight recipes`) or a TOML file.
         hours: time budget of the whole command for `auto` (1).
         set_: KEY=VALUE overrides a value of the recipe, for example stages.0.optim.base_lr=0.05; may be repeated.
@@ -98,12 +98,12 @@ def train(
         init_from: start from this run's weights (with --seeds, from its seed0 and so on); only the last stage of the
             recipe is then trained. With the recipe auto, the run's backbone and image size are kept.
         merge_val: train on train + val, as the paper does.
-        holdout: fraction of each class held out as val if the data has no splits (0.2).
-        splits: train=NAME,val=NAME,test=NAME for splits that are not called so: folders, or a manifest's values.
+        holdout: share of each class held out as val without splits (0.2).
+        splits: train=A,val=B,test=C where they are called otherwise.
         max_bad: refuse to train if more than this fraction of the images cannot be read (0.01).
         leak: what to do with a training image that equals one of another split: drop it, stop, or allow it (drop).
             Near duplicates are only named.
-        deterministic: on a GPU, refuse operations that are not deterministic; slower. A CPU is deterministic anyway.
+        deterministic: on a GPU, allow deterministic operations only.
         preview: write this many augmented batches to OUT/preview.png and do not train.
         tensorboard: also write curves, one batch and the recipe to OUT/tensorboard.
     """

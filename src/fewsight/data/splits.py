@@ -33,6 +33,8 @@ def parse_splits(text: str) -> dict[str, str]:
     """
     pairs = [part.partition("=") for part in text.split(",")] if text.strip() else []
     given = {split.strip(): name.strip().rstrip("/") for split, _, name in pairs}
+    if not text.isprintable():  # a recipe is TOML, which has no other characters
+        raise DataError("--splits: a name is not UTF-8 or has characters that cannot be shown; rename the folder")
     wrong = [split for split in given if split not in USUAL_NAMES]
     if wrong or not all(given.values()) or len(given) < len(pairs) or len(set(given.values())) < len(given):
         raise DataError(
