@@ -36,6 +36,7 @@ MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 8
 DRAWERS = {"utils", "util", "common", "helpers", "misc", "base", "manager"}  # names that say nothing of their content
 # Command functions and `fewsight.train`, whose parameters are what a user may set.
+BUILDERS = {"losses", "optim"}  # packages whose functions' keyword-only parameters are options of a recipe, not counted
 EXCEPTIONS = {"cli/serving.py:serve", "cli/training.py:train", "training/session.py:train"}
 
 
@@ -104,7 +105,9 @@ def functions() -> Iterator[Function]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 arguments = node.args
-                names = [one.arg for one in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+                names = [one.arg for one in (*arguments.posonlyargs, *arguments.args)]
+                if path.parent.name not in BUILDERS or node.name.startswith("_"):
+                    names += [one.arg for one in arguments.kwonlyargs]
                 count = len([name for name in names if name not in ("self", "cls")])
                 name = f"{path.relative_to(PACKAGE)}:{node.name}"
                 yield Function(name, (node.end_lineno or node.lineno) - node.lineno + 1, count)
