@@ -477,3 +477,10 @@ def test_folded_backbone_gives_the_same_features(name: str, width: float) -> Non
         assert torch.equal(backbone(images), folded)
     assert largest_error(plain, folded) < 1e-5
     assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
+
+
+def test_timm_model_names_the_size_that_it_does_not_take() -> None:
+    backbone = build_backbone("timm:vit_tiny_patch16_224")
+    assert backbone.takes(224)
+    with pytest.raises(RunError, match=r"vit_tiny_patch16_224 of timm does not take images of 320 x 320 px .*--views"):
+        backbone(torch.zeros(1, 3, 320, 320))

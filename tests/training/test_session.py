@@ -53,6 +53,36 @@ def test_recompute_of_a_timm_model_is_refused_before_the_data_is_read(tmp_path: 
         train(tmp_path / "nowhere", tmp_path / "run", recipe="digits", overrides=sets)
 
 
+FIXED = ["model.backbone=timm:vit_tiny_patch16_224", "model.stem=large", "model.width=1.0"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "px"),
+    [
+        (["augment.train_px=64"], 64),
+        (["augment.train_px=224", "eval.test_px=[224, 320]"], 320),
+        (["augment.train_px=224", "stages.0.first_px=112"], 112),
+    ],
+)
+def test_size_that_a_timm_model_does_not_take_is_refused_before_the_data_is_read(
+    sizes: list[str], px: int, tmp_path: Path
+) -> None:
+    pytest.importorskip("timm")
+    reason = rf"vit_tiny_patch16_224 of timm does not take images of {px} x {px} px \(.*224.*\); it is made for 224 px"
+    with pytest.raises(RecipeError, match=reason):
+        train(tmp_path / "nowhere", tmp_path / "run", recipe="digits", overrides=[*FIXED, *sizes])
+
+
+def test_timm_model_of_one_size_is_tested_at_that_size(class_images: Path) -> None:
+    pytest.importorskip("timm")
+    recipe = load_recipe("digits", [*FIXED, "augment.train_px=224", "eval.test_px=auto"])
+    assert resolve(recipe, prepare(class_images, recipe.data)).eval.test_px == [224]
+    recipe = load_recipe(
+        "digits", ["model.backbone=timm:resnet10t", *FIXED[1:], "augment.train_px=32", "eval.test_px=auto"]
+    )
+    assert resolve(recipe, prepare(class_images, recipe.data)).eval.test_px == [32, 44, 56, 64]
+
+
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_shipped_recipe_has_known_parts(name: str) -> None:
     check_parts(load_recipe(name))

@@ -14,11 +14,12 @@ class TimmBackbone(nn.Module):
 
     Args:
         model: a timm model created with `num_classes=0`.
+        name: its name, for messages.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, name: str) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.name = model, name
         self.num_features = int(model.head_hidden_size or model.num_features)
 
     def feature_map(self, images: Tensor) -> Tensor:
@@ -35,8 +36,45 @@ class TimmBackbone(nn.Module):
         return maps
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.model(images)
+        try:
+            features: Tensor = self.model(images)
+        except AssertionError as error:  # timm's check of the size of images
+            raise RunError(f"{self._why_not(images.shape[-1], error)}; test at another size (--views)") from error
         return features.to(torch.promote_types(features.dtype, torch.float32))
+
+    @torch.no_grad()
+    def check_size(self, px: int) -> None:
+        """Try one image of this size.
+
+        Raises:
+            RecipeError: the model does not take it.
+        """
+        was_training = self.training
+        device = next(self.parameters()).device
+        try:
+            self.eval()(torch.zeros(1, 3, px, px, device=device))  # in training mode, a norm wants several values
+        except torch.OutOfMemoryError:
+            raise
+        except (RunError, RuntimeError, ValueError) as error:
+            fault = error.__cause__ if isinstance(error, RunError) else error
+            raise RecipeError(f"model.backbone: {self._why_not(px, fault)}; {self._advice()}") from error
+        finally:
+            self.train(was_training)
+
+    def takes(self, px: int) -> bool:
+        """Whether the model takes images of this size."""
+        try:
+            self.check_size(px)
+        except RecipeError:
+            return False
+        return True
+
+    def _why_not(self, px: int, error: BaseException | None) -> str:
+        return f"{self.name} of timm does not take images of {px} x {px} px ({' '.join(str(error).split())})"
+
+    def _advice(self) -> str:
+        px = self.model.pretrained_cfg["input_size"][-1]
+        return f"it is made for {px} px: set augment.train_px = {px} and eval.test_px = [{px}]"
 
 
 def build_timm(name: str) -> TimmBackbone:
@@ -54,4 +92,4 @@ def build_timm(name: str) -> TimmBackbone:
     if not timm.is_model(name):
         nearest = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.0)
         raise RecipeError(f"model.backbone: timm has no model {name!r}; the nearest is timm:{nearest[0]}")
-    return TimmBackbone(timm.create_model(name, pretrained=False, num_classes=0))
+    return TimmBackbone(timm.create_model(name, pretrained=False, num_classes=0), name)
