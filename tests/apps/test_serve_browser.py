@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_report_browser import SERIOUS, WIDTHS, axe_source, browser  # noqa: F401
 from test_serve import not_finite
@@ -135,10 +136,18 @@ def test_dropped_image_is_answered(
         assert shown.locator(".none").is_visible() == predictions.none_of_these[index]
     canvas = first.locator("canvas")
     assert canvas.count() == 1
-    lit = canvas.evaluate(
-        "canvas => canvas.getContext('2d').getImageData(0, 0, 352, 352).data.filter((v, i) => i % 4 < 3 && v).length"
-    )
-    assert lit > 1000, "the view is drawn"
+    data = canvas.evaluate("canvas => [...canvas.getContext('2d').getImageData(0, 0, 352, 352).data]")
+    pixels = np.array(data).reshape(352, 352, 4)[:, :, :3]
+    assert (pixels > 0).sum() > 1000, "the view is drawn"
+    answer = served.predict([("files", ("a.png", files[unsure].read_bytes()))], details="true").json()
+    evidence = np.array(answer["results"][0]["details"]["activations"][0]["map"])
+    for index, is_orange in ((evidence.argmax(), True), (evidence.argmin(), False)):
+        row, column = np.unravel_index(index, evidence.shape)
+        red, _, blue = pixels[int((row + 0.5) * 352 / len(evidence)), int((column + 0.5) * 352 / len(evidence[0]))]
+        assert evidence.min() < 0 < evidence.max()
+        assert (red > blue) == is_orange
+    strongest = float(f"{np.abs(evidence).max():.2g}")
+    assert float(first.locator(".scale").inner_text().split("+")[1]) == strongest
     first.locator("summary").click()
     assert "center-32" in first.locator(".more").inner_text()
     opened.check("results")

@@ -4,6 +4,7 @@ const TOP_K = 5; // classes shown
 const MAX_OPEN = 4; // requests open at one time
 const MAX_RETRIES = 20; // of a request that a busy service refuses
 const CANVAS_PX = 352;
+const FOR = [230, 97, 1], AGAINST = [33, 102, 172], MOST_OPAQUE = 150; // colours of evidence, RGB
 
 const element = (id) => document.getElementById(id);
 const queue = []; // jobs not yet sent
@@ -207,33 +208,44 @@ function figure(activation, label) {
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = CANVAS_PX;
   canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", `Class activation map for ${label}: bright where the image supports this class`);
+  canvas.setAttribute("aria-label", `Class activation map: orange where the image supports ${label}, blue where it speaks against it`);
+  const largest = Math.max(...activation.map.flat().map(Math.abs)) || 1;
+  const scale = document.createElement("div");
+  scale.className = "scale";
+  for (const text of [`−${largest.toPrecision(2)}`, "", `+${largest.toPrecision(2)}`]) {
+    const part = document.createElement("span");
+    part.textContent = text;
+    scale.append(part);
+  }
+  scale.children[1].style.background = `linear-gradient(to right, rgb(${AGAINST}), transparent, rgb(${FOR}))`;
   const caption = document.createElement("figcaption");
   const member = activation.member === null ? "" : `${visible(activation.member)}, `;
-  caption.textContent = `${member}${activation.view}: bright where the image supports ${label}`;
-  made.append(canvas, caption);
+  caption.textContent = `${member}${activation.view}: orange fields support ${label}, blue ones speak against it`
+    + " (logits above and below the mean of the classes)";
+  made.append(canvas, scale, caption);
   const picture = new Image();
-  picture.addEventListener("load", () => draw(canvas, picture, activation.map));
+  picture.addEventListener("load", () => draw(canvas, picture, activation.map, largest));
   picture.src = activation.picture;
   return made;
 }
 
-function draw(canvas, picture, map) {
+function draw(canvas, picture, map, largest) {
   const height = map.length, width = map[0].length;
-  const shade = document.createElement("canvas");
-  shade.width = width;
-  shade.height = height;
-  const values = map.flat(), highest = Math.max(...values), lowest = highest > 0 ? 0 : Math.min(...values);
-  const pixels = new ImageData(width, height); // black; the weaker the evidence for the class, the more opaque
-  values.forEach((value, index) => {
-    const strength = highest > lowest ? Math.max(value - lowest, 0) / (highest - lowest) : 1;
-    pixels.data[4 * index + 3] = Math.round(215 * (1 - strength));
+  const layer = document.createElement("canvas");
+  layer.width = width;
+  layer.height = height;
+  const pixels = new ImageData(width, height); // the stronger the evidence, the more opaque
+  map.flat().forEach((value, index) => {
+    pixels.data.set([...(value > 0 ? FOR : AGAINST), Math.round(MOST_OPAQUE * Math.abs(value) / largest)], 4 * index);
   });
-  shade.getContext("2d").putImageData(pixels, 0, 0);
+  layer.getContext("2d").putImageData(pixels, 0, 0);
   const context = canvas.getContext("2d");
+  context.filter = "grayscale(1)"; // every colour is evidence
   context.imageSmoothingQuality = "high";
   context.drawImage(picture, 0, 0, canvas.width, canvas.height);
-  context.drawImage(shade, 0, 0, canvas.width, canvas.height);
+  context.filter = "none";
+  context.imageSmoothingEnabled = false; // the fields as they are, no borders that the model has not seen
+  context.drawImage(layer, 0, 0, canvas.width, canvas.height);
 }
 
 element("pick").addEventListener("click", () => element("files").click());
