@@ -34,7 +34,7 @@ from fewsight.machine.device import resolve_run
 from fewsight.models.classifier import initial_model
 from fewsight.recipes import load_recipe
 from fewsight.training.feed import AugmentedImages, batches
-from fewsight.training.learner import build_learner
+from fewsight.training.learner import build_learner, read_values
 from fewsight.training.mix import mix
 from fewsight.training.plans import batch_plan
 
@@ -178,7 +178,7 @@ def trained(root: Path, images: int, classes: int, steps: int) -> dict[str, floa
         if not seconds:
             start = time.perf_counter() - began
         inputs, targets = mix(normalise.of_bytes(batch), labels, indices, recipe, stage, epoch, step)
-        learner.step(inputs, targets, 0.01)
+        read_values([learner.step(inputs, targets, 0.01)])
         seconds.append(time.perf_counter() - then)
         then = time.perf_counter()
         if len(seconds) > steps:

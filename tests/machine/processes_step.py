@@ -8,7 +8,7 @@ from fewsight.losses import build_loss
 from fewsight.machine.processes import SINGLE_PROCESS, ProcessGroup, joined, synchronise_norms
 from fewsight.models.classifier import build_model
 from fewsight.recipes import Recipe, parse_recipe
-from fewsight.training.learner import Learner
+from fewsight.training.learner import Learner, read_values
 from fewsight.training.mix import mix, rows_of
 
 NUM_CLASSES, BATCH, PX = 4, 11, 16
@@ -40,7 +40,7 @@ def step(group: ProcessGroup, loss: str, mixed: str, cutmix_prob: float) -> tupl
     learner = Learner(model, built, stage, 10, torch.device("cpu"), "float32", group)
     rows = rows_of(planned, stage, 0, 3, BATCH, group)
     inputs, targets = mix(images[indices[rows]], labels, indices, planned, stage, 0, 3, group)
-    value, logged = learner.step(inputs, targets, 0.1)
+    ((value, logged),) = read_values([learner.step(inputs, targets, 0.1)])
     tensors = {name: tensor.double() for name, tensor in model.state_dict().items()}
     tensors |= {f"loss.{name}": tensor for name, tensor in built.state_dict().items()}
     return tensors | {name: torch.tensor(term, dtype=torch.float64) for name, term in logged.items()}, value

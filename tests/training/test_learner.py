@@ -8,12 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fewsight.losses import SmoothedCrossEntropy, Targets
+from fewsight.losses import SmoothedCrossEntropy, Targets, build_loss
 from fewsight.models.classifier import build_model
-from fewsight.optim import moving_average
-from fewsight.recipes import Stage
-from fewsight.training.learner import Learner, split_batch
+from fewsight.optim import MovingAverage
+from fewsight.recipes import Losses, Stage
+from fewsight.training.learner import Learner, read_values, split_batch
 
 CPU = torch.device("cpu")
 
@@ -89,7 +90,7 @@ def test_parts_cover_the_batch_with_at_least_two_images_each(num_images: int, ma
 @pytest.mark.parametrize("accumulate", [2, 3, 4, 100])
 def test_parts_give_the_gradient_of_the_whole_batch(accumulate: int) -> None:
     whole, parts = tiny(), tiny(accumulate=accumulate)
-    results = [learner.step(*batch(1), lr=0.5) for learner in (whole, parts)]
+    results = read_values([learner.step(*batch(1), lr=0.5) for learner in (whole, parts)])
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-6)
     assert results[1][1] == pytest.approx(results[0][1], rel=1e-5), "logged terms are means over the batch"
     for name, weight in weights(whole).items():
@@ -133,7 +134,7 @@ def test_weight_decay_applies_to_biases_and_norms_only_with_decay_norm_bias() ->
 def test_moving_average_halves_its_memory_every_half_life() -> None:
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
-    average = moving_average(model, half_life=3)
+    average = MovingAverage(model, half_life=3)
     for _ in range(200):  # past the start, where it is an average over all steps
         average.update_parameters(model)
     nn.init.ones_(model.weight)
@@ -147,7 +148,7 @@ def test_moving_average_halves_its_memory_every_half_life() -> None:
 
 def test_moving_average_starts_with_a_short_memory() -> None:
     model = nn.BatchNorm1d(1)
-    average = moving_average(model, half_life=1000)
+    average = MovingAverage(model, half_life=1000)
     expected = 0.0
     for step in range(5):
         value = float(step + 1)
@@ -160,6 +161,16 @@ def test_moving_average_starts_with_a_short_memory() -> None:
     assert average.module.weight.item() == pytest.approx(expected)
     assert average.module.running_mean.item() == pytest.approx(expected), "norm statistics are averaged too"
     assert average.module.num_batches_tracked.item() == 4, "counts are copied"
+
+
+def test_moving_average_of_a_short_run_holds_about_its_last_tenth() -> None:
+    """As its documentation says: the numbers 1 to 100 average to 90.0; the mean of the last 20 is 90.5."""
+    model = nn.Linear(1, 1, bias=False)
+    average = MovingAverage(model, half_life=1000)
+    for value in range(1, 101):
+        nn.init.constant_(model.weight, value)
+        average.update_parameters(model)
+    assert average.module.weight.item() == pytest.approx(90.0, abs=0.05)
 
 
 def test_averaged_model_is_what_finish_leaves() -> None:
@@ -247,7 +258,7 @@ def test_fp16_overflow_in_the_first_step_changes_nothing_but_the_scale() -> None
     learner = tiny("fp16")
     learner.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 2.0**127})
     before = weights(learner)
-    loss, _ = learner.step(*batch(0), lr=0.1)
+    ((loss, _),) = read_values([learner.step(*batch(0), lr=0.1)])
     assert math.isfinite(loss)
     assert all(torch.equal(weight, before[name]) for name, weight in weights(learner).items())
     assert not any(name.startswith("optimizer.") for name in learner.state()[0]), "no uninitialised momentum is saved"
@@ -261,6 +272,58 @@ def test_logged_terms_become_floats_without_nan() -> None:
 
     learner = tiny()
     learner.loss = LoggingLoss()
-    _, logged = learner.step(*batch(0), lr=0.1)
+    ((_, logged),) = read_values([learner.step(*batch(0), lr=0.1)])
     assert logged == {"tensor": 2.0, "float": 3.0}
     assert all(type(value) is float for value in logged.values())
+
+
+class Waits(TorchDispatchMode):
+    """Counts where Python needs a number from the device, that is from any tensor but `on_cpu`."""
+
+    def __init__(self, on_cpu: Tensor) -> None:
+        super().__init__()
+        self.count, self.on_cpu = 0, on_cpu.data_ptr()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default):
+            self.count += args[0].data_ptr() != self.on_cpu
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("backbone", ["resnest14", "tresnet_s", "seresnext26d"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_step_of_an_asynchronous_device_waits_for_nothing(backbone: str, precision: str, optimizer: str) -> None:
+    torch.manual_seed(0)
+    loss = build_loss("ce+triplet+arcface", Losses(), num_classes=3, num_features=num_features(backbone))
+    model = build_model(backbone, 3, stem="small", width=0.125)
+    settings = stage(ema_half_life_epochs=1.0, optim={"optimizer": optimizer})
+    learner = Learner(model, loss, settings, 4, CPU, precision)
+    learner.asynchronous = True
+    learner.step(*batch(0, px=16), lr=0.1)  # the first time each norm is asked
+    assert learner.average is not None
+    with Waits(learner.average.n_averaged) as waits:
+        values = [learner.step(*batch(number, px=16), lr=0.1) for number in range(3)]
+        assert waits.count == 0
+    read = read_values(values)
+    assert all(math.isfinite(loss) and "arcface" in terms for loss, terms in read)
+
+
+def num_features(backbone: str) -> int:
+    return build_model(backbone, 3, stem="small", width=0.125).head.in_features
+
+
+def test_steps_decide_at_once_which_norms_are_inverted_with_the_same_bits() -> None:
+    results = []
+    for asynchronous in (False, True):
+        torch.manual_seed(0)
+        model = build_model("tresnet_s", 3, stem="small", width=0.125)
+        learner = Learner(model, SmoothedCrossEntropy(), stage(), 4, CPU, "float32")
+        learner.asynchronous = asynchronous
+        for number in range(3):
+            learner.step(*batch(number, px=16), lr=0.5)
+            norm = next(module for module in model.modules() if getattr(module, "asks", False))
+            nn.init.constant_(norm.weight[:1].detach(), 1e-5 if number == 0 else 1.0)  # not invertible once
+            assert getattr(norm, "decided", None) is None, "outside a step every norm decides for itself"
+        results.append(weights(learner))
+    assert all(torch.equal(weight, results[1][name]) for name, weight in results[0].items())

@@ -386,6 +386,43 @@ def test_best_without_val_is_refused(class_images: Path, tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
+def every_device_asynchronous(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop then reads the losses of a GPU: of several steps at once."""
+    plain = loop.build_learner
+
+    def build(*arguments: Any) -> loop.Learner:
+        learner = plain(*arguments)
+        learner.asynchronous = True
+        return learner
+
+    monkeypatch.setattr(loop, "build_learner", build)
+    monkeypatch.setattr(loop, "READ_EVERY", 3)
+
+
+@pytest.mark.parametrize("name", ["average, best, accumulated", "ce, then all losses on classes"])
+def test_reading_losses_every_few_steps_changes_no_bit(
+    name: str, class_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit(*begin(class_images, tmp_path / "whole", SETTINGS[name]), Quiet())
+    every_device_asynchronous(monkeypatch)
+    with pytest.raises(Death):
+        fit(*begin(class_images, tmp_path / "run", SETTINGS[name]), DieAfter(5))
+    assert resume(tmp_path / "run").finished
+    assert_finished_alike(tmp_path / "run", whole.path)
+
+
+def test_loss_that_is_read_later_is_named_with_its_step(
+    class_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = ["stages.0.optim.base_lr=1e30", "stages.0.optim.warmup_epochs=0.5"]
+    with pytest.raises(RunError, match="loss is") as at_once:
+        fit(*begin(class_images, tmp_path / "once", {}, *values), Quiet())
+    every_device_asynchronous(monkeypatch)
+    with pytest.raises(RunError) as later:
+        fit(*begin(class_images, tmp_path / "late", {}, *values), Quiet())
+    assert str(later.value) == str(at_once.value).replace("/once", "/late")
+
+
 def test_loss_that_is_not_finite_stops_with_the_step(class_images: Path, tmp_path: Path) -> None:
     run, images = begin(class_images, tmp_path / "run", {}, "stages.0.optim.base_lr=1e30", "stages.0.epochs=3")
     with pytest.raises(RunError, match=r"loss is nan at epoch \d, step \d \(learning rate .*\)\. .*base_lr"):

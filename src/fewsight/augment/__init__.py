@@ -63,7 +63,7 @@ def augment_images(
     Args:
         images: uint8 [H, W, 3] each, any sizes; they are not changed.
         augment: the recipe's `[augment]`; `policy` is a key of `POLICIES`.
-        streams: the random stream of each image, `image_stream(seed, epoch, index)`.
+        streams: the random stream of each image, `image_stream(seed, epoch, index, draw)`.
 
     Returns:
         uint8 [n, 3, train_px, train_px], not normalised.

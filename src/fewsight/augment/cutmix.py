@@ -87,5 +87,7 @@ def paste(images: "Tensor", others: "Tensor", partners: np.ndarray, box: tuple[i
     mixed = images.clone()
     import torch
 
-    mixed[region] = others[region].index_select(0, torch.from_numpy(partners).to(others.device))
+    from fewsight.machine.device import to_device
+
+    mixed[region] = others[region].index_select(0, to_device(torch.from_numpy(partners), others.device))
     return mixed

@@ -1,5 +1,7 @@
 """Batch normalisation with its activation, which keeps one tensor for the backward pass instead of two."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -38,10 +40,36 @@ def activate(x: Tensor, slope: float | None = 0.0) -> Tensor:
 
 def invertible(norm: nn.BatchNorm2d, dtype: torch.dtype) -> bool:
     """Whether a norm's input can be recovered from its output: the inversion divides by the weight, in `dtype`."""
+    decided: bool | None = getattr(norm, "decided", None)
+    if decided is None:
+        norm.asks = True  # type: ignore[assignment]  # from now on `inversions_decided` knows it
+        decided = bool(_can_be_inverted(norm, dtype))
+    return decided
+
+
+@contextlib.contextmanager
+def inversions_decided(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Decide for all norms of a model at once which are inverted inside the block, where no weight may change.
+
+    On a GPU this waits once, before the block, where each norm would wait in it.
+    """
+    norms = [norm for norm in model.modules() if isinstance(norm, nn.BatchNorm2d) and getattr(norm, "asks", False)]
+    decisions = torch.stack([_can_be_inverted(norm, dtype) for norm in norms]).tolist() if norms else []
+    for norm, decision in zip(norms, decisions, strict=True):
+        norm.decided = decision
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.decided = None  # type: ignore[assignment]
+
+
+def _can_be_inverted(norm: nn.BatchNorm2d, dtype: torch.dtype) -> Tensor:
+    """bool []: as `invertible`, on the norm's device."""
     weight, bias = norm.weight.detach(), norm.bias.detach()
     if dtype in (torch.float16, torch.bfloat16):
-        return bool((weight.abs() >= MIN_WEIGHT_16 * bias.abs().clamp(min=1)).all())
-    return bool((weight.abs() >= MIN_WEIGHT).all())
+        return (weight.abs() >= MIN_WEIGHT_16 * bias.abs().clamp(min=1)).all()
+    return (weight.abs() >= MIN_WEIGHT).all()
 
 
 class _InPlace(torch.autograd.Function):

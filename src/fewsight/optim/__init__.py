@@ -3,7 +3,7 @@
 `OPTIMIZERS` and `SCHEDULES` are tables of name -> builder: a file and a line add one.
 """
 
-from fewsight.optim.moving_average import moving_average
+from fewsight.optim.moving_average import MovingAverage
 from fewsight.optim.norms import Norms, measured_norms
 from fewsight.optim.optimizers import (
     OPTIMIZERS,
@@ -17,6 +17,7 @@ from fewsight.optim.schedules import SCHEDULES, is_warmup_cut, lr_at, peak_lr, s
 __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
+    "MovingAverage",
     "Norms",
     "build_optimizer",
     "check_optimizer",
@@ -24,7 +25,6 @@ __all__ = [
     "load_optimizer_state",
     "lr_at",
     "measured_norms",
-    "moving_average",
     "optimizer_state",
     "peak_lr",
     "stage_lr",

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,15 +10,16 @@ from torch import Tensor, nn
 
 from fewsight.data.training_set import TrainingSet
 from fewsight.losses import Targets, balanced_weights, build_loss
-from fewsight.machine.device import autocast
+from fewsight.machine.device import AUTOCAST_DTYPES, autocast
 from fewsight.machine.processes import SINGLE_PROCESS, ProcessGroup
+from fewsight.models.activated_norm import inversions_decided
 from fewsight.models.classifier import Classifier
 from fewsight.optim import (
+    MovingAverage,
     Norms,
     build_optimizer,
     load_optimizer_state,
     measured_norms,
-    moving_average,
     optimizer_state,
 )
 from fewsight.recipes import Recipe, Stage
@@ -53,13 +55,15 @@ class Learner:
         self.optimizer = build_optimizer(self.weights, stage.optim, device, precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         half_life = stage.ema_half_life_epochs * num_steps
-        self.average = moving_average(model, half_life) if half_life else None
+        self.average = MovingAverage(model, half_life) if half_life else None
+        self.asynchronous = device.type != "cpu"  # it computes while Python goes on
         self.norms: Norms | None = None  # of the last step that was measured
 
-    def step(
-        self, images: Tensor, targets: Targets, lr: float, *, measure: bool = False
-    ) -> tuple[float, dict[str, float]]:
+    def step(self, images: Tensor, targets: Targets, lr: float, *, measure: bool = False) -> "StepValues":
         """One optimiser step on a batch, in `stage.accumulate` parts.
+
+        On a GPU it returns while the device computes; only models with leaky norms wait for the weights before it (see
+        `inversions_decided`), and gradient scaling (fp16) before the update.
 
         If several processes share the batch, `images` are the rows of this one; gradients, loss and logged terms are
         summed over all processes.
@@ -70,8 +74,14 @@ class Learner:
             measure: also take the norms of gradient, weights and update, which costs a copy of the weights.
 
         Returns:
-            The batch's mean loss, and the loss's logged terms that have a value in this batch.
+            The batch's mean loss and the loss's logged terms, for `read_values`.
         """
+        if self.asynchronous:
+            with inversions_decided(self.model, AUTOCAST_DTYPES.get(self.precision, torch.float32)):
+                return self._step(images, targets, lr, measure=measure)
+        return self._step(images, targets, lr, measure=measure)
+
+    def _step(self, images: Tensor, targets: Targets, lr: float, *, measure: bool) -> "StepValues":
         self.model.train()
         self.loss.train()
         for param_group in self.optimizer.param_groups:
@@ -87,7 +97,8 @@ class Learner:
             self.scaler.scale(loss * proportion).backward()
             total += loss.detach() * proportion
             for name, value in extra.items():
-                logged[name] = logged.get(name, 0.0) + proportion * value
+                detached = value.detach() if isinstance(value, Tensor) else value
+                logged[name] = logged.get(name, 0.0) + proportion * detached
         if self.group.count > 1:
             self._sum_gradients()
             values = [torch.as_tensor(value, device=self.device).double() for value in (total, *logged.values())]
@@ -101,8 +112,7 @@ class Learner:
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        terms = {name: float(value) for name, value in logged.items()}  # waits for the device
-        return float(total), {name: value for name, value in terms.items() if not math.isnan(value)}
+        return total, logged
 
     def _sum_gradients(self) -> None:
         """Sum gradients over all processes, one message per dtype: each process's loss is weighted by its images."""
@@ -149,6 +159,19 @@ class Learner:
             self.average.load_state_dict(_without_prefix("average.", tensors))
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(values["scaler"])
+
+
+StepValues = tuple[Tensor, Mapping[str, Tensor | float]]  # loss and terms; tensors without dimensions
+
+
+def read_values(steps: Sequence[StepValues]) -> list[tuple[float, dict[str, float]]]:
+    """The loss and the logged terms of some steps as numbers, without terms that had no value; waits for the device."""
+    device = steps[0][0].device
+    flat = [value for loss, terms in steps for value in (loss, *terms.values())]
+    stacked = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in flat])
+    numbers = iter(stacked.tolist())
+    read = [(next(numbers), {name: next(numbers) for name in terms}) for _, terms in steps]
+    return [(loss, {name: value for name, value in terms.items() if not math.isnan(value)}) for loss, terms in read]
 
 
 def split_batch(num_images: int, max_parts: int) -> list[slice]:

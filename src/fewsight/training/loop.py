@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,13 +28,15 @@ from fewsight.recipes import Recipe
 from fewsight.runs import Run
 from fewsight.training.feed import AugmentedImages, batches, explain_lost_workers
 from fewsight.training.finish import finish, loss_not_finite, score_val
-from fewsight.training.learner import Learner, build_learner
+from fewsight.training.learner import Learner, StepValues, build_learner, read_values
 from fewsight.training.mix import mix, rows_of
 from fewsight.training.plans import ClassBatches, Plan, batch_plan, lr_batch_size
 from fewsight.training.reporters import Reporter
 from fewsight.training.schedule import augment_at
 from fewsight.training.state import Position, StateSaver, Training
 from fewsight.wording import counted
+
+READ_EVERY = 10  # steps of an asynchronous device between two looks at their losses, for which Python waits
 
 
 def fit(
@@ -94,39 +96,69 @@ def fit(
 
 def _fit_stage(training: Training, learner: Learner, position: Position) -> Position:
     """Train one stage from `position` on; returns the position at the start of the next stage."""
-    run, recipe, group = training.run, training.run.recipe, training.group
+    recipe, group = training.run.recipe, training.group
     stage, plan = recipe.stages[position.stage], training.plans[position.stage]
     first_epoch = _epochs_before(recipe, position.stage)
     labels = torch.tensor(training.data.labels)
     peak = peak_lr(stage, lr_batch_size(stage, plan))
     saver, epoch_start = StateSaver(recipe.run.state_minutes), time.monotonic()
+    waiting: list[_Step] = []  # steps whose values are still on the device
+    read_every = READ_EVERY if learner.asynchronous else 1
     with closing(_stage_batches(training, position)) as feed:  # ends its worker processes, also after an error
         for epoch, step, batch, indices in feed:
             torch.manual_seed(int(batch_stream(recipe.run.seed, epoch, step).integers(2**62)))
             pixels = training.normalise.of_bytes(batch)
             inputs, targets = mix(pixels, labels, indices, recipe, stage, epoch, step, group)
             lr = stage_lr(stage, (epoch - first_epoch) * plan.num_steps + step, plan.num_steps, peak)
-            loss, terms = learner.step(inputs, targets, lr, measure=step + 1 == plan.num_steps)
-            if not math.isfinite(loss):
-                raise RunError(loss_not_finite(run, loss, epoch, step, lr))
-            position = position.after_step(loss, terms, len(indices))
-            line = {
-                "kind": "step",
-                "stage": position.stage,
-                "epoch": epoch + 1,
-                "step": step + 1,
-                "loss": loss,
-                "lr": lr,
-                **({"terms": terms} if terms else {}),
-            }
-            training.reporter.step(line, _steps_done(recipe, training.plans, position))
-            if group.first and step % max(1, plan.num_steps // 10) == 0:
-                runs.append_log(run.path, {**line, "time": runs.now()})
-            if step + 1 == plan.num_steps:
+            ended = step + 1 == plan.num_steps
+            waiting.append(_Step(epoch, step, lr, len(indices), learner.step(inputs, targets, lr, measure=ended)))
+            if len(waiting) < read_every and not ended:
+                continue  # the same in every process; a signal and a state that is due wait for a few steps
+            position = _report_steps(training, position, waiting)
+            waiting.clear()
+            if ended:
                 position = _end_epoch(training, learner, position, time.monotonic() - epoch_start)
                 epoch_start = time.monotonic()
             _save_or_stop(training, learner, position, saver, f"epoch {epoch + 1}", f"step {step + 1}")
     return position.after_stage()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step whose values are still to be read."""
+
+    epoch: int  # from 0
+    step: int  # within the epoch, from 0
+    lr: float
+    num_images: int
+    values: StepValues
+
+
+def _report_steps(training: Training, position: Position, steps: Sequence[_Step]) -> Position:
+    """Read the values of steps, report and log them; returns the position after the last one.
+
+    Raises:
+        RunError: a loss is not finite.
+    """
+    run, recipe = training.run, training.run.recipe
+    num_steps = training.plans[position.stage].num_steps
+    for done, (loss, terms) in zip(steps, read_values([each.values for each in steps]), strict=True):
+        if not math.isfinite(loss):
+            raise RunError(loss_not_finite(run, loss, done.epoch, done.step, done.lr))
+        position = position.after_step(loss, terms, done.num_images)
+        line = {
+            "kind": "step",
+            "stage": position.stage,
+            "epoch": done.epoch + 1,
+            "step": done.step + 1,
+            "loss": loss,
+            "lr": done.lr,
+            **({"terms": terms} if terms else {}),
+        }
+        training.reporter.step(line, _steps_done(recipe, training.plans, position))
+        if training.group.first and done.step % max(1, num_steps // 10) == 0:
+            runs.append_log(run.path, {**line, "time": runs.now()})
+    return position
 
 
 def _end_epoch(training: Training, learner: Learner, position: Position, seconds: float) -> Position:

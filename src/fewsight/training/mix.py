@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fewsight.augment import Mix, draw_cutmix, paste
 from fewsight.losses import Targets
+from fewsight.machine.device import to_device
 from fewsight.machine.processes import SINGLE_PROCESS, ProcessGroup
 from fewsight.machine.rng import batch_stream
 from fewsight.recipes import Recipe, Stage
@@ -34,18 +35,18 @@ def mix(
     """
     device, count, own = images.device, len(indices), group.rows(len(indices))
     total = None if group.count == 1 else count
-    batch_labels, own_indices = labels[indices].to(device), torch.from_numpy(indices)[own].to(device)
+    batch_labels, own_indices = labels[indices], to_device(torch.from_numpy(indices)[own], device)
+    own_labels = to_device(batch_labels[own], device)
     drawn = _draw(recipe, stage, epoch, step, count)
     if drawn is None:
-        own_labels = batch_labels[own]
         return images, Targets(own_labels, own_labels, images=own_indices, group=group, total=total)
     rows = rows_of(recipe, stage, epoch, step, count, group)
     loaded_at = np.empty(count, np.int64)  # row of the batch -> row of `images`
     loaded_at[rows] = np.arange(len(rows))
     partners = drawn.permutation[own]
     mixed = paste(images[: own.stop - own.start], images, loaded_at[partners], drawn.box)
-    other_labels = batch_labels[torch.from_numpy(partners).to(device)]
-    return mixed, Targets(batch_labels[own], other_labels, drawn.lam, own_indices, group, total)
+    other_labels = to_device(batch_labels[partners], device)
+    return mixed, Targets(own_labels, other_labels, drawn.lam, own_indices, group, total)
 
 
 def rows_of(recipe: Recipe, stage: Stage, epoch: int, step: int, count: int, group: ProcessGroup) -> np.ndarray:

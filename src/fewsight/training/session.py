@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -128,7 +127,7 @@ def _train(request: Request, group: ProcessGroup) -> list[Run]:
     began, console, hours = time.monotonic(), request.console, request.hours
     if request.planned and not 0 < hours < math.inf:
         raise RecipeError(f"--hours {hours:g}: expected a number above 0, for example 0.5")
-    _check_out(request.out, [] if request.preview else list(request.folders.values()))
+    runs.check_out(request.out, [] if request.preview else list(request.folders.values()))
     init_from = request.init_from
     sources = {seed: read_start(init_from, seed) for seed in request.folders} if init_from else {}
     overrides = list(request.overrides)
@@ -341,23 +340,6 @@ def _starting_weights(
 
 def _with_seed(recipe: Recipe, seed: int) -> Recipe:
     return recipe.model_copy(update={"run": recipe.run.model_copy(update={"seed": seed})})
-
-
-def _check_out(out: Path, folders: Sequence[Path]) -> None:
-    """Check, before the images are read, that the run folders can be written.
-
-    Raises:
-        RunError: one of them exists, or no folder can be created there.
-    """
-    if folders and folders[0] != out and (out / "run.json").exists():
-        runs.check_new(out)  # raises: `out` itself is a run
-    for folder in folders:
-        runs.check_new(folder)
-    existing = next(parent for parent in (out, *out.absolute().parents) if os.path.lexists(parent))
-    if not existing.is_dir():
-        raise RunError(f"--out {out}: {existing} is a file, not a folder; choose another folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise RunError(f"--out {out}: the folder {existing} is not writable; choose another folder")
 
 
 def _print_data(console: Console, prepared: Prepared) -> None:

@@ -18,7 +18,7 @@ from fewsight.machine.device import compute_threads
 from fewsight.models.classifier import Classifier, build_without_memory, initial_model
 from fewsight.recipes import Recipe
 from fewsight.training.feed import AugmentedImages, batches
-from fewsight.training.learner import build_learner
+from fewsight.training.learner import build_learner, read_values
 from fewsight.training.mix import mix
 from fewsight.training.plans import batch_plan
 from fewsight.training.schedule import mean_cost
@@ -80,7 +80,7 @@ def probe(
         for number, (epoch, step, batch, indices) in enumerate(feed):
             loaded = time.perf_counter()
             inputs, targets = mix(normalise.of_bytes(batch), labels, indices, recipe, stage, epoch, step)
-            learner.step(inputs, targets, 1e-6)  # returns a float, so the device has finished
+            read_values([learner.step(inputs, targets, 1e-6)])  # the device has finished
             now = time.perf_counter()
             loads.append(loaded - previous)
             steps.append(now - loaded)
