@@ -38,7 +38,7 @@ def parse_splits(text: str) -> dict[str, str]:
     wrong = [split for split in given if split not in USUAL_NAMES]
     if wrong or not all(given.values()) or len(given) < len(pairs) or len(set(given.values())) < len(given):
         raise DataError(
-            f"--splits {text}: expected a different name for each of train, val and test that is not called so, for "
+            f"--splits {text}: expected a different name for each of train, val and test that has another name, for "
             "example --splits train=images_a,val=images_b"
         )
     return given
