@@ -208,6 +208,15 @@ def test_scores_of_a_prediction_need_no_features(refused: Callable[..., str], sc
         ("train data", "train needs DATA and --out RUN"),
         ("train data more --out new", "too many arguments: more (see fewsight train --help)"),
         ("train data --out new --recpie digits", "Did you mean --recipe?"),
+        (
+            "train data --out new --epochs 5",
+            "--epochs is no option: it is a value of the recipe, --set stages.0.epochs=",
+        ),
+        (
+            "train data --out new --batch=5",
+            "a value of the recipe, --set stages.0.batch_size=... or --set stages.0.optim",
+        ),
+        ("train data --out new --other-machine", "--other-machine is for a run that goes on: fewsight train --resume"),
         ("train data --out new --hours many", 'unable to convert "many" into float'),
         ("train data --out new --hours 0", "--hours 0: expected a number above 0"),
         ("train data --out new --hours=-1", "--hours -1: expected a number above 0"),
@@ -684,3 +693,31 @@ def test_full_output_is_one_line() -> None:
 def test_terminal_that_is_not_utf8_gets_escapes() -> None:
     answer = in_a_process("recipes", env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
     assert answer.returncode == 0, answer.stderr
+
+
+def test_plain_mistakes_are_answered_before_torch_is_loaded(tmp_path: Path, tiny_run: Path) -> None:
+    """Loading torch takes seconds."""
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").touch()
+    lines = [
+        "train nowhere --out new", "train data --out new --hours 0", "train data --out taken",
+        "train data --out new --recipe digts", "train data --out new --set batch=5", "train --resume nowhere",
+        "train data --out new --init-from nowhere", f"evaluate {tiny_run} nowhere", "evaluate nowhere data",
+        "predict nowhere a.png", "report nowhere --out page.html", "check nowhere", "runs nowhere",
+        "reproduce nowhere --out new", "serve nowhere", "export nowhere --out m.onnx", "scores lines nowhere",
+    ]  # fmt: skip
+    code = (
+        "import sys; from fewsight.cli import main\n"
+        "for line in sys.argv[1:]:\n"
+        "    try: main(line.split())\n"
+        "    except SystemExit as ended: assert ended.code == 2, line\n"
+        "    assert 'torch' not in sys.modules, line\n"
+        f"main(['runs', {str(tiny_run.parent)!r}])"
+    )
+    line = [sys.executable, "-c", code + "\n", *lines]
+    answer = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stderr.count("\n") == len(lines), answer.stderr
+    assert tiny_run.name in answer.stdout
+    assert not (tmp_path / "new").exists()

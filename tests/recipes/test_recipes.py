@@ -1,5 +1,6 @@
 """Recipes: strict, errors name the nearest key, and the shipped ones have the paper's values."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -8,7 +9,15 @@ import pytest
 from pydantic import BaseModel
 
 from fewsight.errors import RecipeError
-from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences, recipe_toml, shipped_recipes
+from fewsight.recipes import (
+    Recipe,
+    check_keys,
+    load_recipe,
+    parse_recipe,
+    recipe_differences,
+    recipe_toml,
+    shipped_recipes,
+)
 
 VALUES = {
     "model": {"backbone": "resnest14"},
@@ -79,6 +88,9 @@ def test_recipe_survives_toml(name: str, tmp_path: Path) -> None:
         ("epochs=3", r"unknown key 'epochs'; did you mean 'stages.0.epochs'\?"),
         ("augment.margin=1", r"did you mean 'stages.0.losses.triplet.margin'"),
         ("bach_size=3", r"did you mean 'stages.0.batch_size'"),
+        ("batch=5", r"did you mean 'stages.0.batch_size' or 'stages.0.optim.lr_batch'\?"),
+        ("stages.0.batch=5", r"did you mean 'stages.0.batch_size'\?"),
+        ("stages.0.optim.lr=5", r"did you mean 'stages.0.optim.base_lr' or 'stages.0.optim.lr_batch'\?"),
         ("lr=0.1", r"did you mean 'stages.0.lr_scale' or 'stages.0.optim.base_lr'"),
         ("cutmix_prob=0", r"did you mean 'augment.cutmix_prob' or 'stages.0.cutmix_prob'"),
         ("colour=3", r"unknown key 'colour'; keys here: data, model, augment, stages, eval, run"),
@@ -120,6 +132,24 @@ def test_override_reaches_into_a_stage() -> None:
 def test_missing_key_is_named() -> None:
     with pytest.raises(RecipeError, match=r"augment is missing"):
         parse_recipe({"model": {"backbone": "resnest14"}, "stages": VALUES["stages"]})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("batch=5", "recipe auto: unknown key 'batch'; did you mean 'stages.0.batch_size'"),
+        ("stages.1.optim.bas_lr=1", "unknown key 'stages.1.optim.bas_lr'; did you mean 'stages.1.optim.base_lr'"),
+        ("nonsense", "expected KEY=VALUE"),
+        ("stages.0.epochs=5", None),
+        ("stages.0.epochs=five", None),
+    ],
+)
+def test_keys_are_checked_without_a_recipe(override: str, message: str | None) -> None:
+    if message is None:
+        check_keys([override], "auto")
+        return
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        check_keys([override], "auto")
 
 
 def test_unknown_recipe_names_the_nearest() -> None:

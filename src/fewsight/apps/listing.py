@@ -8,9 +8,9 @@ from pathlib import Path
 
 from fewsight import runs
 from fewsight.errors import FewsightError, RunError
-from fewsight.inference.opening import is_ensemble
 from fewsight.machine import files
 from fewsight.runs import Run, RunInfo
+from fewsight.scores.entries import is_ensemble
 from fewsight.scores.fusion import correct_top1
 from fewsight.scores.metrics import Proportion, read_val_figures, wilson
 from fewsight.scores.opening import open_scored

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Parameter, UnknownOptionError, UnusedCliTokensError
 
 import fewsight
 from fewsight.cli.scores import scores_app
@@ -131,10 +131,19 @@ def _say_interrupted(number: int) -> int:
 
 def _explain(error: CycloptsError) -> str:
     """The message for a wrong command line, which names the help page to read."""
+    from fewsight.recipes import keys_named
+
     command = " ".join(("fewsight", *(error.command_chain or ())))
     text = " ".join(str(error).split())
     if isinstance(error, UnusedCliTokensError):
         text = f"too many arguments: {' '.join(error.unused_tokens or ())}"
+    if isinstance(error, UnknownOptionError) and error.token.keyword and error.command_chain == ("train",):
+        option = error.token.keyword
+        keys = keys_named(option.lstrip("-").replace("-", "_"))
+        if keys:
+            text = (
+                f"{option} is no option: it is a value of the recipe, {' or '.join(f'--set {key}=...' for key in keys)}"
+            )
     return f"{text.rstrip('.')} (see {command} --help)"
 
 

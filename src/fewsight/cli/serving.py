@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from fewsight.cli import early
+
 
 def export(
     run: Path,
@@ -34,6 +36,7 @@ def export(
     from fewsight.terminal import make_console
 
     require_export()
+    early.check_run(run)
     from fewsight.apps.export.images import CompareOn
     from fewsight.apps.export.show import show_exported
     from fewsight.apps.export.write import export_run
@@ -90,6 +93,7 @@ def serve(
     from fewsight.apps.serve import require_serve
 
     require_serve()
+    early.check_run(run)
     from fewsight.apps.serve.limits import Limits
     from fewsight.apps.serve.server import serve as serve_run
 

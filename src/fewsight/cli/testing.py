@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from fewsight.cli import early
 from fewsight.errors import FewsightError
 from fewsight.wording import counted
 
@@ -34,6 +35,7 @@ def evaluate(
         splits: train=NAME,val=NAME,test=NAME for splits that are not called so (as the run was trained).
         json_: also write every figure to this file.
     """
+    early.check_run(run, data)
     from fewsight.cli.show import show_figures
     from fewsight.inference.evaluate import evaluate as evaluate_run
     from fewsight.machine import files
@@ -89,6 +91,8 @@ def predict(
         features: also write the pooled features beside OUT, one row per image: new.csv, new.features.npy.
         scores: also store every view's scores in this folder; the same command then resumes where it was stopped.
     """
+    early.check_exists(run)
+
     from fewsight.inference.predict import predict_files
     from fewsight.inference.prediction_files import features_file
     from fewsight.terminal import make_console
@@ -165,6 +169,9 @@ def report(
         data: the folder with the images (where they were when the run started).
         no_check: leave out the findings of `fewsight check` in the data.
     """
+    for path in runs:
+        early.check_scored(path)
+
     from fewsight.apps.report import write_report
     from fewsight.machine import files
     from fewsight.scores.opening import parse_views
@@ -237,6 +244,8 @@ def reproduce(
         devices: separated by commas, for example cuda:0,cuda:1 (all that the machine has).
         dry_run: print the plan with its projected time, memory and disk, and stop.
     """
+    early.check_data(data)
+
     from fewsight.apps.reproduce import Settings
     from fewsight.apps.reproduce import reproduce as run_reproduction
     from fewsight.terminal import make_console

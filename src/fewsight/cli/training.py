@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from fewsight.cli import early
 from fewsight.errors import FewsightError
 
 
@@ -35,9 +36,9 @@ def check(
     Args:
         data: a dataset, as for train.
         holdout: fraction of each class that train would hold out as val if the data has no splits (0.2).
-        splits: train=NAME,val=NAME,test=NAME for splits that are not called so: folders, or a manifest's values.
-        reread: read every file, also those that by size and times are as they were. What every other command compares
-            with the files' contents then holds, on file systems that keep no exact times too.
+        splits: train=NAME,val=NAME,test=NAME for splits with other names: of folders, or a manifest's values.
+        reread: read every file again, also those whose size and times have not changed; for file systems that keep no
+            exact times.
         json_: also write every finding to this file.
         html: also write a page with thumbnails to this file.
     """
@@ -98,7 +99,7 @@ def train(
         init_from: start from this run's weights (with --seeds, from its seed0 and so on); only the last stage of the
             recipe is then trained. With the recipe auto, the run's backbone and image size are kept.
         merge_val: train on train + val, as the paper does.
-        holdout: share of each class held out as val without splits (0.2).
+        holdout: fraction of each class held out as val if the data has no splits (0.2).
         splits: train=A,val=B,test=C where they are called otherwise.
         max_bad: refuse to train if more than this fraction of the images cannot be read (0.01).
         leak: what to do with a training image that equals one of another split: drop it, stop, or allow it (drop).
@@ -122,6 +123,19 @@ def train(
     if preview is not None and preview < 1:
         raise FewsightError(f"--preview {preview}: expected at least 1 batch")
     seed_list = _seed_list(seeds) if seeds is not None else []
+    settings = {"data.merge_val": "true" if merge_val else None, "data.holdout": holdout, "data.splits": splits,
+                "data.max_bad": max_bad, "data.leak": leak,
+                "run.deterministic": "true" if deterministic else None}  # fmt: skip
+    overrides = [*set_, *(f"{key}={value}" for key, value in settings.items() if value is not None)]
+    if resume is not None:
+        early.check_run(resume)
+    else:
+        assert data is not None
+        assert out is not None
+        folders = [] if preview else [out / f"seed{seed}" for seed in seed_list] or [out]
+        early.check_training(data, out, folders, recipe or "auto", hours, overrides)
+        if init_from is not None:
+            early.check_exists(init_from)
 
     from fewsight.cli.show import show_next, show_run, show_seeds
     from fewsight.terminal import make_console
@@ -140,15 +154,12 @@ def train(
         show_run(run, console)
         show_next(run, console)
         return 0
-    settings = {"data.merge_val": "true" if merge_val else None, "data.holdout": holdout, "data.splits": splits,
-                "data.max_bad": max_bad, "data.leak": leak,
-                "run.deterministic": "true" if deterministic else None}  # fmt: skip
     runs = train_run(
         data,
         out,
         recipe=recipe or "auto",
         hours=1.0 if hours is None else hours,
-        overrides=[*set_, *(f"{key}={value}" for key, value in settings.items() if value is not None)],
+        overrides=overrides,
         seeds=seed_list,
         init_from=init_from,
         preview=preview or 0,

@@ -19,7 +19,7 @@ from fewsight.data.memory import Scanned, changed_files, file_digest
 from fewsight.data.samples import Dataset, Sample, classes_in, digest, digest_of_list
 from fewsight.data.scanning import THUMBNAIL_PX, channel_stats, scan, scan_image
 from fewsight.data.selection import WHOLE, EvaluationSet, check_class_sizes, evaluation_samples, training_samples
-from fewsight.data.sources import images_under, is_hidden, is_image, read_dataset
+from fewsight.data.sources import check_source, images_under, is_hidden, is_image, read_dataset
 from fewsight.data.splits import split_by_seed
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "changed_files",
     "channel_stats",
     "check_class_sizes",
+    "check_source",
     "classes_in",
     "confirmed",
     "decode_bytes",

@@ -37,16 +37,24 @@ def read_dataset(path: str | Path, *, holdout: float = 0.2, seed: int = 0, split
         DataError: there is no usable dataset; the message says what was found and what is expected.
     """
     path = Path(path)
-    if path.is_dir():
-        return _read_folder(path, holdout=holdout, seed=seed, given=parse_splits(splits))
+    check_source(path)
+    read = _read_folder if path.is_dir() else read_manifest
+    return read(path, holdout=holdout, seed=seed, given=parse_splits(splits))
+
+
+def check_source(path: Path) -> None:
+    """Check that there can be a dataset at `path`, without reading it.
+
+    Raises:
+        DataError: there is nothing, or it is neither a folder nor a manifest.
+    """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder (looked in {Path.cwd()})")
-    if path.suffix.lower() in MANIFEST_SUFFIXES:
-        return read_manifest(path, holdout=holdout, seed=seed, given=parse_splits(splits))
-    raise DataError(
-        f"{path}: a dataset is a folder of class folders, or a .csv or .parquet manifest with the columns "
-        "path,label[,split] (unpack an archive first)"
-    )
+    if not path.is_dir() and path.suffix.lower() not in MANIFEST_SUFFIXES:
+        raise DataError(
+            f"{path}: a dataset is a folder of class folders, or a .csv or .parquet manifest with the columns "
+            "path,label[,split] (unpack an archive first)"
+        )
 
 
 def images_under(folder: Path, ignored: Counter[str]) -> list[str]:

@@ -14,13 +14,13 @@ from pathlib import Path
 import fewsight
 from fewsight import runs
 from fewsight.errors import RunError
-from fewsight.inference.opening import check_classes, is_ensemble, open_runs
+from fewsight.inference.opening import check_classes, open_runs
 from fewsight.machine import files
 from fewsight.recipes import recipe_differences
 from fewsight.runs import Run
 from fewsight.scores.calibration import Calibration, read_calibrations, write_calibrations
 from fewsight.scores.chosen_weights import check_not_trained_on, greedy_weights, parse_weights
-from fewsight.scores.entries import EnsembleEntry, read_entries, write_entries
+from fewsight.scores.entries import EnsembleEntry, is_ensemble, read_entries, write_entries
 from fewsight.scores.members import check_same_images, make_member
 from fewsight.scores.opening import open_scored
 from fewsight.scores.store import SUFFIX, read_store

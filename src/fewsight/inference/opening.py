@@ -15,7 +15,7 @@ from fewsight.inference.score_run import LabelledFile, ScoringResult, num_thread
 from fewsight.machine import files
 from fewsight.machine.device import compute_threads
 from fewsight.runs import Run
-from fewsight.scores.entries import ENSEMBLE, EnsembleEntry, read_entries, write_entries
+from fewsight.scores.entries import EnsembleEntry, is_ensemble, read_entries, write_entries
 from fewsight.scores.log_probs import mean_probs, weighted_mean
 from fewsight.scores.members import Scored, scored_ensemble, scored_run
 from fewsight.scores.scoring import SharedLoads, views_of
@@ -72,11 +72,6 @@ class RunsAndViews:
             ((name, store),) = stores.items()
             return scored_run(self.path, name, store, self.view_names)
         return scored_ensemble(self.path, self.entries, stores, self.view_names)
-
-
-def is_ensemble(path: Path) -> bool:
-    """Whether `path` is an ensemble's folder."""
-    return (path / ENSEMBLE).is_file()
 
 
 def open_runs(path: Path, views: str | None) -> RunsAndViews:

@@ -60,6 +60,24 @@ def parse_recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), sourc
         raise RecipeError(f"recipe {source}: " + "; ".join(first_few(sentences))) from error
 
 
+def check_keys(overrides: Sequence[str], source: str) -> None:
+    """Check that overrides name keys of a recipe, without the recipe.
+
+    Raises:
+        RecipeError: one does not; the message names the nearest.
+    """
+    values: dict[str, Any] = {"stages": [{} for _ in range(100)]}
+    for override in overrides:
+        _apply(values, override)
+    try:
+        Recipe.model_validate(values)
+    except ValidationError as error:
+        unknown = [dict(problem) for problem in error.errors() if problem["type"] == "extra_forbidden"]
+        if unknown:
+            sentences = dict.fromkeys(_explain(problem, values) for problem in unknown)
+            raise RecipeError(f"recipe {source}: " + "; ".join(first_few(sentences))) from error
+
+
 def recipe_toml(recipe: Recipe, heading: str = "") -> str:
     """A recipe as TOML with every value written out; `heading` becomes comment lines at its top."""
     comments = "".join(f"# {line}\n" for line in heading.splitlines())
@@ -199,15 +217,34 @@ def _key_below(value: Any) -> str:
 
 
 def _nearest_keys(location: Sequence[int | str]) -> list[str]:
-    """The keys that an unknown one may stand for: very similar in its section, of its name elsewhere, less similar."""
-    name, in_section = str(location[-1]), _keys_at(location[:-1])
-    elsewhere: dict[str, list[str]] = {}
-    for key in _all_keys(Recipe):
-        elsewhere.setdefault(key.rpartition(".")[2], []).append(key)
-    for names, cutoff in ((in_section, 0.7), (elsewhere, 1.0), (in_section, 0.5), (elsewhere, 0.75)):
-        if match := difflib.get_close_matches(name, names, 1, cutoff):
-            return [".".join(map(str, [*location[:-1], match[0]]))] if names is in_section else elsewhere[match[0]]
-    return [key for last, keys in elsewhere.items() if name in last.split("_") for key in keys][:3]
+    """The keys that an unknown one may stand for.
+
+    They have it as a word or are very similar in its section, are of its name elsewhere, less similar in its section,
+    or similar elsewhere.
+    """
+    name, section = str(location[-1]), [str(part) for part in location[:-1]]
+    in_section, elsewhere = _keys_at(location[:-1]), list(_all_keys(Recipe))
+    if words := [".".join([*section, key]) for key in in_section if name in key.split("_")]:
+        return words[:3]
+    for cutoff, others in ((0.7, keys_named(name)), (0.5, _similar(name, elsewhere, 0.75))):
+        if match := difflib.get_close_matches(name, in_section, 1, cutoff):
+            return [".".join([*section, match[0]])]
+        if others:
+            return others
+    return []
+
+
+def keys_named(name: str) -> list[str]:
+    """The keys of a recipe with this last part; without any, those that have it as a word: `batch` in `batch_size`."""
+    lasts = {key: key.rpartition(".")[2] for key in _all_keys(Recipe)}
+    exact = [key for key, last in lasts.items() if last == name]
+    return exact or [key for key, last in lasts.items() if name in last.split("_")][:3]
+
+
+def _similar(name: str, keys: Sequence[str], cutoff: float) -> list[str]:
+    """Those of the keys whose last part is the most similar to `name`."""
+    match = difflib.get_close_matches(name, [key.rpartition(".")[2] for key in keys], 1, cutoff)
+    return [key for key in keys if key.rpartition(".")[2] in match]
 
 
 def _all_keys(section: type[Section]) -> Iterator[str]:

@@ -5,9 +5,10 @@ metrics.json and state/. There are no pickles; every file is replaced atomically
 """
 
 import contextlib
+import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,6 +69,23 @@ def check_new(path: Path, *, resumable: bool = True) -> None:
         else:
             alternative = ", or remove it first" if kind == "a run" else ""
         raise RunError(f"{path} already exists ({kind}); choose another --out{alternative}. Nothing was changed.")
+
+
+def check_out(out: Path, folders: Sequence[Path]) -> None:
+    """Check, before the images are read, that the run folders can be written.
+
+    Raises:
+        RunError: one of them exists, or no folder can be created there.
+    """
+    if folders and folders[0] != out and (out / "run.json").exists():
+        check_new(out)  # raises: `out` itself is a run
+    for folder in folders:
+        check_new(folder)
+    existing = next(parent for parent in (out, *out.absolute().parents) if os.path.lexists(parent))
+    if not existing.is_dir():
+        raise RunError(f"--out {out}: {existing} is a file, not a folder; choose another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise RunError(f"--out {out}: the folder {existing} is not writable; choose another folder")
 
 
 def create_run(

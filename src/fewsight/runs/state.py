@@ -5,15 +5,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import load, save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from fewsight.errors import RunError
 from fewsight.machine import files
 from fewsight.runs.folder import MAX_BYTES
 from fewsight.runs.info import WRITER
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,13 @@ class StateFile:
     values: dict[str, Any]
 
 
-def save_state(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+def save_state(path: Path, tensors: "Mapping[str, Tensor]", values: Mapping[str, Any]) -> None:
     """Save the state for resuming: the tensors in a new file, then state.json, which names that file.
 
     A crash at any moment leaves either the previous state or this one, complete. One digest covers both files.
     """
+    from safetensors.torch import save
+
     folder = path / "state"
     files.make_folder(folder)
     data = save(dict(tensors))
@@ -46,7 +48,7 @@ def has_state(path: Path) -> bool:
     return (path / "state" / "state.json").is_file()
 
 
-def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def read_state(path: Path) -> "tuple[dict[str, Tensor], dict[str, Any]] | None":
     """Read the last saved state; None if there is none yet.
 
     Returns:
@@ -55,6 +57,8 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     Raises:
         RunError: the state is damaged.
     """
+    from safetensors.torch import load
+
     if not has_state(path):
         return None
     file = path / "state" / "state.json"

@@ -3,23 +3,25 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
 
 from fewsight.errors import RunError, WeightsError
 from fewsight.machine import files
 from fewsight.runs.folder import MAX_BYTES, Run, update_info
 from fewsight.runs.info import FORMAT
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 WEIGHTS = "weights.safetensors"
 
 
-def save_weights(run: Run, tensors: Mapping[str, Tensor], **notes: Any) -> Run:
+def save_weights(run: Run, tensors: "Mapping[str, Tensor]", **notes: Any) -> Run:
     """Write weights.safetensors, and its digest and `notes` to run.json."""
+    from safetensors.torch import save
+
     metadata = json.dumps({"format": FORMAT, "classes": run.classes})
     data = save(dict(tensors), {"fewsight": metadata})  # one entry: safetensors writes several in arbitrary order
     files.write_bytes(run.path / WEIGHTS, data)
@@ -38,7 +40,7 @@ def require_weights(run: Run) -> None:
         raise RunError(f"{run.path} has no weights yet: {files.why_unfinished(run.path)}")
 
 
-def read_weights(run: Run) -> dict[str, Tensor]:
+def read_weights(run: Run) -> "dict[str, Tensor]":
     """Read the run's weights, checked against the digest in run.json.
 
     Raises:
@@ -48,7 +50,7 @@ def read_weights(run: Run) -> dict[str, Tensor]:
     require_weights(run)
     data = files.read_inside(run.path / WEIGHTS, MAX_BYTES)
     tensors = _tensors(run.path / WEIGHTS, data, run.info.weights_digest)
-    bad = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+    bad = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)
     if bad is not None:
         raise WeightsError(
             f"{run.path / WEIGHTS}: {bad} holds numbers that are not finite, so it gives no probabilities; "
@@ -72,7 +74,9 @@ def _classes_in(weights: bytes) -> list[str] | None:
     return classes if isinstance(classes, list) else None
 
 
-def _tensors(file: Path, data: bytes, digest: str | None) -> dict[str, Tensor]:
+def _tensors(file: Path, data: bytes, digest: str | None) -> "dict[str, Tensor]":
+    from safetensors.torch import load
+
     if digest != files.digest_of(data):
         raise WeightsError(f"{file} is damaged (its digest is not the one that was written); restore it from a copy")
     try:

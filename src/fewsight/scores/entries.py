@@ -27,6 +27,11 @@ class EnsembleFile:
     rows: tuple[EnsembleEntry, ...]
 
 
+def is_ensemble(path: Path) -> bool:
+    """Whether `path` is an ensemble's folder."""
+    return (path / ENSEMBLE).is_file()
+
+
 def read_entries(path: Path) -> tuple[EnsembleEntry, ...]:
     """The entries of an ensemble's ensemble.json.
 

@@ -14,7 +14,6 @@ import numpy as np
 from fewsight import runs
 from fewsight.apps.report.suspects import confident_from, suspects
 from fewsight.errors import RunError
-from fewsight.inference.opening import is_ensemble
 from fewsight.machine import files
 from fewsight.recipes import Recipe
 from fewsight.runs import Run
@@ -27,7 +26,7 @@ from fewsight.scores.calibration import (
     reliability_bins,
     view_names,
 )
-from fewsight.scores.entries import read_entries
+from fewsight.scores.entries import is_ensemble, read_entries
 from fewsight.scores.fusion import fused_log_probs, label_indices
 from fewsight.scores.members import Scored
 from fewsight.scores.metrics import Figures, Paired, Proportion, evaluate_scores, paired, wilson

@@ -22,11 +22,11 @@ from fewsight.data import evaluation_samples, read_dataset
 from fewsight.data.prepare import Prepared, prepare
 from fewsight.errors import DataError, RecipeError, RunError
 from fewsight.inference.ensemble import combine
-from fewsight.inference.opening import is_ensemble
 from fewsight.machine import files
 from fewsight.machine.cores import num_cores
 from fewsight.machine.device import gpus, resolve_device
 from fewsight.recipes import Data
+from fewsight.scores.entries import is_ensemble
 from fewsight.scores.members import NO_FLIP
 from fewsight.scores.store import Store, read_store
 from fewsight.terminal import duration, printable, progress_counter

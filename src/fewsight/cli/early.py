@@ -1,0 +1,82 @@
+"""Plain checks of arguments before a command loads torch, so that a mistyped path is answered at once.
+
+Each raises what the command itself would raise.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from fewsight.errors import RecipeError
+
+
+def check_run(path: Path, data: Path | None = None) -> None:
+    """Check that `path` is a run or an ensemble, and that there can be a dataset at `data`.
+
+    Raises:
+        DataError, RunError: it is neither, or there cannot.
+    """
+    from fewsight import runs
+    from fewsight.scores.entries import is_ensemble
+
+    if not is_ensemble(path):
+        runs.read_run(path)
+    if data is not None:
+        check_data(data)
+
+
+def check_exists(path: Path) -> None:
+    """Check that there is something where a run should be, which may be a folder of runs.
+
+    Raises:
+        RunError: there is nothing.
+    """
+    if not path.exists():
+        check_run(path)
+
+
+def check_scored(path: Path) -> None:
+    """Check that there is something where a run with scores should be, which may be a reproduction.
+
+    Raises:
+        RunError: there is nothing.
+    """
+    from fewsight.scores.opening import open_scored
+
+    if not path.exists():
+        open_scored(path, "test")
+
+
+def check_data(path: Path) -> None:
+    """Check that there can be a dataset at `path`.
+
+    Raises:
+        DataError: there cannot.
+    """
+    from fewsight.data import check_source
+
+    check_source(path)
+
+
+def check_training(
+    data: Path, out: Path, folders: Sequence[Path], recipe: str, hours: float | None, overrides: Sequence[str]
+) -> None:
+    """Check the arguments of a new training, as far as that is possible without its images.
+
+    Args:
+        folders: the run folders to write; empty for a preview.
+
+    Raises:
+        DataError, RecipeError, RunError: as `fewsight.train`.
+    """
+    from fewsight import runs
+    from fewsight.recipes import check_keys, load_recipe
+
+    if hours is not None and not 0 < hours < math.inf:
+        raise RecipeError(f"--hours {hours:g}: expected a number above 0, for example 0.5")
+    runs.check_out(out, folders)
+    if recipe == "auto":
+        check_keys(overrides, recipe)
+    else:
+        load_recipe(recipe, overrides)
+    check_data(data)
