@@ -46,7 +46,7 @@ def export_run(
     """Write a run or an ensemble as an ONNX file that gives the probabilities of `predict`.
 
     Args:
-        views: center (a run's default), paper (an ensemble's) or names with commas.
+        views: center (a run's default), paper or names with commas; an ensemble has its own default.
         crop: the graph takes upright images of any size and cuts the views itself.
         int8: quantise convolutions to 8 bits, calibrated on training images.
         compare_on: the images that the file is compared with `predict` on; None: the run's val images.
