@@ -10,12 +10,16 @@ import platformdirs
 import pytest
 from PIL import Image
 
+from fewsight.apps.check import check
 from fewsight.data import Sample, Scanned, channel_stats, memory, scan, scanning
+from fewsight.data.memory import memory_notes
+from fewsight.data.prepare import prepare
+from fewsight.recipes import Data
 
 
 def images(root: Path, count: int = 70) -> list[Sample]:
     rng = np.random.default_rng(0)
-    root.mkdir(exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         Image.fromarray(rng.integers(0, 256, (3, 4 + i % 3, 3)).astype(np.uint8)).save(root / f"{i:03}.png")
     return [Sample(f"{i:03}.png", "a") for i in range(count)]
@@ -104,6 +108,19 @@ def test_scan_works_without_its_cache(tmp_path: Path, damage: str, monkeypatch: 
     else:
         monkeypatch.setenv("FEWSIGHT_CACHE", str(tmp_path / "data/000.png/sub"))
     assert scan(tmp_path / "data", samples, workers=2) == first
+
+
+def test_user_without_a_home_is_told_that_nothing_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container that runs with a number as its user."""
+    assert memory_notes() == ()
+    monkeypatch.delenv("FEWSIGHT_CACHE")
+    monkeypatch.setattr(platformdirs, "user_cache_dir", no_home)
+    for label in ("a", "b"):
+        images(tmp_path / "data" / label, 6)
+    for notes in (prepare(tmp_path / "data", Data()).notes, check(tmp_path / "data").notes):
+        assert notes[-1].endswith("set FEWSIGHT_CACHE to a folder that may be written")
 
 
 def test_scan_reports_its_progress(tmp_path: Path) -> None:

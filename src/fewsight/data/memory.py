@@ -189,6 +189,18 @@ def open_memory() -> Iterator[Memory]:
         memory.turn_off()
 
 
+def memory_notes() -> tuple[str, ...]:
+    """A line for the user where nothing can be remembered."""
+    connection = _connect()
+    if connection is not None:
+        connection.close()
+        return ()
+    return (
+        "what is read of the images is not remembered, so the next command reads them all again: this user has no "
+        "folder for it; set FEWSIGHT_CACHE to a folder that may be written",
+    )
+
+
 def _connect() -> sqlite3.Connection | None:
     connection = None
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fewsight.data import Dataset, Sample, Scanned, channel_stats, digest, read_dataset, scan, training_samples
 from fewsight.data.leaks import Leaks, find_leaks
+from fewsight.data.memory import memory_notes
 from fewsight.data.samples import sample_indices, size_of
 from fewsight.data.training_set import ListedImage, RunData, TrainingSet
 from fewsight.errors import DataError
@@ -108,6 +109,7 @@ def _fix(dataset: Dataset, source: Path, settings: Data, chosen: _Chosen) -> Pre
         left_out=chosen.left_out,
         ignored=dict(dataset.ignored),
         leaks=chosen.leaks.as_json(),
+        test_splits=[split for split in dataset.splits if split not in ("train", "val")],
     )
     images = TrainingSet(
         root=dataset.root.resolve(),
@@ -124,7 +126,18 @@ def _fix(dataset: Dataset, source: Path, settings: Data, chosen: _Chosen) -> Pre
         for scan in [scans[sample.path]]
     ]
     sizes = tuple((scans[sample.path].width, scans[sample.path].height) for sample in train)
-    return Prepared(chosen.classes, images, facts, listed, sizes, dataset.notes)
+    notes = (*dataset.notes, *memory_notes(), *([] if val or settings.merge_val else [_note_on_val(dataset)]))
+    return Prepared(chosen.classes, images, facts, listed, sizes, notes)
+
+
+def _note_on_val(dataset: Dataset) -> str:
+    """What a training without val lacks, and how to get one; of splits that are named, all of train is trained on."""
+    folder = dataset.root / dataset.names.get("train", "train")
+    hint = f", or train on {folder} alone, of which a part is then held out (--holdout)" if folder.is_dir() else ""
+    return (
+        "there is no val split, so accuracy is not measured while training, and probabilities cannot be calibrated; "
+        f"call some of the training images val{hint}"
+    )
 
 
 def _check_bad(source: Path, left_out: list[dict[str, str]], total: int, max_bad: float) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from fewsight.apps.check.findings import Entry, Finding, find_problems
 from fewsight.data import Dataset, Sample, images_under, is_hidden, load_compared, read_dataset, scan
+from fewsight.data.memory import memory_notes
 from fewsight.machine.cores import num_cores
 
 
@@ -74,7 +75,7 @@ def check(
         counts.setdefault(entry.split, Counter())[entry.label or ""] += entry.scanned.error is None
     plain = {split: dict(classes) for split, classes in counts.items()}
     findings = find_problems(entries, empty, hidden, load, dataset.ignored)
-    about = str(data), dataset.root, dataset.layout, dataset.notes
+    about = str(data), dataset.root, dataset.layout, (*dataset.notes, *memory_notes())
     return CheckResult(*about, plain, len(entries), tuple(findings))
 
 
