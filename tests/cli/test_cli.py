@@ -451,6 +451,21 @@ def test_train_prints_plain_lines_and_the_next_command(command: Command, digit_i
     assert all(char.isprintable() or char == "\n" for char in answer.out)
 
 
+def test_data_without_val_is_said_and_its_test_is_next(command: Command, digit_images: Path, tmp_path: Path) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    for split in ("train", "test"):
+        shutil.copytree(digit_images / split, data / split)
+    answer = command("train", data, "--out", run, *QUICK)
+    assert (answer.code, answer.err) == (0, "")
+    assert "note: there is no val split, so accuracy is not measured while training" in answer.out
+    assert f"or train on {data / 'train'} alone, of which a part is then held out (--holdout)" in answer.out
+    assert answer.out.splitlines()[-1] == f"next: fewsight evaluate {run} {data}"
+    assert "(test, " in command("evaluate", run, data).out
+    answer = command("train", data / "train", "--out", tmp_path / "part", *QUICK)
+    assert answer.out.startswith("3 classes; images: 15 train, 3 val\n"), "the advice can be followed"
+    assert "no val split" not in answer.out
+
+
 def test_seeds_share_a_plan_and_give_mean_and_deviation(command: Command, digit_images: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"
     answer = command("train", digit_images, "--out", out, "--seeds", "3,1", *QUICK, "--set", "stages.0.epochs=1")

@@ -37,8 +37,8 @@ def show_run(run: "Run", console: Console) -> None:
 
 def show_next(run: "Run", console: Console) -> None:
     """Print the command to run next after training."""
-    test_splits = [split for split in run.data.counts if split != "train"]
-    words = ["evaluate", str(run.path), run.data.source] if test_splits else ["predict", str(run.path), "IMAGES"]
+    has_labels = run.data.test_splits or "val" in run.data.counts
+    words = ["evaluate", str(run.path), run.data.source] if has_labels else ["predict", str(run.path), "IMAGES"]
     console.print(f"next: {shell_command(['fewsight', *words])}")
 
 

@@ -64,3 +64,4 @@ class RunData:
     left_out: list[dict[str, str]]  # {"path", "split", "error"} of images that are unreadable or leak
     ignored: dict[str, int]  # reason -> number of skipped files and folders
     leaks: dict[str, Any] = field(default_factory=dict)  # the policy; equal and near pairs with other splits
+    test_splits: list[str] = field(default_factory=list)  # with labels, neither trained on nor val
