@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONUTF8 := 1
+unexport PYTHONDONTWRITEBYTECODE # each process of the tests would compile everything again
 
 .PHONY: demo test test-all trace check format bench docs setup clean
 
