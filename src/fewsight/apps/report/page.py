@@ -20,6 +20,7 @@ from fewsight.recipes import Recipe, recipe_toml
 from fewsight.runs import Run
 from fewsight.scores.calibration import calibration_error, view_names
 from fewsight.terminal import printable, trained_on_note
+from fewsight.wording import counted
 
 MAX_TABLE_CLASSES = 30  # the confusion matrix of more classes is an image instead of a table
 MAX_GROUPS = 5  # shown of a finding in the data
@@ -88,9 +89,14 @@ def write_report(
 def _template() -> Template:
     """The page's template, with filters for names and percentages."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"name": printable, "percent": lambda value: "-" if value is None else f"{100 * value:.1f}"}
+    environment.filters |= {"name": printable, "percent": _percent, "counted": counted}
     text = resources.files("fewsight.apps.report").joinpath("page.html").read_text(encoding="utf-8")
     return environment.from_string(text)
+
+
+def _percent(value: float | None) -> str:
+    """A proportion in percent, without the sign."""
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _run_values(facts: RunFacts) -> dict[str, Any]:
