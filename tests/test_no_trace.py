@@ -1,5 +1,7 @@
 """Importing and calling fewsight changes nothing in the process that outlives the call."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +78,52 @@ for wrong in (lambda: fewsight.train(data, run), lambda: fewsight.load("nowhere"
 assert "fewsight.machine.allocator" not in sys.modules, "the allocator's settings cannot be put back"
 print("nothing changed")
 '''
+
+
+FORKED = '''
+"""A program that predicts, forks, and predicts and trains in the child, as some task queues do."""
+import io, multiprocessing, sys, warnings
+import numpy as np
+from rich.console import Console
+import fewsight
+
+data, run = sys.argv[1:]
+images = list(np.random.default_rng(0).integers(0, 255, (40, 8, 8, 3), np.uint8))
+model = fewsight.load(run)
+probs = model.predict(images).probs
+
+
+def child():
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for loaded in (model, fewsight.load(run)):
+            assert abs(loaded.predict(images).probs - probs).max() < 1e-5
+    assert len(warned) == 1 and "it computes with one thread" in str(warned[0].message), warned
+    values = ["stages.0.epochs=1", "model.width=0.125", "run.workers=1"]
+    said = Console(file=io.StringIO(), width=500)
+    (trained,) = fewsight.train(data, run + "2", recipe="digits", overrides=values, console=said)
+    assert trained.recipe.run.threads == 1
+    assert "and may start no others: it loads the images itself" in said.file.getvalue()
+    print("done", flush=True)
+
+
+process = multiprocessing.get_context("fork").Process(target=child, daemon=True)
+process.start()
+process.join(120)
+process.kill()
+sys.exit(process.exitcode)
+'''
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems start processes with spawn")
+def test_forked_daemonic_process_computes_with_one_thread(digit_images: Path, tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "forked.py").write_text(FORKED)
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    line = [sys.executable, tmp_path / "forked.py", digit_images, run]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    host = subprocess.run(line, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    assert host.returncode == 0, host.stderr[-3000:]
+    assert host.stdout.endswith("done\n")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import time
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from fewsight.errors import RecipeError
 from fewsight.machine.cores import num_cores, openmp_threads, processes_here
+from fewsight.machine.loading import may_start_processes
 from fewsight.recipes import RunSettings
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,8 +35,11 @@ def resolve_run(run: RunSettings) -> RunSettings:
         workers = run.workers
     else:
         default = min(16, cores - 1) if device.type != "cpu" else 0 if cores <= 3 else cores // 4
+        default = default if may_start_processes() else 0
         workers = default if run.threads == "auto" else max(0, min(default, cores - run.threads))
-    threads = run.threads if run.threads != "auto" else min(max(1, cores - workers), openmp_threads(cores))
+    threads = run.threads
+    if threads == "auto":
+        threads = _usable_threads(min(max(1, cores - workers), openmp_threads(cores)))
     if threads + workers > cores and (run.threads != "auto" or run.workers != "auto"):
         raise RecipeError(
             f"run.threads = {threads} and run.workers = {workers} need {threads + workers} cores, "
@@ -125,10 +130,33 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, AUTOCAST_DTYPES[precision])
 
 
+_started_in: int | None = None  # the process in which torch may have started its compute threads for this module
+
+
+def _usable_threads(threads: int) -> int:
+    """As many of `threads` as this process can compute with: 1 if it was forked after torch had started threads.
+
+    A forked process has none of them, and torch would wait for them for ever, so torch is left with one thread there.
+    """
+    global _started_in
+    if _started_in in (None, os.getpid()):
+        _started_in = os.getpid() if max(threads, torch.get_num_threads()) > 1 else _started_in
+        return threads
+    if torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+        warnings.warn(
+            "this process was forked after torch had started its compute threads, which it does not have: it computes "
+            "with one thread (start processes with spawn or forkserver to use more)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return 1
+
+
 @contextlib.contextmanager
 def compute_threads(threads: int) -> Iterator[None]:
-    """Compute with `threads` threads inside the block, and with the previous number after it."""
-    before = torch.get_num_threads()
+    """Compute with `threads` threads, or with 1 in a forked process, and with the previous number after the block."""
+    threads, before = _usable_threads(threads), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         yield

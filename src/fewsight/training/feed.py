@@ -19,7 +19,7 @@ from torch.utils.data._utils import signal_handling
 from fewsight.augment import augment_images
 from fewsight.data import PixelCache
 from fewsight.errors import DataError, RunError
-from fewsight.machine.loading import loading_context
+from fewsight.machine.loading import loading_context, may_start_processes
 from fewsight.machine.rng import image_stream
 from fewsight.recipes import Augment
 from fewsight.training.plans import Plan, draws_before
@@ -109,7 +109,7 @@ def batches(
     """Every batch from (first_epoch, first_step) on: (epoch, step, uint8 [n, 3, px, px], indices [B]).
 
     Args:
-        workers: loading processes; 0: load in this process.
+        workers: loading processes; 0, or where this process may start none: load in this process.
         pin: copy batches to pinned memory, for faster transfers to a GPU.
         rows: which n of a batch's B images are loaded, in that order: a process's own rows and their CutMix partners.
 
@@ -129,7 +129,8 @@ def batches(
         return keys_of(epoch, indices[loaded], draws[loaded])
 
     keys = itertools.starmap(keys_of_step, positions())
-    loaded = map(images.__getitems__, keys) if workers == 0 else _load_in_workers(images, keys, workers)
+    in_process = workers == 0 or not may_start_processes()
+    loaded = map(images.__getitems__, keys) if in_process else _load_in_workers(images, keys, workers)
     for (epoch, step, indices, _), batch in zip(positions(), loaded, strict=True):
         if isinstance(batch, DataError):
             raise DataError(f"{batch} (epoch {epoch + 1}, step {step + 1}; it could be read before training began)")

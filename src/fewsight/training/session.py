@@ -17,6 +17,7 @@ from fewsight.data.training_set import TrainingSet, list_differences
 from fewsight.errors import Interrupted, RecipeError, RunError, WriteError
 from fewsight.machine import files
 from fewsight.machine.device import random_state_kept, resolve_device, resolve_run
+from fewsight.machine.loading import may_start_processes
 from fewsight.machine.processes import ProcessGroup, joined
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
 from fewsight.runs import Origin, Run
@@ -286,6 +287,11 @@ def _fit(
         images_used = "all images (sync_norm)" if run.recipe.run.sync_norm else "each process's own images"
         console.print(
             f"{group.count} processes share each batch; batch norms compute their statistics on {images_used}"
+        )
+    if run.recipe.run.workers and not may_start_processes():
+        console.print(
+            "note: this process is daemonic, as the workers of pools and task queues are, and may start no others: it "
+            "loads the images itself, with the same result"
         )
     try:
         with files.locked(run.path, "training") if group.first else contextlib.nullcontext():
