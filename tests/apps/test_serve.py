@@ -50,7 +50,7 @@ def both(tiny_run: Path, digit_images: Path, tmp_path_factory: pytest.TempPathFa
     """An ensemble of two runs of unequal weights."""
     folder = tmp_path_factory.mktemp("both")
     fewsight.train(digit_images, folder / "o", recipe="digits", overrides=[*TINY, "run.seed=3", "eval.test_px=[16,24]"])
-    make_ensemble([str(tiny_run), str(folder / "o")], folder / "both", weights="1,3")
+    make_ensemble([str(tiny_run), str(folder / "o")], folder / "both", weights="1,3", views="paper")
     return folder / "both"
 
 
@@ -382,7 +382,9 @@ def test_stopping_service_says_so(tiny_run: Path) -> None:
     with running(tiny_run) as server:
         server.service.close()
         answer = server.predict([("files", ("a.png", picture()))])
+        health = server.client.get("/healthz")
     assert (answer.status_code, answer.json()) == (503, {"error": "the service is stopping"})
+    assert (health.status_code, health.json()) == (503, {"status": "the service is stopping"})
     assert int(answer.headers["Retry-After"]) >= 1
 
 

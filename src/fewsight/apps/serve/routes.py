@@ -117,7 +117,9 @@ async def about(service: Served) -> schemas.ModelInfo:
 
 
 async def health(service: Served) -> JSONResponse:
-    """200 while the service can answer, 503 when it must be restarted."""
+    """200 while the service can answer, 503 when it is stopping or must be restarted."""
+    if service.is_stopping:
+        return JSONResponse({"status": "the service is stopping"}, 503)
     alive = service.batcher.alive
     return JSONResponse({"status": "ok" if alive else "the model's thread has ended"}, 200 if alive else 503)
 
