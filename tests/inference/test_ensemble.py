@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,15 +20,17 @@ from conftest import TINY, Command
 from fewsight.apps import listing
 from fewsight.apps.listing import list_runs
 from fewsight.errors import RunError
-from fewsight.inference.ensemble import make_ensemble, parse_member
+from fewsight.inference import ensemble
+from fewsight.inference.ensemble import parse_member
 from fewsight.inference.evaluate import evaluate
+from fewsight.inference.model import load
 from fewsight.inference.opening import open_runs, score_folders, score_runs
 from fewsight.inference.score_run import LabelledFile, ScoringResult
 from fewsight.machine.files import LOCK
 from fewsight.scores import scoring
 from fewsight.scores.calibration import Calibration, apply_temperature, read_calibrations, write_calibrations
 from fewsight.scores.chosen_weights import greedy_weights
-from fewsight.scores.entries import read_entries
+from fewsight.scores.entries import EnsembleEntry, read_entries
 from fewsight.scores.fusion import correct_top1
 from fewsight.scores.opening import open_scored
 from fewsight.terminal import make_console
@@ -46,6 +49,11 @@ def trained(digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
         patch.setenv("FEWSIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
         trained_runs = train(digit_images, out, recipe="digits", overrides=overrides, seeds=[0, 1], console=quiet())
     return [run.path for run in trained_runs]
+
+
+def make_ensemble(texts: Sequence[str], out: Path, **options: Any) -> tuple[EnsembleEntry, ...]:
+    """As in the paper: every test size, both crops."""
+    return ensemble.make_ensemble(texts, out, **{"views": "paper", **options}).entries
 
 
 def quiet() -> Console:
@@ -236,7 +244,15 @@ def test_numbers_are_weights_of_members(
     predicted: Callable[..., np.ndarray], command: Command, mixed: Path, tmp_path: Path
 ) -> None:
     made = command(
-        "ensemble", f"x={tmp_path / 'a'}", f"y={tmp_path / 'b'}", "--out", tmp_path / "w", "--weights", "3,1"
+        "ensemble",
+        f"x={tmp_path / 'a'}",
+        f"y={tmp_path / 'b'}",
+        "--out",
+        tmp_path / "w",
+        "--weights",
+        "3,1",
+        "--views",
+        "paper",
     )
     assert (made.code, made.err) == (0, "")
     assert [line.split() for line in made.out.splitlines()[:2]] == [
@@ -425,7 +441,18 @@ def test_weights_of_other_recipes_are_not_carried_over(refused: Refused, runs: t
 def test_greedy_weights_are_chosen_on_kept_scores(command: Command, evaluated: Path) -> None:
     a, b, out = evaluated / "a", evaluated / "b", evaluated / "g"
     answer = command(
-        "ensemble", f"{a}:40", f"x={b}", f"y={a}:32", "--weights", "greedy", "--split", "test", "--out", out
+        "ensemble",
+        f"{a}:40",
+        f"x={b}",
+        f"y={a}:32",
+        "--weights",
+        "greedy",
+        "--split",
+        "test",
+        "--out",
+        out,
+        "--views",
+        "paper",
     )
     assert answer.code == 0, answer
     scored = {name: open_scored(evaluated / name, "test") for name in "ab"}
@@ -442,7 +469,7 @@ def test_greedy_weights_are_chosen_on_kept_scores(command: Command, evaluated: P
 def test_greedy_weights_need_scores_that_were_not_trained_on(
     refused: Refused, evaluated: Path, digit_images: Path
 ) -> None:
-    choose = ["ensemble", "a", "b", "--weights", "greedy", "--out", "new"]
+    choose = ["ensemble", "a", "b", "--weights", "greedy", "--views", "paper", "--out", "new"]
     assert "a has no scores of 'train'; it has scores of test, val" in refused(*choose, "--split", "train")
     for name in "ab":
         evaluate(Path(name), digit_images, split="train", console=quiet())
@@ -584,8 +611,10 @@ def test_disk_without_hard_links_gets_copies(
 
 def test_ensemble_uses_its_own_test_sizes(refused: Refused, command: Command, mixed: Path, digit_images: Path) -> None:
     for words in (("evaluate", "e", digit_images), ("predict", "e", digit_images / "test")):
-        line = refused(*words, "--views", "center-32")
-        assert "--views center-32: an ensemble has fixed test sizes; give center or paper" in line
+        line = refused(*words, "--views", "center-48")
+        assert "--views center-48: no member of e has this view; they have center-32, random-32, center-40" in line
+        line = refused(*words, "--views", "center-40")
+        assert "--views center-40: the member b has none of these views; add one of center-32" in line
     answer = command("evaluate", "e", digit_images, "--views", "center")
     assert (answer.code, "(test, center-32, center-40)" in answer.out) == (0, True)
     stores = {run: sorted(file.name for file in Path("e/runs", run, "scores/test").glob("*.f32")) for run in "ab"}
@@ -598,6 +627,51 @@ def test_ensemble_uses_its_own_test_sizes(refused: Refused, command: Command, mi
         "center-32.f32",
         "random-32.f32",
     ]
+
+
+def test_named_views_are_those_of_members_of_different_sizes(
+    predicted: Callable[..., np.ndarray], trained: list[Path], mixed: Path, tmp_path: Path
+) -> None:
+    """Each member uses those at its own sizes; the weights of sizes that are not named are left out."""
+    a, b = copied(trained[0], tmp_path / "c", 40), tmp_path / "b"
+    ensemble.make_ensemble([f"{a}:40", str(b)], tmp_path / "d", weights="3,1")
+    alone = [predicted(path, "--views", view) for path, view in ((a, "center-40"), (b, "center-32"))]
+    both = predicted(tmp_path / "d", "--views", "center-40,center-32")
+    np.testing.assert_allclose(both, 0.75 * alone[0] + 0.25 * alone[1], atol=1e-6)
+    np.testing.assert_allclose(
+        load(tmp_path / "d", "center-40,center-32").predict(sorted(tmp_path.glob("none"))).probs, np.empty((0, 3))
+    )
+    assert predicted(mixed, "--views", "center-32-noflip,random-32").shape == both.shape
+    first = predicted(tmp_path / "a", "--views", "center-32")
+    np.testing.assert_allclose(predicted(mixed, "--views", "center-32"), (first + alone[1]) / 2, atol=1e-6)
+
+
+def test_ensemble_is_tested_in_the_first_size_without_scores_that_show_more(
+    command: Command, mixed: Path, tmp_path: Path, digit_images: Path
+) -> None:
+    made = command("ensemble", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "d")
+    assert made.code == 0
+    assert entries_of(tmp_path / "d") == [("a", "a", 32, 0.5), ("b", "b", 32, 0.5)]
+    said = " ".join(made.out.split())
+    assert "views: the centre view at the first test size: " in said
+    assert "has no scores of 'val'; make them with: fewsight evaluate" in said
+    assert "(--views paper uses every size, both crops)" in said
+    assert "(test, center-32)" in command("evaluate", tmp_path / "d", digit_images).out
+    assert [open_runs(tmp_path / name, None).view_names for name in "de"] == [
+        ("center-32",), ("center-32", "random-32", "center-40", "random-40")]  # fmt: skip
+    paper = command("ensemble", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "p", "--views", "paper")
+    assert paper.code == 0
+    assert read_entries(tmp_path / "p") == read_entries(mixed)
+    nested = ensemble.make_ensemble([str(tmp_path / "d")], tmp_path / "n")
+    assert (nested.views, nested.reason) == ("center", None)
+
+
+def test_ensemble_of_runs_with_scores_of_val_has_a_temperature(command: Command, evaluated: Path) -> None:
+    made = command("ensemble", evaluated / "a", evaluated / "b", "--out", evaluated / "d")
+    assert (made.code, made.err) == (0, "")
+    assert "views: on val (12 images) every size that does no harm, both crops, has " in " ".join(made.out.split())
+    assert read_calibrations(evaluated / "d")
+    assert open_runs(evaluated / "d", None).view_names == read_calibrations(evaluated / "d")[-1].views
 
 
 def test_scores_of_members_are_copied(command: Command, evaluated: Path, digit_images: Path) -> None:
@@ -684,6 +758,7 @@ def test_stored_temperature_changes_the_confidence(
     predicted: Callable[..., np.ndarray], command: Command, evaluated: Path, digit_images: Path
 ) -> None:
     ensemble = evaluated / "e"
+    (ensemble / "calibration.json").unlink()  # it had one from the start, by the scores of its runs
     before = predicted(ensemble)
     answer = command("scores", "calibrate", ensemble)
     assert answer.code == 0

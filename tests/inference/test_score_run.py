@@ -189,7 +189,7 @@ def test_image_that_could_not_be_read_is_scored_when_it_can(
         return path.read_bytes()
 
     with monkeypatch.context() as patch:
-        for module in ("fewsight.scores.scoring", "fewsight.inference.score_run"):
+        for module in ("fewsight.scores.scoring", "fewsight.scores.store"):
             patch.setattr(f"{module}.read_bytes", read)
         store = scored_into(tmp_path / "scores", run, images, views).store
         assert [image.error is not None for image in store.images] == [file == unavailable for file in files]

@@ -93,7 +93,7 @@ def _run(run: Run) -> ListedRun:
         "run",
         "finished" if run.finished else _unfinished(run),
         f"{model.backbone}{width}, {run.recipe.augment.train_px} px",
-        stages,
+        stages + (", the epoch that was best on val" if run.recipe.run.select == "best" else ""),
         _started(run.info),
         None if val is None else val.top1,
     )

@@ -12,6 +12,8 @@ from fewsight.wording import counted
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fewsight.scores.members import Scored
+
 scores_app = App(name="scores", help="Analyse the stored scores of runs and ensembles; no model is loaded.")
 
 
@@ -39,15 +41,17 @@ def scores_rows(
     """
     from fewsight.cli.show import show_lines
     from fewsight.scores.opening import open_each, parse_views
-    from fewsight.scores.queries import fusions, lines, lines_by_size
-    from fewsight.terminal import make_console
+    from fewsight.scores.queries import better_part, fusions, lines, lines_by_size
+    from fewsight.terminal import make_console, printable
 
     console = make_console()
     opened = open_each(runs, _split_to_use(runs, split, console), parse_views(views))
     for scored in opened:
-        show_lines(console, str(scored.path), lines_by_size(scored), int(scored.trained_on.sum()))
+        show_lines(console, str(scored.path), lines_by_size(scored), _notes(scored))
     for text, fused in fusions(opened, views, equal_weights=fuse, weights=weights, choose_on=choose_on):
-        show_lines(console, text, lines([("fusion", fused.weights)]), int(fused.trained_on.sum()))
+        show_lines(console, text, lines([("fusion", fused.weights)]), _notes(fused))
+        if (better := better_part(fused)) is not None:
+            console.print(printable(f"  note: {better}"))
     return 0
 
 
@@ -96,7 +100,7 @@ def scores_ablate(runs: tuple[Path, ...], /, *, split: str | None = None) -> int
     from fewsight.scores.opening import open_each
     from fewsight.scores.queries import ablate
     from fewsight.scores.queries import fuse as fuse_runs
-    from fewsight.terminal import make_console, trained_on_note
+    from fewsight.terminal import make_console
 
     console = make_console()
     opened = open_each(runs, _split_to_use(runs, split, console))
@@ -104,9 +108,7 @@ def scores_ablate(runs: tuple[Path, ...], /, *, split: str | None = None) -> int
     ablation = ablate(scored)
     title = f"{len(runs)} runs, uniform over {counted(len(scored.sized_runs), 'test size')}"
     title = str(runs[0]) if len(runs) == 1 else title
-    if number := int(scored.trained_on.sum()):
-        console.print(trained_on_note(number, len(scored.trained_on)))
-    show_lines(console, title, [ablation.whole])
+    show_lines(console, title, [ablation.whole], _notes(scored))
     for group, parts in ablation.groups:
         show_lines(console, f"{group}, against all together", parts)
     return 0
@@ -158,6 +160,13 @@ def scores_calibrate(
         console.print(f"copied from {from_}, where it was fitted:")
     show_calibrations(console, run, calibrations)
     return 0
+
+
+def _notes(scored: "Scored") -> list[str]:
+    """Why figures on these images are optimistic, if they are."""
+    from fewsight.terminal import optimistic_notes
+
+    return optimistic_notes(int(scored.trained_on.sum()), int(scored.chose_weights.sum()), len(scored.trained_on))
 
 
 def _split_to_use(runs: Sequence[Path], split: str | None, console: "Console") -> str:

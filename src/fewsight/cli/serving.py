@@ -24,8 +24,8 @@ def export(
     Args:
         run: the run folder, or an ensemble.
         out: the .onnx file to write.
-        views: center (one view; a run's default), paper (every test size, two crops; an ensemble's default), or names
-            such as center-224; center-224-noflip leaves out the mirrored view.
+        views: center (one view; a run's default), paper (every test size, two crops), or names such as center-224;
+            center-224-noflip leaves out the mirrored view. An ensemble has its own default.
         crop: take upright images of any size, each batch of one shape, and cut the views inside the graph.
         int8: quantise convolutions to 8 bits, calibrated on training images; prints how predictions change.
         data: where the run's data is now (where it was when the run began).
@@ -81,8 +81,8 @@ def serve(
         host: the address to listen on; one that other machines can reach needs a token (127.0.0.1).
         port: the port to listen on; 0 takes a free one and prints it (8000).
         token: the token that requests must carry; FEWSIGHT_TOKEN in the environment keeps it out of the process list.
-        views: center (one view; a run's default), paper (every test size, two crops; an ensemble's default), or names
-            such as center-224,random-320.
+        views: center (one view; a run's default), paper (every test size, two crops), or names such as
+            center-224,random-320. An ensemble has its own default.
         max_mb: the largest request, in MiB (64).
         max_megapixels: the largest image, in millions of pixels (50).
         max_files: the most files in a request (64).

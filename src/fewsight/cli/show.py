@@ -8,11 +8,20 @@ from rich.console import Console
 from rich.table import Table
 
 from fewsight.scores.metrics import read_val_figures
-from fewsight.terminal import MIN_NAME_CELLS, padded, plain_table, printable, shortened, trained_on_note
+from fewsight.terminal import (
+    MIN_NAME_CELLS,
+    optimistic_notes,
+    padded,
+    plain_table,
+    print_first,
+    printable,
+    shortened,
+)
 from fewsight.wording import counted, shell_command
 
 if TYPE_CHECKING:
     from fewsight.apps.listing import ListedRun
+    from fewsight.inference.evaluate import Evaluation
     from fewsight.runs import Run
     from fewsight.scores.calibration import Calibration
     from fewsight.scores.entries import EnsembleEntry
@@ -30,6 +39,8 @@ def show_run(run: "Run", console: Console) -> None:
         console.print(f"val top-1 {val.top1} on {num_read}{counted(val.num_images, 'image')}")
         balanced, macro_f1 = 100 * val.balanced_accuracy, 100 * val.macro_f1
         console.print(f"balanced accuracy {balanced:.1f} %, macro-F1 {macro_f1:.1f} %")
+        if run.recipe.run.select == "best":
+            console.print("note: val chose the epoch of the weights (run.select = best): these figures are optimistic")
     if run.info.collapsed:
         console.print("note: the loss had collapsed when training ended; log.jsonl says since when, and what to change")
     console.print(f"the run is in {run.path}")
@@ -49,6 +60,26 @@ def show_seeds(runs: Sequence["Run"], console: Console) -> None:
     if len(percentages) > 1:
         mean, sd = statistics.mean(percentages), statistics.stdev(percentages)
         console.print(f"val top-1 over {len(percentages)} seeds: {mean:.1f} ± {sd:.1f} % (mean ± standard deviation)")
+
+
+def show_evaluation(console: Console, run: Any, evaluation: "Evaluation") -> None:
+    """Print the figures of a run or an ensemble on a split, with what must be known to read them."""
+    figures, num_views = evaluation.figures, len(evaluation.views)
+    views = ", ".join(evaluation.views) if num_views <= 2 else counted(num_views, "view")
+    if evaluation.num_left_out:
+        total = evaluation.num_left_out + figures.num_images
+        console.print(
+            f"left out: {evaluation.num_left_out:,} of {counted(total, 'image')}, because they were in the training "
+            "set; --split all tests them too"
+        )
+    for note in optimistic_notes(evaluation.num_trained_on, evaluation.num_chose_weights, figures.num_images):
+        console.print(note)
+    show_figures(console, figures, f"{run} on {evaluation.data} ({evaluation.split}, {views})")
+    if evaluation.better_part is not None:
+        console.print(printable(f"note: {evaluation.better_part}"))
+    print_first(console, "unreadable", evaluation.unreadable)
+    for line in evaluation.kept:
+        console.print(printable(line))
 
 
 def show_figures(console: Console, figures: "Figures", title: str, *, max_classes: int = 10) -> None:
@@ -71,11 +102,11 @@ def show_figures(console: Console, figures: "Figures", title: str, *, max_classe
             console.print(f"  {shortened(true, cells)} → {shortened(predicted, cells)}  {count_of_pair:,}")
 
 
-def show_lines(console: Console, title: str, lines: Sequence["Line"], num_trained_on: int = 0) -> None:
+def show_lines(console: Console, title: str, lines: Sequence["Line"], notes: Sequence[str] = ()) -> None:
     """Print top-1 with its interval on each line, and the paired difference if the line has one."""
     console.print(printable(title), style="bold")
-    if num_trained_on:
-        console.print(f"  {trained_on_note(num_trained_on, lines[0].top1.total)}")
+    for note in notes:
+        console.print(f"  {note}")
     names = padded([line.name for line in lines])
     for name, line in zip(names, lines, strict=True):
         views = counted(line.num_results, "view")
@@ -101,8 +132,8 @@ def show_calibrations(console: Console, path: Any, calibrations: Sequence["Calib
             f"{counted(fit.num_images, 'image')} of {printable(fit.fitted_on)}; there NLL {fit.nll[0]:.3f} → "
             f"{fit.nll[1]:.3f}, calibration error {100 * fit.ece[0]:.1f} → {100 * fit.ece[1]:.1f} points"
         )
-        if fit.note is not None:
-            console.print(f"  note: {fit.note}")
+        for note in fit.notes:
+            console.print(f"  note: {note}")
         if fit.threshold is not None:
             console.print(
                 f"  below probability {fit.threshold.prob:.3f} an image is none of these classes: there "

@@ -13,56 +13,48 @@ from fewsight.wording import counted
 
 def evaluate(
     run: Path,
-    data: Path,
+    data: Path | None = None,
     /,
     *,
     split: str | None = None,
     views: str | None = None,
     scores: Path | None = None,
     splits: str = "",
+    reread: bool = False,
     json_: Annotated[Path | None, Parameter(name="--json")] = None,
 ) -> int:
     """Test a run or an ensemble on labelled images: top-1 and top-5 with intervals, each class, the worst confusions.
 
     Args:
         run: the run folder, or an ensemble.
-        data: a dataset, as for train; classes are matched by name.
+        data: a dataset, as for train; classes are matched by name (that of the run).
         split: the split to test (test, else val), or all for every image. Of data without splits, images that the run
             was trained on (recognised by their pixels) are left out unless this is all.
-        views: center (one view; a run's default), paper (every test size, two crops; an ensemble's default), or names
-            such as center-224,random-320; center-224-noflip leaves out the mirrored view.
+        views: center (one view; a run's default), paper (every test size, two crops), or names such as
+            center-224,random-320; center-224-noflip leaves out the mirrored view. An ensemble has its own default.
         scores: the folder in which every view's scores are stored (RUN/scores/SPLIT).
-        splits: train=NAME,val=NAME,test=NAME for splits that are not called so (as the run was trained).
+        splits: train=NAME,val=NAME,test=NAME for splits with other names (as the run was trained).
+        reread: compare the contents of every file with those that there are scores of, also where sizes and times say
+            that nothing was changed.
         json_: also write every figure to this file.
     """
     early.check_run(run, data)
-    from fewsight.cli.show import show_figures
+    from fewsight.cli.show import show_evaluation
     from fewsight.inference.evaluate import evaluate as evaluate_run
     from fewsight.machine import files
-    from fewsight.terminal import make_console, print_first, printable, trained_on_note
+    from fewsight.terminal import make_console
 
     if json_ is not None:
         files.check_target(json_, "--json")
     console = make_console()
-    evaluation = evaluate_run(run, data, split=split, views=views, scores=scores, splits=splits, console=console)
-    num_views = len(evaluation.views)
-    view_text = ", ".join(evaluation.views) if num_views <= 2 else counted(num_views, "view")
-    if evaluation.num_left_out:
-        total = evaluation.num_left_out + evaluation.figures.num_images
-        console.print(
-            f"left out: {evaluation.num_left_out:,} of {counted(total, 'image')}, because they were in the training "
-            "set; --split all tests them too"
-        )
-    if evaluation.num_trained_on:
-        console.print(trained_on_note(evaluation.num_trained_on, evaluation.figures.num_images))
-    show_figures(console, evaluation.figures, f"{run} on {data} ({evaluation.split}, {view_text})")
-    print_first(console, "unreadable", evaluation.unreadable)
-    for line in evaluation.kept:
-        console.print(printable(line))
+    evaluation = evaluate_run(
+        run, data, split=split, views=views, scores=scores, splits=splits, reread=reread, console=console
+    )
+    show_evaluation(console, run, evaluation)
     if json_ is not None:
-        about: dict[str, Any] = {"run": str(run), "data": str(data), "split": evaluation.split}
+        about: dict[str, Any] = {"run": str(run), "data": evaluation.data, "split": evaluation.split}
         about |= {"views": evaluation.views, "num_trained_on": evaluation.num_trained_on}
-        about |= {"num_left_out": evaluation.num_left_out}
+        about |= {"num_chose_weights": evaluation.num_chose_weights, "num_left_out": evaluation.num_left_out}
         files.write_json(json_, about | evaluation.figures.as_json() | {"unreadable": evaluation.unreadable})
         console.print(f"wrote {json_}")
     return 1 if evaluation.unreadable else 0
@@ -86,8 +78,8 @@ def predict(
         images: files, folders (their images sorted by code point) or quoted glob patterns.
         out: the .csv, .jsonl or .parquet file to write; without it, CSV is printed.
         top_k: the number of classes in each row (5).
-        views: center (one view; a run's default), paper (every test size, two crops; an ensemble's default), or names
-            such as center-224,random-320.
+        views: center (one view; a run's default), paper (every test size, two crops), or names such as
+            center-224,random-320. An ensemble has its own default.
         features: also write the pooled features beside OUT, one row per image: new.csv, new.features.npy.
         scores: also store every view's scores in this folder; the same command then resumes where it was stopped.
     """
@@ -123,28 +115,38 @@ def ensemble(
     out: Path,
     weights: str = "uniform",
     split: str = "val",
+    views: Literal["auto", "center", "paper"] = "auto",
     from_: Annotated[Path | None, Parameter(name="--from")] = None,
 ) -> int:
     """Combine runs into an ensemble, which averages their probabilities; classes are matched by name.
 
     Args:
-        members: [NAME=]RUN[:SIZES][+RUN[:SIZES]...] each: a run at all its test sizes or at SIZES, or several such runs
+        members: [NAME=]RUN[:SIZES][+RUN[:SIZES]...] each: a run, at SIZES or as --views says, or several such runs
             under one name, for example resnest101_ce=runs/ce:224,320,380+runs/ce448:448.
         out: the ensemble's folder to write; it must not exist yet.
         weights: uniform (the same for every run at each test size); one number per member, separated by commas; or
             greedy: members are added one at a time, with replacement, by their stored scores (uniform).
-        split: the split whose stored scores greedy uses; images that a member was trained on are refused (val).
-        from_: take the weights of this ensemble of the same recipes, for example of runs trained on train alone.
+        split: the split whose stored scores choose views and weights, and fit the temperature; images that a member was
+            trained on are refused (val).
+        views: what a run without SIZES is tested in. auto: the test sizes and crops that do no harm on the scores of
+            the split, and without such scores the centre crop at the first test size; center: the latter; paper: every
+            test size, two crops (auto).
+        from_: take the weights and views of this ensemble of the same recipes, for example of runs trained on train
+            alone.
     """
-    from fewsight.cli.show import show_members
+    from fewsight.cli.show import show_calibrations, show_members
     from fewsight.inference.ensemble import make_ensemble
-    from fewsight.terminal import make_console
+    from fewsight.terminal import make_console, printable
 
     if from_ is not None and weights != "uniform":
         raise FewsightError("--from takes the weights of that ensemble; leave out --weights")
-    specs = make_ensemble(members, out, weights=weights, split=split, carried_from=from_)
+    made = make_ensemble(members, out, weights=weights, split=split, carried_from=from_, views=views)
     console = make_console()
-    show_members(console, specs)
+    show_members(console, made.entries)
+    if made.reason is not None:
+        console.print(f"views: {printable(made.reason)} (--views paper uses every size, both crops)")
+    if made.calibrations:
+        show_calibrations(console, out, made.calibrations)
     console.print(f"the ensemble is in {out}")
     return 0
 

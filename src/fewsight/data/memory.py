@@ -24,7 +24,7 @@ from fewsight.data.decode import UNKNOWN, Header, ImageError, read_bytes
 from fewsight.machine.cores import num_cores
 
 # raised when a change of decode.py changes pixels; results of other rules or decoders are measured again
-RULES = f"3, Pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
+RULES = f"4, Pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
 
 Triple = tuple[float, float, float]
 State = tuple[int, int, int]  # size in bytes, mtime and ctime in nanoseconds
@@ -51,7 +51,7 @@ def file_digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
-def changed_files(files: Sequence[Path], digests: Sequence[str]) -> list[int]:
+def changed_files(files: Sequence[Path], digests: Sequence[str], *, reread: bool = False) -> list[int]:
     """The indices of files whose contents are no longer those that had the digests.
 
     Quick where the files are as they were at the last look of any command; else they are read, in threads. A file that
@@ -60,11 +60,12 @@ def changed_files(files: Sequence[Path], digests: Sequence[str]) -> list[int]:
     Args:
         files: to look at.
         digests: the `file_digest` that each file had; a file with "" (it could not be read) is passed over.
+        reread: read every file.
     """
 
     def is_changed(index: int) -> bool:
         stamp = stamp_of(str(files[index]))
-        digest = memory.digest(stamp)
+        digest = None if reread else memory.digest(stamp)
         if digest is None:
             try:
                 digest = file_digest(read_bytes(files[index]))

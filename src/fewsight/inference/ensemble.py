@@ -4,23 +4,26 @@ E/runs/ holds complete copies of the runs (large files as hard links where the f
 ensemble can be moved and sent; ensemble.json lists its runs at a test size with their weights.
 """
 
+import contextlib
 import itertools
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import fewsight
 from fewsight import runs
 from fewsight.errors import RunError
 from fewsight.inference.opening import check_classes, open_runs
+from fewsight.inference.tested_views import TestedViews, harmless_views, test_sizes
 from fewsight.machine import files
 from fewsight.recipes import recipe_differences
 from fewsight.runs import Run
-from fewsight.scores.calibration import Calibration, read_calibrations, write_calibrations
+from fewsight.scores.calibration import Calibration, calibrate, read_calibrations, write_calibrations
 from fewsight.scores.chosen_weights import check_not_trained_on, greedy_weights, parse_weights
-from fewsight.scores.entries import EnsembleEntry, is_ensemble, read_entries, write_entries
+from fewsight.scores.entries import EnsembleEntry, Views, is_ensemble, read_entries, read_views, write_entries
 from fewsight.scores.members import check_same_images, make_member
 from fewsight.scores.opening import open_scored
 from fewsight.scores.store import SUFFIX, read_store
@@ -38,11 +41,28 @@ MAY_DIFFER = (
 Parts = Sequence[tuple[Path, Sequence[int]]]  # of a member: run folders, each with test sizes (empty: all)
 
 
-def make_ensemble(texts: Sequence[str], out: Path, *, weights: str = "uniform", split: str = "val",
-                  carried_from: Path | None = None) -> tuple[EnsembleEntry, ...]:  # fmt: skip
+@dataclass(frozen=True)
+class NewEnsemble:
+    """An ensemble that was written."""
+
+    entries: tuple[EnsembleEntry, ...]
+    views: Views
+    reason: str | None  # for its sizes and views, where they were not given
+    calibrations: tuple[Calibration, ...]  # fitted on stored scores, if there are such
+
+
+def make_ensemble(
+    texts: Sequence[str],
+    out: Path,
+    *,
+    weights: str = "uniform",
+    split: str = "val",
+    carried_from: Path | None = None,
+    views: Literal["auto"] | Views = "auto",
+) -> NewEnsemble:
     """`combine` with members as the command line writes them, see `parse_member`."""
     members = [parse_member(text) for text in texts]
-    return combine(members, out, weights=weights, split=split, carried_from=carried_from)
+    return combine(members, out, weights=weights, split=split, carried_from=carried_from, views=views)
 
 
 def combine(
@@ -52,26 +72,32 @@ def combine(
     weights: str = "uniform",
     split: str = "val",
     carried_from: Path | None = None,
-) -> tuple[EnsembleEntry, ...]:
-    """Write an ensemble of runs.
+    views: Literal["auto"] | Views = "auto",
+) -> NewEnsemble:
+    """Write an ensemble of runs; it has a temperature from the start if its runs have scores of `split`.
 
     Args:
         members: names and parts.
         out: the ensemble's folder, which must not exist.
         weights: "uniform" over the runs at a test size; numbers separated by commas, one for each member; or "greedy":
             chosen on the scores that `evaluate` stored of `split`.
-        split: for "greedy".
-        carried_from: another ensemble of the same recipes, whose weights are used.
-
-    Returns:
-        The entries of its ensemble.json.
+        split: whose scores choose views and weights, and fit the temperature.
+        carried_from: another ensemble of the same recipes, whose weights and views are used.
+        views: that the ensemble uses by default, of runs without given sizes: center: the centre view at the first test
+            size; paper: all test sizes, both crops; auto: those that do no harm on `split`, see `harmless_views`.
 
     Raises:
         RunError: a member is not a run, lacks its weights or has different classes; the weights would be chosen on
             images that were trained on; `out` exists or cannot be written.
     """
     runs.check_new(out, resumable=False)
-    parts = [part for name, paths in members for path, sizes in paths for part in _expand(name, path, sizes)]
+    chosen = _chosen_views(members, split, views, carried_from)
+    parts = [
+        part
+        for name, paths in members
+        for path, sizes in paths
+        for part in _expand(name, path, sizes or chosen.sizes.get(path, ()))
+    ]
     paths = list(dict.fromkeys(part.path for part in parts))
     runs_by_path = {path: _finished_run(path) for path in paths}
     _check_names([name for name, _ in members])
@@ -83,7 +109,8 @@ def combine(
     elif weights == "uniform":
         part_weights = [part.weight for part in parts]
     else:
-        given = _chosen_weights(members, parts, split) if weights == "greedy" else parse_weights(weights, len(members))
+        greedy = weights == "greedy"
+        given = _chosen_weights(members, parts, split, chosen.views) if greedy else parse_weights(weights, len(members))
         totals = {name: sum(part.weight for part in parts if part.member == name) for name, _ in members}
         factors = {name: weight / totals[name] for (name, _), weight in zip(members, given, strict=True)}
         part_weights = [part.weight * factors[part.member] for part in parts]
@@ -93,8 +120,28 @@ def combine(
         for part, weight in zip(parts, part_weights, strict=True)
         if weight
     )
-    _write(out, runs_by_path[paths[0]], {names[path]: run for path, run in runs_by_path.items()}, entries)
-    return entries
+    _write(out, {names[path]: run for path, run in runs_by_path.items()}, entries, chosen.views)
+    calibrations: list[Calibration] = []
+    with contextlib.suppress(RunError):  # no scores that may calibrate
+        calibrations = calibrate(out, split, None)
+    return NewEnsemble(entries, chosen.views, chosen.reason, tuple(calibrations))
+
+
+def _chosen_views(
+    members: Sequence[tuple[str, Parts]], split: str, views: Literal["auto"] | Views, carried_from: Path | None
+) -> TestedViews:
+    """The sizes of the runs without given sizes, and the views at all sizes."""
+    every = [(path, sizes) for _, paths in members for path, sizes in paths]
+    own = {path: _finished_run(path) for path, sizes in every if not sizes and not is_ensemble(path)}
+    if carried_from is not None and is_ensemble(carried_from):  # anything else is refused with the weights
+        return TestedViews({}, read_views(carried_from), None)
+    if views == "auto" and own:
+        return harmless_views(own, split)
+    if views == "center":
+        return TestedViews({path: test_sizes(run)[:1] for path, run in own.items()}, "center", None)
+    nested = [path for path, _ in every if is_ensemble(path)]
+    only_center = views == "auto" and len(nested) == len(every) and all(read_views(path) == "center" for path in nested)
+    return TestedViews({}, "center" if only_center else "paper", None)
 
 
 @dataclass(frozen=True)
@@ -110,7 +157,7 @@ class _Part:
 def _expand(member: str, path: Path, sizes: Sequence[int]) -> list[_Part]:
     """A run at some test sizes (empty: all of them), or all parts of an ensemble with its weights."""
     if not is_ensemble(path):
-        return [_Part(member, path, px, 1.0) for px in sizes or _test_sizes(_finished_run(path))]
+        return [_Part(member, path, px, 1.0) for px in sizes or test_sizes(_finished_run(path))]
     if sizes:
         raise RunError(f"{path} is an ensemble and is used as a whole; leave out :{','.join(map(str, sizes))}")
     entries = read_entries(path)
@@ -163,11 +210,6 @@ def _folder_names(paths: Sequence[Path], parts: Sequence[_Part]) -> list[str]:
     return names
 
 
-def _test_sizes(run: Run) -> tuple[int, ...]:
-    assert run.recipe.eval.test_px != "auto", "a resolved recipe has its test sizes"
-    return tuple(run.recipe.eval.test_px)
-
-
 def _check_sizes(parts: Sequence[_Part], runs_by_path: Mapping[Path, Run]) -> None:
     """Check that each run has the test sizes that are used, and that none is used twice.
 
@@ -175,7 +217,7 @@ def _check_sizes(parts: Sequence[_Part], runs_by_path: Mapping[Path, Run]) -> No
         RunError: names the run and the size.
     """
     for part in parts:
-        if part.px not in (sizes := _test_sizes(runs_by_path[part.path])):
+        if part.px not in (sizes := test_sizes(runs_by_path[part.path])):
             raise RunError(
                 f"{part.path} is not tested at {part.px} px; its test sizes are {', '.join(map(str, sizes))}"
             )
@@ -188,9 +230,15 @@ def _check_sizes(parts: Sequence[_Part], runs_by_path: Mapping[Path, Run]) -> No
         )
 
 
-def _chosen_weights(members: Sequence[tuple[str, object]], parts: Sequence[_Part], split: str) -> tuple[float, ...]:
+def _chosen_weights(
+    members: Sequence[tuple[str, object]], parts: Sequence[_Part], split: str, views: Views
+) -> tuple[float, ...]:
     """Greedy weights of the members, on the stored scores of a split."""
-    scored = {path: open_scored(path, split) for path in dict.fromkeys(part.path for part in parts)}
+    names = {
+        path: [f"center-{part.px}" for part in parts if part.path == path and views == "center"]
+        for path in dict.fromkeys(part.path for part in parts)
+    }
+    scored = {path: open_scored(path, split, of_path) for path, of_path in names.items()}
     check_same_images([run.first_store for run in scored.values()])
     for run in scored.values():
         check_not_trained_on(run, "weights")
@@ -244,15 +292,15 @@ def check_same_recipe(source: Run, run: Run) -> None:
         )
 
 
-def _write(out: Path, first: Run, members: Mapping[str, Run], entries: Sequence[EnsembleEntry]) -> None:
+def _write(out: Path, members: Mapping[str, Run], entries: Sequence[EnsembleEntry], views: Views) -> None:
     used = {entry.run for entry in entries}
     files.make_folder(out / "runs")
     try:
         for name, run in members.items():
             if name in used:
                 _copy_run(run.path, out / "runs" / name)
-        files.write_json(out / "classes.json", list(first.classes))
-        write_entries(out, entries)
+        files.write_json(out / "classes.json", list(next(iter(members.values())).classes))
+        write_entries(out, entries, views)
         info = {
             "format": runs.FORMAT,
             "kind": "ensemble",

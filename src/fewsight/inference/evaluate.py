@@ -18,6 +18,7 @@ from fewsight.runs import Run, held_out, trained_on
 from fewsight.scores.fusion import fused_log_probs
 from fewsight.scores.members import Scored
 from fewsight.scores.metrics import Figures, evaluate_scores
+from fewsight.scores.queries import better_part
 from fewsight.terminal import make_console, printable, progress_counter
 from fewsight.wording import counted
 
@@ -28,23 +29,27 @@ UNSEEN = "unseen"  # the name of the split that is left of data without splits
 class Evaluation:
     """Metrics of a run or an ensemble on a split, and how many of its images were trained on."""
 
+    data: str
     split: str
     views: tuple[str, ...]
     figures: Figures
     num_trained_on: int
     unreadable: tuple[str, ...]
     kept: tuple[str, ...]  # where the scores are stored, or why they are not
+    num_chose_weights: int = 0  # images on which the run chose the epoch of its weights (run.select = best)
+    better_part: str | None = None  # says which member, or which size, has a higher accuracy alone
     num_left_out: int = 0  # images of data without splits that were trained on and therefore not tested
 
 
 def evaluate(
     path: str | Path,
-    data: str | Path,
+    data: str | Path | None = None,
     *,
     split: str | None = None,
     views: str | None = None,
     scores: str | Path | None = None,
     splits: str = "",
+    reread: bool = False,
     console: Console | None = None,
 ) -> Evaluation:
     """Test a run or an ensemble on a split of a dataset; labels are matched by name.
@@ -53,12 +58,14 @@ def evaluate(
 
     Args:
         path: the run folder, or an ensemble's.
-        data: the dataset.
+        data: the dataset; default that of the run.
         split: default `test`, else `val`. Of data without splits, images that were trained on (recognised by their
             pixels) are left out if others remain; `all` tests every image.
-        views: center (default for a run), paper (default for an ensemble) or names; their probabilities are averaged.
+        views: center (a run's default), paper or names, which are averaged; an ensemble has its own default.
         scores: the folder for the scores; default `RUN/scores/<split>`.
         splits: names splits that are not called train, val or test, `test=NAME`; default: as the run was trained.
+        reread: read every file to compare its contents with those that there are scores of, also where nothing in
+            its folder says that it was changed.
         console: for progress; default the terminal.
 
     Raises:
@@ -66,9 +73,10 @@ def evaluate(
         RecipeError: there is no such view.
         RunError: the run is not finished; or `scores` was given and holds other scores.
     """
-    path, data, scores = Path(path), Path(data), None if scores is None else Path(scores)
+    path, scores = Path(path), None if scores is None else Path(scores)
     console = console or make_console()
     opened = open_runs(path, views)
+    data = _own_data(opened) if data is None else Path(data)
     tested, num_left_out = _samples_to_test(opened, data, split, splits, console)
     for note in tested.notes:
         console.print(f"note: {printable(note)}")
@@ -76,7 +84,8 @@ def evaluate(
     with progress_counter(console, "evaluating") as progress, contextlib.ExitStack() as stack:
 
         def score(folder: Path | None) -> dict[str, ScoringResult]:
-            return score_runs(opened, images, score_folders(opened, folder, tested.split), progress)
+            folders = score_folders(opened, folder, tested.split)
+            return score_runs(opened, images, folders, progress, reread=reread)
 
         folder = path / ("runs/*/" * bool(opened.entries) + f"scores/{tested.split}") if scores is None else scores
         try:
@@ -90,6 +99,20 @@ def evaluate(
             remark = f"scores not kept: {error}"
         evaluation = _evaluation(opened, data, tested, opened.scored(stored), (remark,))
         return replace(evaluation, num_left_out=num_left_out)
+
+
+def _own_data(opened: RunsAndViews) -> Path:
+    """The data that the run, or an ensemble's first run, was trained on.
+
+    Raises:
+        DataError: they are no longer there.
+    """
+    data = Path(opened.first_run.data.source)
+    if not data.exists():
+        raise DataError(
+            f"{data}, which {opened.path} was trained on, does not exist; name the data: evaluate {opened.path} DATA"
+        )
+    return data
 
 
 def _size_text(opened: RunsAndViews, num_images: int) -> str:
@@ -157,4 +180,14 @@ def _evaluation(
         raise DataError(f"{data}: none of the {counted(len(errors), 'image')} can be read; the first: {errors[0]}")
     log_probs, labels = fused_log_probs(scored.weights)[readable], np.array(tested.labels)[readable]
     figures = evaluate_scores(log_probs, labels, opened.classes, num_images=len(images))
-    return Evaluation(tested.split, opened.view_names, figures, int(scored.trained_on.sum()), errors, remarks)
+    return Evaluation(
+        data=str(data),
+        split=tested.split,
+        views=opened.view_names,
+        figures=figures,
+        num_trained_on=int(scored.trained_on.sum()),
+        unreadable=errors,
+        kept=remarks,
+        num_chose_weights=int(scored.chose_weights.sum()),
+        better_part=better_part(scored),
+    )

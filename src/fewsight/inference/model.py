@@ -91,7 +91,7 @@ class Model:
 
     Args:
         path: the run folder, or an ensemble's.
-        views: center (default for a run), paper (default for an ensemble) or names separated by commas.
+        views: center (default for a run), paper or names separated by commas. An ensemble has its own default.
         exact: compute on the CPU in float32, whatever the machine and the run's precision are.
 
     Raises:

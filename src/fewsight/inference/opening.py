@@ -1,6 +1,7 @@
 """Open a run or an ensemble with its views, and score images with all of its runs."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,13 @@ import numpy as np
 
 from fewsight import runs
 from fewsight.augment import View
-from fewsight.augment.views import PAPER
+from fewsight.augment.views import NO_FLIP, PAPER
 from fewsight.errors import RecipeError, RunError
 from fewsight.inference.score_run import LabelledFile, ScoringResult, num_threads, score_into, testing_recipe
 from fewsight.machine import files
 from fewsight.machine.device import compute_threads
 from fewsight.runs import Run
-from fewsight.scores.entries import EnsembleEntry, is_ensemble, read_entries, write_entries
+from fewsight.scores.entries import EnsembleEntry, is_ensemble, read_entries, read_views, write_entries
 from fewsight.scores.log_probs import mean_probs, weighted_mean
 from fewsight.scores.members import Scored, scored_ensemble, scored_run
 from fewsight.scores.scoring import SharedLoads, views_of
@@ -54,8 +55,14 @@ class RunsAndViews:
             return np.full(len(views), 1 / len(views))
         num_same_size = [sum(view.px == other.px for other in views) for view in views]
         size_weights = [sum(entry.weight for entry in entries if entry.px == view.px) for view in views]
-        weights: np.ndarray = np.array(size_weights) / np.array(num_same_size)
+        weights: np.ndarray = np.array(size_weights) / np.array(num_same_size) / self._proportion_used
         return weights
+
+    @property
+    def _proportion_used(self) -> float:
+        """The weight of those of an ensemble's entries that have a view; 1 unless views were named."""
+        used = [any(view.px == entry.px for view in self.views[entry.run]) for entry in self.entries]
+        return 1.0 if all(used) else sum(itertools.compress((entry.weight for entry in self.entries), used))
 
     def fused(self, results: Mapping[str, np.ndarray]) -> np.ndarray:
         """The log of the weighted mean of probabilities, float32 [n, K], from each run's views, float32 [V, n, K]."""
@@ -79,34 +86,58 @@ def open_runs(path: Path, views: str | None) -> RunsAndViews:
 
     Args:
         path: its folder.
-        views: the value of `--views`. For a run, default center; for an ensemble, center or paper (default), which
-            stand for the views at its own test sizes.
+        views: the value of `--views`. For a run, default center; for an ensemble, center, paper or names, which stand
+            for views at its own test sizes; default what its ensemble.json names.
 
     Raises:
         RunError: not a run or ensemble, or a run without weights.
-        RecipeError: there is no such view; for an ensemble: a value other than center or paper.
+        RecipeError: there is no such view; or a member of an ensemble has none of the views.
     """
     if not is_ensemble(path):
         run = runs.read_run(path)
         runs.require_weights(run)
         return RunsAndViews(path, {path.name: run}, {path.name: views_of(run.recipe, views or "center")}, ())
-    if views not in (None, "center", *PAPER):
-        raise RecipeError(f"--views {views}: an ensemble has fixed test sizes; give center or paper")
-    entries = read_entries(path)
+    entries, views = read_entries(path), views or read_views(path)
     members = {name: runs.read_run(path / "runs" / name) for name in dict.fromkeys(entry.run for entry in entries)}
     for run in members.values():
         runs.require_weights(run)
         check_classes(next(iter(members.values())), run)
-    sizes = {name: {entry.px for entry in entries if entry.run == name} for name in members}
-    views_by_run = {
-        name: tuple(
-            view
-            for view in views_of(run.recipe, "paper")
-            if view.px in sizes[name] and (views != "center" or view.crop == "center")
-        )
-        for name, run in members.items()
-    }
-    return RunsAndViews(path, members, views_by_run, entries)
+    views_by_run = {name: _views_in_ensemble(name, run, entries, views) for name, run in members.items()}
+    opened = RunsAndViews(path, members, views_by_run, entries)
+    if views != "center" and views not in PAPER:
+        _check_named(opened, views)
+    return opened
+
+
+def _views_in_ensemble(name: str, run: Run, entries: Sequence[EnsembleEntry], text: str) -> tuple[View, ...]:
+    """The views of one of an ensemble's runs: those of `text`, a value of `--views`, at the run's sizes there."""
+    sizes = {entry.px for entry in entries if entry.run == name}
+    at_sizes = tuple(view for view in views_of(run.recipe, "paper") if view.px in sizes)
+    if text in PAPER:
+        return at_sizes
+    if text == "center":
+        return tuple(view for view in at_sizes if view.crop == "center")
+    asked = [view.strip() for view in text.split(",")]
+    possible = {variant: None for view in at_sizes for variant in (view.name, f"{view.name}{NO_FLIP}")}
+    own = ",".join(view for view in asked if view in possible)
+    return views_of(run.recipe, own) if own else ()
+
+
+def _check_named(opened: RunsAndViews, text: str) -> None:
+    """Check that named views of an ensemble are views of its runs, and that every member has one.
+
+    Raises:
+        RecipeError: names the view or the member.
+    """
+    possible = ", ".join(open_runs(opened.path, "paper").view_names)
+    unknown = [name for name in map(str.strip, text.split(",")) if name not in opened.view_names]
+    if unknown:
+        raise RecipeError(f"--views {unknown[0]}: no member of {opened.path} has this view; they have {possible}")
+    used = {entry.member for entry in opened.entries if any(v.px == entry.px for v in opened.views[entry.run])}
+    lacking = [entry.member for entry in opened.entries if entry.member not in used]
+    if lacking:
+        sizes = ", ".join(f"center-{entry.px}" for entry in opened.entries if entry.member == lacking[0])
+        raise RecipeError(f"--views {text}: the member {lacking[0]} has none of these views; add one of {sizes}")
 
 
 def check_classes(first: Run, other: Run) -> None:
@@ -149,6 +180,8 @@ def score_runs(
     images: Sequence[LabelledFile],
     folder_of: Callable[[str, Run], Path],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    reread: bool = False,
 ) -> dict[str, ScoringResult]:
     """Score images with each run into its own store; the runs take turns, batch by batch, and share decoded images.
 
@@ -157,6 +190,7 @@ def score_runs(
         images: to score.
         folder_of: the folder of a run's store, by name and run.
         progress: called with the number of images done and in total, over all runs.
+        reread: as for `score_into`.
 
     Raises:
         RunError: a folder holds other scores or cannot be written.
@@ -165,7 +199,7 @@ def score_runs(
     done = dict.fromkeys(opened.runs, 0)
     with compute_threads(num_threads(testing_recipe(opened.first_run))), contextlib.ExitStack() as stack:
         scorings = {
-            name: score_into(folder_of(name, run), run, images, opened.views[name], loads=loads)
+            name: score_into(folder_of(name, run), run, images, opened.views[name], loads=loads, reread=reread)
             for name, run in opened.runs.items()
         }
         for scoring in scorings.values():

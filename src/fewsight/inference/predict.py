@@ -42,7 +42,7 @@ def predict_files(
         target: a .csv, .jsonl or .parquet file; None: CSV to standard output.
         top_k: classes in a row, at most the number of classes.
         console: for progress and remarks.
-        views: center (default for a run), paper (default for an ensemble) or names; their probabilities are averaged.
+        views: center (a run's default), paper or names, which are averaged; an ensemble has its own default.
         features: also write the pooled features, to `prediction_files.features_file(target)`.
         scores: also store every view's scores in this folder; an interrupted prediction continues from them.
 

@@ -8,14 +8,15 @@ import torch
 
 from fewsight.augment import View
 from fewsight.augment.normalise import Normalise
-from fewsight.data import digest_of_list, read_bytes
-from fewsight.errors import DataError, WeightsError
+from fewsight.data import digest_of_list
+from fewsight.data.memory import open_memory, stamp_of
+from fewsight.errors import WeightsError
 from fewsight.machine.device import compute_threads, random_state_kept, resolve_run
 from fewsight.machine.files import locked
 from fewsight.models import Backbone
 from fewsight.models.classifier import Classifier, build_model, build_without_memory, check_weights, load_weights
 from fewsight.recipes import Recipe, RunSettings
-from fewsight.runs import WEIGHTS, Run, read_weights, require_weights, trained_on
+from fewsight.runs import WEIGHTS, Run, held_out, read_weights, require_weights, trained_on
 from fewsight.scores.log_probs import NOT_FINITE
 from fewsight.scores.scoring import BATCH, Scorer, Scores, SharedLoads, score_images
 from fewsight.scores.store import ScoredImage, Store, StoreInfo, append, begin, finish
@@ -110,8 +111,9 @@ def score_into(
     views: Sequence[View],
     *,
     loads: "SharedLoads | None" = None,
+    reread: bool = False,
 ) -> Generator[int, None, ScoringResult]:
-    """Score images into a store, except what the store already has; an interrupted scoring is continued.
+    """Score images into a store, except what the store has of the same contents; an interrupted scoring is continued.
 
     Args:
         folder: the store's.
@@ -119,6 +121,7 @@ def score_into(
         images: to score.
         views: to score.
         loads: shared by runs that score the same images in turns.
+        reread: read every file to compare its contents with those that the store has scores of.
 
     Yields:
         The number of images that are done, after each batch.
@@ -128,11 +131,42 @@ def score_into(
         WeightsError: scores are not finite.
     """
     require_weights(run)
-    recipe, trained = testing_recipe(run), trained_on(run)
-    listed = [(image.name, _file_size(image.file), image.label) for image in images]
-    about = StoreInfo(
+    stamps = [stamp_of(str(image.file)) for image in images]  # from before the files are read
+    listed = [
+        (image.name, -1 if stamp is None else stamp[1], image.label)
+        for image, stamp in zip(images, stamps, strict=True)
+    ]  # -1: there is no such file, and its line in images.jsonl will have the error
+    trained, chose = trained_on(run), held_out(run) if run.recipe.run.select == "best" else frozenset()
+    with locked(folder, "scoring"), open_memory() as memory:
+        names = [view.name for view in views]
+        paths = [image.file for image in images]
+        store = begin(folder, _store_info(run, listed), names, paths, batch=BATCH, reread=reread)
+        missing = [view for view in views if view.name in store.views]
+        rest = paths[store.done :] if missing else []
+        for scores in run_scores(run, rest, missing, pixels=True, loads=loads) if rest else ():
+            first = store.done + scores.start
+            if NOT_FINITE in scores.errors:
+                file = images[first + scores.errors.index(NOT_FINITE)].file
+                raise WeightsError(f"{run.path} on {file}: {NOT_FINITE}")
+            lines = [
+                ScoredImage(*named, error, digest, (image.file, pixels) in trained, pixels in chose)
+                for image, named, error, digest, pixels in zip(
+                    images[first:], listed[first:], scores.errors, scores.digests, scores.pixels, strict=False
+                )
+            ]
+            append(store, first, scores.results, lines)
+            for stamp, digest in zip(stamps[first:], scores.digests, strict=False):
+                memory.add_digest(stamp if digest else None, digest)
+            yield first + len(lines)
+        return ScoringResult(finish(store), len(rest) * len(missing))
+
+
+def _store_info(run: Run, listed: Sequence[tuple[str, int, str | None]]) -> StoreInfo:
+    """What a store of a run's scores holds; `listed` has the name, size and label of each image."""
+    recipe = testing_recipe(run)
+    return StoreInfo(
         classes=run.classes,
-        count=len(images),
+        count=len(listed),
         images_digest=digest_of_list(listed),
         weights_digest=str(run.info.weights_digest),
         view_seed=recipe.eval.view_seed,
@@ -140,37 +174,3 @@ def score_into(
         flip=recipe.augment.flip_prob > 0,
         precision=str(recipe.run.precision),
     )
-    with locked(folder, "scoring"):
-        names = [view.name for view in views]
-        store = begin(folder, about, names, lambda index: _is_readable(images[index].file), batch=BATCH)
-        missing = [view for view in views if view.name in store.views]
-        rest = [image.file for image in images[store.done :]] if missing else []
-        for scores in run_scores(run, rest, missing, pixels=True, loads=loads) if rest else ():
-            first = store.done + scores.start
-            if NOT_FINITE in scores.errors:
-                file = images[first + scores.errors.index(NOT_FINITE)].file
-                raise WeightsError(f"{run.path} on {file}: {NOT_FINITE}")
-            lines = [
-                ScoredImage(*named, error, digest, (image.file, pixels) in trained)
-                for image, named, error, digest, pixels in zip(
-                    images[first:], listed[first:], scores.errors, scores.digests, scores.pixels, strict=False
-                )
-            ]
-            append(store, first, scores.results, lines)
-            yield first + len(lines)
-        return ScoringResult(finish(store), len(rest) * len(missing))
-
-
-def _file_size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except (OSError, ValueError):
-        return -1  # its line in images.jsonl will have the error
-
-
-def _is_readable(path: Path) -> bool:
-    try:
-        read_bytes(path)
-    except DataError:
-        return False
-    return True

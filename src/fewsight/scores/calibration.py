@@ -57,6 +57,16 @@ class Calibration:
     nll: tuple[float, float]  # before and after, on the same images
     ece: tuple[float, float]  # expected calibration error of the most probable class, 15 bins of equal width
     threshold: Threshold | None = None
+    num_chose_weights: int = 0  # of the images, on which the run chose the epoch of its weights (run.select = best)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why the temperature and its figures must be read with care."""
+        chose = (
+            f"{self.num_chose_weights:,} of the {counted(self.num_images, 'image')} chose the epoch of the weights too "
+            "(run.select = best), so the temperature and these figures are optimistic"
+        )
+        return (*filter(None, [self.note]), *([chose] if self.num_chose_weights else []))
 
     @property
     def note(self) -> str | None:
@@ -144,6 +154,7 @@ def fit_temperature(scored: Scored, coverage: float | None = None) -> Calibratio
             calibration_error(reliability_bins(scores, labels, temperature)),
         ),
         threshold,
+        int(scored.chose_weights[readable].sum()),
     )
 
 

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from fewsight.errors import RunError
 from fewsight.machine import files
 
+Views = Literal["center", "paper"]  # at an ensemble's sizes: the centre crop, or both crops
 ENSEMBLE = "ensemble.json"  # marks a run folder, or a folder of scores, as an ensemble's
 
 
@@ -25,6 +27,7 @@ class EnsembleFile:
     """ensemble.json."""
 
     rows: tuple[EnsembleEntry, ...]
+    views: Views = "paper"  # by default
 
 
 def is_ensemble(path: Path) -> bool:
@@ -47,6 +50,15 @@ def read_entries(path: Path) -> tuple[EnsembleEntry, ...]:
     return entries
 
 
-def write_entries(path: Path, entries: Sequence[EnsembleEntry]) -> None:
+def read_views(path: Path) -> Views:
+    """The views that an ensemble uses by default.
+
+    Raises:
+        RunError: as `read_entries`.
+    """
+    return files.read_json(path / ENSEMBLE, EnsembleFile, "`fewsight ensemble`").views
+
+
+def write_entries(path: Path, entries: Sequence[EnsembleEntry], views: Views = "paper") -> None:
     """Write ensemble.json."""
-    files.write_json(path / ENSEMBLE, asdict(EnsembleFile(tuple(entries))))
+    files.write_json(path / ENSEMBLE, asdict(EnsembleFile(tuple(entries), views)))

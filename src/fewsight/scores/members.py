@@ -90,8 +90,16 @@ class Scored:
     @property
     def trained_on(self) -> np.ndarray:
         """bool [images]: which images at least one member was trained on."""
-        stores = {result.store for sized_run in self.sized_runs for result in sized_run.results}
-        return np.any([[image.trained_on for image in store.images] for store in stores], axis=0)  # type: ignore[no-any-return]
+        return np.any([[image.trained_on for image in store.images] for store in self._stores], axis=0)  # type: ignore[no-any-return]
+
+    @property
+    def chose_weights(self) -> np.ndarray:
+        """bool [images]: on which images at least one member chose the epoch of its weights."""
+        return np.any([[image.chose_weights for image in store.images] for store in self._stores], axis=0)  # type: ignore[no-any-return]
+
+    @property
+    def _stores(self) -> set[Store]:
+        return {result.store for sized_run in self.sized_runs for result in sized_run.results}
 
 
 def scored_run(path: Path, name: str, store: Store, views: Sequence[str] = ()) -> Scored:
@@ -117,7 +125,12 @@ def sized_runs(name: str, store: Store, views: Sequence[str] = ()) -> tuple[Size
 
 
 def scored_ensemble(
-    path: Path, entries: Sequence[EnsembleEntry], stores: Mapping[str, Store], views: Sequence[str] = ()
+    path: Path,
+    entries: Sequence[EnsembleEntry],
+    stores: Mapping[str, Store],
+    views: Sequence[str] = (),
+    *,
+    center_only: bool = False,
 ) -> Scored:
     """An ensemble's scores, from the stores of its runs.
 
@@ -126,6 +139,7 @@ def scored_ensemble(
         entries: of its ensemble.json.
         stores: by the runs' names.
         views: of each run, only these.
+        center_only: of each run, only the centre crops.
 
     Raises:
         RunError: the stores are of different images or classes, or one lacks a test size.
@@ -134,7 +148,8 @@ def scored_ensemble(
     weighted = []
     for entry in entries:
         store = stores[entry.run]
-        sized_run = next((run for run in sized_runs(entry.run, store, views) if run.px == entry.px), None)
+        names = (f"center-{entry.px}",) if center_only else views
+        sized_run = next((run for run in sized_runs(entry.run, store, names) if run.px == entry.px), None)
         if sized_run is None and not views:
             raise RunError(
                 f"{store.path} has no scores at {entry.px} px; it has {', '.join(store.views)}: evaluate {path} again"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fewsight.errors import RunError
 from fewsight.machine import files
-from fewsight.scores.entries import ENSEMBLE, read_entries
+from fewsight.scores.entries import ENSEMBLE, read_entries, read_views
 from fewsight.scores.members import Scored, scored_ensemble, scored_run
 from fewsight.scores.store import read_store
 
@@ -51,7 +51,7 @@ def open_scored(path: Path, split: str, views: Sequence[str] = ()) -> Scored:
         entries = read_entries(path)
         folders = {entry.run: _member_scores(path, entry.run, split) for entry in entries}
         stores = {run: read_store(folder) for run, folder in folders.items()}
-        return scored_ensemble(path, entries, stores, views)
+        return scored_ensemble(path, entries, stores, views, center_only=read_views(path) == "center" and not views)
     return scored_run(path, path.name, read_store(_scores_folder(path, split)), views)
 
 

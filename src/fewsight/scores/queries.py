@@ -50,6 +50,30 @@ def describe_mean(scored: Scored) -> str:
     return f"the {weighted}mean of {len(results)} views{members}" + ", each with its mirror image" * mirrored
 
 
+def better_part(scored: Scored) -> str | None:
+    """A sentence with both accuracies if a member has a higher one than the fusion of all; None if not.
+
+    A run at a test size is named only where the difference is significant: the best of many is often ahead by chance.
+
+    Raises:
+        RunError: the images have no labels.
+    """
+    members = {member.name: member.weights for member in scored.members} if len(scored.members) > 1 else {}
+    several = len({sized_run.run for sized_run in scored.sized_runs}) > 1
+    sizes = {f"{run.run} at {run.px} px" if several else f"{run.px} px": uniform([run]) for run in scored.sized_runs}
+    parts = {**sizes, **members}
+    if len(parts) == 1:
+        return None
+    whole, *correct = correct_top1([scored.weights, *parts.values()])
+    gains = {name: paired(whole, row) for name, row in zip(parts, correct, strict=True)}
+    better = [name for name, found in gains.items() if found.gain > 0 and (name in members or found.distinguishable)]
+    if not better:
+        return None
+    best = max(better, key=lambda name: gains[name].gain)
+    figures = _accuracy(whole), _accuracy(correct[list(parts).index(best)])
+    return f"{best} alone has a higher accuracy ({figures[1]}) than the mean of all views ({figures[0]})"
+
+
 def lines(named: Sequence[tuple[str, Weights]], base: Weights | None = None) -> list[Line]:
     """A line for each named fusion, in one pass over the files; compared with `base` if it is given."""
     correct = correct_top1([*(weights for _, weights in named), *([base] if base else [])])

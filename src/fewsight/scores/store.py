@@ -1,14 +1,14 @@
 """The score store: the log-probabilities of every image in every view, written while scoring, read without a model.
 
 A store is a folder: store.json (what was scored, and how), images.jsonl (a line for each image: path, size, label,
-error, digest of the file, whether the run was trained on it) and `<view>.f32` for each view: natural log-probabilities,
-little-endian float32 [images, classes], NaN for an image that could not be read. It is written batch by batch: a store
-whose writing was interrupted has fewer images, and is continued.
+error, digest of the file, whether the run was trained on it or chose its weights on it) and `<view>.f32` for each view:
+natural log-probabilities, little-endian float32 [images, classes], NaN for an image that could not be read. It is
+written batch by batch: a store whose writing was interrupted has fewer images, and is continued.
 """
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,8 +17,8 @@ import numpy as np
 from pydantic import Field
 
 from fewsight.augment import is_view_name
-from fewsight.data import digest_of_list
-from fewsight.errors import RunError
+from fewsight.data import changed_files, digest_of_list, read_bytes
+from fewsight.errors import DataError, RunError
 from fewsight.machine import files
 
 FORMAT = 1  # of a store; a newer one is refused
@@ -56,6 +56,7 @@ class ScoredImage:
     error: str | None
     digest: str  # 64 bits of the file's BLAKE2b in hexadecimal; empty if it could not be read
     trained_on: bool
+    chose_weights: bool = False  # whether the run kept the weights of the epoch that was best on it (`run.select`)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +72,11 @@ class Store:
     def readable(self) -> np.ndarray:
         """bool [images]: which images could be read."""
         return np.array([image.error is None for image in self.images])
+
+    @property
+    def num_chose_weights(self) -> int:
+        """On how many of the images the store's run chose the epoch of its weights."""
+        return sum(image.chose_weights for image in self.images)
 
     @property
     def num_trained_on(self) -> int:
@@ -111,9 +117,10 @@ def begin(
     path: Path,
     about: StoreInfo,
     views: Sequence[str],
-    readable_now: Callable[[int], bool] = lambda index: False,
+    files_now: Sequence[Path] = (),
     *,
     batch: int = 1,
+    reread: bool = False,
 ) -> StoreWriter:
     """Create a store, or open an existing store of the same images and weights to continue it.
 
@@ -121,17 +128,19 @@ def begin(
         path: the store's folder.
         about: what is scored.
         views: to write, unless the store already has them.
-        readable_now: whether the image at an index can now be read, of those that could not be read when they were
-            scored; the store is then rewritten from the first such image.
+        files_now: the images' files; an existing store must hold scores of the same contents. Where one could not be
+            read when it was scored and now can, the store is rewritten from it on.
         batch: images that are scored together. Scoring continues at a multiple of it, so that each image is scored in
             the batch in which an uninterrupted scoring would have scored it; its last bits depend on the others.
+        reread: read every file to compare its contents, see `changed_files`.
 
     Raises:
         RunError: the folder holds other scores (nothing is changed), or it cannot be written.
     """
     if (path / "store.json").exists():
         _check_same(path, about, _read_about(path))
-        _drop_unreadable(path, readable_now)
+        _check_contents(path, files_now, reread)
+        _drop_unreadable(path, files_now)
     else:
         files.make_folder(path)
         files.write_json(path / "store.json", {"format": FORMAT, **asdict(about)})
@@ -149,13 +158,37 @@ def begin(
     return StoreWriter(path, about, missing, done, tuple(image.digest for image in _parse_images(path, lines)))
 
 
-def _drop_unreadable(path: Path, readable_now: Callable[[int], bool]) -> None:
+def _check_contents(path: Path, files_now: Sequence[Path], reread: bool) -> None:
+    """Check that the files of a store still have the contents that were scored.
+
+    Raises:
+        RunError: names the first file that has not.
+    """
+    images = _parse_images(path, _lines(path))[: len(files_now)]
+    changed = changed_files(files_now[: len(images)], [image.digest for image in images], reread=reread)
+    if changed:
+        raise RunError(
+            f"{path} holds scores of other images: {files_now[changed[0]]} "
+            f"{f'and {len(changed) - 1:,} more have' if len(changed) > 1 else 'has'} changed since; give --scores "
+            "another folder, or remove this one"
+        )
+
+
+def _drop_unreadable(path: Path, files_now: Sequence[Path]) -> None:
     """Truncate images.jsonl before the first image that could not be read and now can."""
     lines = _lines(path)
     images = _parse_images(path, lines)
-    unreadable = (index for index, image in enumerate(images) if image.error and not image.digest)
-    if (first := next(filter(readable_now, unreadable), None)) is not None:
+    unreadable = (index for index, image in enumerate(images[: len(files_now)]) if image.error and not image.digest)
+    if (first := next((index for index in unreadable if _is_readable(files_now[index])), None)) is not None:
         _truncate(path / "images.jsonl", sum(map(len, lines[:first])))
+
+
+def _is_readable(file: Path) -> bool:
+    try:
+        read_bytes(file)
+    except DataError:
+        return False
+    return True
 
 
 def append(store: StoreWriter, first: int, results: np.ndarray, images: Sequence[ScoredImage]) -> None:

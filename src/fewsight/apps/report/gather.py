@@ -127,6 +127,7 @@ class RunFacts:
     correct: np.ndarray  # bool [n], of the readable images
     confusion: np.ndarray  # int [K, K]: true class, predicted class
     num_trained_on: int
+    num_chose_weights: int  # images on which the epoch of the weights was chosen
     calibration: CalibrationFacts
     counts: dict[str, dict[str, int]]  # split -> class -> images: what the run was trained with, and what is shown
     by_size: tuple[Line, ...]  # each test size, then all together
@@ -171,6 +172,7 @@ def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> R
         correct=predicted == labels,
         confusion=np.bincount(labels * len(classes) + predicted, minlength=len(classes) ** 2).reshape(len(classes), -1),
         num_trained_on=int(scored.trained_on.sum()),
+        num_chose_weights=int(scored.chose_weights.sum()),
         calibration=_calibration(path, first, scored, scores, labels),
         counts=_counts(run, scored),
         by_size=tuple(lines_by_size(scored)),

@@ -19,7 +19,7 @@ from fewsight.machine import files
 from fewsight.recipes import Recipe, recipe_toml
 from fewsight.runs import Run
 from fewsight.scores.calibration import calibration_error, view_names
-from fewsight.terminal import printable, trained_on_note
+from fewsight.terminal import optimistic_notes, printable
 from fewsight.wording import counted
 
 MAX_TABLE_CLASSES = 30  # the confusion matrix of more classes is an image instead of a table
@@ -103,7 +103,9 @@ def _run_values(facts: RunFacts) -> dict[str, Any]:
     """The template's values that depend on the first run alone: plots and derived texts."""
     few_classes, calibration = len(facts.classes) <= MAX_TABLE_CLASSES, facts.calibration
     return {
-        "trained_on": trained_on_note(facts.num_trained_on, facts.figures.num_images) if facts.num_trained_on else "",
+        "trained_on": ". ".join(
+            optimistic_notes(facts.num_trained_on, facts.num_chose_weights, facts.figures.num_images)
+        ),
         "curves": curve_plots(facts.curves),
         "soft_targets": "" if facts.recipe is None else _soft_targets(facts.recipe),
         "reliability": reliability_dots(calibration.bins),

@@ -1,0 +1,130 @@
+"""Kept scores are given again for the same images only: by their contents, not by names, sizes and labels."""
+
+import io
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from conftest import TINY, Command
+from fewsight.data import memory
+from fewsight.inference.evaluate import Evaluation, evaluate
+from fewsight.scores.store import read_store
+from fewsight.terminal import make_console
+from fewsight.training.session import train
+
+
+def quiet() -> Console:
+    return make_console(io.StringIO())
+
+
+@pytest.fixture
+def data(digit_images: Path, tmp_path: Path) -> Path:
+    """The digits as BMP files, which all have the same size."""
+    for file in digit_images.rglob("*.png"):
+        target = tmp_path / "data" / file.relative_to(digit_images).with_suffix(".bmp")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(file) as image:
+            image.convert("RGB").save(target)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def run(tiny_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+def exchange(first: Path, second: Path, *, times: bool = True) -> None:
+    """Exchange the contents of two files; with their times of modification too, as `cp -p` and `rsync -t` do."""
+    contents = first.read_bytes(), second.read_bytes()
+    stamps = [(status.st_atime_ns, status.st_mtime_ns) for status in (first.stat(), second.stat())]
+    for file, content, stamp in zip((second, first), contents, stamps, strict=True):
+        file.write_bytes(content)
+        if times:
+            os.utime(file, ns=stamp)
+
+
+@pytest.mark.parametrize("times", [False, True])
+def test_exchanged_images_are_scored_anew(times: bool, run: Path, data: Path, tmp_path: Path, command: Command) -> None:
+    before = evaluate(run, data, console=quiet())
+    files = [sorted((data / "test" / name).glob("*.bmp"))[0] for name in ("nought", "one")]
+    kept = {file: file.read_bytes() for file in (run / "scores").rglob("*") if file.is_file()}
+    exchange(*files, times=times)
+    after = evaluate(run, data, console=quiet())
+    fresh = evaluate(run, data, scores=tmp_path / "fresh", console=quiet())
+    assert after.figures == fresh.figures
+    assert after.figures.nll != before.figures.nll
+    assert after.kept == (
+        f"scores not kept: {run}/scores/test holds scores of other images: {files[0]} and 1 more have changed since; "
+        "give --scores another folder, or remove this one",
+    )
+    assert {file: file.read_bytes() for file in kept} == kept
+    refused = command("evaluate", run, data, "--scores", run / "scores" / "test")
+    assert (refused.code, "has scores of other images" in refused.err or "holds scores of other" in refused.err) == (
+        2,
+        True,
+    )
+
+
+def test_interrupted_scores_are_not_continued_with_other_images(run: Path, data: Path, tmp_path: Path) -> None:
+    evaluate(run, data, scores=tmp_path / "s", console=quiet())
+    lines = (tmp_path / "s" / "images.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "s" / "images.jsonl").write_text("".join(lines[:9]))
+    files = sorted(data.glob("test/*/*.bmp"))
+    exchange(files[0], files[14])
+    with pytest.raises(Exception, match=f"{files[0]} has changed since"):
+        evaluate(run, data, scores=tmp_path / "s", console=quiet())
+
+
+def test_second_look_reads_no_file_unless_asked(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = evaluate(run, data, console=quiet())
+    read: list[Path] = []
+    contents = memory.read_bytes
+    monkeypatch.setattr(memory, "read_bytes", lambda path: read.append(path) or contents(path))
+    assert evaluate(run, data, console=quiet()).figures == first.figures
+    assert read == []
+    assert evaluate(run, data, reread=True, console=quiet()).figures == first.figures
+    assert sorted(read) == sorted(data.glob("test/*/*.bmp"))
+
+
+def test_data_of_the_run_are_the_default(run: Path, digit_images: Path, command: Command, tmp_path: Path) -> None:
+    def figures(found: Evaluation) -> object:
+        return found.data, found.split, found.figures
+
+    assert figures(evaluate(run, console=quiet())) == figures(evaluate(run, digit_images, console=quiet()))
+    answer = command("evaluate", run)
+    assert (answer.code, answer.err) == (0, "")
+    assert f"{run} on {digit_images} (test, center-32)" in answer.out
+    text = (run / "data.json").read_text()
+    (run / "data.json").write_text(text.replace(str(digit_images), str(tmp_path / "gone")))
+    answer = command("evaluate", run)
+    assert answer.code == 2
+    assert f"{tmp_path / 'gone'}, which {run} was trained on, does not exist; name the data: evaluate" in answer.err
+
+
+def test_images_that_chose_the_weights_are_named_with_every_figure(
+    digit_images: Path, tmp_path: Path, command: Command
+) -> None:
+    """A copy of val is recognised too; the figures of other images have no note."""
+    overrides = [*TINY, "run.select=best", "eval.every_epochs=1"]
+    (run,) = train(digit_images, tmp_path / "best", recipe="digits", overrides=overrides, console=quiet())
+    shutil.copytree(digit_images / "val", tmp_path / "copy")
+    note = "12 of 12 images chose the epoch of the weights (run.select = best): these figures are optimistic"
+    assert note in " ".join(command("evaluate", run.path, "--split", "val").out.split())
+    assert note in " ".join(command("evaluate", run.path, tmp_path / "copy", "--scores", tmp_path / "s").out.split())
+    assert "optimistic" not in command("evaluate", run.path).out
+    assert read_store(run.path / "scores" / "val").num_chose_weights == 12
+    for words in (["rows"], ["calibrate"]):
+        answer = command("scores", *words, run.path, "--split", "val")
+        assert answer.code == 0
+        assert "12 of" in answer.out
+        assert "chose the epoch of the weights" in " ".join(answer.out.split())
+    assert "note" not in command("scores", "rows", run.path, "--split", "test").out
+    assert "the epoch that was best on val" in " ".join(command("runs", tmp_path).out.split())
+    assert np.isfinite(evaluate(run.path, console=quiet()).figures.nll)
