@@ -112,7 +112,7 @@ def other_run(digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture
 def both(tiny_run: Path, other_run: Path, tmp_path: Path) -> Path:
     """An ensemble of two unlike runs, with unlike weights and a temperature."""
-    combine([("a", [(tiny_run, ())]), ("b", [(other_run, ())])], tmp_path / "both", weights="1,3")
+    combine([("a", [(tiny_run, ())]), ("b", [(other_run, ())])], tmp_path / "both", weights="1,3", views="paper")
     views = open_runs(tmp_path / "both", None).view_names
     threshold = Threshold(0.4, 0.9, 9, 8)
     write_calibrations(
