@@ -185,10 +185,10 @@ def simulated_steps(seconds: float, monkeypatch: pytest.MonkeyPatch) -> Learner:
     """Replace real steps by ones of a fixed time."""
     now, learner = [0.0], Learner()
 
-    def step(*_: object) -> float:
+    def step(*_: object) -> tuple[torch.Tensor, dict[str, float]]:
         learner.steps += 1
         now[0] += seconds
-        return 0.0
+        return torch.zeros(()), {}
 
     def build(model: object, recipe: object, stage: Stage, *_: object) -> Learner:
         learner.accumulate = stage.accumulate

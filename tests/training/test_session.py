@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -140,6 +141,20 @@ def test_preview_shows_each_batch(digit_images: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "run" / "preview.png") as sheet:
         assert sheet.width > 6 * 96
         assert sheet.height > 4 * 96
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_memory_that_runs_out_is_said_with_what_to_do(
+    error: Exception, digit_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(session, "fit", fit)
+    with pytest.raises(RunError, match=r"run: the memory is too small for a batch.*stages\.0\.accumulate=2"):
+        train(digit_images, tmp_path / "run", recipe="digits", overrides=TINY, console=quiet()[0])
 
 
 def test_preview_of_a_plan_times_nothing(digit_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from fewsight.machine.cores import num_cores, openmp_threads, processes_here
 from fewsight.machine.loading import may_start_processes
 from fewsight.recipes import RunSettings
 
+NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "bad_alloc")  # what torch says on a CPU
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -114,6 +115,13 @@ def _convolution_seconds(dtype: torch.dtype) -> float:
         convolution(images.requires_grad_()).sum().backward()
         seconds.append(time.perf_counter() - start)
     return min(seconds)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory has run out, on any device; on a CPU torch raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
+    )
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

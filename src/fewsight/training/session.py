@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from fewsight.data.prepare import Prepared, prepare
 from fewsight.data.training_set import TrainingSet, list_differences
 from fewsight.errors import Interrupted, RecipeError, RunError, WriteError
 from fewsight.machine import files
-from fewsight.machine.device import random_state_kept, resolve_device, resolve_run
+from fewsight.machine.device import is_out_of_memory, random_state_kept, resolve_device, resolve_run
 from fewsight.machine.loading import may_start_processes
 from fewsight.machine.processes import ProcessGroup, joined
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
@@ -296,12 +295,14 @@ def _fit(
     try:
         with files.locked(run.path, "training") if group.first else contextlib.nullcontext():
             return fit(with_conditions(run, console, group), images, reporter, weights, group)
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         double = 2 * run.recipe.stages[0].accumulate
         accumulated = f"with gradient accumulation, for example --set stages.0.accumulate={double}"
         class_batches = any(stage.batches == "pk" for stage in run.recipe.stages)  # which cannot be accumulated
         raise RunError(
-            f"{run.path}: the device's memory is too small for a batch. Start a new run "
+            f"{run.path}: the memory is too small for a batch. Start a new run "
             f"{'with a smaller batch_size' if class_batches else accumulated}, or with a smaller train_px"
         ) from error
     except WriteError as error:

@@ -14,7 +14,7 @@ from fewsight.data import cache
 from fewsight.data.prepare import Prepared
 from fewsight.errors import RecipeError
 from fewsight.losses import batch_kind
-from fewsight.machine.device import compute_threads
+from fewsight.machine.device import compute_threads, is_out_of_memory
 from fewsight.models.classifier import Classifier, build_without_memory, initial_model
 from fewsight.recipes import Recipe
 from fewsight.training.feed import AugmentedImages, batches
@@ -29,7 +29,6 @@ STEP_QUANTILE = 0.25  # of the timed steps: other programs can only make a step 
 MEMORY_FRACTION = 0.5  # of the free memory, for the activations of one step
 WEIGHT_COPIES = 4  # the weights, their gradients, the momentum, the moving average
 HOPELESS = 2.0  # an epoch that takes this multiple of the time left ends the probe: it is not for another program
-NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "bad_alloc")  # how torch says it on a CPU
 
 
 class TooLargeError(RecipeError):
@@ -176,9 +175,8 @@ def _memory_explained() -> Iterator[None]:
     """Turn a lack of memory on any device into a TooLargeError."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not is_memory and not any(text in str(error) for text in NO_MEMORY):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         raise TooLargeError("the free memory is too small for a step") from error
 
