@@ -6,6 +6,7 @@ import struct
 import sys
 import threading
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +38,48 @@ def pixels(data: bytes) -> np.ndarray:
     return np.asarray(image).astype(int)
 
 
-def tiff(values: np.ndarray, photometric: int, extra: list[int] | None = None, order: str = "<") -> bytes:
-    """An uncompressed TIFF of any depth and channels; `values` is [H, W, C]."""
+def tiff(
+    values: np.ndarray,
+    photometric: int,
+    extra: list[int] | None = None,
+    order: str = "<",
+    *,
+    planar: bool = False,
+    deflate: bool = False,
+    others: dict[int, int] | None = None,
+) -> bytes:
+    """A TIFF of any depth and channels; `values` is [H, W, C].
+
+    Args:
+        planar: store the channels one after another.
+        deflate: compress them.
+        others: more tags, of type short, or other values of these.
+    """
     height, width, channels = values.shape
-    body = values.astype(values.dtype.newbyteorder(order)).tobytes()  # type: ignore[arg-type]
+    planes = np.moveaxis(values, 2, 0) if planar else values[None]
+    strips = [plane.astype(values.dtype.newbyteorder(order)).tobytes() for plane in planes]  # type: ignore[arg-type]
+    strips = [zlib.compress(strip) for strip in strips] if deflate else strips
+    body, starts = b"".join(strips), np.cumsum([8, *map(len, strips[:-1])]).tolist()
     sample_format = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
     tags = [
         (256, 4, [width]),
         (257, 4, [height]),
         (258, 3, [values.dtype.itemsize * 8] * channels),
-        (259, 3, [1]),
+        (259, 3, [8 if deflate else 1]),
     ]
     tags += [
         (262, 3, [photometric]),
-        (273, 4, [8]),
+        (273, 4, starts),
         (277, 3, [channels]),
         (278, 4, [height]),
-        (279, 4, [len(body)]),
+        (279, 4, [len(strip) for strip in strips]),
+        (284, 3, [2 if planar else 1]),
     ]
     tags += [(338, 3, extra)] if extra else []
     tags += [(339, 3, [sample_format] * channels)]
+    tags = sorted(
+        [tag for tag in tags if tag[0] not in (others or {})] + [(k, 3, [v]) for k, v in (others or {}).items()]
+    )
     body += b"\0" * (len(body) % 2)
     directory, tail = struct.pack(order + "H", len(tags)), b""
     tail_at = 8 + len(body) + 2 + 12 * len(tags) + 4
@@ -132,6 +155,53 @@ def test_decode_float_tiff_from_0_to_1_is_scaled_and_others_are_refused() -> Non
     for bad in (grey * 200, np.full_like(grey, np.nan), -grey):
         with pytest.raises(ImageError, match=r"outside 0 to 1 .* 8 or 16 bits"):
             pixels(saved(bad, "TIFF"))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("kind", "channels"), [(np.uint8, 3), (np.uint8, 4), (np.uint16, 3), (np.uint16, 4)])
+def test_decode_planar_tiff_is_right_or_refused(kind: type, channels: int, order: str) -> None:
+    """Pillow reads 16 bits without compression wrongly and without a word."""
+    values = RNG.integers(0, np.iinfo(kind).max, (8, 9, channels), endpoint=True).astype(kind)
+    values[..., 3:] = np.iinfo(kind).max  # opaque
+    expected = values[..., :3] / (257 if kind is np.uint16 else 1)
+    extra = [2] if channels == 4 else None
+    for deflate in (False, True):
+        data = tiff(values, 2, extra, order, planar=True, deflate=deflate)
+        if kind is np.uint16 and not deflate:
+            with pytest.raises(ImageError, match="stored one after another in a way that is not read"):
+                pixels(data)
+        else:
+            assert np.abs(pixels(data) - expected).max() <= 1
+
+
+def test_decode_tiff_layouts_that_would_be_read_wrongly_are_refused() -> None:
+    byte = RNG.integers(0, 256, (8, 9, 2)).astype(np.uint8)
+    assert pixels(tiff(byte, 1, [2], deflate=True)).shape == (8, 9, 3)
+    with pytest.raises(ImageError, match="stored one after another"):
+        pixels(tiff(byte, 1, [2], planar=True, deflate=True))
+    with pytest.raises(ImageError, match="signed integers have no agreed range"):
+        pixels(tiff(byte[..., :1].view(np.int8), 1))
+    with pytest.raises(ImageError, match="a volume of 2 planes"):
+        pixels(tiff(byte[..., :1], 1, others={32997: 2}))
+    mask = RNG.integers(0, 2, (8, 9, 1)).astype(np.float32)
+    for order in "<>":
+        assert np.array_equal(pixels(tiff(mask, 1, order=order))[..., :1], 255 * mask)
+    assert np.array_equal(pixels(tiff(mask, 1, deflate=True))[..., :1], 255 * mask)
+    with pytest.raises(ImageError, match="compressed floating-point values in big-endian order"):
+        pixels(tiff(mask, 1, order=">", deflate=True))
+
+
+def test_decode_float_tiff_whose_zero_is_white() -> None:
+    grey = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16, 1)
+    assert np.array_equal(pixels(tiff(grey, 0))[..., 0], 255 - np.arange(256).reshape(16, 16))
+
+
+def test_decode_12_bit_tiff_is_scaled() -> None:
+    grey = np.arange(0, 4096, 8).reshape(16, 32)
+    first, second = grey.reshape(-1, 2).T
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1).astype(np.uint8)  # [H W / 2, 3]
+    data = tiff(packed.reshape(16, 48, 1), 1, others={256: 32, 258: 12})
+    assert np.abs(pixels(data)[..., 0] - grey * (255 / 4095)).max() <= 0.51
 
 
 def test_decode_32_bit_integers_are_refused() -> None:
@@ -254,6 +324,8 @@ MIDDLE = len(JPEG) // 2
         (saved(RGB, "BMP")[:-99], "cannot be decoded"),
         (saved(RGB, "TIFF")[:-99], "(TIFF|cannot be decoded)"),
         (saved(RGB, "TIFF", compression="tiff_lzw")[:60], "(TIFF|cannot be decoded)"),
+        (b"MM\0+\0\x08\0\0" + bytes(7) + b"\x10", "a BigTIFF in big-endian order"),
+        (b"II+\0\x08\0\0\0\x10" + bytes(7), "a TIFF whose directory is damaged"),
     ],
 )
 def test_decode_bad_files_are_named_in_one_line(data: bytes, reason: str) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from fewsight.data.rgb import RefusedError, orientation_of, to_rgb, turned_upright
+from fewsight.data.rgb import RefusedError, check_tiff, orientation_of, to_rgb, too_many_channels, turned_upright
 from fewsight.errors import DataError
 
 IMAGE_SUFFIXES = frozenset(
@@ -45,8 +45,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # read by Pillo
 MAX_BYTES = 2**30  # of a file: no image of MAX_PIXELS needs more
 MAX_PIXELS = 178_956_970  # twice Pillow's warning threshold, which is where Pillow itself refuses
 
-_TIFF_CHANNELS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # photometric interpretation -> colour channels
-_TIFF_MAGIC = (b"II*\0", b"MM\0*")
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0")
 _LOST_PIXELS = ("premature end", "bad huffman code")  # libjpeg fills the missing pixels in and only warns
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
@@ -238,7 +237,7 @@ def _decode_by_pillow(data: bytes, max_pixels: int) -> Image.Image:
     with _open(data) as image:
         _check_size(*image.size, max_pixels)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
-            _check_tiff_channels(image)
+            check_tiff(image)
         image.load()
         orientation = orientation_of(image)  # after load(): PNG may store its EXIF behind the pixels
         return turned_upright(to_rgb(image), orientation)
@@ -310,24 +309,12 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise _TooLargeError(f"too large: {width} x {height} is more than {max_pixels:,} pixels")
 
 
-def _check_tiff_channels(image: TiffImagePlugin.TiffImageFile) -> None:
-    """Refuse a TIFF whose channels Pillow would drop silently, or whose undeclared fourth it would use as alpha."""
-    tags = image.tag_v2
-    channels = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
-    colours = _TIFF_CHANNELS.get(tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, -1), channels)
-    declared_alpha = tuple(tags.get(TiffImagePlugin.EXTRASAMPLES, ()))[:1] in ((1,), (2,))
-    if channels > colours + (declared_alpha and colours < 4):
-        raise RefusedError(_too_many_channels(channels))
-
-
-def _too_many_channels(channels: int) -> str:
-    return f"{channels} channels: only grey, RGB or CMYK, optionally with declared transparency, can be used"
-
-
 def _why_unidentified(data: bytes) -> str:
+    if data[:4] == b"MM\0+":
+        return "a BigTIFF in big-endian order, which cannot be read: save it as TIFF"
     if data[:4] in _TIFF_MAGIC:
         try:
-            tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+            tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if data[2] == 43 else 8])  # 43: BigTIFF
             stream = io.BytesIO(data)
             stream.seek(tags.next)
             tags.load(stream)
@@ -335,7 +322,7 @@ def _why_unidentified(data: bytes) -> str:
         except Exception:  # a damaged directory
             return "a TIFF whose directory is damaged"
         if channels > 4 or (channels > 1 and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) in (0, 1)):
-            return _too_many_channels(channels)
+            return too_many_channels(channels)
         return "a TIFF of a kind that cannot be read (save it with 8 or 16 bits a channel)"
     if data[4:8] == b"ftyp" and b"avif" in data[8:64]:
         return "a damaged AVIF, or this Pillow cannot read AVIF (pip install -U pillow)"
