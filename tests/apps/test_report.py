@@ -267,7 +267,8 @@ def test_page_says_where_images_are_missing_and_how_to_repeat_the_run(
 
 
 @pytest.mark.parametrize("name", ["page.txt", "page"])
-def test_page_under_another_name_is_refused(name: str, refused: Callable[..., str]) -> None:
+def test_page_under_another_name_is_refused(name: str, tmp_path: Path, refused: Callable[..., str]) -> None:
+    scored_run(tmp_path / "run")
     assert f"--out {name}: the page is an HTML file; call it page.html" in refused("report", "run", "--out", name)
 
 
