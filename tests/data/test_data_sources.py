@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -257,6 +258,34 @@ def test_paths_that_are_not_a_dataset(tmp_path: Path) -> None:
         read_dataset(fill(tmp_path, "a.zip") / "a.zip")
 
 
+def test_what_is_no_dataset_is_named_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"link: a link to .*gone, which does not exist"):
+        read_dataset(tmp_path / "link")
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(DataError, match=r"pipe\.csv: a device or a pipe; write the manifest to a file first"):
+        read_dataset(tmp_path / "pipe.csv")
+    with pytest.raises(DataError, match=r"cannot be read \(File name too long\)"):
+        read_dataset(tmp_path / ("a" * 300))
+    fill(tmp_path, "1.png", "locked/2.png")
+    file = manifest(tmp_path, "path,label\n1.png,a\nlocked/2.png,b\n")
+    with_stat(monkeypatch, tmp_path / "locked/2.png", PermissionError(13, "Permission denied"))
+    with pytest.raises(DataError, match=r"1 of 2 files cannot be read \(locked/2\.png: Permission denied\)"):
+        read_dataset(file)
+
+
+def with_stat(monkeypatch: pytest.MonkeyPatch, path: Path, error: OSError) -> None:
+    """Let `os.stat` fail for a path."""
+    real = os.stat
+
+    def stat(name: str | Path, *arguments: Any, **options: Any) -> os.stat_result:
+        if os.fspath(name) == str(path):
+            raise error
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+
+
 def test_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, "a/1.png", "b/1.png")
     scandir = os.scandir
@@ -334,7 +363,7 @@ def test_manifest_counts_a_repeated_row(tmp_path: Path) -> None:
             r"2 of 3 files do not exist \(x.png, y.png\); paths are relative",
         ),
         ("path,label\nd\\x.png,a\n", "write / between folders"),
-        ("path,label\n.,a\n", "1 of 1 files do not exist"),
+        ("path,label\n.,a\n", r"1 of 1 files cannot be read \(\.: a folder\)"),
         ("path,label\na\0b,a\n", "(files do not exist|not a valid CSV)"),
     ],
 )

@@ -7,6 +7,7 @@ under two labels or in two splits is refused, because it would be a multi-label 
 import csv
 import os
 import posixpath
+import stat
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from fewsight.errors import DataError
 from fewsight.wording import named
 
 MANIFEST_SUFFIXES = frozenset({".csv", ".parquet"})
+MISSING = "does not exist"
 _COLUMNS = "expected the columns path,label and, optionally, split"
 
 
@@ -183,17 +185,25 @@ def _without_repeats(path: Path, rows: list[_Row], ignored: Counter[str]) -> lis
 
 def _check_files(path: Path, rows: list[_Row]) -> None:
     root = os.fspath(path.parent)
-    missing = [row.path for row in rows if not _is_file(os.path.join(root, row.path))]  # noqa: PTH118 fast
+    faults = {row.path: _fault(os.path.join(root, row.path)) for row in rows}  # noqa: PTH118 fast
+    missing = [name for name, fault in faults.items() if fault == MISSING]
+    others = [f"{name}: {fault}" for name, fault in faults.items() if fault not in ("", MISSING)]
     if missing:
         hint = "; write / between folders" if any("\\" in name for name in missing) else ""
         raise DataError(
             f"{path}: {len(missing):,} of {len(rows):,} files do not exist ({named(missing, 3)}); "
             f"paths are relative to {path.parent.resolve()}{hint}"
         )
+    if others:
+        raise DataError(f"{path}: {len(others):,} of {len(rows):,} files cannot be read ({named(others, 3)})")
 
 
-def _is_file(path: str) -> bool:
+def _fault(path: str) -> str:
+    """Why there is no file to read at a path; empty if there is one."""
     try:
-        return os.path.isfile(path)  # noqa: PTH113 fast
-    except ValueError:  # a NUL in the name
-        return False
+        mode = os.stat(path).st_mode  # noqa: PTH116 fast
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in the name
+        return MISSING
+    except OSError as error:
+        return str(error.strerror or error)
+    return "" if stat.S_ISREG(mode) else "a folder" if stat.S_ISDIR(mode) else "a device or a pipe"

@@ -3,6 +3,7 @@
 import os
 import posixpath
 import re
+import stat
 from collections import Counter
 from pathlib import Path, PurePath
 
@@ -46,11 +47,19 @@ def check_source(path: Path) -> None:
     """Check that there can be a dataset at `path`, without reading it.
 
     Raises:
-        DataError: there is nothing, or it is neither a folder nor a manifest.
+        DataError: there is nothing, it cannot be read, or it is neither a folder nor a manifest.
     """
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder (looked in {Path.cwd()})")
-    if not path.is_dir() and path.suffix.lower() not in MANIFEST_SUFFIXES:
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            raise DataError(f"{path}: a link to {path.readlink()}, which does not exist") from None
+        raise DataError(f"{path}: no such file or folder (looked in {Path.cwd()})") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise DataError(f"{path}: a device or a pipe; write the manifest to a file first")
+    if not stat.S_ISDIR(mode) and path.suffix.lower() not in MANIFEST_SUFFIXES:
         raise DataError(
             f"{path}: a dataset is a folder of class folders, or a .csv or .parquet manifest with the columns "
             "path,label[,split] (unpack an archive first)"
