@@ -56,8 +56,8 @@ def _matrix_image(confusion: np.ndarray) -> str:
 
 
 def _darkness(fractions: np.ndarray) -> np.ndarray:
-    """Of cells, from 0 to 1: the square root of their fraction, which keeps cells of few images visible."""
-    darkness: np.ndarray = np.sqrt(fractions)
+    """Of cells, from 0 to 1: the cube root of their fraction, which keeps cells of few images visible."""
+    darkness: np.ndarray = np.cbrt(fractions)
     return darkness
 
 
