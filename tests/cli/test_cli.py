@@ -261,7 +261,8 @@ def test_scores_of_a_prediction_need_no_features(refused: Callable[..., str], sc
         ("train --resume data --hours 1 --merge-val", "leave out --hours, --merge-val"),
         ("train --resume data", "data holds no run.json, so it is not a run folder"),
         ("train --resume new", "new does not exist"),
-        ("evaluate data", "DATA requires an argument (see fewsight evaluate --help)"),
+        ("evaluate", "RUN requires an argument (see fewsight evaluate --help)"),
+        ("evaluate data", "data holds no run.json"),
         ("evaluate data data", "data holds no run.json"),
         ("evaluate new data", "new does not exist"),
         ("predict data", "IMAGES requires an argument"),
@@ -720,7 +721,8 @@ def test_plain_mistakes_are_answered_before_torch_is_loaded(tmp_path: Path, tiny
         "train data --out new --recipe digts", "train data --out new --set batch=5", "train --resume nowhere",
         "train data --out new --init-from nowhere", f"evaluate {tiny_run} nowhere", "evaluate nowhere data",
         "predict nowhere a.png", "report nowhere --out page.html", "check nowhere", "runs nowhere",
-        "reproduce nowhere --out new", "serve nowhere", "export nowhere --out m.onnx", "scores lines nowhere",
+        "reproduce nowhere --out new", f"ensemble {tiny_run} x=nowhere:32 --out new",
+        "serve nowhere", "export nowhere --out m.onnx", "scores lines nowhere",
     ]  # fmt: skip
     code = (
         "import sys; from fewsight.cli import main\n"

@@ -21,8 +21,8 @@ from fewsight.apps import listing
 from fewsight.apps.listing import list_runs
 from fewsight.errors import RunError
 from fewsight.inference import ensemble
-from fewsight.inference.ensemble import parse_member
 from fewsight.inference.evaluate import evaluate
+from fewsight.inference.member_text import parse_member
 from fewsight.inference.model import load
 from fewsight.inference.opening import open_runs, score_folders, score_runs
 from fewsight.inference.score_run import LabelledFile, ScoringResult

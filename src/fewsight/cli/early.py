@@ -35,6 +35,19 @@ def check_exists(path: Path) -> None:
         check_run(path)
 
 
+def check_members(texts: Sequence[str]) -> None:
+    """Check that there is something where the runs of an ensemble's members should be.
+
+    Raises:
+        RunError: there is nothing.
+    """
+    from fewsight.inference.member_text import parse_member
+
+    for text in texts:
+        for path, _ in parse_member(text)[1]:
+            check_exists(path)
+
+
 def check_scored(path: Path) -> None:
     """Check that there is something where a run with scores should be, which may be a reproduction.
 

@@ -134,12 +134,14 @@ def ensemble(
         from_: take the weights and views of this ensemble of the same recipes, for example of runs trained on train
             alone.
     """
+    if from_ is not None and weights != "uniform":
+        raise FewsightError("--from takes the weights of that ensemble; leave out --weights")
+    early.check_members(members)
+
     from fewsight.cli.show import show_calibrations, show_members
     from fewsight.inference.ensemble import make_ensemble
     from fewsight.terminal import make_console, printable
 
-    if from_ is not None and weights != "uniform":
-        raise FewsightError("--from takes the weights of that ensemble; leave out --weights")
     made = make_ensemble(members, out, weights=weights, split=split, carried_from=from_, views=views)
     console = make_console()
     show_members(console, made.entries)

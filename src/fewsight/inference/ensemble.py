@@ -16,6 +16,7 @@ from typing import Literal
 import fewsight
 from fewsight import runs
 from fewsight.errors import RunError
+from fewsight.inference.member_text import parse_member
 from fewsight.inference.opening import check_classes, open_runs
 from fewsight.inference.tested_views import TestedViews, harmless_views, test_sizes
 from fewsight.machine import files
@@ -162,26 +163,6 @@ def _expand(member: str, path: Path, sizes: Sequence[int]) -> list[_Part]:
         raise RunError(f"{path} is an ensemble and is used as a whole; leave out :{','.join(map(str, sizes))}")
     entries = read_entries(path)
     return [_Part(member, path / "runs" / entry.run, entry.px, entry.weight * len(entries)) for entry in entries]
-
-
-def parse_member(text: str) -> tuple[str, list[tuple[Path, tuple[int, ...]]]]:
-    """Parse a member: `[NAME=]RUN[:SIZES][+RUN[:SIZES]...]`.
-
-    `runs/a` is a run at all its test sizes; `runs/ce:224,320,380+runs/ce448:448` combines two runs at the given sizes.
-
-    Returns:
-        Its name, and (run folder, test sizes; empty: all) of each part.
-    """
-    if Path(text).exists():
-        return Path(text).resolve().name, [(Path(text), ())]
-    name, sign, rest = text.partition("=")
-    parts = []
-    for part in (rest if sign else text).split("+"):
-        path, colon, sizes = part.rpartition(":")
-        if not colon or not sizes.replace(",", "").isdecimal() or not sizes.isascii():
-            path, sizes = part, ""
-        parts.append((Path(path), tuple(int(px) for px in sizes.split(",") if px)))
-    return (name if sign else parts[0][0].resolve().name), parts
 
 
 def _finished_run(path: Path) -> Run:
