@@ -101,3 +101,14 @@ def test_changed_files_are_found_without_a_memory(data: Path, monkeypatch: pytes
     digests = [file_digest(file.read_bytes()) for file in files]
     exchange(files[0], files[2])
     assert changed_files(files, digests) == [0, 2]
+
+
+def test_unusable_memory_is_said_as_what_it_is(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert memory.memory_notes() == ()
+    monkeypatch.setenv("FEWSIGHT_CACHE", str(data / "0.bmp"))
+    (note,) = memory.memory_notes()
+    assert f"({data / '0.bmp'}: File exists)" in note
+    (tmp_path / "images.sqlite").write_bytes(b"nonsense" * 1000)
+    monkeypatch.setenv("FEWSIGHT_CACHE", str(tmp_path))
+    (note,) = memory.memory_notes()
+    assert f"({tmp_path / 'images.sqlite'}: file is not a database)" in note

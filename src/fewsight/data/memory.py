@@ -26,6 +26,8 @@ from fewsight.machine.cores import num_cores
 # raised when a change of decode.py changes pixels; results of other rules or decoders are measured again
 RULES = f"4, Pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}"
 
+UNUSABLE = (OSError, RuntimeError, KeyError, sqlite3.Error)  # RuntimeError, KeyError: a user without a home
+
 Triple = tuple[float, float, float]
 State = tuple[int, int, int]  # size in bytes, mtime and ctime in nanoseconds
 Stamp = tuple[bytes, int, int, int]  # absolute path, then as `State`
@@ -182,7 +184,10 @@ class Memory:
 @contextmanager
 def open_memory() -> Iterator[Memory]:
     """The memory, saved and closed at the end."""
-    memory = Memory(_connect())
+    try:
+        memory = Memory(_connect())
+    except UNUSABLE:
+        memory = Memory(None)
     try:
         yield memory
     finally:
@@ -192,23 +197,29 @@ def open_memory() -> Iterator[Memory]:
 
 def memory_notes() -> tuple[str, ...]:
     """A line for the user where nothing can be remembered."""
-    connection = _connect()
-    if connection is not None:
-        connection.close()
-        return ()
-    return (
-        "what is read of the images is not remembered, so the next command reads them all again: this user has no "
-        "folder for it; set FEWSIGHT_CACHE to a folder that may be written",
-    )
-
-
-def _connect() -> sqlite3.Connection | None:
-    connection = None
     try:
-        folder = Path(os.environ.get("FEWSIGHT_CACHE") or platformdirs.user_cache_dir("fewsight"))
-        folder.mkdir(parents=True, exist_ok=True)
-        # one thread uses it at a time
-        connection = sqlite3.connect(folder / "images.sqlite", timeout=10, check_same_thread=False)
+        _connect().close()
+    except UNUSABLE as error:
+        file = getattr(error, "filename", None)
+        reason = f"{file}: {error.strerror}" if isinstance(error, OSError) and file else str(error)
+        return (
+            "what is read of the images is not remembered, so the next command reads them all again "
+            f"({reason}); set FEWSIGHT_CACHE to a folder that may be written",
+        )
+    return ()
+
+
+def _connect() -> sqlite3.Connection:
+    """Open the file, or create it.
+
+    Raises:
+        UNUSABLE: there is no folder for it, it cannot be written, or it is damaged.
+    """
+    folder = Path(os.environ.get("FEWSIGHT_CACHE") or platformdirs.user_cache_dir("fewsight"))
+    folder.mkdir(parents=True, exist_ok=True)
+    # one thread uses it at a time
+    connection = sqlite3.connect(folder / "images.sqlite", timeout=10, check_same_thread=False)
+    try:
         connection.execute("PRAGMA synchronous = OFF")  # a lost cache costs time only
         for earlier in ("images", "scanned"):  # tables of earlier versions
             connection.execute(f"DROP TABLE IF EXISTS {earlier}")
@@ -221,8 +232,7 @@ def _connect() -> sqlite3.Connection | None:
             "r REAL, g REAL, b REAL, rr REAL, gg REAL, bb REAL, pixels TEXT, thumbnail BLOB, kind TEXT, "
             "animated INTEGER, orientation INTEGER) WITHOUT ROWID"
         )
-    except (OSError, RuntimeError, KeyError, sqlite3.Error):  # no such folder; a user without a home
-        if connection is not None:
-            connection.close()
-        return None
+    except sqlite3.Error as error:
+        connection.close()
+        raise sqlite3.Error(f"{folder / 'images.sqlite'}: {error}") from error
     return connection
