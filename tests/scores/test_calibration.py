@@ -21,6 +21,7 @@ from fewsight.scores.calibration import (
     calibration_for,
     choose_threshold,
     fit_temperature,
+    keep_temperature,
     read_calibrations,
     write_calibrations,
 )
@@ -118,6 +119,29 @@ def test_nll_never_grows(lead: float, tmp_path: Path) -> None:
         fitted = fit_temperature(run_of(tmp_path / f"{seed}", random_scores(seed, labels, lead), labels))
         assert fitted.nll[1] <= fitted.nll[0]
         assert 0.05 <= fitted.temperature <= 20
+
+
+@pytest.mark.parametrize("num_images", [30, 300, 3000])
+def test_temperature_of_a_training_is_bounded_where_every_image_is_right(num_images: int, tmp_path: Path) -> None:
+    """The mean probability of the labels comes near n / (n + 1): Laplace's rule for n of n."""
+    labels = random_labels(0, num_images)
+    keep_temperature(tmp_path, random_scores(0, labels, 30.0) * 0.1, labels, "center-8", chose_weights=True)
+    (kept,) = read_calibrations(tmp_path)
+    assert (kept.views, kept.num_images, kept.num_chose_weights) == (("center-8",), num_images, num_images)
+    scores = apply_temperature(random_scores(0, labels, 30.0) * 0.1, kept.temperature)
+    assert 1 - np.exp(scores[np.arange(num_images), labels]).mean() == pytest.approx(1 / (num_images + 1), rel=0.3)
+    assert "chose the epoch of the weights" in kept.notes[-1]
+
+
+def test_temperature_of_a_training_is_that_of_the_same_scores(tmp_path: Path) -> None:
+    scores, labels = drawn(1500, 2.0)
+    keep_temperature(tmp_path, scores, labels, "center-8", chose_weights=False)
+    (kept,) = read_calibrations(tmp_path)
+    fitted = fit_temperature(run_of(tmp_path / "a", scores, labels))
+    assert kept.temperature == pytest.approx(fitted.temperature, rel=0.01)
+    assert kept.notes == ()
+    keep_temperature(tmp_path / "few", scores[:29], labels[:29], "center-8", chose_weights=False)
+    assert read_calibrations(tmp_path / "few") == []
 
 
 def test_calibrated_scores_need_no_temperature(tmp_path: Path) -> None:

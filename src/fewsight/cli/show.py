@@ -75,6 +75,7 @@ def show_evaluation(console: Console, run: Any, evaluation: "Evaluation") -> Non
     for note in optimistic_notes(evaluation.num_trained_on, evaluation.num_chose_weights, figures.num_images):
         console.print(note)
     show_figures(console, figures, f"{run} on {evaluation.data} ({evaluation.split}, {views})")
+    console.print(printable(evaluation.probabilities))
     if evaluation.better_part is not None:
         console.print(printable(f"note: {evaluation.better_part}"))
     print_first(console, "unreadable", evaluation.unreadable)

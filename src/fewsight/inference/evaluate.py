@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fewsight.data import WHOLE, EvaluationSet, evaluation_samples, scan
 from fewsight.errors import DataError, RunError, WeightsError
-from fewsight.inference.opening import RunsAndViews, open_runs, score_folders, score_runs
+from fewsight.inference.opening import RunsAndViews, describe_probabilities, open_runs, score_folders, score_runs
 from fewsight.inference.score_run import LabelledFile, ScoringResult
 from fewsight.machine.cores import num_cores
 from fewsight.runs import Run, held_out, trained_on
@@ -36,6 +36,7 @@ class Evaluation:
     num_trained_on: int
     unreadable: tuple[str, ...]
     kept: tuple[str, ...]  # where the scores are stored, or why they are not
+    probabilities: str  # at which temperature predict and the service give them, or that they are not calibrated
     num_chose_weights: int = 0  # images on which the run chose the epoch of its weights (run.select = best)
     better_part: str | None = None  # says which member, or which size, has a higher accuracy alone
     num_left_out: int = 0  # images of data without splits that were trained on and therefore not tested
@@ -188,6 +189,7 @@ def _evaluation(
         num_trained_on=int(scored.trained_on.sum()),
         unreadable=errors,
         kept=remarks,
+        probabilities=describe_probabilities(opened),
         num_chose_weights=int(scored.chose_weights.sum()),
         better_part=better_part(scored),
     )

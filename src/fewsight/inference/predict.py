@@ -11,15 +11,14 @@ from rich.console import Console
 from fewsight.errors import DataError
 from fewsight.inference import prediction_files
 from fewsight.inference.fused import fused_batches
-from fewsight.inference.opening import RunsAndViews, open_runs, score_folders, score_runs
+from fewsight.inference.opening import RunsAndViews, describe_probabilities, open_runs, score_folders, score_runs
 from fewsight.inference.score_run import LabelledFile, load_scorer, testing_recipe
 from fewsight.machine import files
-from fewsight.scores.calibration import FILE as CALIBRATION
-from fewsight.scores.calibration import Calibration, apply_temperature, calibration_for, read_calibrations
+from fewsight.scores.calibration import apply_temperature, calibration_for
 from fewsight.scores.fusion import read_checked
 from fewsight.scores.members import Result
 from fewsight.scores.scoring import BATCH
-from fewsight.terminal import print_first, progress_counter
+from fewsight.terminal import print_first, printable, progress_counter
 from fewsight.wording import counted
 
 
@@ -59,8 +58,6 @@ def predict_files(
     names, top_k = _named_files(inputs, console), min(top_k, len(opened.classes))
     calibration = calibration_for(path, opened.view_names)
     threshold = None if calibration is None or calibration.threshold is None else calibration.threshold.prob
-    if target is not None:
-        _print_remarks(path, opened, calibration, target, console)
     done = num_rejected = 0
     failed: list[str] = []
     with (
@@ -80,6 +77,7 @@ def predict_files(
                 write_features(pooled)
             failed += [f"{row['path']}: {row['error']}" for row in rows if row["error"] is not None]
     if target is not None:
+        _print_remarks(opened, target, console)
         print_first(console, "unreadable", failed)
         _print_rejected(num_rejected, done - len(failed), threshold, console)
     return len(failed), done
@@ -112,14 +110,9 @@ def _named_files(inputs: Sequence[str], console: Console) -> list[str]:
     return names
 
 
-def _print_remarks(
-    path: Path, opened: RunsAndViews, calibration: Calibration | None, target: Path, console: Console
-) -> None:
+def _print_remarks(opened: RunsAndViews, target: Path, console: Console) -> None:
     """Say which temperature the probabilities have, and which names a spreadsheet would misread."""
-    if calibration is not None:
-        console.print(f"probabilities at the temperature {calibration.temperature:.2f} of {path / CALIBRATION}")
-    elif read_calibrations(path):
-        console.print(f"note: {path / CALIBRATION} has no temperature for these views, so none is applied")
+    console.print(printable(describe_probabilities(opened)))
     risky = [name for name in opened.classes if name.startswith(prediction_files.FORMULA)]
     if risky and target.suffix.lower() == ".csv":
         console.print(f"note: spreadsheets read class names such as {risky[0]!r} as formulas; import {target} as text")

@@ -4,14 +4,13 @@ Both are fitted on scores of images that the run was not trained on, and stored 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from pydantic import ConfigDict
-from scipy.optimize import minimize_scalar
 
 from fewsight.errors import RecipeError, RunError
 from fewsight.machine import files
@@ -26,6 +25,7 @@ FILE = "calibration.json"
 NUM_BINS = 15  # of the expected calibration error
 TEMPERATURE_RANGE = (0.05, 20.0)
 MIN_IMAGES_FOR_ECE = 20 * NUM_BINS  # with fewer than 20 images, a bin's accuracy has a standard error of 0.1 or more
+MIN_IMAGES = 30  # of val, from which a training keeps a temperature; with fewer, a single image decides too much
 CHUNK_IMAGES = 4096  # whose scaled scores are held in memory at a time
 
 
@@ -133,20 +133,61 @@ def fit_temperature(scored: Scored, coverage: float | None = None) -> Calibratio
     store = scored.first_store
     labels, readable = label_indices(store), store.readable
     scores, labels = fused_log_probs(scored.weights)[readable], labels[readable]
-    minimum = minimize_scalar(
-        lambda log_temperature: _nll(scores, labels, float(np.exp(log_temperature))),
-        bounds=np.log(TEMPERATURE_RANGE),
-        method="bounded",
-    )
-    temperature = float(np.exp(minimum.x))
+    temperature = _minimum(lambda value: _nll(scores, labels, value))
     threshold = None
     if coverage is not None:
         is_correct = scores.argmax(1) == labels
         threshold = choose_threshold(confidences(scores, temperature), is_correct, coverage, str(store.path))
+    num_chose = int(scored.chose_weights[readable].sum())
+    return _calibration(scores, labels, temperature, view_names(scored), str(store.path), threshold, num_chose)
+
+
+def keep_temperature(path: Path, scores: np.ndarray, labels: np.ndarray, view: str, *, chose_weights: bool) -> None:
+    """Fit a run's temperature on val at the end of its training, and store it in the run.
+
+    Val may be small, and where every image is right, the NLL falls without end: as in Laplace's rule, one more image
+    counts, like these but with the second most probable class as its label.
+
+    Args:
+        path: the run.
+        scores: float32 [n, K], log-probabilities of val; from `MIN_IMAGES` images on, else nothing is stored.
+        labels: int [n].
+        view: whose scores they are.
+        chose_weights: whether val chose the epoch of the weights.
+    """
+    if len(labels) < MIN_IMAGES:
+        return
+    second = np.argsort(-scores, axis=1, kind="stable")[:, 1]
+    temperature = _minimum(lambda value: len(labels) * _nll(scores, labels, value) + _nll(scores, second, value))
+    num_chose = len(labels) if chose_weights else 0
+    calibration = _calibration(scores, labels, temperature, (view,), "val, when its training ended", None, num_chose)
+    write_calibrations(path, [calibration])
+
+
+def _minimum(objective: Callable[[float], float]) -> float:
+    """The temperature that minimises a function of it."""
+
+    from scipy.optimize import minimize_scalar  # takes seconds to import, and most commands fit nothing
+
+    bounds = np.log(TEMPERATURE_RANGE)
+    minimum = minimize_scalar(lambda logarithm: objective(float(np.exp(logarithm))), bounds=bounds, method="bounded")
+    return float(np.exp(minimum.x))
+
+
+def _calibration(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    temperature: float,
+    views: tuple[str, ...],
+    source: str,
+    threshold: Threshold | None,
+    num_chose_weights: int,
+) -> Calibration:
+    """A temperature with its effect on the images that it was fitted on."""
     return Calibration(
         temperature,
-        view_names(scored),
-        str(store.path),
+        views,
+        source,
         len(labels),
         (_nll(scores, labels, 1.0), _nll(scores, labels, temperature)),
         (
@@ -154,7 +195,7 @@ def fit_temperature(scored: Scored, coverage: float | None = None) -> Calibratio
             calibration_error(reliability_bins(scores, labels, temperature)),
         ),
         threshold,
-        int(scored.chose_weights[readable].sum()),
+        num_chose_weights,
     )
 
 

@@ -10,9 +10,10 @@ from fewsight.machine import files
 from fewsight.machine.device import compute_threads
 from fewsight.models.classifier import Classifier, load_weights, weights_out
 from fewsight.runs import Run
+from fewsight.scores.calibration import keep_temperature
 from fewsight.scores.log_probs import NOT_FINITE
 from fewsight.scores.metrics import Figures, evaluate_scores
-from fewsight.scores.scoring import Scorer, Scores, score_images
+from fewsight.scores.scoring import Scorer, Scores, score_images, views_of
 from fewsight.training.state import Position, Training
 from fewsight.wording import named
 
@@ -38,7 +39,8 @@ def finish(training: Training, model: Classifier, position: Position) -> Run:
     with compute_threads(recipe.run.threads):
         _use_first_statistics(training, model)
         _check_weights(run, model)
-        figures = score_val(training, model)
+        log_probs = val_log_probs(training, model)
+        figures = None if log_probs is None else val_figures(training, log_probs)
         if figures is None:
             _check_scores(training, model)
     if not group.first:
@@ -47,6 +49,9 @@ def finish(training: Training, model: Classifier, position: Position) -> Run:
     if recipe.run.select == "last":
         run = runs.save_weights(run, weights_out(model))
     files.write_json(run.path / "metrics.json", {"val": figures.as_json() if figures else None})
+    if log_probs is not None:
+        labels, view = np.asarray(training.data.val_labels), views_of(recipe)[0].name
+        keep_temperature(run.path, log_probs, labels, view, chose_weights=recipe.run.select == "best")
     run = runs.update_info(run, status="finished", finished=runs.now(), collapsed=position.collapsed)
     runs.remove_state(run.path)
     group.wait()
@@ -54,7 +59,24 @@ def finish(training: Training, model: Classifier, position: Position) -> Run:
 
 
 def score_val(training: Training, model: nn.Module) -> Figures | None:
-    """Accuracy and loss on val, centre view; None without a val split. Each image is scored once, by one process.
+    """Accuracy and loss on val, centre view; None without a val split.
+
+    Raises:
+        DataError, RunError: as `val_log_probs`.
+    """
+    log_probs = val_log_probs(training, model)
+    return None if log_probs is None else val_figures(training, log_probs)
+
+
+def val_figures(training: Training, log_probs: np.ndarray) -> Figures:
+    """Accuracy and loss on val, from log-probabilities [n, K]."""
+    return evaluate_scores(log_probs, np.asarray(training.data.val_labels), training.run.classes)
+
+
+def val_log_probs(training: Training, model: nn.Module) -> np.ndarray | None:
+    """Log-probabilities of val, float32 [n, K], centre view; None without a val split.
+
+    Each image is scored once, by one process.
 
     Raises:
         DataError: an image can no longer be read.
@@ -69,10 +91,10 @@ def score_val(training: Training, model: nn.Module) -> Figures | None:
     for error in (error for scores in scored for error in scores.errors if error not in (None, NOT_FINITE)):
         raise DataError(f"{error} (val; it could be read before training began)")
     parts = [scores.log_probs for scores in scored] or [np.empty((0, len(run.classes)), np.float32)]
-    log_probs = group.gather(torch.from_numpy(np.concatenate(parts)), len(data.val_paths)).numpy()
+    log_probs: np.ndarray = group.gather(torch.from_numpy(np.concatenate(parts)), len(data.val_paths)).numpy()
     if not np.isfinite(log_probs).all():
         raise RunError(f"the model's scores on val are not finite. {_LOWER_LR.format(path=run.path)}")
-    return evaluate_scores(log_probs, np.asarray(data.val_labels), run.classes)
+    return log_probs
 
 
 def loss_not_finite(run: Run, loss: float, epoch: int, step: int, lr: float) -> str:
