@@ -216,6 +216,19 @@ def test_dry_run_shows_the_plan_and_writes_nothing(command: Command, digit_image
     assert len(lines) == 11
 
 
+@pytest.mark.usefixtures("timed")
+def test_splits_of_another_name_are_read_and_said(command: Command, digit_images: Path, tmp_path: Path) -> None:
+    for split, name in {"train": "training", "val": "held", "test": "testing"}.items():
+        shutil.copytree(digit_images / split, tmp_path / "data" / name)
+    answer = command(*small(tmp_path / "data", "rep", "--splits", "val=held", "--dry-run"))
+    assert (answer.code, answer.err) == (0, "")
+    notes = ["training is read as train", "held is read as val", "testing is read as test"]
+    assert sorted(line for line in answer.out.splitlines() if " is read as " in line) == sorted(
+        f"note: {n}" for n in notes
+    )
+    assert "30 images of train + val in 3 classes, tested on 15 images of test" in answer.out
+
+
 def test_dry_run_at_full_scale(timed: list[str], command: Command, digit_images: Path) -> None:
     answer = command("reproduce", digit_images, "--out", "rep", "--devices", "cpu", "--dry-run")
     assert answer.code == 0

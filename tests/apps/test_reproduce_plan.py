@@ -129,6 +129,12 @@ def test_val_is_merged_unless_it_is_tested(scale: str, prepared: Prepared) -> No
         assert {recipe.data.merge_val for recipe in recipes.values()} == {merge_val}
 
 
+def test_names_of_the_splits_are_in_every_recipe(prepared: Prepared) -> None:
+    named = replace(prepared, splits="val=held")
+    recipes = recipes_for("small", named, merge_val=True, epochs=EPOCHS, cores=1, device="cpu")
+    assert {recipe.data.splits for recipe in recipes.values()} == {"val=held"}
+
+
 @pytest.mark.parametrize(
     ("native", "train_px", "test_px", "stems"),
     [

@@ -232,6 +232,7 @@ def reproduce(
     hours: float = 1.0,
     jobs: int | None = None,
     devices: str | None = None,
+    splits: str = "",
     dry_run: bool = False,
 ) -> int:
     """Reproduce the paper: eight trainings, tests in eight views, Tables 1 and 2 beside its figures, the fusion.
@@ -246,6 +247,7 @@ def reproduce(
         hours: time budget at small scale; the number of epochs is reduced to fit it (1).
         jobs: trainings to run at once (one per device; at small scale on a CPU, one per core).
         devices: separated by commas, for example cuda:0,cuda:1 (all that the machine has).
+        splits: train=NAME,val=NAME,test=NAME for splits that are not called so.
         dry_run: print the plan with its projected time, memory and disk, and stop.
     """
     early.check_data(data)
@@ -255,5 +257,5 @@ def reproduce(
     from fewsight.terminal import make_console
 
     names = [name.strip() for name in devices.split(",")] if devices else []
-    settings = Settings(test, scale, hours, jobs, names)
+    settings = Settings(test, scale, hours, jobs, names, splits)
     return run_reproduction(data, out, settings, dry_run=dry_run, console=make_console())

@@ -29,6 +29,7 @@ class Prepared:
     listed: list[ListedImage]  # the training images, then those of val
     sizes: tuple[tuple[int, int], ...]  # (width, height) of each training image
     notes: tuple[str, ...] = ()  # as `Dataset.notes`
+    splits: str = ""  # as for `read_dataset`
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _fix(dataset: Dataset, source: Path, settings: Data, chosen: _Chosen) -> Pre
     ]
     sizes = tuple((scans[sample.path].width, scans[sample.path].height) for sample in train)
     notes = (*dataset.notes, *memory_notes(), *([] if val or settings.merge_val else [_note_on_val(dataset)]))
-    return Prepared(chosen.classes, images, facts, listed, sizes, notes)
+    return Prepared(chosen.classes, images, facts, listed, sizes, notes, settings.splits)
 
 
 def _note_on_val(dataset: Dataset) -> str:

@@ -45,6 +45,7 @@ class Settings:
     hours: float = 1.0  # at small scale, the time to fit the number of epochs to, if it is short
     jobs: int | None = None  # trainings in parallel; None: one per device, or per core at small scale on a CPU
     devices: Sequence[str] = ()  # such as cuda:0, cuda:1; empty for what the machine has
+    splits: str = ""  # as for `read_dataset`
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,14 @@ def reproduce(
     settings = settings or Settings()
     if not 0 < settings.hours < math.inf:
         raise RecipeError(f"--hours {settings.hours:g}: expected a number above 0, for example 1")
-    test = _read(data, settings.test)
+    test = _read(data, settings.test, settings.splits)
     target = Target(str(data.resolve()), test.name, settings.scale)
     check_out(out, target)
     slots = _slots(settings)
     with progress_counter(console, "checking images") as progress:
-        prepared = prepare(data, Data(merge_val=test.merge_val), progress=progress)
+        prepared = prepare(data, Data(merge_val=test.merge_val, splits=settings.splits), progress=progress)
+    for note in prepared.notes:
+        console.print(f"note: {printable(note)}")
     planned = _plan(out, settings, prepared, slots, test, console)
     _show_plan(console, settings.scale, planned, prepared, slots, test)
     if dry_run:
@@ -137,14 +140,14 @@ def _write_results(out: Path, scale: str, planned: Sequence[Job], console: Conso
         )
 
 
-def _read(data: Path, test: str) -> TestImages:
+def _read(data: Path, test: str, splits: str) -> TestImages:
     """Find the test images.
 
     Raises:
         DataError: there is no such labelled split or folder.
     """
     settings = Data()
-    dataset = read_dataset(data, holdout=settings.holdout, seed=settings.split_seed)
+    dataset = read_dataset(data, holdout=settings.holdout, seed=settings.split_seed, splits=splits)
     classes = dataset.classes_of("train")
     is_split = test in dataset.splits or test in dataset.unlabelled
     if not is_split and Path(test).is_dir():
@@ -159,7 +162,8 @@ def _read(data: Path, test: str) -> TestImages:
             f"{data}: {test} has no labels, which the tables need; use --test SPLIT or --test FOLDER with labelled "
             "images (with --test val the models are trained on train alone)"
         )
-    evaluation = evaluation_samples(data, classes, test, holdout=settings.holdout, seed=settings.split_seed)
+    holdout, seed = settings.holdout, settings.split_seed
+    evaluation = evaluation_samples(data, classes, test, holdout=holdout, seed=seed, splits=splits)
     merge_val = "val" in dataset.splits and evaluation.split != "val"
     return TestImages(evaluation.split, len(evaluation.samples), merge_val)
 

@@ -85,7 +85,7 @@ def recipes_for(
     recipes = {}
     for training in TRAININGS:
         values = load_recipe(training.recipe).model_dump()
-        values["data"]["merge_val"] = merge_val
+        values["data"] |= {"merge_val": merge_val, "splits": prepared.splits}
         values["run"] |= {"device": device, **divide_cores(cores, device)}
         if scale == "small":
             assert epochs is not None, "a small plan sets its epochs"
