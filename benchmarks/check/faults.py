@@ -132,7 +132,7 @@ class Planter:
                 (self.root / split / twin).mkdir()
                 for path in paths[: len(paths) // 2]:
                     path.rename(self.root / split / twin / path.name)
-            self.note("classes named alike", alike, twin)
+            self.note("classes that look alike", alike, twin)
 
 
 def groups(checked: CheckResult) -> Groups:

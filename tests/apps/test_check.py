@@ -127,8 +127,20 @@ PLANTED: dict[str, tuple[Callable[[Path], object], dict[str, set[frozenset[str]]
         {"tiny class": group("oak")},
     ),
     "named alike": (
+        lambda data: [(data / split / "ash").rename(data / split / "oaks") for split in ("train", "test")],
+        {"classes named alike": group("oaks", "oak")},
+    ),
+    "looks alike": (
         lambda data: [(data / split / "ash").rename(data / split / "Oak ") for split in ("train", "test")],
-        {"classes named alike": group("Oak ", "oak")},
+        {"classes that look alike": group("Oak ", "oak")},
+    ),
+    "looks alike in Unicode": (
+        lambda data: [
+            (data / split / old).rename(data / split / new)
+            for split in ("train", "test")
+            for old, new in (("ash", "caf\u00e9"), ("oak", "cafe\u0301"))
+        ],
+        {"classes that look alike": group("caf\u00e9", "cafe\u0301")},
     ),
     "image beside the classes": (
         lambda data: copied(data / "train/oak/1.png", data / "train/loose.png"),

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from fewsight.data import Scanned, candidates, confirmed
+from fewsight.data.selection import as_seen
 from fewsight.wording import counted
 
 SMALL_PX = 16  # an image whose shorter side is below it shows little
@@ -257,8 +258,12 @@ def _classes(entries: Sequence[Entry], empty: Sequence[str], hidden: Sequence[st
         details = tuple(counted(train[name], "image") for name in tiny)
         yield Finding("tiny class", "warning", "too few images to learn from", tuple((name,) for name in tiny), details)
     names = sorted({label for split in counts.values() for label in split})
-    alike = [pair for index, name in enumerate(names) for pair in _alike(name, names[index + 1 :])]
-    if alike:
+    pairs = [pair for index, name in enumerate(names) for pair in _alike(name, names[index + 1 :])]
+    if same := [pair for pair in pairs if as_seen(pair[0]) == as_seen(pair[1])]:
+        text = "nobody can tell them apart, so training refuses; rename or merge them"
+        details = tuple(f"{first!a} and {second!a}" for first, second in same)
+        yield Finding("classes that look alike", "fault", text, tuple(same), details)
+    if alike := [pair for pair in pairs if pair not in same]:
         yield Finding("classes named alike", "warning", "possibly one class under two names", tuple(alike))
     if train and max(train.values()) > MAX_IMBALANCE * max(1, min(train.values())):
         smallest, largest = min(train, key=train.__getitem__), max(train, key=train.__getitem__)
