@@ -37,7 +37,7 @@ MAX_PARAMETERS = 8
 DRAWERS = {"utils", "util", "common", "helpers", "misc", "base", "manager"}  # names that say nothing of their content
 # Command functions and `fewsight.train`, whose parameters are what a user may set.
 BUILDERS = {"losses", "optim"}  # packages whose functions' keyword-only parameters are options of a recipe, not counted
-EXCEPTIONS = {"cli/serving.py:serve", "cli/training.py:train", "training/session.py:train"}
+EXCEPTIONS = {"cli/serving.py:serve", "cli/training.py:train", "training/session.py:train", "cli/testing.py:reproduce"}
 
 
 @dataclass(frozen=True)
