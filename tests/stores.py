@@ -40,6 +40,7 @@ def write_store(
     trained_on: Collection[int] = (),
     classes: tuple[str, ...] = CLASSES,
     digests: Sequence[str] | None = None,
+    weights_digest: str = "w",
 ) -> Store:
     """A complete store of log-probabilities [n, K] by view, with NaN for unreadable images."""
     count = len(next(iter(views.values())))
@@ -47,7 +48,7 @@ def write_store(
     if labels is not None:
         names = [label if isinstance(label, str) else classes[label] for label in labels]
     named = [(f"{path.name}/{number}.png", 100 + number, names[number]) for number in range(count)]
-    about = StoreInfo(classes, count, digest_of_list(named), "w", 0, 0.875, True, "float32")
+    about = StoreInfo(classes, count, digest_of_list(named), weights_digest, 0, 0.875, True, "float32")
     store = score_store.begin(path, about, list(views))
     results = np.stack([views[view] for view in store.views]).astype(np.float32)
     results[:, list(unreadable)] = np.nan

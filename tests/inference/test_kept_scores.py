@@ -12,7 +12,10 @@ from rich.console import Console
 
 from conftest import TINY, Command
 from fewsight.data import memory
+from fewsight.errors import RunError
 from fewsight.inference.evaluate import Evaluation, evaluate
+from fewsight.inference.model import load
+from fewsight.runs import read_run
 from fewsight.scores.store import read_store
 from fewsight.terminal import make_console
 from fewsight.training.session import train
@@ -128,3 +131,39 @@ def test_images_that_chose_the_weights_are_named_with_every_figure(
     assert "note" not in command("scores", "rows", run.path, "--split", "test").out
     assert "the epoch that was best on val" in " ".join(command("runs", tmp_path).out.split())
     assert np.isfinite(evaluate(run.path, console=quiet()).figures.nll)
+
+
+def test_weights_of_an_unfinished_run_are_refused_by_every_command(
+    run: Path, digit_images: Path, tmp_path: Path, command: Command
+) -> None:
+    """A run with `run.select = "best"` has weights from its first evaluation on."""
+    assert command("evaluate", run).code == 0
+    info = run / "run.json"
+    info.write_text(info.read_text().replace('"status": "finished"', '"status": "training"'))
+    for words in (
+        ["evaluate", run],
+        ["predict", run, digit_images / "test", "--out", tmp_path / "x.csv"],
+        ["serve", run],
+        ["export", run, "--out", tmp_path / "x.onnx"],
+        ["ensemble", run, "--out", tmp_path / "e"],
+        ["report", run, "--out", tmp_path / "x.html"],
+        ["scores", "rows", run],
+        ["scores", "calibrate", run, "--split", "test"],
+        ["scores", "ablate", run],
+    ):
+        answer = command(*words)
+        assert (answer.code, answer.out) == (2, ""), words
+        assert f"its training did not finish; finish it with `fewsight train --resume {run}`" in answer.err, words
+    with pytest.raises(RunError, match="best so far"):
+        load(run)
+    assert "interrupted" in command("runs", run).out
+
+
+def test_scores_of_other_weights_are_refused(run: Path, command: Command) -> None:
+    assert command("evaluate", run).code == 0
+    store = run / "scores" / "test" / "store.json"
+    digest = str(read_run(run).info.weights_digest)
+    store.write_text(store.read_text().replace(digest, "0" * len(digest)))
+    answer = command("scores", "rows", run)
+    assert answer.code == 2
+    assert f"{run}/scores/test holds scores of other weights than {run} has; remove it and evaluate" in answer.err

@@ -3,6 +3,7 @@
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_sizes_and_crops_that_harm_on_val_are_left_out(
     accuracies: tuple[float, ...], sizes: tuple[int, ...], views: str, run: Run
 ) -> None:
     by_view = {view: scores(number, accuracies[number]) for number, view in enumerate(VIEWS)}
-    write_store(run.path / "scores" / "val", by_view, LABELS)
+    write_store(run.path / "scores" / "val", by_view, LABELS, weights_digest=str(run.info.weights_digest))
     found = harmless_views({run.path: run}, "val")
     assert (dict(found.sizes), found.views) == ({run.path: sizes}, views)
     assert found.reason is not None
@@ -57,7 +58,8 @@ def test_sizes_and_crops_that_harm_on_val_are_left_out(
 def test_without_scores_that_can_tell_the_first_size_is_used(kind: str, run: Run) -> None:
     by_view = {view: scores(number, 0.9) for number, view in enumerate(VIEWS[: 1 if kind == "one view" else 4])}
     if kind != "none":
-        options = {"trained_on": [0]} if kind == "trained on" else {}
+        options: dict[str, Any] = {"trained_on": [0]} if kind == "trained on" else {}
+        options["weights_digest"] = str(run.info.weights_digest)
         write_store(run.path / "scores" / "val", by_view, None if kind == "no labels" else LABELS, **options)
     found = harmless_views({run.path: run}, "val")
     assert (dict(found.sizes), found.views) == ({run.path: (32,)}, "center")

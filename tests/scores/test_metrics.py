@@ -79,6 +79,18 @@ def test_paired_comparison_counts_by_hand() -> None:
     assert "not distinguishable" not in str(found)
 
 
+def test_paired_interval_excludes_0_exactly_where_the_test_is_significant() -> None:
+    for first_only in range(12):
+        for second_only in range(12):
+            total = first_only + second_only + 40
+            first = np.arange(total) < first_only
+            second = np.arange(total) >= total - second_only
+            found = paired(first, second)
+            assert found.low <= found.gain <= found.high
+            assert found.distinguishable == (found.low > 0 or found.high < 0)
+            assert ("not distinguishable" in found.brief()) == (found.low <= 0 <= found.high)
+
+
 def test_paired_comparison_says_when_it_is_not_significant() -> None:
     correct = np.array([True, False, True])
     same = paired(correct, correct)

@@ -57,7 +57,7 @@ def scores_rows(
 
 @scores_app.command(name="compare")
 def scores_compare(runs: tuple[Path, ...], /, *, split: str | None = None, views: str | None = None) -> int:
-    """Compare each run with the first one on the same images: gain, bootstrap interval, exact McNemar test.
+    """Compare each run with the first one on the same images: gain, exact McNemar test and its interval.
 
     Args:
         runs: two or more run folders or ensembles that were evaluated on the same images, or score folders.

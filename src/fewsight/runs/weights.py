@@ -29,11 +29,19 @@ def save_weights(run: Run, tensors: "Mapping[str, Tensor]", **notes: Any) -> Run
 
 
 def require_weights(run: Run) -> None:
-    """Check that a run has weights.
+    """Check that a run has its final weights.
 
     Raises:
         RunError: its training has not finished, or the file was lost.
     """
+    _require_file(run)
+    if not run.finished:
+        raise RunError(
+            f"{run.path} has only the weights of the epoch that was best so far: {files.why_unfinished(run.path)}"
+        )
+
+
+def _require_file(run: Run) -> None:
     if not (run.path / WEIGHTS).is_file():
         if run.finished:
             raise RunError(f"{run.path} has lost its {WEIGHTS}; restore the file from a copy, or train again")
@@ -41,13 +49,13 @@ def require_weights(run: Run) -> None:
 
 
 def read_weights(run: Run) -> "dict[str, Tensor]":
-    """Read the run's weights, checked against the digest in run.json.
+    """Read the run's weights, checked against the digest in run.json; of an unfinished run, those of the best epoch.
 
     Raises:
         RunError: there are no weights yet.
         WeightsError: the file is damaged, or a weight is not finite.
     """
-    require_weights(run)
+    _require_file(run)
     data = files.read_inside(run.path / WEIGHTS, MAX_BYTES)
     tensors = _tensors(run.path / WEIGHTS, data, run.info.weights_digest)
     bad = next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)

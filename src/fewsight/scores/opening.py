@@ -8,7 +8,7 @@ from fewsight.errors import RunError
 from fewsight.machine import files
 from fewsight.scores.entries import ENSEMBLE, read_entries, read_views
 from fewsight.scores.members import Scored, scored_ensemble, scored_run
-from fewsight.scores.store import read_store
+from fewsight.scores.store import Store, read_store
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class RunStatus:
     """The part of a run's run.json that is read here, without the package runs and its torch."""
 
     status: str = ""
+    weights_digest: str | None = None
 
 
 def default_split(paths: Sequence[Path]) -> str:
@@ -50,9 +51,9 @@ def open_scored(path: Path, split: str, views: Sequence[str] = ()) -> Scored:
     if (path / ENSEMBLE).is_file():
         entries = read_entries(path)
         folders = {entry.run: _member_scores(path, entry.run, split) for entry in entries}
-        stores = {run: read_store(folder) for run, folder in folders.items()}
+        stores = {run: _store(folder, path / "runs" / run) for run, folder in folders.items()}
         return scored_ensemble(path, entries, stores, views, center_only=read_views(path) == "center" and not views)
-    return scored_run(path, path.name, read_store(_scores_folder(path, split)), views)
+    return scored_run(path, path.name, _store(_scores_folder(path, split), path), views)
 
 
 def open_each(paths: Sequence[Path], split: str, views: Sequence[str] = ()) -> list[Scored]:
@@ -86,6 +87,20 @@ def _member_scores(path: Path, run: str, split: str) -> Path:
     return beside if (beside / "store.json").exists() else _scores_folder(path / "runs" / run, split, path)
 
 
+def _store(folder: Path, run: Path) -> Store:
+    """The scores in a folder, which must be of the final weights of the run; of a run that is not there, as they are.
+
+    Raises:
+        RunError: the run is unfinished, or has other weights; or as `read_store`.
+    """
+    store = read_store(folder)
+    if (run / "run.json").is_file():
+        status = _check_finished(run)
+        if status.weights_digest != store.about.weights_digest:
+            raise RunError(f"{folder} holds scores of other weights than {run} has; remove it and evaluate again")
+    return store
+
+
 def _scores_folder(path: Path, split: str, ensemble: Path | None = None) -> Path:
     """The folder of a store: `path` itself, or `path/scores/<split>`.
 
@@ -109,8 +124,8 @@ def _scores_folder(path: Path, split: str, ensemble: Path | None = None) -> Path
     raise RunError(f"{path} has no scores of {split!r}; make them with: fewsight evaluate {ensemble or path} DATA")
 
 
-def _check_finished(path: Path) -> None:
-    """Raise unless `path` is a finished run.
+def _check_finished(path: Path) -> RunStatus:
+    """The status of a run, which must be finished.
 
     Raises:
         RunError: says what it is instead.
@@ -122,5 +137,7 @@ def _check_finished(path: Path) -> None:
             f"{path} holds no run.json and no scores, so it is neither a run nor a folder of scores; expected a folder "
             "that `fewsight train` or `fewsight ensemble` wrote, or one that --scores named"
         )
-    if files.read_json(path / "run.json", RunStatus, "`fewsight train`").status == "training":
+    status = files.read_json(path / "run.json", RunStatus, "`fewsight train`")
+    if status.status == "training":
         raise RunError(f"{path} has no scores yet: {files.why_unfinished(path)}, then evaluate it")
+    return status

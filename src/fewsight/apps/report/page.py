@@ -19,6 +19,7 @@ from fewsight.machine import files
 from fewsight.recipes import Recipe, recipe_toml
 from fewsight.runs import Run
 from fewsight.scores.calibration import calibration_error, view_names
+from fewsight.scores.queries import better_part
 from fewsight.terminal import optimistic_notes, printable
 from fewsight.wording import counted
 
@@ -103,8 +104,11 @@ def _run_values(facts: RunFacts) -> dict[str, Any]:
     """The template's values that depend on the first run alone: plots and derived texts."""
     few_classes, calibration = len(facts.classes) <= MAX_TABLE_CLASSES, facts.calibration
     return {
-        "trained_on": ". ".join(
-            optimistic_notes(facts.num_trained_on, facts.num_chose_weights, facts.figures.num_images)
+        "cautions": ". ".join(
+            [
+                *optimistic_notes(facts.num_trained_on, facts.num_chose_weights, facts.figures.num_images),
+                *filter(None, [better_part(facts.scored)]),
+            ]
         ),
         "curves": curve_plots(facts.curves),
         "soft_targets": "" if facts.recipe is None else _soft_targets(facts.recipe),
