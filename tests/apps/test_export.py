@@ -416,6 +416,14 @@ def test_images_are_those_of_the_run(tiny_run: Path, digit_images: Path, tmp_pat
         images_of_run(selection, "val", tmp_path / "gone", 100)
 
 
+def test_replaced_images_of_the_run_are_refused(tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:
+    """Whose label would be that of the image before."""
+    data = Path(shutil.copytree(digit_images, tmp_path / "data"))
+    shutil.copy(data / "val/two/06.png", data / "val/one/06.png")
+    with pytest.raises(RunError, match=r"data: 1 image of the run changed since it was trained \(val/one/06\.png\)"):
+        images_of_run(open_runs(tiny_run, None), "val", data, 100)
+
+
 def test_a_run_without_val_is_compared_on_training_images(tiny_run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_run, tmp_path / "run")
     lines = [json.loads(line) for line in (copy / "images.jsonl").read_text().splitlines()]

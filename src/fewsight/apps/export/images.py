@@ -9,13 +9,13 @@ from PIL.Image import Image
 
 from fewsight.apps.export.graph import Cut
 from fewsight.augment import View, cut_view, random_box
-from fewsight.data import decode_bytes, file_digest, read_bytes
+from fewsight.data import changed_files, decode_bytes, file_digest, read_bytes
 from fewsight.data.samples import sample_indices
 from fewsight.errors import DataError, RunError
 from fewsight.inference import prediction_files
 from fewsight.inference.opening import RunsAndViews
 from fewsight.runs import read_images, trained_on
-from fewsight.wording import counted
+from fewsight.wording import counted, named
 
 SEED = 0  # of the sample, where there are more images than needed
 
@@ -74,7 +74,7 @@ def images_of_run(selection: RunsAndViews, split: str, data: Path | None, limit:
         limit: the maximum number of images, drawn by a fixed seed where there are more.
 
     Raises:
-        RunError: the dataset is not found, or the run's list of images is damaged.
+        RunError: the dataset is not found, images were replaced, or the run's list of images is damaged.
     """
     run = selection.first_run
     source = data or Path(run.data.source)
@@ -93,6 +93,13 @@ def images_of_run(selection: RunsAndViews, split: str, data: Path | None, limit:
         raise RunError(
             f"{source} does not have the images of the run, such as {chosen[0].path}; give the folder that has them "
             "with --data"
+        )
+    changed = [index for index in changed_files(files, [line.digest for line in chosen]) if files[index].is_file()]
+    if changed:
+        raise RunError(
+            f"{source}: {counted(len(changed), 'image')} of the run changed since it was trained "
+            f"({named(chosen[index].path for index in changed)}), so their labels may be others; restore them, or give "
+            "other images with --images"
         )
     class_index = {label: index for index, label in enumerate(selection.classes)}
     if not {line.label for line in chosen} <= class_index.keys():
