@@ -1,16 +1,30 @@
 """Files, classes, folders and runs whose names are not UTF-8: every command takes them and writes them."""
 
 import csv
+import io
 import json
 import os
 import shutil
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 from conftest import TINY, Command
 from fewsight import load, runs
+from fewsight.apps.check import check, check_json, show_check, write_page
+from fewsight.data.prepare import prepare
+from fewsight.data.training_set import ListedImage
+from fewsight.errors import DataError
+from fewsight.inference.prediction_files import prediction_rows, row_writer
+from fewsight.machine import files
+from fewsight.recipes import Data
+from fewsight.terminal import make_console
 from services import running
 
 BYTE = os.fsdecode(b"\xe9")  # a Latin-1 é
@@ -73,6 +87,41 @@ def test_names_that_are_not_utf8_go_through_every_command(
     with running(Path(f"e{BYTE}")) as service:
         answered = service.predict([("files", ("2.png", image.read_bytes()))])
     assert answered.json()["results"][0]["label"].replace("\\xe9", BYTE) in NAMES.values()
+
+
+NAME = st.binary(min_size=1, max_size=60).filter(lambda name: not set(name) & {0, ord("/")})
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(labels=st.lists(NAME, min_size=2, max_size=3, unique=True), file=NAME)
+def test_any_name_is_read_back_as_it_was(
+    labels: list[bytes], file: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """In every encoding, with control characters, blanks and quotes; or it is refused or skipped, and said."""
+    folder = tmp_path_factory.mktemp("names")
+    for number, label in enumerate(labels):
+        (folder / os.fsdecode(label)).mkdir(exist_ok=True)
+        for index in range(2):
+            pixels = np.full((4, 4, 3), 60 * number + index, np.uint8)
+            name = os.fsdecode(b"%d" % index + file + b".png")
+            Image.fromarray(pixels).save(folder / os.fsdecode(label) / name, "PNG")
+    console = make_console(io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))  # which refuses what it cannot write
+    try:
+        checked = check(folder)
+        prepared = prepare(folder, Data())
+    except DataError:
+        return
+    show_check(console, checked)
+    files.write_json(folder / "check.json", check_json(checked))
+    assert json.loads((folder / "check.json").read_bytes())["counts"] == checked.counts
+    write_page(checked, folder / "check.html")
+    lines = [files.json_text(asdict(image)) for image in prepared.listed]
+    assert files.parse_json_lines([line.encode() for line in lines], ListedImage) == prepared.listed
+    names, log_probs = [image.path for image in prepared.listed], np.zeros((len(lines), len(prepared.classes)))
+    rows = list(prediction_rows(names, log_probs, [None] * len(names), prepared.classes, 2, None))
+    for suffix in ("csv", "jsonl", "parquet"):
+        with row_writer(folder / f"rows.{suffix}", 2) as write:
+            write(rows)
 
 
 def test_split_whose_name_no_recipe_can_hold_is_refused(named_data: Path, command: Command) -> None:
