@@ -39,6 +39,7 @@ from fewsight.inference.score_run import run_scores
 from fewsight.recipes import load_recipe, shipped_recipes
 from fewsight.runs import read_state, read_weights
 from fewsight.scores.calibration import calibration_for
+from fewsight.scores.fusion import fused_log_probs
 from fewsight.scores.opening import open_scored
 from fewsight.scores.queries import ablate, lines_by_size
 from fewsight.terminal import make_console
@@ -262,12 +263,14 @@ def read_run_folder(folder: Path) -> None:
     calibration_for(folder / "run", opened.view_names)
     for result in run_scores(opened.first_run, [folder / "image.png"], opened.views["run"]):
         assert result.log_probs.shape == (1, len(opened.classes))
+        assert np.isfinite(result.log_probs).all() == (result.errors[0] is None), "probabilities, or an error"
 
 
 def read_scores(folder: Path) -> None:
     scored = open_scored(folder / "a", "test")
     lines_by_size(scored)
     ablate(scored)
+    assert np.isfinite(fused_log_probs(scored.weights)[scored.first_store.readable]).all()
 
 
 def read_ensemble(folder: Path) -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 from conftest import Answer, Command
 from fewsight.apps.reproduce import Settings, drive, plan, reproduce
 from fewsight.apps.reproduce.jobs import Outcome, Task
+from fewsight.data import file_digest
 from fewsight.recipes import load_recipe
 from fewsight.scores.entries import read_entries
 from fewsight.terminal import make_console
@@ -399,6 +400,27 @@ def test_interrupted_trainings_go_on_where_they_stopped(
     assert {task.name: task.check() for task in started.tasks} == {
         name: not commands for name, commands in expected.items()
     }
+
+
+def test_changed_test_images_are_tested_again(
+    started: Started, command: Command, digit_images: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    data, out = Path(shutil.copytree(digit_images, tmp_path / "data")), tmp_path / "rep"
+    command(*small(data, out))
+    labels, file = random_labels(0, 20), data / "test" / "7.png"  # as `write_store` names the images
+    file.write_bytes(b"as it was tested")
+    for job in JOBS[:2]:
+        run = as_run(tiny_run, out / "runs" / job)
+        give_scores(run, *VIEWS)
+        digests = [file_digest(b"as it was tested")] * 20
+        shutil.rmtree(run / "scores")
+        write_store(run / "scores/test", {view: random_scores(0, labels) for view in VIEWS}, labels, digests=digests)
+    command(*small(data, out))
+    assert [list(task.commands) for task in started.tasks[:2]] == [[], []]
+    file.write_bytes(b"as it is now....")
+    answer = command(*small(data, out))
+    assert f"{JOBS[0]}: test images have changed since it was tested, so it is tested again" in answer.out
+    assert [list(task.commands) for task in started.tasks[:2]] == [["testing"], ["testing"]]
 
 
 def test_tables_are_written_although_a_training_failed(

@@ -646,6 +646,18 @@ def test_named_views_are_those_of_members_of_different_sizes(
     np.testing.assert_allclose(predicted(mixed, "--views", "center-32"), (first + alone[1]) / 2, atol=1e-6)
 
 
+def test_weights_that_were_changed_by_hand_still_give_probabilities(
+    predicted: Callable[..., np.ndarray], mixed: Path
+) -> None:
+    before = predicted(mixed)
+    file = mixed / "ensemble.json"
+    values = json.loads(file.read_text())
+    for row in values["rows"]:
+        row["weight"] = 0.9
+    file.write_text(json.dumps(values))
+    np.testing.assert_allclose(predicted(mixed), before, atol=1e-6)
+
+
 def test_ensemble_is_tested_in_the_first_size_without_scores_that_show_more(
     command: Command, mixed: Path, tmp_path: Path, digit_images: Path
 ) -> None:

@@ -78,6 +78,21 @@ def test_image_without_finite_scores_has_an_error_and_no_class(
         assert predictions.top() == [[]] * len(files)
 
 
+def test_very_sharp_scores_give_finite_figures(
+    tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
+) -> None:
+    """The probability of a true class is far below the smallest float32."""
+    sharp = changed(tiny_run, tmp_path / "sharp", lambda weight: weight.mul_(1e4))
+    for views in ("center", "paper"):
+        answer = command("evaluate", sharp, digit_images, "--views", views, "--json", tmp_path / "figures.json")
+        assert (answer.code, answer.err) == (0, "")
+        nll = json.loads((tmp_path / "figures.json").read_text())["nll"]
+        assert 104 < nll < math.inf
+        scores = fewsight.load(sharp, views).predict(sorted(digit_images.glob("test/*/*.png")))
+        assert scores.errors == (None,) * 15
+        assert np.isfinite(scores.probs).all()
+
+
 def test_scores_that_are_not_finite_are_not_stored(
     overflowing_run: Path, digit_images: Path, tmp_path: Path, command: Command
 ) -> None:

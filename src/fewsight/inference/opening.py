@@ -24,6 +24,8 @@ from fewsight.scores.members import Scored, scored_ensemble, scored_run
 from fewsight.scores.scoring import SharedLoads, views_of
 from fewsight.wording import named, shell_command
 
+ROUNDING = 1e-9  # that the sum of an ensemble's weights may have
+
 
 @dataclass(frozen=True)
 class RunsAndViews:
@@ -64,7 +66,8 @@ class RunsAndViews:
     def _proportion_used(self) -> float:
         """The weight of those of an ensemble's entries that have a view; 1 unless views were named."""
         used = [any(view.px == entry.px for view in self.views[entry.run]) for entry in self.entries]
-        return 1.0 if all(used) else sum(itertools.compress((entry.weight for entry in self.entries), used))
+        total = sum(itertools.compress((entry.weight for entry in self.entries), used))
+        return 1.0 if abs(total - 1) < ROUNDING else total
 
     def fused(self, results: Mapping[str, np.ndarray]) -> np.ndarray:
         """The log of the weighted mean of probabilities, float32 [n, K], from each run's views, float32 [V, n, K]."""

@@ -18,7 +18,7 @@ from fewsight.apps.reproduce.plan_file import PLAN, Target, check_out, read_plan
 from fewsight.apps.reproduce.published import MODELS
 from fewsight.apps.reproduce.show import show_reproduction, write_reproduction
 from fewsight.apps.reproduce.tables import TestedRun, build_tables
-from fewsight.data import evaluation_samples, read_dataset
+from fewsight.data import changed_files, evaluation_samples, read_dataset
 from fewsight.data.prepare import Prepared, prepare
 from fewsight.errors import DataError, RecipeError, RunError
 from fewsight.inference.ensemble import combine
@@ -53,6 +53,7 @@ class TestImages:
     """What the trainings are tested on."""
 
     name: str  # of the split, or the path of the folder
+    root: Path  # that the images' paths are relative to
     count: int
     merge_val: bool  # whether val is trained on too
 
@@ -107,6 +108,7 @@ def reproduce(
     write_plan(out, target, planned)
     start = time.monotonic()
     with files.locked(out, "reproducing"):
+        _drop_scores_of_other_images(out, planned, test.root, console)
         outcome = run_tasks(
             [_task(job, data, out, target) for job in planned],
             slots.devices,
@@ -152,7 +154,8 @@ def _read(data: Path, test: str, splits: str) -> TestImages:
     is_split = test in dataset.splits or test in dataset.unlabelled
     if not is_split and Path(test).is_dir():
         evaluation = evaluation_samples(Path(test), classes)
-        return TestImages(str(Path(test).resolve()), len(evaluation.samples), "val" in dataset.splits)
+        name = str(Path(test).resolve())
+        return TestImages(name, evaluation.root, len(evaluation.samples), "val" in dataset.splits)
     if not is_split and Path(data, "..", test).is_dir():
         raise DataError(f"{data}: no split {test!r}; for the folder next to it use --test {Path(data).parent / test}")
     if test == "train":
@@ -165,7 +168,7 @@ def _read(data: Path, test: str, splits: str) -> TestImages:
     holdout, seed = settings.holdout, settings.split_seed
     evaluation = evaluation_samples(data, classes, test, holdout=holdout, seed=seed, splits=splits)
     merge_val = "val" in dataset.splits and evaluation.split != "val"
-    return TestImages(evaluation.split, len(evaluation.samples), merge_val)
+    return TestImages(evaluation.split, evaluation.root, len(evaluation.samples), merge_val)
 
 
 def _slots(settings: Settings) -> Slots:
@@ -270,6 +273,18 @@ def _scores(run: Path, job: Job) -> Store | None:
         return None
     whole = set(_views(job)) <= set(store.views) and store.about.weights_digest == info.weights_digest
     return store if whole else None
+
+
+def _drop_scores_of_other_images(out: Path, planned: Sequence[Job], root: Path, console: Console) -> None:
+    """Remove the scores of test images whose files have other contents now, and the ensemble made with them."""
+    for job in planned:
+        if (store := _scores(out / "runs" / job.name, job)) is None:
+            continue
+        there = [image for image in store.images if (root / image.path).is_file()]
+        if changed_files([root / image.path for image in there], [image.digest for image in there]):
+            console.print(f"{job.name}: test images have changed since it was tested, so it is tested again")
+            shutil.rmtree(store.path)
+            shutil.rmtree(out / "ensemble", ignore_errors=True)
 
 
 def _watch(console: Console) -> Callable[[Sequence[tuple[Task, str]]], None]:
