@@ -60,6 +60,12 @@ def test_valid_is_val_where_there_is_no_val(tmp_path: Path, name: str) -> None:
     assert read_dataset(tmp_path).notes == ()
 
 
+def test_empty_val_leaves_its_name_to_valid(tmp_path: Path) -> None:
+    fill(tmp_path, "train/a/1.png", "valid/a/2.png", "val/")
+    assert listed(tmp_path, "val") == [("valid/a/2.png", "a")]
+    assert read_dataset(tmp_path).ignored == {"folder without images": 1}
+
+
 def test_training_and_testing_are_train_and_test(tmp_path: Path) -> None:
     fill(tmp_path, "training/a/1.png", "validation/a/2.png", "Testing/a/3.png", "extra/a/4.png")
     dataset = read_dataset(tmp_path)

@@ -147,7 +147,7 @@ def _read_folder(root: Path, *, holdout: float, seed: int, given: dict[str, str]
     ignored["image outside a class folder"] += loose
     ignored["other file"] += len(files) - loose
     if given or _holds_splits(folders):
-        return _read_splits(root, split_names(_split_folders(root, folders, given), given, root), ignored)
+        return _read_splits(root, split_names(_split_folders(root, folders, given, ignored), given, root), ignored)
     if folders and all(map(usual_split, folders)):
         raise DataError(
             f"{root}: holds {named(f'{name}/' for name in folders)} but no train/; name the training split "
@@ -168,13 +168,19 @@ def _holds_splits(folders: list[str]) -> bool:
     return "train" in folders or ("train" in splits and (all(splits) or len(set(splits) - {None}) > 1))
 
 
-def _split_folders(root: Path, folders: list[str], given: dict[str, str]) -> list[str]:
-    """The folders of the splits, relative to the root: the given ones, and every other that holds none of those."""
+def _split_folders(root: Path, folders: list[str], given: dict[str, str], ignored: Counter[str]) -> list[str]:
+    """The folders of the splits, relative to the root: the given ones, and every other that holds none of those.
+
+    An empty one is left out, so that valid/ is read as val beside an empty val/.
+    """
     for split, name in given.items():
         if posixpath.normpath(name) != name or name.startswith(("/", "..")) or not (root / name).is_dir():
             raise DataError(f"{root}: --splits {split}={name}: there is no such folder; found {named(folders)}")
     parents = {name.split("/")[0] for name in given.values()}
-    return [*given.values(), *(name for name in folders if name not in parents)]
+    others = [name for name in folders if name not in parents]
+    filled = [name for name in others if name == "train" or any(_entries(root / name, Counter()))]
+    ignored["folder without images"] += len(others) - len(filled)
+    return [*given.values(), *filled]
 
 
 def _read_splits(root: Path, read_as: dict[str, str], ignored: Counter[str]) -> Dataset:
