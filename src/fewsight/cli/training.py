@@ -90,8 +90,7 @@ def train(
         data: the folder or manifest.
         out: the run folder to write; it must not exist yet.
         resume: continue this run instead, with its own recipe and data.
-        other_machine: resume where processes, threads, processor, device or versions are others: its last bits then
-            differ, which run.json notes.
+        other_machine: resume where processor, processes, threads, device or versions differ; the last bits then do too.
         recipe: auto (the default), a shipped recipe (see `fewsight recipes`) or a TOML file.
         hours: time budget of the whole command for `auto` (1).
         set_: KEY=VALUE overrides a value of the recipe, for example stages.0.optim.base_lr=0.05; may be repeated.
