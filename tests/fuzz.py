@@ -33,7 +33,8 @@ from PIL import Image
 from fewsight.apps.vipriors.lists import read_lists
 from fewsight.data import decode_bytes, read_dataset, scan_image
 from fewsight.errors import DataError, FewsightError
-from fewsight.inference.ensemble import make_ensemble
+from fewsight.inference.ensemble import combine
+from fewsight.inference.member_text import parse_member
 from fewsight.inference.opening import open_runs
 from fewsight.inference.score_run import run_scores
 from fewsight.recipes import load_recipe, shipped_recipes
@@ -159,7 +160,7 @@ def kinds(folder: Path) -> dict[str, Kind]:
     made = folder / "ensemble" / "ensemble"
     other = folder / "other"
     train(labelled, other, recipe="digits", overrides=[*TINY, "run.seed=1"], console=make_console(io.StringIO()))
-    make_ensemble([str(run), str(other)], made)
+    combine([parse_member(str(path)) for path in (run, other)], made)
     run_files = ("recipe.toml", "classes.json", "data.json", "images.jsonl", "run.json", "weights.safetensors")
     return {
         "image": Kind(folder / "images", tuple(images), read_image),

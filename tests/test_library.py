@@ -13,7 +13,8 @@ from PIL import Image
 
 import fewsight
 from conftest import TINY, Command
-from fewsight.inference.ensemble import make_ensemble
+from fewsight.inference.ensemble import combine
+from fewsight.inference.member_text import parse_member
 
 
 def test_public_names_are_exact_and_importable() -> None:
@@ -54,7 +55,7 @@ def both(tiny_run: Path, digit_images: Path, tmp_path: Path) -> Path:
     """An ensemble of two runs of unequal weights, with a temperature."""
     other = tmp_path / "other"
     fewsight.train(digit_images, other, recipe="digits", overrides=[*TINY, "run.seed=3", "eval.test_px=[16,24]"])
-    make_ensemble([str(tiny_run), str(other)], tmp_path / "both", weights="1,3")
+    combine([parse_member(str(run)) for run in (tiny_run, other)], tmp_path / "both", weights="1,3")
     return tmp_path / "both"
 
 

@@ -30,7 +30,8 @@ from fewsight.apps.serve.counters import Counters
 from fewsight.apps.serve.guard import Guard
 from fewsight.apps.serve.limits import Limits, RefusedError
 from fewsight.errors import RunError
-from fewsight.inference.ensemble import make_ensemble
+from fewsight.inference.ensemble import combine
+from fewsight.inference.member_text import parse_member
 from fewsight.models import BACKBONES
 from fewsight.models.classifier import build_model
 from fewsight.scores.log_probs import NOT_FINITE
@@ -50,7 +51,8 @@ def both(tiny_run: Path, digit_images: Path, tmp_path_factory: pytest.TempPathFa
     """An ensemble of two runs of unequal weights."""
     folder = tmp_path_factory.mktemp("both")
     fewsight.train(digit_images, folder / "o", recipe="digits", overrides=[*TINY, "run.seed=3", "eval.test_px=[16,24]"])
-    make_ensemble([str(tiny_run), str(folder / "o")], folder / "both", weights="1,3", views="paper")
+    members = [parse_member(str(path)) for path in (tiny_run, folder / "o")]
+    combine(members, folder / "both", weights="1,3", views="paper")
     return folder / "both"
 
 

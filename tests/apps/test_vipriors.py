@@ -20,7 +20,8 @@ from fewsight.apps.vipriors.lists import read_lists
 from fewsight.apps.vipriors.submission import submit
 from fewsight.apps.vipriors.subset import Built, build
 from fewsight.errors import DataError, RunError
-from fewsight.inference.ensemble import make_ensemble
+from fewsight.inference.ensemble import combine
+from fewsight.inference.member_text import parse_member
 from fewsight.terminal import make_console
 from fewsight.training.session import train
 
@@ -542,7 +543,7 @@ def test_submission_has_the_class_index_of_each_prediction(
 def test_ensemble_submits_its_mean(
     tiny_run: Path, other_run: Path, digits_subset: Path, probs_of: Probs, tmp_path: Path
 ) -> None:
-    make_ensemble([str(tiny_run), str(other_run)], tmp_path / "e")
+    combine([parse_member(str(run)) for run in (tiny_run, other_run)], tmp_path / "e")
     assert quietly(tmp_path / "e", digits_subset, tmp_path / "new.csv") == COUNT
     first, second = probs_of(tiny_run), probs_of(other_run)
     means = [[first[number][name] + second[number][name] for name in ORDER] for number in range(COUNT)]

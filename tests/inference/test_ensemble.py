@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL.Image import Image
 from rich.console import Console
 
 from conftest import TINY, Command
 from fewsight.apps import listing
 from fewsight.apps.listing import list_runs
-from fewsight.errors import RunError
-from fewsight.inference import ensemble
+from fewsight.augment import View, views
+from fewsight.errors import RecipeError, RunError, WriteError
+from fewsight.inference.ensemble import combine
 from fewsight.inference.evaluate import evaluate
 from fewsight.inference.member_text import parse_member
 from fewsight.inference.model import load
@@ -30,7 +32,7 @@ from fewsight.machine.files import LOCK
 from fewsight.scores import scoring
 from fewsight.scores.calibration import Calibration, apply_temperature, read_calibrations, write_calibrations
 from fewsight.scores.chosen_weights import greedy_weights
-from fewsight.scores.entries import EnsembleEntry, read_entries
+from fewsight.scores.entries import EnsembleEntry, read_entries, read_views
 from fewsight.scores.fusion import correct_top1
 from fewsight.scores.opening import open_scored
 from fewsight.terminal import make_console
@@ -53,7 +55,7 @@ def trained(digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
 
 def make_ensemble(texts: Sequence[str], out: Path, **options: Any) -> tuple[EnsembleEntry, ...]:
     """As in the paper: every test size, both crops."""
-    return ensemble.make_ensemble(texts, out, **{"views": "paper", **options}).entries
+    return combine([parse_member(text) for text in texts], out, **{"views": "paper", **options}).entries
 
 
 def quiet() -> Console:
@@ -592,6 +594,18 @@ def test_disk_full_while_scores_are_copied_leaves_nothing(
     assert {run: files_of(evaluated / run) for run in "ab"} == before
 
 
+def test_disk_full_while_the_temperature_is_written_is_named_and_leaves_nothing(
+    evaluated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise WriteError("cannot write calibration.json: No space left on device")
+
+    monkeypatch.setattr("fewsight.scores.calibration.write_calibrations", full)
+    with pytest.raises(WriteError, match="No space left on device"):
+        make_ensemble([str(evaluated / run) for run in "ab"], evaluated / "new")
+    assert not (evaluated / "new").exists()
+
+
 def test_disk_without_hard_links_gets_copies(
     runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -634,7 +648,7 @@ def test_named_views_are_those_of_members_of_different_sizes(
 ) -> None:
     """Each member uses those at its own sizes; the weights of sizes that are not named are left out."""
     a, b = copied(trained[0], tmp_path / "c", 40), tmp_path / "b"
-    ensemble.make_ensemble([f"{a}:40", str(b)], tmp_path / "d", weights="3,1")
+    combine([parse_member(text) for text in (f"{a}:40", str(b))], tmp_path / "d", weights="3,1")
     alone = [predicted(path, "--views", view) for path, view in ((a, "center-40"), (b, "center-32"))]
     both = predicted(tmp_path / "d", "--views", "center-40,center-32")
     np.testing.assert_allclose(both, 0.75 * alone[0] + 0.25 * alone[1], atol=1e-6)
@@ -644,6 +658,44 @@ def test_named_views_are_those_of_members_of_different_sizes(
     assert predicted(mixed, "--views", "center-32-noflip,random-32").shape == both.shape
     first = predicted(tmp_path / "a", "--views", "center-32")
     np.testing.assert_allclose(predicted(mixed, "--views", "center-32"), (first + alone[1]) / 2, atol=1e-6)
+
+
+def test_run_that_has_none_of_the_named_views_is_not_used(
+    predicted: Callable[..., np.ndarray], command: Command, mixed: Path, digit_images: Path, tmp_path: Path
+) -> None:
+    """The member has one of them in its other run."""
+    a, b, e = tmp_path / "a", tmp_path / "b", tmp_path / "d"
+    combine([parse_member(f"ce={a}:40+{b}:32")], e)
+    named = ["--views", "center-40"]
+    alone = predicted(a, *named)
+    np.testing.assert_allclose(predicted(e, *named), alone, atol=1e-9)
+    np.testing.assert_allclose(predicted(e, *named, "--scores", tmp_path / "predicted"), alone, atol=1e-9)
+    files = sorted((digit_images / "test").rglob("*.png"))
+    model = load(e, "center-40")
+    np.testing.assert_allclose(model.predict(files).probs, alone, atol=1e-6)
+    cuts = [model.cut(files[0].read_bytes(), "a", max_pixels=1000)]
+    np.testing.assert_allclose(model.predict_views(cuts).members["ce"], alone[:1], atol=1e-6)
+    assert [activation.run for activation in model.activations(cuts[0], 0)] == ["a"]
+    of_run = command("evaluate", a, digit_images, *named).out.splitlines()[1:4]
+    for options in ([], ["--scores", tmp_path / "kept"]):
+        answer = command("evaluate", e, digit_images, *named, *options)
+        assert (answer.code, answer.err) == (0, "")
+        assert answer.out.splitlines()[1:4] == of_run
+    for path in (e, tmp_path / "kept"):
+        assert "40 px" in command("scores", "rows", path, *named).out
+
+
+def test_view_that_was_added_is_one_of_an_ensemble_too(
+    predicted: Callable[..., np.ndarray], mixed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def whole(image: Image, view: View, *_: object) -> np.ndarray:
+        return np.array(image.resize((view.px, view.px)))
+
+    monkeypatch.setitem(views.CROPS, "whole", whole)
+    first, second = (predicted(mixed.parent / name, "--views", "whole-32") for name in "ab")
+    np.testing.assert_allclose(predicted(mixed, "--views", "whole-32"), (first + second) / 2, atol=1e-6)
+    with pytest.raises(RecipeError, match=r"--views half-32: no member of .* has this view"):
+        open_runs(mixed, "half-32")
 
 
 def test_weights_that_were_changed_by_hand_still_give_probabilities(
@@ -674,7 +726,7 @@ def test_ensemble_is_tested_in_the_first_size_without_scores_that_show_more(
     paper = command("ensemble", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "p", "--views", "paper")
     assert paper.code == 0
     assert read_entries(tmp_path / "p") == read_entries(mixed)
-    nested = ensemble.make_ensemble([str(tmp_path / "d")], tmp_path / "n")
+    nested = combine([parse_member(str(tmp_path / "d"))], tmp_path / "n")
     assert (nested.views, nested.reason) == ("center", None)
 
 
@@ -696,6 +748,12 @@ def test_scores_of_members_are_copied(command: Command, evaluated: Path, digit_i
     assert [(file.stat().st_mtime_ns, file.read_bytes()) for file in files] == before
     of_run = [(file, evaluated / file.relative_to(evaluated / "e" / "runs")) for file in files]
     assert all(file.read_bytes() == other.read_bytes() for file, other in of_run)
+
+
+def test_temperatures_of_members_are_copied(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    write_calibrations(runs[0], [Calibration(3.0, ("center-32",), "val", 12, (1.0, 1.0), (0.1, 0.1))])
+    make_ensemble([str(run) for run in runs], tmp_path / "e")
+    assert [read_calibrations(tmp_path / "e" / "runs" / run.name) for run in runs] == [read_calibrations(runs[0]), []]
 
 
 def test_incomplete_scores_are_not_copied(
@@ -921,6 +979,14 @@ def test_folder_of_scores_gives_the_tables_of_the_ensemble(
     assert f"scores in {evaluated / 'kept'}" in answer.out
     of_folder, of_ensemble = (command("scores", "rows", evaluated / name).out for name in ("kept", "e"))
     assert of_folder.splitlines()[1:] == of_ensemble.splitlines()[1:]
+
+
+def test_folder_of_scores_keeps_the_default_views_of_the_ensemble(
+    command: Command, evaluated: Path, digit_images: Path
+) -> None:
+    make_ensemble([str(evaluated / name) for name in "ab"], evaluated / "c", views="center")
+    assert command("evaluate", evaluated / "c", digit_images, "--scores", evaluated / "kept").code == 0
+    assert read_views(evaluated / "kept") == read_views(evaluated / "c") == "center"
 
 
 def test_probability_0_gives_no_warning(

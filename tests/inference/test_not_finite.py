@@ -13,7 +13,8 @@ import torch
 import fewsight
 from conftest import Command
 from fewsight.errors import RunError
-from fewsight.inference.ensemble import make_ensemble
+from fewsight.inference.ensemble import combine
+from fewsight.inference.member_text import parse_member
 from fewsight.runs import read_run, read_weights, save_weights
 
 OVERFLOWS = "the model's scores of it are not finite numbers, so it has no probabilities"
@@ -62,7 +63,7 @@ def test_weights_that_are_not_finite_are_refused(
 def test_image_without_finite_scores_has_an_error_and_no_class(
     overflowing_run: Path, tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
 ) -> None:
-    make_ensemble([str(tiny_run), str(overflowing_run)], tmp_path / "e")
+    combine([parse_member(str(run)) for run in (tiny_run, overflowing_run)], tmp_path / "e")
     files = sorted(digit_images.glob("test/*/*.png"))
     for number, path in enumerate([overflowing_run, tmp_path / "e"]):
         rows = tmp_path / f"{number}.jsonl"

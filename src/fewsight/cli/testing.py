@@ -139,10 +139,12 @@ def ensemble(
     early.check_members(members)
 
     from fewsight.cli.show import show_calibrations, show_members
-    from fewsight.inference.ensemble import make_ensemble
+    from fewsight.inference.ensemble import combine
+    from fewsight.inference.member_text import parse_member
     from fewsight.terminal import make_console, printable
 
-    made = make_ensemble(members, out, weights=weights, split=split, carried_from=from_, views=views)
+    parsed = [parse_member(text) for text in members]
+    made = combine(parsed, out, weights=weights, split=split, carried_from=from_, views=views)
     console = make_console()
     show_members(console, made.entries)
     if made.reason is not None:

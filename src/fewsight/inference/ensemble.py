@@ -4,7 +4,6 @@ E/runs/ holds complete copies of the runs (large files as hard links where the f
 ensemble can be moved and sent; ensemble.json lists its runs at a test size with their weights.
 """
 
-import contextlib
 import itertools
 import os
 import shutil
@@ -15,8 +14,7 @@ from typing import Literal
 
 import fewsight
 from fewsight import runs
-from fewsight.errors import RunError
-from fewsight.inference.member_text import parse_member
+from fewsight.errors import RunError, WriteError
 from fewsight.inference.opening import check_classes, open_runs
 from fewsight.inference.tested_views import TestedViews, harmless_views, test_sizes
 from fewsight.machine import files
@@ -52,20 +50,6 @@ class NewEnsemble:
     calibrations: tuple[Calibration, ...]  # fitted on stored scores, if there are such
 
 
-def make_ensemble(
-    texts: Sequence[str],
-    out: Path,
-    *,
-    weights: str = "uniform",
-    split: str = "val",
-    carried_from: Path | None = None,
-    views: Literal["auto"] | Views = "auto",
-) -> NewEnsemble:
-    """`combine` with members as the command line writes them, see `parse_member`."""
-    members = [parse_member(text) for text in texts]
-    return combine(members, out, weights=weights, split=split, carried_from=carried_from, views=views)
-
-
 def combine(
     members: Sequence[tuple[str, Parts]],
     out: Path,
@@ -78,7 +62,7 @@ def combine(
     """Write an ensemble of runs; it has a temperature from the start if its runs have scores of `split`.
 
     Args:
-        members: names and parts.
+        members: names and parts, see `parse_member`.
         out: the ensemble's folder, which must not exist.
         weights: "uniform" over the runs at a test size; numbers separated by commas, one for each member; or "greedy":
             chosen on the scores that `evaluate` stored of `split`.
@@ -123,8 +107,13 @@ def combine(
     )
     _write(out, {names[path]: run for path, run in runs_by_path.items()}, entries, chosen.views)
     calibrations: list[Calibration] = []
-    with contextlib.suppress(RunError):  # no scores that may calibrate
+    try:
         calibrations = calibrate(out, split, None)
+    except WriteError:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    except RunError:
+        pass  # no scores that may calibrate
     return NewEnsemble(entries, chosen.views, chosen.reason, tuple(calibrations))
 
 

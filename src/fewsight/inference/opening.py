@@ -3,14 +3,14 @@
 import contextlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from fewsight import runs
 from fewsight.augment import View
-from fewsight.augment.views import NO_FLIP, PAPER
+from fewsight.augment.views import PAPER, is_view_name
 from fewsight.errors import RecipeError, RunError
 from fewsight.inference.score_run import LabelledFile, ScoringResult, num_threads, score_into, testing_recipe
 from fewsight.machine import files
@@ -32,8 +32,8 @@ class RunsAndViews:
     """A run or an ensemble, opened, with the views that each of its runs uses."""
 
     path: Path
-    runs: Mapping[str, Run]  # by their names in the ensemble; a single run is named after its folder
-    views: Mapping[str, tuple[View, ...]]
+    runs: Mapping[str, Run]  # those with views, by name in the ensemble; a single run is named after its folder
+    views: Mapping[str, tuple[View, ...]]  # of all runs; empty where named views are none of the run's
     entries: tuple[EnsembleEntry, ...]  # of an ensemble; empty for a run
 
     @property
@@ -83,7 +83,8 @@ class RunsAndViews:
         if not self.entries:
             ((name, store),) = stores.items()
             return scored_run(self.path, name, store, self.view_names)
-        return scored_ensemble(self.path, self.entries, stores, self.view_names)
+        entries = [entry for entry in self.entries if entry.run in stores]
+        return scored_ensemble(self.path, entries, stores, self.view_names)
 
 
 def open_runs(path: Path, views: str | None) -> RunsAndViews:
@@ -111,7 +112,7 @@ def open_runs(path: Path, views: str | None) -> RunsAndViews:
     opened = RunsAndViews(path, members, views_by_run, entries)
     if views != "center" and views not in PAPER:
         _check_named(opened, views)
-    return opened
+    return replace(opened, runs={name: run for name, run in members.items() if views_by_run[name]})
 
 
 def _views_in_ensemble(name: str, run: Run, entries: Sequence[EnsembleEntry], text: str) -> tuple[View, ...]:
@@ -123,8 +124,7 @@ def _views_in_ensemble(name: str, run: Run, entries: Sequence[EnsembleEntry], te
     if text == "center":
         return tuple(view for view in at_sizes if view.crop == "center")
     asked = [view.strip() for view in text.split(",")]
-    possible = {variant: None for view in at_sizes for variant in (view.name, f"{view.name}{NO_FLIP}")}
-    own = ",".join(view for view in asked if view in possible)
+    own = ",".join(view for view in asked if is_view_name(view) and int(view.split("-")[1]) in sizes)
     return views_of(run.recipe, own) if own else ()
 
 
@@ -194,7 +194,7 @@ def score_folders(opened: RunsAndViews, folder: Path | None, split: str) -> Call
     if (folder / "store.json").is_file():
         raise RunError(f"{folder} holds scores of a run; give --scores another folder, or remove this one")
     files.make_folder(folder)
-    write_entries(folder, opened.entries)
+    write_entries(folder, opened.entries, read_views(opened.path))
     return lambda name, run: folder / name
 
 

@@ -1,7 +1,8 @@
 """Create, read and update a run folder.
 
 A run consists of recipe.toml, classes.json, data.json, images.jsonl, run.json, weights.safetensors, log.jsonl,
-metrics.json and state/. There are no pickles; every file is replaced atomically and checked when it is read.
+metrics.json, state/ and, with a temperature, calibration.json. There are no pickles; every file is replaced atomically
+and checked when it is read.
 """
 
 import contextlib
@@ -25,7 +26,8 @@ from fewsight.wording import counted, shell_command
 
 MAX_BYTES = 2**33  # of weights, a state or a list of images: more than any of them has
 FIRST_FILES = ("recipe.toml", "classes.json", "data.json", "images.jsonl", "run.json")  # in the order of writing
-TEXT_FILES = (*FIRST_FILES[:-1], "log.jsonl", "metrics.json", "run.json")  # all but weights, state and scores
+# all but weights, state and scores; a run may lack some
+TEXT_FILES = (*FIRST_FILES[:-1], "log.jsonl", "metrics.json", "calibration.json", "run.json")
 PREVIEW = "preview.png"  # written by `train --preview`; a run may begin in the same folder
 
 

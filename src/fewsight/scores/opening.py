@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fewsight.augment.views import NO_FLIP
 from fewsight.errors import RunError
 from fewsight.machine import files
-from fewsight.scores.entries import ENSEMBLE, read_entries, read_views
+from fewsight.scores.entries import is_ensemble, read_entries, read_views
 from fewsight.scores.members import Scored, scored_ensemble, scored_run
 from fewsight.scores.store import Store, read_store
 
@@ -48,8 +49,11 @@ def open_scored(path: Path, split: str, views: Sequence[str] = ()) -> Scored:
     Raises:
         RunError: there are none, they are incomplete, or the members' are of different images or classes.
     """
-    if (path / ENSEMBLE).is_file():
-        entries = read_entries(path)
+    if is_ensemble(path):
+        cuts = [view.removesuffix(NO_FLIP) for view in views]  # a run that has none of them need not have scores
+        entries = [
+            entry for entry in read_entries(path) if not cuts or any(cut.endswith(f"-{entry.px}") for cut in cuts)
+        ]
         folders = {entry.run: _member_scores(path, entry.run, split) for entry in entries}
         stores = {run: _store(folder, path / "runs" / run) for run, folder in folders.items()}
         return scored_ensemble(path, entries, stores, views, center_only=read_views(path) == "center" and not views)
