@@ -91,12 +91,17 @@ def trained_on_note(number: int, total: int, whose: str = "") -> str:
     return f"{number:,} of {counted(total, 'image')} {was} in the training set{whose}: these figures are optimistic"
 
 
-def optimistic_notes(num_trained_on: int, num_chose_weights: int, total: int) -> list[str]:
-    """The warnings above figures on images that the run was trained on, or chose the epoch of its weights on."""
-    notes = [trained_on_note(num_trained_on, total)] if num_trained_on else []
+def optimistic_notes(num_trained_on: int, num_chose_weights: int, total: int, whose: str = "") -> list[str]:
+    """The warnings above figures on images that the run was trained on, or chose the epoch of its weights on.
+
+    Args:
+        num_trained_on, num_chose_weights, total: numbers of the tested images.
+        whose: as for `trained_on_note`.
+    """
+    notes = [trained_on_note(num_trained_on, total, whose)] if num_trained_on else []
     if num_chose_weights:
         notes.append(
-            f"{num_chose_weights:,} of {counted(total, 'image')} chose the epoch of the weights (run.select = best): "
+            f"{num_chose_weights:,} of {counted(total, 'image')} chose the epoch of the weights{whose} (run.select = best): "
             "these figures are optimistic"
         )
     return notes

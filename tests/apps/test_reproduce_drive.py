@@ -329,6 +329,17 @@ def test_written_recipes_are_those_of_the_plan(started: Started, command: Comman
     assert (values["data"], values["test"], values["scale"]) == (str(digit_images), "val", "small")
 
 
+def test_trainings_that_another_call_planned_use_the_cores_of_this_one(
+    started: Started, command: Command, digit_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drive, "num_cores", lambda: 8)
+    monkeypatch.setattr("fewsight.machine.device.num_cores", lambda: 8)
+    command(*small(digit_images, "rep", "--jobs", 2))
+    first = started.commands("resnest14_ce")["training"]
+    command(*small(digit_images, "rep", "--jobs", 4))
+    assert started.commands("resnest14_ce")["training"] == [*first, "--set", "run.threads=2"]
+
+
 def test_cores_are_shared_by_parallel_trainings(
     started: Started, command: Command, digit_images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,6 @@ from torch import nn
 from fewsight.losses import build_loss
 from fewsight.machine.processes import SINGLE_PROCESS, ProcessGroup, joined, synchronise_norms
 from fewsight.models.classifier import build_model
-from fewsight.models.exact_norms import set_exact_statistics
 from fewsight.recipes import Recipe, parse_recipe
 from fewsight.training.learner import Learner, read_values
 from fewsight.training.mix import mix, rows_of
@@ -43,8 +42,6 @@ def step(group: ProcessGroup, loss: str, mixed: str, cutmix_prob: float) -> tupl
     inputs, targets = mix(images[indices[rows]], labels, indices, planned, stage, 0, 3, group)
     ((value, logged),) = read_values([learner.step(inputs, targets, 0.1)])
     tensors = {name: tensor.double() for name, tensor in model.state_dict().items()}
-    set_exact_statistics(model, [inputs], group)
-    tensors |= {f"exact.{name}": tensor.double() for name, tensor in model.state_dict().items()}
     tensors |= {f"loss.{name}": tensor for name, tensor in built.state_dict().items()}
     return tensors | {name: torch.tensor(term, dtype=torch.float64) for name, term in logged.items()}, value
 

@@ -193,3 +193,8 @@ def test_wrong_value_is_refused_in_one_line_with_its_key(key: str, value: str) -
         load_recipe("resnest101_ce_arcface", [f"{key}={value}"])
     assert "\n" not in str(refusal.value)
     assert key in str(refusal.value)
+
+
+def test_auto_has_no_values_to_read() -> None:
+    with pytest.raises(RecipeError, match=r"recipe: 'auto' is planned for the data by `fewsight train`"):
+        load_recipe("auto")

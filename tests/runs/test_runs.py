@@ -334,6 +334,12 @@ def test_weights_file_is_the_same_bytes_each_time(run: Run) -> None:
     assert len(digests) == 1
 
 
+def test_version_that_an_older_run_did_not_record_does_not_differ() -> None:
+    here = runs.Conditions(1, 1, "x86_64 AVX2", "cpu", "0.1.0", "2.14.1", "12.0.0", "1.9.0")
+    assert runs.changed_conditions(replace(here, simplejpeg=""), here) == []
+    assert runs.changed_conditions(replace(here, simplejpeg="0"), here) == [f"simplejpeg 0, here {here.simplejpeg}"]
+
+
 def test_training_image_is_recognised_by_its_contents(tmp_path: Path) -> None:
     """Not by its name: another image under the name of one that was trained on is new."""
     for name in ("a.jpg", "b.jpg", "c.jpg"):
@@ -347,8 +353,8 @@ def test_training_image_is_recognised_by_its_contents(tmp_path: Path) -> None:
     ]
     data = replace(DATA, source=str(tmp_path), digest=digest_of_list((i.path, i.size, i.label) for i in listed))
     trained = runs.trained_on(runs.create_run(tmp_path / "run", RECIPE, ("a", "b"), data, listed))
-    assert (tmp_path / "copy.jpg", "pixels a") in trained
-    assert (tmp_path / "a.jpg", "pixels of another decoder") in trained
-    assert (tmp_path / "b.jpg", "pixels of another image") not in trained
-    assert (tmp_path / "c.jpg", "unknown") in trained, "an earlier version listed no digest"
-    assert (tmp_path / "d.jpg", "pixels d") not in trained
+    assert (tmp_path / "copy.jpg", "pixels a", digest) in trained
+    assert (tmp_path / "a.jpg", "pixels of another decoder", digest) in trained
+    assert (tmp_path / "b.jpg", "pixels of another image", file_digest(b"b.jpg")) not in trained
+    assert (tmp_path / "c.jpg", "unknown", file_digest(b"c.jpg")) in trained, "an earlier version listed no digest"
+    assert (tmp_path / "d.jpg", "pixels d", digest) not in trained

@@ -386,28 +386,6 @@ def test_best_without_val_is_refused(class_images: Path, tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("half_life", [0.0, 0.5])
-def test_exact_statistics_change_the_norms_alone_and_resume(
-    half_life: float, class_images: Path, tmp_path: Path
-) -> None:
-    values = [f"stages.0.ema_half_life_epochs={half_life}", "stages.0.norm_stats=exact"]
-    moving = fit(*begin(class_images, tmp_path / "moving", {}, values[0]), Quiet())
-    exact = fit(*begin(class_images, tmp_path / "exact", {}, *values), Quiet())
-    weights = [runs.read_weights(run) for run in (moving, exact)]
-    changed = {name.rpartition(".")[2] for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])}
-    assert changed == {"running_mean", "running_var"}
-    run, images = begin(class_images, tmp_path / "run", {}, *values)
-    with pytest.raises(Death):
-        fit(run, images, DieAfter(8))  # the last step: its state is not saved
-    assert resume(run.path).finished
-    assert_finished_alike(run.path, exact.path)
-
-
-def test_exact_statistics_of_best_weights_are_refused(class_images: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match='norm_stats = "exact" changes the last weights'):
-        begin(class_images, tmp_path / "run", {}, "stages.0.norm_stats=exact", "run.select=best")
-
-
 def every_device_asynchronous(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop then reads the losses of a GPU: of several steps at once."""
     plain = loop.build_learner
@@ -593,7 +571,7 @@ def test_other_thread_count_is_refused(stopped: Path, monkeypatch: pytest.Monkey
 def test_resuming_elsewhere_is_refused_unless_it_is_asked_for(stopped: Path) -> None:
     conditions = json.loads((stopped / "run.json").read_text())["conditions"]
     other = {"processes": 2, "threads": 4, "instructions": "x86_64 AVX", "device": "cuda (A100)", "fewsight": "0.0.9",
-             "torch": "2.0.0", "pillow": "9.0.0"}  # fmt: skip
+             "torch": "2.0.0", "pillow": "9.0.0", "simplejpeg": "1.0.0"}  # fmt: skip
     assert list(other) == list(conditions), "each of them is tried"
     words = {"threads": "compute threads", "instructions": "instruction set"}
     for name, value in other.items():

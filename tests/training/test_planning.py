@@ -1,6 +1,7 @@
 """Plans fill the time, give reasons and keep what the user fixed. Most tests replace the probe by fixed times."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -214,7 +215,10 @@ def test_steps_slowed_by_other_programs_do_not_count() -> None:
 
 
 def test_short_memory_raises_accumulation(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "probe", by_depth)
+    def measured(recipe: Recipe, *_: object) -> Pace:
+        return replace(by_depth(recipe), parts=probe.parts_that_fit(1000, recipe))
+
+    monkeypatch.setattr(planner, "probe", measured)
     monkeypatch.setattr(probe, "free_memory", lambda device: 16 * 1000)
     recipe, _ = plan(prepared, 0.1)
     assert recipe.stages[0].accumulate == 2  # 16 images at 1000 bytes, half of 16,000 bytes
@@ -314,6 +318,13 @@ def test_loading_is_timed_with_the_policy_that_the_plan_sets(
     assert timed == ["trivialaugment"]
     assert recipe.augment.policy == policy
     assert recipe.stages[0].epochs >= planner.MIN_POLICY_EPOCHS
+
+
+def test_policy_that_the_user_fixed_is_timed_once(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "probe", lambda *_: pace_of(1.0))
+    monkeypatch.setattr(planner, "time_loading", lambda *_: pytest.fail("timed again"))
+    recipe, _ = plan(prepared, 0.5, "model.backbone=resnest14", "augment.policy=none")
+    assert recipe.augment.policy == "none"
 
 
 def test_policy_takes_time_to_load(prepared: Prepared) -> None:

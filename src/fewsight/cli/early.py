@@ -3,11 +3,8 @@
 Each raises what the command itself would raise.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-
-from fewsight.errors import RecipeError
 
 
 def check_run(path: Path, data: Path | None = None) -> None:
@@ -84,9 +81,10 @@ def check_training(
     """
     from fewsight import runs
     from fewsight.recipes import check_keys, load_recipe
+    from fewsight.recipes.options import check_hours
 
-    if hours is not None and not 0 < hours < math.inf:
-        raise RecipeError(f"--hours {hours:g}: expected a number above 0, for example 0.5")
+    if hours is not None:
+        check_hours(hours)
     runs.check_out(out, folders)
     if recipe == "auto":
         check_keys(overrides, recipe)

@@ -30,6 +30,7 @@ class Prepared:
     sizes: tuple[tuple[int, int], ...]  # (width, height) of each training image
     notes: tuple[str, ...] = ()  # as `Dataset.notes`
     splits: str = ""  # as for `read_dataset`
+    note_on_val: str = ""  # what a training without val lacks
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,9 @@ def _fix(dataset: Dataset, source: Path, settings: Data, chosen: _Chosen) -> Pre
         for scan in [scans[sample.path]]
     ]
     sizes = tuple((scans[sample.path].width, scans[sample.path].height) for sample in train)
-    notes = (*dataset.notes, *memory_notes(), *([] if val or settings.merge_val else [_note_on_val(dataset)]))
-    return Prepared(chosen.classes, images, facts, listed, sizes, notes, settings.splits)
+    notes, lacks_val = (*dataset.notes, *memory_notes()), not val and not settings.merge_val
+    note_on_val = _note_on_val(dataset) if lacks_val else ""
+    return Prepared(chosen.classes, images, facts, listed, sizes, notes, settings.splits, note_on_val)
 
 
 def _note_on_val(dataset: Dataset) -> str:

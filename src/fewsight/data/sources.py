@@ -156,7 +156,7 @@ def _read_folder(root: Path, *, holdout: float, seed: int, given: dict[str, str]
     samples = _class_folders(root, "", folders, ignored)
     if not samples:
         raise DataError(f"{root}: {_why_no_classes(root, loose, folders)}")
-    notes = _notes_on_levels(root, folders)
+    notes = _notes_on_levels(root, _without_images(folders, "", samples))
     train, val = split_by_seed(samples, holdout=holdout, seed=seed)
     splits = {"train": train} | ({"val": val} if val else {})
     return Dataset(root, splits, "classes", _counted(ignored), split_by_seed=True, notes=notes)
@@ -202,7 +202,7 @@ def _read_splits(root: Path, read_as: dict[str, str], ignored: Counter[str]) -> 
         if split == "train" and not samples:
             raise DataError(f"{root / folder}: {_why_no_classes(root / folder, len(loose), classes)}")
         if split == "train":
-            notes = _notes_on_levels(root / folder, classes)
+            notes = _notes_on_levels(root / folder, _without_images(classes, f"{folder}/", samples))
         if len(classes) == 1 and classes[0].lower() in _TEST_IMAGE_FOLDERS and split != "train":
             loose += [sample.path for sample in samples]
             samples = []
@@ -235,8 +235,14 @@ def _class_folders(root: Path, prefix: str, folders: list[str], ignored: Counter
     return sorted(samples, key=lambda sample: sample.path)
 
 
+def _without_images(folders: list[str], prefix: str, samples: list[Sample]) -> list[str]:
+    """The class folders that hold no image directly."""
+    filled = {posixpath.dirname(sample.path) for sample in samples}
+    return [folder for folder in folders if f"{prefix}{folder}" not in filled]
+
+
 def _notes_on_levels(root: Path, folders: list[str]) -> tuple[str, ...]:
-    """Notice class folders that hold no images, but folders of the same names, which then may be the classes.
+    """Notice class folders that hold folders of the same names, which then may be the classes.
 
     Returns:
         A line with what to type, or none.

@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from fewsight.data import WHOLE, EvaluationSet, evaluation_samples, scan
+from fewsight.data.memory import Scanned
 from fewsight.errors import DataError, RunError, WeightsError
 from fewsight.inference.opening import RunsAndViews, describe_probabilities, open_runs, score_folders, score_runs
 from fewsight.inference.score_run import LabelledFile, ScoringResult
@@ -137,11 +138,11 @@ def _samples_to_test(
         return samples, 0
     with progress_counter(console, "looking for images it was trained on") as progress:
         scanned = scan(samples.root, samples.samples, workers=num_cores(), progress=progress)
-    return leave_out_trained_on(samples, [image.pixels for image in scanned], tuple(opened.runs.values()))
+    return leave_out_trained_on(samples, scanned, tuple(opened.runs.values()))
 
 
 def leave_out_trained_on(
-    whole: EvaluationSet, pixels: Sequence[str], tested_runs: Sequence[Run]
+    whole: EvaluationSet, scanned: Sequence[Scanned], tested_runs: Sequence[Run]
 ) -> tuple[EvaluationSet, int]:
     """Data without splits less the images that one of some runs was trained on.
 
@@ -150,7 +151,7 @@ def leave_out_trained_on(
 
     Args:
         whole: all samples.
-        pixels: for each sample, the digest of its pixels that a scan computes.
+        scanned: what a scan found, of each sample.
         tested_runs: the runs.
 
     Returns:
@@ -160,15 +161,18 @@ def leave_out_trained_on(
     kept = [
         index
         for index, sample in enumerate(whole.samples)
-        if not any((whole.root / sample.path, pixels[index]) in images for images in training_images)
+        if not any(
+            (whole.root / sample.path, scanned[index].pixels, scanned[index].digest) in images
+            for images in training_images
+        )
     ]
     num_left_out = len(whole.samples) - len(kept)
     if not kept or not num_left_out:
         return whole, 0
-    readable = {pixels[index] for index in kept if pixels[index]}
+    readable = {scanned[index].pixels for index in kept if scanned[index].pixels}
     name = "val" if readable and held_out(tested_runs[0]).issuperset(readable) else UNSEEN
     samples, labels = tuple(whole.samples[index] for index in kept), tuple(whole.labels[index] for index in kept)
-    return EvaluationSet(whole.root, name, samples, labels), num_left_out
+    return replace(whole, split=name, samples=samples, labels=labels), num_left_out
 
 
 def _evaluation(

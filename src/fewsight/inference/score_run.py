@@ -149,7 +149,7 @@ def score_into(
                 file = images[first + scores.errors.index(NOT_FINITE)].file
                 raise WeightsError(f"{run.path} on {file}: {NOT_FINITE}")
             lines = [
-                ScoredImage(*named, error, digest, (image.file, pixels) in trained, pixels in chose)
+                ScoredImage(*named, error, digest, (image.file, pixels, digest) in trained, pixels in chose)
                 for image, named, error, digest, pixels in zip(
                     images[first:], listed[first:], scores.errors, scores.digests, scores.pixels, strict=False
                 )

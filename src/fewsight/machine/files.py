@@ -159,7 +159,10 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool | None:
-    """Whether a process holds the lock of a folder; None if that cannot be determined. Nothing is written or locked."""
+    """Whether a process holds the lock of a folder; None if that cannot be determined.
+
+    Nothing is written; nothing is locked on Linux.
+    """
     return is_marked(folder / LOCK) if (folder / LOCK).is_file() else False
 
 

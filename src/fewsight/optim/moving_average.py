@@ -15,8 +15,8 @@ class MovingAverage(AveragedModel):
     9 / (10 + n), which holds about the last tenth of all steps: the numbers 1 to 100 average to 90.0.
 
     Running statistics are averaged as the weights are, each number by itself. They are those of the models on the way,
-    not of the averaged weights, and the running variance misses how far the means have drifted (see `norm_stats` in a
-    recipe's stage). Counts of batches are copied.
+    not of the averaged weights, and the running variance misses how far the means have drifted; exact ones
+    made no difference to the accuracy (docs/notes/accuracy.md). Counts of batches are copied.
     """
 
     def __init__(self, model: nn.Module, half_life: float) -> None:

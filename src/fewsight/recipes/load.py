@@ -32,6 +32,7 @@ def load_recipe(name_or_file: str | Path, overrides: Sequence[str] = ()) -> Reci
     path = shipped.get(str(name_or_file), Path(name_or_file))
     if not path.is_file():
         check_name(str(name_or_file), ["auto", *shipped], "recipe", "a TOML file")
+        raise RecipeError("recipe: 'auto' is planned for the data by `fewsight train` and has no values of its own")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -24,6 +25,16 @@ def check_name(name: str, table: Iterable[str], where: str, also: str = "") -> N
     allowed = ", ".join(names) + (f", or {also}" if also else "")
     hint = f"did you mean {near[0]!r}?" if near else f"it is one of {allowed}" if names else "there are no options here"
     raise RecipeError(f"{where}: there is no {name!r}; {hint}")
+
+
+def check_hours(hours: float) -> None:
+    """Refuse a time budget that is not a positive number of hours.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    if not 0 < hours < math.inf:
+        raise RecipeError(f"--hours {hours:g}: expected a number above 0, for example 0.5")
 
 
 def option_defaults(builder: Callable[..., Any]) -> dict[str, Any]:

@@ -136,7 +136,6 @@ class Stage(Section):
     cutmix_prob: Fraction | Literal["auto"] = "auto"  # in this stage; auto: as in the section augment
     accumulate: Count = 1  # gradient accumulation: the number of parts that a batch is split into to save memory
     ema_half_life_epochs: Annotated[float, Field(ge=0)] = 0.0  # 0: no exponential moving average of the weights
-    norm_stats: Literal["moving", "exact"] = "moving"  # exact: of the last epoch's batches, at the stage's end
     augment: StageAugment = StageAugment()
     optim: Optim = Optim()
     losses: Losses = Losses()
@@ -184,10 +183,6 @@ class Recipe(Section):
             raise ValueError('select = "best" needs a val split, but merge_val trains on it; use select = "last"')
         if self.run.select == "best" and self.eval.every_epochs == 0:
             raise ValueError('select = "best" needs eval.every_epochs of at least 1')
-        if self.run.select == "best" and any(stage.norm_stats == "exact" for stage in self.stages):
-            raise ValueError(
-                'norm_stats = "exact" changes the last weights, which select = "best" may not keep; use select = "last"'
-            )
         for number, stage in enumerate(self.stages):
             if stage.first_px != "train" and stage.first_px > self.augment.train_px:
                 raise ValueError(

@@ -20,6 +20,7 @@ class Conditions:
     fewsight: str  # versions
     torch: str
     pillow: str
+    simplejpeg: str = ""  # decodes JPEG; empty: not recorded
 
 
 WORDS = {"instructions": "instruction set", "threads": "compute threads"}
@@ -42,6 +43,7 @@ def conditions_here(recipe: Recipe, processes: int = 1) -> Conditions:
         fewsight.__version__,
         torch.__version__,
         importlib.metadata.version("pillow"),
+        importlib.metadata.version("simplejpeg"),
     )
 
 
@@ -58,4 +60,4 @@ def changed_conditions(before: Conditions | None, here: Conditions) -> Sequence[
     if before is None:
         return []
     pairs = zip(asdict(before).items(), asdict(here).values(), strict=True)
-    return [f"{WORDS.get(name, name)} {old}, here {new}" for (name, old), new in pairs if old != new]
+    return [f"{WORDS.get(name, name)} {old}, here {new}" for (name, old), new in pairs if old not in (new, "")]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewsight.data import changed_files, digest_of_list
+from fewsight.data import digest_of_list
 from fewsight.data.training_set import ListedImage
 from fewsight.errors import RunError
 from fewsight.machine import files
@@ -35,17 +35,17 @@ class TrainedOn:
     files: dict[Path, str]  # their paths when the run began, and the digests of the files (empty in older runs)
     pixels: frozenset[str]  # digests of their upright pixels, so that copies are recognised
 
-    def __contains__(self, image: tuple[Path, str]) -> bool:
-        """Whether an image (file, digest of its pixels) is one of them, by its contents.
+    def __contains__(self, image: tuple[Path, str, str]) -> bool:
+        """Whether an image (file, digest of its pixels, digest of the file) is one of them, by its contents.
 
         Another version of a decoder may give other pixels; then the file decides. A path alone decides where nothing
         is known of the contents.
         """
-        file, pixels = image
+        file, pixels, digest = image
         if pixels in self.pixels:
             return True
-        digest = self.files.get(file.resolve())
-        return digest is not None and not (pixels and digest and changed_files([file], [digest]))
+        known = self.files.get(file.resolve())
+        return known is not None and not (pixels and digest and known and digest != known)
 
 
 def trained_on(run: Run) -> TrainedOn:

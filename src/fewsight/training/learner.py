@@ -168,7 +168,8 @@ def read_values(steps: Sequence[StepValues]) -> list[tuple[float, dict[str, floa
     """The loss and the logged terms of some steps as numbers, without terms that had no value; waits for the device."""
     device = steps[0][0].device
     flat = [value for loss, terms in steps for value in (loss, *terms.values())]
-    stacked = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=device) for value in flat])
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+    stacked = torch.stack([torch.as_tensor(value, dtype=dtype, device=device) for value in flat])
     numbers = iter(stacked.tolist())
     read = [(next(numbers), {name: next(numbers) for name in terms}) for _, terms in steps]
     return [(loss, {name: value for name, value in terms.items() if not math.isnan(value)}) for loss, terms in read]

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,12 +18,11 @@ from fewsight.data import cache_size
 from fewsight.data.training_set import TrainingSet
 from fewsight.errors import Interrupted, RunError
 from fewsight.losses import collapse_of, own_weights
-from fewsight.machine.device import autocast, compute_threads, same_bits
+from fewsight.machine.device import compute_threads, same_bits
 from fewsight.machine.processes import MIN_IMAGES_PER_PROCESS, SINGLE_PROCESS, ProcessGroup, synchronise_norms
 from fewsight.machine.rng import batch_stream
 from fewsight.machine.signals import signals_that_stop
 from fewsight.models.classifier import Classifier, initial_model, load_weights, weights_out
-from fewsight.models.exact_norms import set_exact_statistics
 from fewsight.optim import is_warmup_cut, peak_lr, stage_lr, warmup_epochs
 from fewsight.recipes import Recipe
 from fewsight.runs import Run
@@ -92,8 +91,6 @@ def fit(
             reporter.say(_stage_line(recipe, number, plans[number], learner))
             position = _fit_stage(training, learner, position)
             learner.finish()
-            if recipe.stages[number].norm_stats == "exact":
-                _set_exact_statistics(training, learner, number)
     return finish(training, model, position)
 
 
@@ -124,21 +121,6 @@ def _fit_stage(training: Training, learner: Learner, position: Position) -> Posi
                 epoch_start = time.monotonic()
             _save_or_stop(training, learner, position, saver, f"epoch {epoch + 1}", f"step {step + 1}")
     return position.after_stage()
-
-
-def _set_exact_statistics(training: Training, learner: Learner, number: int) -> None:
-    """Set the norms' statistics on the batches of the stage's last epoch, as the model saw them."""
-    recipe, group = training.run.recipe, training.group
-    stage, labels = recipe.stages[number], torch.tensor(training.data.labels)
-    last = Position(stage=number, epoch=stage.epochs - 1)
-
-    def inputs(feed: Iterator[tuple[int, int, Tensor, np.ndarray]]) -> Iterator[Tensor]:
-        for epoch, step, batch, indices in feed:
-            torch.manual_seed(int(batch_stream(recipe.run.seed, epoch, step).integers(2**62)))
-            yield mix(training.normalise.of_bytes(batch), labels, indices, recipe, stage, epoch, step, group)[0]
-
-    with closing(_stage_batches(training, last)) as feed, autocast(learner.device, learner.precision):
-        set_exact_statistics(learner.model, inputs(feed), group)
 
 
 @dataclass(frozen=True)

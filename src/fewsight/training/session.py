@@ -1,7 +1,6 @@
 """Training and resuming as functions: `train` and `resume`, which `fewsight train` calls."""
 
 import contextlib
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from torch import Tensor
 from fewsight import runs
 from fewsight.data.prepare import Prepared, prepare
 from fewsight.data.training_set import TrainingSet, list_differences
-from fewsight.errors import Interrupted, RecipeError, RunError, WriteError
+from fewsight.errors import Interrupted, RunError, WriteError
 from fewsight.machine import files
 from fewsight.machine.device import is_out_of_memory, random_state_kept, resolve_device, resolve_run
 from fewsight.machine.loading import may_start_processes
 from fewsight.machine.processes import ProcessGroup, joined
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
+from fewsight.recipes.options import check_hours
 from fewsight.runs import Origin, Run
 from fewsight.terminal import make_console, print_first, printable, progress_counter
 from fewsight.training.loop import fit
@@ -125,8 +125,8 @@ def _follow(group: ProcessGroup) -> list[Run]:
 def _train(request: Request, group: ProcessGroup) -> list[Run]:
     """`train` in the first process."""
     began, console, hours = time.monotonic(), request.console, request.hours
-    if request.planned and not 0 < hours < math.inf:
-        raise RecipeError(f"--hours {hours:g}: expected a number above 0, for example 0.5")
+    if request.planned:
+        check_hours(hours)
     runs.check_out(request.out, [] if request.preview else list(request.folders.values()))
     init_from = request.init_from
     sources = {seed: read_start(init_from, seed) for seed in request.folders} if init_from else {}
@@ -353,7 +353,7 @@ def _print_data(console: Console, prepared: Prepared) -> None:
     counts = {split: sum(classes.values()) for split, classes in prepared.facts.counts.items()}
     parts = ", ".join(f"{number:,} {split}" for split, number in counts.items())
     console.print(f"{counted(len(prepared.classes), 'class')}; images: {parts}")
-    for note in prepared.notes:
+    for note in (*prepared.notes, *filter(None, [prepared.note_on_val])):
         console.print(f"note: {printable(note)}")
     if prepared.facts.ignored:
         ignored = ", ".join(f"{number:,} {reason}" for reason, number in prepared.facts.ignored.items())

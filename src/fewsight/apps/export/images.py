@@ -108,7 +108,7 @@ def images_of_run(selection: RunsAndViews, split: str, data: Path | None, limit:
         )
     training_images = [trained_on(run) for run in selection.runs.values()]
     num_trained_on = sum(
-        any((file, line.pixels) in images for images in training_images)
+        any((file, line.pixels, line.digest) in images for images in training_images)
         for file, line in zip(files, chosen, strict=True)
     )
     labels = tuple(class_index[line.label] for line in chosen)

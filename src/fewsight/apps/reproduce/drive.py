@@ -1,6 +1,5 @@
 """`fewsight reproduce`: plan, train and test what is missing, then write the tables."""
 
-import math
 import shutil
 import sys
 import time
@@ -26,6 +25,7 @@ from fewsight.machine import files
 from fewsight.machine.cores import num_cores
 from fewsight.machine.device import gpus, resolve_device
 from fewsight.recipes import Data
+from fewsight.recipes.options import check_hours
 from fewsight.scores.entries import is_ensemble
 from fewsight.scores.members import NO_FLIP
 from fewsight.scores.store import Store, read_store
@@ -91,8 +91,7 @@ def reproduce(
         DataError, RecipeError, RunError: before anything is trained, or if no training succeeded.
     """
     settings = settings or Settings()
-    if not 0 < settings.hours < math.inf:
-        raise RecipeError(f"--hours {settings.hours:g}: expected a number above 0, for example 1")
+    check_hours(settings.hours)
     test = _read(data, settings.test, settings.splits)
     target = Target(str(data.resolve()), test.name, settings.scale)
     check_out(out, target)
@@ -110,7 +109,7 @@ def reproduce(
     with files.locked(out, "reproducing"):
         _drop_scores_of_other_images(out, planned, test.root, console)
         outcome = run_tasks(
-            [_task(job, data, out, target) for job in planned],
+            [_task(job, data, out, target, slots) for job in planned],
             slots.devices,
             threads=divide_cores(slots.cores, slots.kind)["threads"],
             say=lambda text: console.print(printable(text)),
@@ -240,14 +239,17 @@ def _show_plan(
     )
 
 
-def _task(job: Job, data: Path, out: Path, target: Target) -> Task:
-    """The commands that are still to run for a training."""
+def _task(job: Job, data: Path, out: Path, target: Target, slots: Slots) -> Task:
+    """The commands that are still to run for a training; it computes with the cores of a slot of this call."""
     run, fewsight = out / "runs" / job.name, [sys.executable, "-m", "fewsight"]
     commands = {}
     if not (run / "run.json").is_file():
         recipe, start = out / "recipes" / f"{job.name}.toml", ["--init-from", str(out / "runs" / str(job.start))]
         commands["training"] = [*fewsight, "train", str(data), "--out", str(run), "--recipe", str(recipe)]
         commands["training"] += start if job.start else []
+        for key, value in divide_cores(slots.cores, slots.kind).items():
+            if getattr(job.recipe.run, key) != value:  # planned by a call with other --jobs or --devices
+                commands["training"] += ["--set", f"run.{key}={value}"]
     elif not runs.read_run(run).finished:
         commands["training"] = [*fewsight, "train", "--resume", str(run)]
     if _scores(run, job) is None:

@@ -1,6 +1,5 @@
 """Chooses the candidate and the number of epochs, with reasons."""
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from fewsight.data.prepare import Prepared
 from fewsight.errors import RecipeError
 from fewsight.models.classifier import with_stem
 from fewsight.recipes import Recipe, RunSettings, parse_recipe
+from fewsight.recipes.options import check_hours
 from fewsight.terminal import duration, progress_counter
 from fewsight.training.planning.candidates import (
     candidate_recipes,
@@ -25,7 +25,6 @@ from fewsight.training.planning.probe import (
     Pace,
     TooLargeError,
     epoch_seconds,
-    parts_that_fit,
     probe,
     time_loading,
 )
@@ -62,8 +61,7 @@ def plan_recipe(
     Raises:
         RecipeError: there is not enough time for a single epoch, or not enough memory for any candidate.
     """
-    if not 0 < hours < math.inf:
-        raise RecipeError(f"--hours {hours:g}: expected a number above 0, for example 0.5")
+    check_hours(hours)
     num_images, clock = len(prepared.images.paths), Clock(hours, began, len(prepared.images.val_paths))
     target = target_epochs(num_images)
     reasons = [
@@ -148,6 +146,8 @@ def _with_policy(
     values = recipe.model_dump()
     values["augment"]["policy"] = POLICY
     augmented = parse_recipe(values, overrides, "auto")  # the user's policy, if one is fixed
+    if augmented == recipe:
+        return recipe, pace
     slower = replace(pace, load_seconds=time_loading(augmented, prepared))
     if clock.epochs(slower, epoch_seconds(slower, augmented, prepared)) < MIN_POLICY_EPOCHS:
         return recipe, pace
@@ -160,5 +160,5 @@ def _with_epochs(recipe: Recipe, overrides: Sequence[str], epochs: int, pace: Pa
     stage["epochs"] = epochs
     stage["ema_half_life_epochs"] = round(epochs / 25, 2)
     stage["optim"]["warmup_epochs"] = min(3.0, round(epochs / 10, 1))
-    stage["accumulate"] = parts_that_fit(pace.image_bytes, recipe)
+    stage["accumulate"] = pace.parts
     return with_stem(parse_recipe(values, overrides, "auto"))

@@ -43,6 +43,7 @@ class Pace:
     load_seconds: float  # loading and augmenting a batch, on one core
     score_seconds: float  # loading and scoring one image
     image_bytes: int  # kept for the backward pass, per image
+    parts: int = 1  # into which a batch was cut to fit into the memory
 
 
 def probe(
@@ -88,7 +89,7 @@ def probe(
             if number == TIMED_STEPS or now - probe_start > seconds or hopeless:
                 break
     computing, loading = _undisturbed(steps), _undisturbed(loads)
-    return Pace(computing, loading, 0.8 * (computing + loading) / len(inputs), image_bytes)
+    return Pace(computing, loading, 0.8 * (computing + loading) / len(inputs), image_bytes, parts)
 
 
 def time_loading(recipe: Recipe, prepared: Prepared, seconds: float = MAX_CANDIDATE_SECONDS) -> float:
@@ -142,7 +143,8 @@ def free_memory(device: str) -> int:
     """Bytes that are free on the device; on a CPU what this process can still allocate."""
     kind = torch.device(device)
     if kind.type == "cuda":
-        return torch.cuda.mem_get_info(kind)[0]
+        cached = torch.cuda.memory_reserved(kind) - torch.cuda.memory_allocated(kind)  # torch will use it again
+        return torch.cuda.mem_get_info(kind)[0] + cached
     if kind.type == "mps":
         return int(torch.mps.recommended_max_memory())
     return cache.free_memory()
