@@ -106,15 +106,22 @@ def combine(
         if weight
     )
     _write(out, {names[path]: run for path, run in runs_by_path.items()}, entries, chosen.views)
-    calibrations: list[Calibration] = []
+    return NewEnsemble(entries, chosen.views, chosen.reason, _first_temperatures(out, split))
+
+
+def _first_temperatures(out: Path, split: str) -> tuple[Calibration, ...]:
+    """Fit temperatures on stored scores; none without scores that may calibrate.
+
+    Raises:
+        WriteError: they cannot be written; the ensemble is removed.
+    """
     try:
-        calibrations = calibrate(out, split, None)
+        return tuple(calibrate(out, split, None))
     except WriteError:
         shutil.rmtree(out, ignore_errors=True)
         raise
     except RunError:
-        pass  # no scores that may calibrate
-    return NewEnsemble(entries, chosen.views, chosen.reason, tuple(calibrations))
+        return ()
 
 
 def _chosen_views(
