@@ -101,8 +101,8 @@ def optimistic_notes(num_trained_on: int, num_chose_weights: int, total: int, wh
     notes = [trained_on_note(num_trained_on, total, whose)] if num_trained_on else []
     if num_chose_weights:
         notes.append(
-            f"{num_chose_weights:,} of {counted(total, 'image')} chose the epoch of the weights{whose} (run.select = best): "
-            "these figures are optimistic"
+            f"{num_chose_weights:,} of {counted(total, 'image')} chose the epoch of the weights{whose} "
+            "(run.select = best): these figures are optimistic"
         )
     return notes
 

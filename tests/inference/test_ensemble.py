@@ -805,6 +805,15 @@ def test_stored_scores_of_an_ensemble_give_every_table(command: Command, evaluat
     assert figures[0] == figures[1]
 
 
+def test_rows_of_an_ensemble_name_a_member_that_is_better_alone(command: Command, evaluated: Path) -> None:
+    for file in (evaluated / "b" / "scores" / "test").glob("*.f32"):
+        file.write_bytes(np.tile(np.array([0, -20, -20], "<f4"), 15).tobytes())
+    make_ensemble([str(evaluated / name) for name in "ab"], evaluated / "uneven", weights="1,9")
+    rows = command("scores", "rows", evaluated / "uneven").out
+    assert re.search(r"note: a (at \d+ px )?alone has a higher accuracy", " ".join(rows.split()))
+    assert "note" not in command("scores", "rows", evaluated / "a").out
+
+
 def test_weights_can_be_tried_without_writing_an_ensemble(command: Command, evaluated: Path) -> None:
     answer = command("scores", "rows", evaluated / "a", evaluated / "b", "--weights", "0,1", "--choose-on", "val")
     assert answer.code == 0

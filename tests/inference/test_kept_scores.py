@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from conftest import TINY, Command
+from fewsight.apps.listing import list_runs
 from fewsight.data import memory
 from fewsight.errors import RunError
 from fewsight.inference.evaluate import Evaluation, evaluate
@@ -122,7 +123,7 @@ def test_images_that_chose_the_weights_are_named_with_every_figure(
     assert note in " ".join(command("evaluate", run.path, "--split", "val").out.split())
     assert note in " ".join(command("evaluate", run.path, tmp_path / "copy", "--scores", tmp_path / "s").out.split())
     assert "optimistic" not in command("evaluate", run.path).out
-    assert read_store(run.path / "scores" / "val").num_chose_weights == 12
+    assert sum(image.chose_weights for image in read_store(run.path / "scores" / "val").images) == 12
     for words in (["rows"], ["calibrate"]):
         answer = command("scores", *words, run.path, "--split", "val")
         assert answer.code == 0
@@ -130,6 +131,16 @@ def test_images_that_chose_the_weights_are_named_with_every_figure(
         assert "chose the epoch of the weights" in " ".join(answer.out.split())
     assert "note" not in command("scores", "rows", run.path, "--split", "test").out
     assert "the epoch that was best on val" in " ".join(command("runs", tmp_path).out.split())
+    other = Path(shutil.copytree(run.path, tmp_path / "other"))
+    of_two = note.replace("weights (", "weights of one of the two runs (")
+    assert of_two in " ".join(command("scores", "compare", run.path, other, "--split", "val").out.split())
+    assert "optimistic" not in command("scores", "compare", run.path, other, "--split", "test").out
+    assert command("ensemble", run.path, other, "--out", tmp_path / "e").code == 0
+    (listed,) = list_runs(tmp_path / "e")
+    assert (listed.training, listed.val is None) == ("best, other, the epochs that were best on val", False)
+    page = tmp_path / "page.html"
+    assert command("report", run.path, other, "--split", "val", "--no-check", "--out", page).code == 0
+    assert page.read_text(encoding="utf-8").count(note) == 2
     assert np.isfinite(evaluate(run.path, console=quiet()).figures.nll)
 
 

@@ -76,8 +76,9 @@ def _listed(path: Path) -> ListedRun:
     try:
         if is_ensemble(path):
             info = runs.read_info(path)
-            model, names = f"ensemble of {counted(len(info.members), 'run')}", ", ".join(info.members)
-            return ListedRun(path, "ensemble", "finished", model, names, _started(info), _val_of(path))
+            model, (val, chosen) = f"ensemble of {counted(len(info.members), 'run')}", _val_of(path)
+            names = ", ".join(info.members) + ", the epochs that were best on val" * chosen
+            return ListedRun(path, "ensemble", "finished", model, names, _started(info), val)
         return _run(runs.read_run(path))
     except FewsightError as error:
         return ListedRun(path, str(error).removeprefix(f"{path}"), "cannot be read", "", "", "", None)
@@ -110,17 +111,20 @@ def _unfinished(run: Run) -> str:
     return "training" if epoch is None else f"training, epoch {epoch} of {total}"
 
 
-def _val_of(path: Path) -> Proportion | None:
-    """An ensemble's top-1 by the scores that are kept of val; None without them, or on images that were trained on."""
+def _val_of(path: Path) -> tuple[Proportion | None, bool]:
+    """An ensemble's top-1 by the kept scores of val, and whether the epoch of a run's weights was chosen on it.
+
+    The former is None without scores, or on images that were trained on.
+    """
     try:
         scored = open_scored(path, "val")
         size = sum(result.store.about.count * result.store.about.image_bytes for result in scored.weights)
         if size > MOST_SCORE_BYTES or scored.trained_on.any():
-            return None
+            return None, False
         (found,) = correct_top1([scored.weights])
     except RunError:
-        return None
-    return wilson(int(found.sum()), len(found))
+        return None, False
+    return wilson(int(found.sum()), len(found)), bool(scored.chose_weights.any())
 
 
 def _started(info: RunInfo) -> str:

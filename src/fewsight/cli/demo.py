@@ -1,7 +1,6 @@
 """`fewsight demo`: from images to test figures, on real data that a dependency ships."""
 
 from pathlib import Path
-from shlex import quote
 
 import numpy as np
 from PIL import Image
@@ -14,7 +13,7 @@ from fewsight.machine.rng import SPLIT, stream
 from fewsight.runs import check_new
 from fewsight.terminal import make_console
 from fewsight.training.session import train
-from fewsight.wording import counted
+from fewsight.wording import counted, shell_command
 
 TRAIN_PER_CLASS = 50
 
@@ -30,7 +29,8 @@ def run_demo(out: Path, *, console: Console | None = None) -> None:
     show_figures(console, evaluation.figures, "digits, test")
     top1 = evaluation.figures.top1
     console.print(f"top-1 {top1} on {counted(top1.total, 'image')}; the run is in {out}")
-    console.print(f"next: fewsight predict {quote(str(out))} {quote(str(data / 'test'))} --out predictions.csv")
+    following = ["fewsight", "predict", str(out), str(data / "test"), "--out", "predictions.csv"]
+    console.print(f"next: {shell_command(following)}")
 
 
 def write_digits(folder: Path) -> Path:

@@ -48,6 +48,8 @@ def scores_rows(
     opened = open_each(runs, _split_to_use(runs, split, console), parse_views(views))
     for scored in opened:
         show_lines(console, str(scored.path), lines_by_size(scored), _notes(scored))
+        if len(scored.members) > 1 and (better := better_part(scored)) is not None:
+            console.print(printable(f"  note: {better}"))
     for text, fused in fusions(opened, views, equal_weights=fuse, weights=weights, choose_on=choose_on):
         show_lines(console, text, lines([("fusion", fused.weights)]), _notes(fused))
         if (better := better_part(fused)) is not None:
@@ -67,7 +69,7 @@ def scores_compare(runs: tuple[Path, ...], /, *, split: str | None = None, views
     from fewsight.scores.calibration import view_names
     from fewsight.scores.opening import open_each, parse_views
     from fewsight.scores.queries import compare, describe_mean
-    from fewsight.terminal import make_console, printable, trained_on_note
+    from fewsight.terminal import make_console, optimistic_notes, printable
 
     if len(runs) < 2:
         raise FewsightError(
@@ -76,8 +78,13 @@ def scores_compare(runs: tuple[Path, ...], /, *, split: str | None = None, views
     console = make_console()
     first, *others = open_each(runs, _split_to_use(runs, split, console), parse_views(views))
     for other in others:
-        if number := int((first.trained_on | other.trained_on).sum()):
-            console.print(trained_on_note(number, len(other.trained_on), " of one of the two runs"))
+        for note in optimistic_notes(
+            int((first.trained_on | other.trained_on).sum()),
+            int((first.chose_weights | other.chose_weights).sum()),
+            len(other.trained_on),
+            " of one of the two runs",
+        ):
+            console.print(note)
         if view_names(first) != view_names(other):
             console.print(
                 f"note: the two have different views ({len(first.weights)} and {len(other.weights)}); --views compares "
@@ -135,7 +142,8 @@ def scores_calibrate(
     Args:
         run: a run or an ensemble that was evaluated on the split.
         split: the split whose scores are used; images that the run was trained on are refused (val).
-        views: calibrate the mean of these views, for example center-64 (all stored views, and the default view alone).
+        views: calibrate the mean of these views, for example center-64 (the mean of all stored views, and each stored
+            centre view alone; of an ensemble of several members, the mean of the centre views instead of each).
         coverage: fraction of images of its classes that the threshold should accept, for example 0.95; without it, no
             threshold is chosen.
         from_: take the temperatures and thresholds of this run of the same recipe, for example trained on train alone.

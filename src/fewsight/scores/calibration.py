@@ -110,13 +110,14 @@ def calibrate(path: Path, split: str, views: str | None, coverage: float | None 
     if coverage is not None and not 0 < coverage < 1:
         raise RecipeError(f"--coverage {coverage:g}: expected a proportion between 0 and 1, such as 0.95")
     if views is not None:
-        view_sets = [parse_views(views)]
+        opened = [open_scored(path, split, parse_views(views))]
     else:
-        scored = open_scored(path, split)
-        centers = [view for view in view_names(scored) if view.startswith("center-")]
-        center_sets = [(view,) for view in centers] if len(scored.members) == 1 else [tuple(centers)]
-        view_sets = list(dict.fromkeys([*center_sets, view_names(scored)]))
-    calibrations = [fit_temperature(open_scored(path, split, names), coverage) for names in view_sets if names]
+        whole = open_scored(path, split)
+        centers = tuple(view for view in view_names(whole) if view.startswith("center-"))
+        center_sets = [(view,) for view in centers] if len(whole.members) == 1 else [centers]
+        parts = [names for names in center_sets if names not in ((), view_names(whole))]
+        opened = [*(open_scored(path, split, names) for names in parts), whole]
+    calibrations = [fit_temperature(scored, coverage) for scored in opened]
     write_calibrations(path, calibrations)
     return calibrations
 

@@ -74,11 +74,6 @@ class Store:
         return np.array([image.error is None for image in self.images])
 
     @property
-    def num_chose_weights(self) -> int:
-        """On how many of the images the store's run chose the epoch of its weights."""
-        return sum(image.chose_weights for image in self.images)
-
-    @property
     def num_trained_on(self) -> int:
         """How many of the images the store's run was trained on."""
         return sum(image.trained_on for image in self.images)

@@ -1,6 +1,5 @@
 """The images that the page shows: mistakes, unsure predictions, possibly wrong labels."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from fewsight.apps.pictures import thumbnail
 from fewsight.apps.report.gather import Prediction, RunFacts
 from fewsight.apps.report.suspects import AGREEMENT, OUTLIER
-from fewsight.data import ImageError, decode_bytes, read_bytes
+from fewsight.data import ImageError, decode_bytes, file_digest, read_bytes
 from fewsight.terminal import printable
 
 THUMBNAIL_PX = 128
@@ -116,7 +115,7 @@ def _thumbnail(path: Path, digest: str) -> str:
     """A small JPEG as a data URL; empty if the file is missing or has changed."""
     try:
         data = read_bytes(path)
-        if hashlib.blake2b(data, digest_size=8).hexdigest() != digest:
+        if file_digest(data) != digest:
             return ""
         image = decode_bytes(data, str(path))
     except ImageError:

@@ -1,6 +1,5 @@
 """Write the HTML page: its images, plots and script are embedded, so it makes no request."""
 
-import shlex
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -21,7 +20,7 @@ from fewsight.runs import Run
 from fewsight.scores.calibration import calibration_error, view_names
 from fewsight.scores.queries import better_part
 from fewsight.terminal import optimistic_notes, printable
-from fewsight.wording import counted
+from fewsight.wording import counted, shell_command
 
 MAX_TABLE_CLASSES = 30  # the confusion matrix of more classes is an image instead of a table
 MAX_GROUPS = 5  # shown of a finding in the data
@@ -71,7 +70,7 @@ def write_report(
         **_run_values(first),
         version=fewsight.__version__,
         facts=first,
-        others=[(other, against(first, other)) for other in others],
+        others=[(other, against(first, other), ". ".join(_optimistic(other))) for other in others],
         views_differ=any(view_names(other.scored) != view_names(first.scored) for other in others),
         shared_views=sorted(set.intersection(*(set(view_names(facts.scored)) for facts in (first, *others)))),
         calibrating=_calibrating(first, source),
@@ -106,7 +105,7 @@ def _run_values(facts: RunFacts) -> dict[str, Any]:
     return {
         "cautions": ". ".join(
             [
-                *optimistic_notes(facts.num_trained_on, facts.num_chose_weights, facts.figures.num_images),
+                *_optimistic(facts),
                 *filter(None, [better_part(facts.scored)]),
             ]
         ),
@@ -122,6 +121,11 @@ def _run_values(facts: RunFacts) -> dict[str, Any]:
         "matrix": None if few_classes else confusion_image(facts),
         "recipe": "" if facts.run is None else recipe_toml(facts.run.recipe),
     }
+
+
+def _optimistic(facts: RunFacts) -> list[str]:
+    """Why the run's figures are optimistic, if they are."""
+    return optimistic_notes(facts.num_trained_on, facts.num_chose_weights, facts.figures.num_images)
 
 
 def _is_ours(target: Path) -> bool:
@@ -163,7 +167,7 @@ def _calibrating(facts: RunFacts, source: Path | None) -> list[str]:
     evaluate = ["fewsight", "evaluate", str(facts.path), str(source), "--split", "val"]
     evaluate += ["--views", ",".join(view_names(facts.scored))]
     lines = {"scored": [calibrate], "not scored": [evaluate, calibrate] if source else [], "none": []}
-    return [] if facts.calibration.stored else [shlex.join(line) for line in lines[facts.calibration.val]]
+    return [] if facts.calibration.stored else [shell_command(line) for line in lines[facts.calibration.val]]
 
 
 def _command_again(run: Run, source: Path | None) -> str:
@@ -171,7 +175,7 @@ def _command_again(run: Run, source: Path | None) -> str:
     words = ["fewsight", "train", str(source or run.data.source), "--out", "AGAIN"]
     words += ["--recipe", str(run.path / "recipe.toml")]
     start = run.info.start
-    return shlex.join([*words, "--init-from", start.run] if start else words)
+    return shell_command([*words, "--init-from", start.run] if start else words)
 
 
 def _soft_targets(recipe: Recipe) -> str:
