@@ -129,29 +129,27 @@ def test_file_that_is_no_image_has_an_error_and_the_others_their_result(served: 
     assert second == served.predict(good).json()["results"][0] | {"prob": second["prob"], "top": second["top"]}
 
 
-def not_finite(server: Running, monkeypatch: pytest.MonkeyPatch, value: float, width: int) -> None:
-    """Let the model give a value for pictures of this width that is not finite."""
+def not_finite(server: Running, value: float, width: int) -> None:
+    """Let the run's model give a logit for pictures of this width that is not finite."""
     model = server.service.model
-    predict_views, cut = model.predict_views, model.cut(picture(width, width), "bad", max_pixels=1000)
+    ((name, scorer),) = model._loaded.items()
+    (cut,) = model.cut(picture(width, width), "bad", max_pixels=1000)[name]
+    bad = scorer.normalise.of_bytes(torch.from_numpy(cut).permute(2, 0, 1)[None])[0]
 
-    def predict(images: Any) -> Any:
-        scored = predict_views(images)
-        for index, image in enumerate(images):
-            if all(np.array_equal(image[run], cut[run]) for run in cut):
-                scored.predictions.probs[index, 1] = value
-        return scored
+    def spoil(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        for image, logits in zip(inputs[0], output[0], strict=True):
+            if any(torch.allclose(image, shown, atol=1e-4) for shown in (bad, bad.flip(2))):
+                logits[1] = value
 
-    monkeypatch.setattr(model, "predict_views", predict)
+    scorer.model.register_forward_hook(spoil)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_scores_that_are_not_finite_give_no_probability(
-    value: float, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scores_that_are_not_finite_give_no_probability(value: float, tiny_run: Path) -> None:
     good, bad, no_image = [("files", (f"{name}.png", data)) for name, data in
                            [("good", picture(8)), ("bad", picture(9, 9)), ("no", b"no image")]]  # fmt: skip
     with running(tiny_run) as server:
-        not_finite(server, monkeypatch, value, 9)
+        not_finite(server, value, 9)
         answer = server.predict([good, bad], details=True)
         assert answer.status_code == 200
         right, wrong = answer.json()["results"]

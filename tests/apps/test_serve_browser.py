@@ -187,10 +187,9 @@ def test_page_says_that_probabilities_are_not_calibrated(
 def test_image_whose_scores_are_not_finite_has_no_probability(
     browser: Any,  # noqa: F811
     run: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with running(run) as server:
-        not_finite(server, monkeypatch, float("nan"), 9)
+        not_finite(server, float("nan"), 9)
         opened = Page(browser, server, WIDTHS[0])
         opened.page.locator("#drop").wait_for()
         opened.put(DROP, "bad.png", picture(9, 9))

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from fewsight.augment.views import NO_FLIP
 from fewsight.errors import RunError
 from fewsight.scores.entries import EnsembleEntry
 from fewsight.scores.store import Store
 from fewsight.wording import named
-
-NO_FLIP = "noflip"  # ends the name of a view whose mirrored view is not averaged in
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,12 @@ class Result:
     @property
     def flips(self) -> bool:
         """Whether the mirrored view is averaged in."""
-        return not self.view.endswith(f"-{NO_FLIP}")
+        return not self.view.endswith(NO_FLIP)
 
     @property
     def unmirrored(self) -> "Result":
         """The same view without its mirrored view; the store may lack it."""
-        return Result(self.store, f"{self.view}-{NO_FLIP}")
+        return Result(self.store, f"{self.view}{NO_FLIP}")
 
 
 Weights = Mapping[Result, float]  # of a fusion; they sum to 1

@@ -15,7 +15,6 @@ from scipy.optimize import brentq
 from fewsight.apps.export.graph import Cut
 from fewsight.apps.export.images import ImageSet, inputs_of
 from fewsight.apps.export.onnx_model import quiet
-from fewsight.apps.export.parity import first_not_finite
 from fewsight.errors import RunError
 from fewsight.scores.metrics import Paired, Proportion, paired, wilson
 from fewsight.wording import counted
@@ -88,9 +87,9 @@ def measure_loss(expected: np.ndarray, probs: np.ndarray, images: ImageSet, int8
     Raises:
         RunError: int8 loses too much accuracy, the images are too few to tell, or a probability is not finite.
     """
-    bad = first_not_finite(probs)
-    if bad is not None:
-        raise RunError(f"{images.files[bad]}: the scores in int8 are not finite; {GIVE_UP}")
+    finite = np.isfinite(probs).all(1)
+    if not finite.all():
+        raise RunError(f"{images.files[int(finite.argmin())]}: the scores in int8 are not finite; {GIVE_UP}")
     before, after = expected.argmax(1), probs.argmax(1)
     agreement = wilson(int((before == after).sum()), len(before))
     largest = float(np.abs(probs - expected).max())

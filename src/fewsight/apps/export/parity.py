@@ -13,7 +13,6 @@ from fewsight.apps.export.images import ImageSet, inputs_of
 from fewsight.apps.export.onnx_model import run
 from fewsight.errors import RunError
 from fewsight.inference.model import load
-from fewsight.scores.log_probs import NOT_FINITE
 
 MAX_DIFFERENCE = 1e-4  # of a probability; the most probable class then changes only in ties within twice this
 BATCH_SIZE = 16
@@ -73,17 +72,10 @@ def predicted_probs(path: Path, views: str | None, images: ImageSet) -> tuple[np
     began = time.perf_counter()
     predictions = model.predict(images.files)
     predict_ms = (time.perf_counter() - began) / len(images.files) * 1e3
-    index = first_not_finite(predictions.probs)
-    if index is not None:
-        reason = predictions.errors[index] or NOT_FINITE
-        raise RunError(f"{images.files[index]}: {reason}; nothing was written")
+    for file, error in zip(images.files, predictions.errors, strict=True):
+        if error is not None:
+            raise RunError(f"{file}: {error}; nothing was written")
     return predictions.probs, predict_ms
-
-
-def first_not_finite(probs: np.ndarray) -> int | None:
-    """The index of the first image whose probabilities [n, K] are not all finite."""
-    bad = ~np.isfinite(probs).all(1)
-    return int(bad.argmax()) if bad.any() else None
 
 
 def exported_probs(

@@ -14,9 +14,10 @@ from fewsight.apps.export.onnx_model import describe, open_session, to_onnx
 from fewsight.apps.export.parity import Parity, check_parity, exported_probs, predicted_probs
 from fewsight.errors import RunError
 from fewsight.inference.opening import RunsAndViews, open_runs
-from fewsight.inference.score_run import exact_recipe, testing_recipe
+from fewsight.inference.score_run import exact_recipe, num_threads, testing_recipe
 from fewsight.machine import files
 from fewsight.scores.calibration import calibration_for
+from fewsight.scores.entries import is_ensemble
 from fewsight.wording import counted
 
 
@@ -66,8 +67,7 @@ def export_run(
     calibration, (cuts, sides) = calibration_for(path, selection.view_names), cuts_and_sides(selection)
     temperature = None if calibration is None else calibration.temperature
     model = _trace(selection, cuts, sides, temperature, crop, say)
-    threads = exact_recipe(selection.first_run).run.threads
-    assert threads != "auto", "a resolved recipe has its threads"
+    threads = num_threads(exact_recipe(selection.first_run))
     say(f"comparing with predict on {counted(len(sample.files), 'image')} of {sample.source}")
     expected, predict_ms = predicted_probs(path, views, sample)
     parity = check_parity(open_session(model, threads), cuts, sample, expected, predict_ms, crop=crop)
@@ -113,7 +113,7 @@ def _check_out(out: Path) -> None:
     files.check_target(out, "--out")
     if out.suffix.lower() != ".onnx":
         raise RunError(f"--out {out}: expected a name that ends with .onnx")
-    if (out.parent / "run.json").exists() or (out.parent / "ensemble.json").exists():
+    if (out.parent / "run.json").exists() or is_ensemble(out.parent):
         raise RunError(
             f"--out {out}: {out.parent} is a run folder, which must not have other files; choose another folder"
         )

@@ -17,6 +17,7 @@ from fewsight.apps.reproduce.plan_file import PLAN, Target, check_out, read_plan
 from fewsight.apps.reproduce.published import MODELS
 from fewsight.apps.reproduce.show import show_reproduction, write_reproduction
 from fewsight.apps.reproduce.tables import TestedRun, build_tables
+from fewsight.augment.views import NO_FLIP
 from fewsight.data import changed_files, evaluation_samples, read_dataset
 from fewsight.data.prepare import Prepared, prepare
 from fewsight.errors import DataError, RecipeError, RunError
@@ -27,7 +28,6 @@ from fewsight.machine.device import gpus, resolve_device
 from fewsight.recipes import Data
 from fewsight.recipes.options import check_hours
 from fewsight.scores.entries import is_ensemble
-from fewsight.scores.members import NO_FLIP
 from fewsight.scores.store import Store, read_store
 from fewsight.terminal import duration, printable, progress_counter
 from fewsight.wording import counted
@@ -264,7 +264,7 @@ def _views(job: Job) -> list[str]:
     """The paper's eight views, and each without its mirrored view, which the ablation of flips needs."""
     assert job.recipe.eval.test_px != "auto", "the recipe is resolved"
     names = [f"{crop}-{px}" for px in job.recipe.eval.test_px for crop in ("center", "random")]
-    return [*names, *(f"{name}-{NO_FLIP}" for name in names)]
+    return [*names, *(f"{name}{NO_FLIP}" for name in names)]
 
 
 def _scores(run: Path, job: Job) -> Store | None:

@@ -7,11 +7,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from fewsight.apps.serve.limits import stopping
 from fewsight.inference.model import Activation, Cuts, Model, ViewPredictions
-from fewsight.scores.log_probs import NOT_FINITE
 
 GATHER_S = 0.005  # that a batch waits for each of the images that are still being uploaded or decoded
 MAX_GATHER_S = 0.03  # that it waits for all of them
@@ -29,14 +26,7 @@ class Prediction:
     @property
     def error(self) -> str | None:
         """Why the image has no probabilities; None if it has."""
-        return _error(self.batch, self.index)
-
-
-def _error(scored: ViewPredictions, index: int) -> str | None:
-    predictions = scored.predictions
-    if predictions.errors[index] is not None or np.isfinite(predictions.probs[index]).all():
-        return predictions.errors[index]
-    return NOT_FINITE
+        return self.batch.predictions.errors[self.index]
 
 
 @dataclass(frozen=True)
@@ -154,6 +144,6 @@ class Batcher:
             job.future.set_result(prediction)
 
     def _activations(self, job: _Job, scored: ViewPredictions, index: int) -> Sequence[Activation]:
-        if not job.explain or _error(scored, index) is not None:
+        if not job.explain or scored.predictions.errors[index] is not None:
             return ()
         return self.model.activations(job.image, int(scored.predictions.probs[index].argmax()))
