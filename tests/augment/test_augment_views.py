@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fewsight.augment import center_view, cut_view, named_views, random_box
+from fewsight.augment.views import CROPS
 from fewsight.errors import RecipeError
 
 
@@ -75,6 +76,18 @@ def test_center_view_works_for_any_size(width: int, height: int, px: int) -> Non
     view = center_view(image, px)
     assert (view.shape, view.dtype) == ((px, px, 3), np.uint8)
     assert (view == (10, 20, 30)).all()
+
+
+@pytest.mark.parametrize("crop", sorted(CROPS))
+@pytest.mark.parametrize("size", [(90, 70), (7, 500), (1, 1)])
+def test_every_view_has_its_size_and_depends_on_the_digest_alone(crop: str, size: tuple[int, int]) -> None:
+    image = noise_image(*size)
+    before = image.tobytes()
+    for view in named_views(f"{crop}-24,{crop}-32", [24, 32]):
+        first, second = (cut_view(image, view, "00000000000000ab", view_seed=3) for _ in range(2))
+        assert (first.shape, first.dtype) == ((view.px, view.px, 3), np.uint8)
+        assert np.array_equal(first, second)
+    assert image.tobytes() == before
 
 
 @pytest.mark.parametrize("size", [(1, 500), (500, 1), (1, 1), (20_000, 2)])
