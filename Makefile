@@ -10,10 +10,10 @@ demo: setup ## train on scikit-learn's digits, test, show the result
 	$(BIN)/fewsight demo --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: check ## format, lint, types, then the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: check ## the slow ones too: full-size backbones, kills, resumes
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 trace: setup ## digests of six small trainings: equal before and after a refactor on one machine
 	$(BIN)/python tools/trace.py

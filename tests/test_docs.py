@@ -294,8 +294,12 @@ def pages_with(*when: str) -> list[Path]:
     return sorted({b.page for b in BLOCKS if b.kind in ("sh", "python") and b.when in when and not b.title})
 
 
-@pytest.mark.xdist_group("export")  # with test_export.py: a process's first export takes 10 s more
-@pytest.mark.parametrize("page", pages_with("now"), ids=named)
+def quick_or_slow(page: Path) -> Any:
+    """The page, marked slow if `make test` shows the same elsewhere."""
+    return pytest.param(page, marks=pytest.mark.slow if named(page) == "guides/export" else ())
+
+
+@pytest.mark.parametrize("page", [quick_or_slow(page) for page in pages_with("now")], ids=named)
 def test_page_runs(page: Path, desk: Path, command: Command) -> None:
     run_page([block for block in blocks_of(page) if block.when == "now" and not block.title], command)
 

@@ -229,7 +229,6 @@ def test_images_that_are_left_out_move_no_label(colours: Path, tmp_path: Path) -
     assert again.images == images
 
 
-@pytest.mark.xdist_group("forked")
 def test_several_processes_test_every_image_once_by_its_label(colours: Path, tmp_path: Path) -> None:
     sets = {"model.width": "0.125", "run.precision": "float32", "run.workers": "0", "stages.0.epochs": "6"}
     arguments = [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]

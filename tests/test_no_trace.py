@@ -115,6 +115,7 @@ sys.exit(process.exitcode)
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems start processes with spawn")
 def test_forked_daemonic_process_computes_with_one_thread(digit_images: Path, tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "forked.py").write_text(FORKED)

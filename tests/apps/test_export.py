@@ -41,7 +41,6 @@ from fewsight.runs import read_run, read_weights, save_weights
 from fewsight.scores.calibration import Calibration, Threshold, write_calibrations
 from fewsight.scores.log_probs import NOT_FINITE
 
-pytestmark = pytest.mark.xdist_group("export")  # with the pages that export
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "export.md"
 NAMES = ["a\nb", 'quo"te', "<b>x</b>", "=cmd", "\u202egnp", "n" * 300, "ämne", "\udcff", "日本"]
 

@@ -37,8 +37,6 @@ from fewsight.models.classifier import build_model
 from fewsight.scores.log_probs import NOT_FINITE
 from services import TOKEN, Running, picture, running, upload
 
-pytestmark = pytest.mark.xdist_group("serve")  # its runs and services are made once
-
 
 @pytest.fixture(scope="module")
 def served(tiny_run: Path) -> Iterator[Running]:

@@ -30,15 +30,14 @@ def test_rows_of_all_processes_cover_the_batch_and_differ_by_one(total: int, cou
     assert max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.xdist_group("forked")
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_shared_step_equals_that_of_one_process(count: int, tmp_path: Path) -> None:
     text = shared(tmp_path / "printed.txt", count, compare_steps, count)
     assert all(str(case) in text for case in CASES), text
 
 
-@pytest.mark.xdist_group("forked")
-@pytest.mark.parametrize("started_by", ["this test", pytest.param("torchrun", marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_integrity.py trains and evaluates with two processes, too
+@pytest.mark.parametrize("started_by", ["this test", "torchrun"])
 def test_training_shared_by_two_gives_one_run(started_by: str, digit_images: Path, tmp_path: Path) -> None:
     sets = [*TINY, "--set", "stages.0.epochs=3", "--set", "eval.every_epochs=1", "--set", "run.sync_norm=true"]
     line = ["train", digit_images, "--recipe", "digits", "--out", tmp_path / "run", *sets]

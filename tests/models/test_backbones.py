@@ -227,7 +227,9 @@ def test_full_size_has_the_published_parameter_count(name: str, num_millions: fl
     assert round(count / 1e6, 2) == num_millions
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name.endswith(("101", "xl")) else ()) for name in BACKBONES]
+)
 def test_every_backbone_builds_at_every_stem(name: str) -> None:
     with torch.device("meta"):
         for stem in ("large", "medium", "small"):

@@ -48,6 +48,8 @@ from trainings import (
     wait_for_log,
 )
 
+CONTAINED = ("plain", "ce, then all losses on classes")  # in the others, nearly
+
 
 class SignalAfter(Quiet):
     """Sends the process a signal in a step, counted from where the run continues."""
@@ -101,7 +103,9 @@ def test_fit_learns(class_images: Path, tmp_path: Path) -> None:
     assert json.loads((run.path / "metrics.json").read_text())["val"]["top1"]["count"] >= 4
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in CONTAINED else ()) for name in SETTINGS]
+)
 def test_run_stopped_after_every_step_equals_the_uninterrupted(
     class_images: Path, tmp_path: Path, name: str, whole: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -127,7 +131,7 @@ def test_run_stopped_after_every_step_equals_the_uninterrupted(
 @pytest.mark.parametrize(
     "name", ["average, best, accumulated", "two stages, averages, weights", "ce, then all losses on classes"]
 )
-@pytest.mark.parametrize("state_minutes", [5.0, 1e-9])
+@pytest.mark.parametrize("state_minutes", [5.0, pytest.param(1e-9, marks=pytest.mark.slow)])
 def test_run_that_died_in_any_step_equals_the_uninterrupted(
     class_images: Path,
     tmp_path: Path,
@@ -635,7 +639,6 @@ def test_second_ctrl_c_ends_at_once() -> None:
             signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.xdist_group("forked")  # the process that is forked takes seconds to start
 def test_killed_command_resumes_to_the_same_bits(class_images: Path, tmp_path: Path) -> None:
     overrides = ("stages.0.epochs=10", "run.state_minutes=0.001")
     fit(*begin(class_images, tmp_path / "whole", {}, *overrides), Quiet())

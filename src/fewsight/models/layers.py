@@ -248,9 +248,10 @@ def init_weights(backbone: nn.Module) -> None:
     """Kaiming-normal weights by fan-out and zero biases in every convolution and linear layer.
 
     Norms keep torch's weight 1 and bias 0, except the last norm of a residual block, whose weight the block sets to 0.
+    Weights on the meta device are left: torch loads its compiler, for four seconds, to draw numbers there.
     """
     for module in backbone.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.is_meta:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
