@@ -52,6 +52,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "stages": [{**STAGE, "optim": {"base_lr": 1.0, "nesterov": True}}],
         "eval": {"test_px": [24], "every_epochs": 0},
     },
+    "whitened, decay by e-folds": {
+        "model": {"backbone": "plain8", "stem": "small", "width": 0.125},
+        "stages": [{**STAGE, "optim": {"base_lr": 0.5, "decay_efolds": 2.0}}],
+    },
 }
 
 

@@ -12,7 +12,7 @@ from fewsight.models import Backbone, build_backbone
 from fewsight.models.activated_norm import invertible, norm_act
 from fewsight.models.recompute import recomputation, recomputed
 
-FAMILIES = ["resnest14", "tresnet_s", "seresnext26", "seresnext26d"]
+FAMILIES = ["resnest14", "tresnet_s", "seresnext26", "seresnext26d", "plain8"]
 SLOPE = 1e-3
 
 

@@ -5,6 +5,8 @@ from functools import partial
 
 from fewsight.errors import RecipeError
 from fewsight.models.layers import STEM_STRIDES, Backbone
+from fewsight.models.plain import DEPTHS as PLAIN_DEPTHS
+from fewsight.models.plain import build_plain
 from fewsight.models.resnest import DEPTHS as RESNEST_DEPTHS
 from fewsight.models.resnest import build_resnest
 from fewsight.models.seresnext import DEPTHS as SERESNEXT_DEPTHS
@@ -23,6 +25,7 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     **{f"tresnet_{size}": partial(build_tresnet, size) for size in TRESNET_SIZES},
     **{f"seresnext{depth}": partial(build_seresnext, depth) for depth in SERESNEXT_DEPTHS},
     "seresnext26d": partial(build_seresnext, 26, True),
+    **{f"plain{depth}": partial(build_plain, depth) for depth in PLAIN_DEPTHS},
 }
 
 

@@ -212,6 +212,8 @@ class Backbone(nn.Module):
         recompute: whether cheap tensors are recomputed in the backward pass.
     """
 
+    num_fit_images = 0  # how many training images `fit_to_images` takes before the first step
+
     def __init__(self, stem: nn.Module, stages: Sequence[Blocks], num_features: int) -> None:
         super().__init__()
         self.stem = stem
@@ -226,6 +228,9 @@ class Backbone(nn.Module):
         for module in self.stages:
             if isinstance(module, Blocks):
                 module.recompute = recompute
+
+    def fit_to_images(self, images: Tensor) -> None:
+        """Set the weights that are computed from normalised training images and not trained: here none."""
 
     def fold(self) -> None:
         """Fold every norm into the convolution before it, for inference; see `ConvNormAct.fold`."""

@@ -3,6 +3,7 @@
 `OPTIMIZERS` and `SCHEDULES` are tables of name -> builder: a file and a line add one.
 """
 
+from fewsight.optim.decay import weight_decay_for
 from fewsight.optim.moving_average import MovingAverage
 from fewsight.optim.norms import Norms, measured_norms
 from fewsight.optim.optimizers import (
@@ -29,4 +30,5 @@ __all__ = [
     "peak_lr",
     "stage_lr",
     "warmup_epochs",
+    "weight_decay_for",
 ]

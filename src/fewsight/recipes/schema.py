@@ -93,6 +93,7 @@ class Optim(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of SGD
     nesterov: bool = False  # of SGD
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    decay_efolds: Positive | None = None  # instead of weight_decay: by what power of e the stage shrinks a weight
     decay_norm_bias: bool = False  # apply weight decay to biases and normalisation parameters too
     warmup_epochs: Annotated[float, Field(ge=0)] = 1.0  # at most half of the stage
 

@@ -33,6 +33,7 @@ from fewsight.training.mix import mix, rows_of
 from fewsight.training.plans import ClassBatches, Plan, batch_plan, lr_batch_size
 from fewsight.training.reporters import Reporter
 from fewsight.training.schedule import augment_at
+from fewsight.training.start import fit_to_images
 from fewsight.training.state import Position, StateSaver, Training
 from fewsight.wording import counted
 
@@ -73,10 +74,12 @@ def fit(
     group.wait()  # no process writes before every process has read
     device = torch.device(recipe.run.device)
     normalise = Normalise(run.data.mean, run.data.std).to(device)
+    images = _augmented_images(run, data, group)
     model = _build_model(run, weights, group)
+    if weights is None and not state:
+        fit_to_images(model, images, Normalise(run.data.mean, run.data.std))
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     plans = [batch_plan(recipe, stage, data) for stage in recipe.stages]
-    images = _augmented_images(run, data, group)
     _check_batch_sizes(plans, group)
     reporter.start(_steps_done(recipe, plans, Position(stage=len(plans))), _steps_done(recipe, plans, position))
     assert recipe.run.threads != "auto", "the recipe is resolved"

@@ -7,10 +7,11 @@ from fewsight.losses import batch_kind, check_loss
 from fewsight.machine.device import resolve_run
 from fewsight.models import TIMM_PREFIX, TimmBackbone
 from fewsight.models.classifier import build_without_memory, resolve_stem, with_stem
-from fewsight.optim import SCHEDULES, check_optimizer
+from fewsight.optim import SCHEDULES, check_optimizer, weight_decay_for
 from fewsight.recipes import Recipe
 from fewsight.recipes.options import check_name
 from fewsight.training.mix import cutmix_prob
+from fewsight.training.plans import batch_plan, lr_batch_size
 
 TEST_RATIOS = (1.0, 320 / 224, 380 / 224, 2.0)  # the paper's test sizes relative to its training size
 
@@ -69,6 +70,10 @@ def resolve(recipe: Recipe, prepared: Prepared) -> Recipe:
         values["eval"]["test_px"] = _test_sizes(recipe)
     for stage, resolved in zip(recipe.stages, values["stages"], strict=True):
         resolved |= {"batches": batch_kind(stage), "cutmix_prob": cutmix_prob(recipe, stage)}
+        if stage.optim.decay_efolds is not None:
+            plan = batch_plan(recipe, stage, prepared.images)
+            decay = weight_decay_for(stage.optim.decay_efolds, stage, plan.num_steps, lr_batch_size(stage, plan))
+            resolved["optim"] |= {"weight_decay": decay, "decay_efolds": None}
     values["data"] |= {"mean": prepared.facts.mean, "std": prepared.facts.std}
     values["run"] = resolve_run(recipe.run).model_dump()
     return Recipe.model_validate(values)

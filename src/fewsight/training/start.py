@@ -1,4 +1,4 @@
-"""Initial weights that are taken from another run."""
+"""Initial weights that are taken from another run, or computed from the training images."""
 
 from pathlib import Path
 
@@ -6,12 +6,16 @@ import torch
 from torch import Tensor
 
 from fewsight import runs
-from fewsight.errors import RunError
+from fewsight.augment.normalise import Normalise
+from fewsight.data.samples import sample_indices
+from fewsight.errors import DataError, RunError
 from fewsight.losses import build_loss, own_weights
 from fewsight.machine import files
-from fewsight.models.classifier import initial_model, weights_out, with_stem
+from fewsight.models import Backbone
+from fewsight.models.classifier import Classifier, initial_model, weights_out, with_stem
 from fewsight.recipes import Recipe
 from fewsight.runs import Run
+from fewsight.training.feed import AugmentedImages
 from fewsight.wording import named
 
 
@@ -78,6 +82,23 @@ def weights_from(source: Run, recipe: Recipe, classes: tuple[str, ...]) -> tuple
         for row, source_row in shared:
             weights[name][row] = trained[name][source_row]
     return weights, _summary(source, recipe, weights, classes)
+
+
+def fit_to_images(model: Classifier, images: AugmentedImages, normalise: Normalise) -> None:
+    """Set the weights that a backbone computes from training images, as augmented in the first epoch.
+
+    The images are the same in every process of a training.
+
+    Raises:
+        DataError: an image can no longer be read.
+    """
+    if not isinstance(model.backbone, Backbone) or not model.backbone.num_fit_images:
+        return
+    indices = sample_indices(len(images), model.backbone.num_fit_images, images.seed)
+    pixels = images.__getitems__([(0, index, 0) for index in indices.tolist()])
+    if isinstance(pixels, DataError):
+        raise pixels
+    model.backbone.fit_to_images(normalise.of_bytes(torch.from_numpy(pixels)))
 
 
 def _summary(source: Run, recipe: Recipe, weights: dict[str, Tensor], classes: tuple[str, ...]) -> str:
