@@ -198,9 +198,11 @@ def test_each_image_counts_by_the_weight_of_its_class() -> None:
     plain = ArcFace(3, 5)
     weighted = ArcFace(3, 5, class_weights=weights)
     weighted.load_state_dict(plain.state_dict())
-    alone = [plain(features[:0], features[i : i + 1], Targets(labels[i : i + 1]))[0] for i in range(4)]
+    alone = [
+        plain(features[:0], features[i : i + 1], Targets(labels[i : i + 1], labels[i : i + 1]))[0] for i in range(4)
+    ]
     expected = torch.stack([weights[label] * loss for label, loss in zip(labels, alone, strict=True)]).mean()
-    torch.testing.assert_close(weighted(features[:0], features, Targets(labels))[0], expected)
+    torch.testing.assert_close(weighted(features[:0], features, Targets(labels, labels))[0], expected)
 
 
 def test_logged_terms_equal_values_by_hand() -> None:
