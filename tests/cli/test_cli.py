@@ -724,7 +724,7 @@ def test_plain_mistakes_are_answered_before_torch_is_loaded(tmp_path: Path, tiny
         "train data --out new --init-from nowhere", f"evaluate {tiny_run} nowhere", "evaluate nowhere data",
         "predict nowhere a.png", "report nowhere --out page.html", "check nowhere", "runs nowhere",
         "reproduce nowhere --out new", f"ensemble {tiny_run} x=nowhere:32 --out new",
-        "serve nowhere", "export nowhere --out m.onnx", "scores lines nowhere",
+        "serve nowhere", "export nowhere --out m.onnx", "scores rows nowhere",
     ]  # fmt: skip
     code = (
         "import sys; from fewsight.cli import main\n"

@@ -151,6 +151,8 @@ def ensemble(
         console.print(f"views: {printable(made.reason)} (--views paper uses every size, both crops)")
     if made.calibrations:
         show_calibrations(console, out, made.calibrations)
+    if made.uncalibrated is not None:
+        console.print(f"note: the probabilities are not calibrated: {printable(made.uncalibrated)}")
     console.print(f"the ensemble is in {out}")
     return 0
 
