@@ -141,12 +141,12 @@ def test_reliability_is_exact_for_a_calibrated_run() -> None:
 
 
 def test_page_of_a_real_run_makes_no_request_and_shows_its_images(
-    tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
+    tiny_run: Path, enough_val: Path, tmp_path: Path, command: Command
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     for split in ("test", "val"):
-        evaluate(run, digit_images, split=split, views="report")
+        evaluate(run, enough_val, split=split, views="report")
     assert command("scores", "calibrate", run, "--coverage", "0.8").code == 0
     other = scored_run(tmp_path / "other")
     answer = command("report", run, run, "--out", tmp_path / "page.html")
@@ -176,12 +176,12 @@ def test_page_of_a_real_run_makes_no_request_and_shows_its_images(
 
 
 def test_page_notes_other_views_and_uses_the_given_ones(
-    tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
+    tiny_run: Path, enough_val: Path, tmp_path: Path, command: Command
 ) -> None:
     run, other, page = tmp_path / "run", tmp_path / "other", tmp_path / "page.html"
     for path, views in ((run, "report"), (other, "center")):
         shutil.copytree(tiny_run, path)
-        evaluate(path, digit_images, split="val", views=views)
+        evaluate(path, enough_val, split="val", views=views)
     assert command("scores", "calibrate", other).code == 0
     shutil.copy(other / "calibration.json", run)
     answer = command("report", run, other, "--out", page, "--split", "val", "--no-check")

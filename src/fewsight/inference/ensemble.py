@@ -47,8 +47,7 @@ class NewEnsemble:
     entries: tuple[EnsembleEntry, ...]
     views: Views
     reason: str | None  # for its sizes and views, where they were not given
-    calibrations: tuple[Calibration, ...]  # fitted on stored scores
-    uncalibrated: str | None  # why there are none of these
+    calibrations: tuple[Calibration, ...]  # fitted on stored scores, if there are enough
 
 
 def combine(
@@ -107,22 +106,22 @@ def combine(
         if weight
     )
     _write(out, {names[path]: run for path, run in runs_by_path.items()}, entries, chosen.views)
-    return NewEnsemble(entries, chosen.views, chosen.reason, *_first_temperatures(out, split))
+    return NewEnsemble(entries, chosen.views, chosen.reason, _first_temperatures(out, split))
 
 
-def _first_temperatures(out: Path, split: str) -> tuple[tuple[Calibration, ...], str | None]:
-    """Fit temperatures on stored scores; without scores that may calibrate none, and the reason.
+def _first_temperatures(out: Path, split: str) -> tuple[Calibration, ...]:
+    """Fit temperatures on stored scores; none without scores that may calibrate.
 
     Raises:
         WriteError: they cannot be written; the ensemble is removed.
     """
     try:
-        return tuple(calibrate(out, split, None)), None
+        return tuple(calibrate(out, split, None))
     except WriteError:
         shutil.rmtree(out, ignore_errors=True)
         raise
-    except RunError as error:
-        return (), str(error)
+    except RunError:
+        return ()
 
 
 def _chosen_views(
