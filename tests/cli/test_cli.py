@@ -635,7 +635,9 @@ def test_predict_writes_a_file(
     target = tmp_path / f"rows.{suffix}"
     answer = command("predict", tiny_run, digit_images / "test", "--out", target, "--top-k", 1)
     assert (answer.code, answer.out) == (0, f"wrote {target}: 15 rows\n")
-    assert answer.err.startswith("note: the probabilities are not calibrated: val has 12 images, and a temperature needs ")
+    assert answer.err.startswith(
+        "note: the probabilities are not calibrated: val has 12 images, and a temperature needs "
+    )
     assert answer.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == [target]
     assert len(target.read_text().splitlines()) == 15 + (suffix == "csv")
