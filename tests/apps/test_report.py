@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import Command
+from conftest import TINY, Command
 from fewsight.apps.listing import list_runs, seed_groups
 from fewsight.apps.report import gather, write_report
 from fewsight.apps.report.suspects import confident_from, suspects
@@ -19,6 +19,7 @@ from fewsight.errors import RunError
 from fewsight.inference.evaluate import evaluate
 from fewsight.machine import files
 from fewsight.scores.calibration import calibration_error, reliability_bins
+from fewsight.training.session import train
 from stores import CLASSES, log_softmax, random_labels, random_scores, write_run
 
 VIEWS = ("center-8", "random-8")
@@ -141,12 +142,12 @@ def test_reliability_is_exact_for_a_calibrated_run() -> None:
 
 
 def test_page_of_a_real_run_makes_no_request_and_shows_its_images(
-    tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
+    tiny_run: Path, enough_val: Path, tmp_path: Path, command: Command
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     for split in ("test", "val"):
-        evaluate(run, digit_images, split=split, views="report")
+        evaluate(run, enough_val, split=split, views="report")
     assert command("scores", "calibrate", run, "--coverage", "0.8").code == 0
     other = scored_run(tmp_path / "other")
     answer = command("report", run, run, "--out", tmp_path / "page.html")
@@ -176,12 +177,12 @@ def test_page_of_a_real_run_makes_no_request_and_shows_its_images(
 
 
 def test_page_notes_other_views_and_uses_the_given_ones(
-    tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
+    tiny_run: Path, enough_val: Path, tmp_path: Path, command: Command
 ) -> None:
     run, other, page = tmp_path / "run", tmp_path / "other", tmp_path / "page.html"
     for path, views in ((run, "report"), (other, "center")):
         shutil.copytree(tiny_run, path)
-        evaluate(path, digit_images, split="val", views=views)
+        evaluate(path, enough_val, split="val", views=views)
     assert command("scores", "calibrate", other).code == 0
     shutil.copy(other / "calibration.json", run)
     answer = command("report", run, other, "--out", page, "--split", "val", "--no-check")
@@ -197,13 +198,11 @@ def test_page_notes_other_views_and_uses_the_given_ones(
     assert "at the stored temperature" in text
 
 
-def test_advice_on_the_page_can_be_followed(
-    tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
-) -> None:
+def test_advice_on_the_page_can_be_followed(enough_val: Path, tmp_path: Path, command: Command) -> None:
     run, page = tmp_path / "run", tmp_path / "page.html"
-    shutil.copytree(tiny_run, run)
+    train(enough_val, run, recipe="digits", overrides=TINY)
     (run / "calibration.json").unlink(missing_ok=True)
-    evaluate(run, digit_images, views="center-24")
+    evaluate(run, enough_val, views="center-24")
     write_report([run], page, check=False)
     assert "These probabilities are not calibrated" in Page(page).text
     lines = re.findall("<code>fewsight (.*?)</code>", page.read_text())
@@ -216,6 +215,18 @@ def test_advice_on_the_page_can_be_followed(
     write_report([scored_run(tmp_path / "scores only")], page)
     assert "There are no val images to fit a temperature on" in Page(page).text
     assert "<code>fewsight" not in page.read_text()
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_page_advises_no_temperature_on_few_images(
+    split: str, tiny_run: Path, digit_images: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    evaluate(tmp_path / "run", digit_images, split=split)
+    write_report([tmp_path / "run"], tmp_path / "page.html", check=False)
+    needed = "a temperature needs at least 30 labelled images that did not train."
+    assert f"There are too few val images to fit a temperature on: {needed}" in Page(tmp_path / "page.html").text
+    assert "<code>fewsight" not in (tmp_path / "page.html").read_text()
 
 
 def test_page_replaces_no_other_file(tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:

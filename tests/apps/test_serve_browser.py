@@ -38,10 +38,10 @@ PASTE = """([name, data]) => {
 
 
 @pytest.fixture(scope="module")
-def run(tiny_run: Path, digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tiny_run: Path, enough_val: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a temperature and a threshold that some of the images are below."""
     copy = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("page") / "digits"))
-    fewsight.evaluate(copy, digit_images, split="val")
+    fewsight.evaluate(copy, enough_val, split="val")
     from fewsight.scores.calibration import calibrate
 
     calibrate(copy, "val", None, 0.6)

@@ -635,7 +635,9 @@ def test_predict_writes_a_file(
     target = tmp_path / f"rows.{suffix}"
     answer = command("predict", tiny_run, digit_images / "test", "--out", target, "--top-k", 1)
     assert (answer.code, answer.out) == (0, f"wrote {target}: 15 rows\n")
-    assert answer.err.startswith("note: the probabilities are not calibrated: fit a temperature with: ")
+    assert answer.err.startswith(
+        "note: the probabilities are not calibrated: val has 12 images, and a temperature needs "
+    )
     assert answer.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == [target]
     assert len(target.read_text().splitlines()) == 15 + (suffix == "csv")
@@ -724,7 +726,7 @@ def test_plain_mistakes_are_answered_before_torch_is_loaded(tmp_path: Path, tiny
         "train data --out new --init-from nowhere", f"evaluate {tiny_run} nowhere", "evaluate nowhere data",
         "predict nowhere a.png", "report nowhere --out page.html", "check nowhere", "runs nowhere",
         "reproduce nowhere --out new", f"ensemble {tiny_run} x=nowhere:32 --out new",
-        "serve nowhere", "export nowhere --out m.onnx", "scores lines nowhere",
+        "serve nowhere", "export nowhere --out m.onnx", "scores rows nowhere",
     ]  # fmt: skip
     code = (
         "import sys; from fewsight.cli import main\n"

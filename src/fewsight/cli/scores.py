@@ -133,8 +133,9 @@ def scores_calibrate(
 ) -> int:
     """Calibrate a run by temperature scaling: its confidence then matches its accuracy, in predict and serve too.
 
-    The temperature minimises the NLL of the labels, and is stored in the run. The calibration error printed beside it,
-    over 15 bins of probability, is mostly noise on fewer than 300 images.
+    The temperature minimises the NLL of the labels (with one more image, so that few right ones do not make it sure of
+    all), and is stored in the run; it needs at least 30 images. The calibration error printed beside it, over 15 bins
+    of probability, is mostly noise on fewer than 300 images.
 
     With --coverage, also choose a confidence threshold: predict and serve then mark an image below it as none of the
     run's classes.

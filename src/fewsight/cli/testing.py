@@ -141,6 +141,7 @@ def ensemble(
     from fewsight.cli.show import show_calibrations, show_members
     from fewsight.inference.ensemble import combine
     from fewsight.inference.member_text import parse_member
+    from fewsight.inference.opening import describe_probabilities, open_runs
     from fewsight.terminal import make_console, printable
 
     parsed = [parse_member(text) for text in members]
@@ -151,6 +152,7 @@ def ensemble(
         console.print(f"views: {printable(made.reason)} (--views paper uses every size, both crops)")
     if made.calibrations:
         show_calibrations(console, out, made.calibrations)
+    console.print(printable(describe_probabilities(open_runs(out, None))))
     console.print(f"the ensemble is in {out}")
     return 0
 

@@ -4,7 +4,7 @@ Both are fitted on scores of images that the run was not trained on, and stored 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -25,7 +25,9 @@ FILE = "calibration.json"
 NUM_BINS = 15  # of the expected calibration error
 TEMPERATURE_RANGE = (0.05, 20.0)
 MIN_IMAGES_FOR_ECE = 20 * NUM_BINS  # with fewer than 20 images, a bin's accuracy has a standard error of 0.1 or more
-MIN_IMAGES = 30  # of val, from which a training keeps a temperature; with fewer, a single image decides too much
+MIN_IMAGES = 30  # that a temperature is fitted on; with fewer, a single image decides too much
+WHAT_IS_NEEDED = f"a temperature needs at least {MIN_IMAGES} labelled images that did not train"
+BOUND_TOLERANCE = 0.01  # relative, within which a temperature is at a bound of its range; a search ends near it
 CHUNK_IMAGES = 4096  # whose scaled scores are held in memory at a time
 
 
@@ -66,7 +68,19 @@ class Calibration:
             f"{self.num_chose_weights:,} of the {counted(self.num_images, 'image')} chose the epoch of the weights too "
             "(run.select = best), so the temperature and these figures are optimistic"
         )
-        return (*filter(None, [self.note]), *([chose] if self.num_chose_weights else []))
+        return (*filter(None, [self.doubt, self.note]), *([chose] if self.num_chose_weights else []))
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the temperature cannot be trusted; None if it can."""
+        if self.num_images < MIN_IMAGES:
+            return f"this temperature was fitted on {counted(self.num_images, 'image')}, and {WHAT_IS_NEEDED}"
+        low, high = TEMPERATURE_RANGE
+        if low * (1 + BOUND_TOLERANCE) < self.temperature < high * (1 - BOUND_TOLERANCE):
+            return None
+        return (
+            f"this temperature is at the end of the range that is searched, {low:g} to {high:g}: the best lies beyond"
+        )
 
     @property
     def note(self) -> str | None:
@@ -126,7 +140,8 @@ def fit_temperature(scored: Scored, coverage: float | None = None) -> Calibratio
     """The temperature that minimises the NLL of the fused probabilities; with a coverage, also a threshold.
 
     Raises:
-        RunError: some of the images were trained on, or they have no labels, or are too few for the coverage.
+        RunError: some of the images were trained on, or they have no labels, or are too few for a temperature or for
+            the coverage.
 
     Source: Guo et al., arXiv 1706.04599, on the mean probabilities instead of logits.
     """
@@ -134,7 +149,10 @@ def fit_temperature(scored: Scored, coverage: float | None = None) -> Calibratio
     store = scored.first_store
     labels, readable = label_indices(store), store.readable
     scores, labels = fused_log_probs(scored.weights)[readable], labels[readable]
-    temperature = _minimum(lambda value: _nll(scores, labels, value))
+    if len(labels) < MIN_IMAGES:
+        there = counted(len(labels), "image")
+        raise RunError(f"{store.path} has {there}, and {WHAT_IS_NEEDED}; evaluate on more images (--split names them)")
+    temperature = _best_temperature(scores, labels)
     threshold = None
     if coverage is not None:
         is_correct = scores.argmax(1) == labels
@@ -146,9 +164,6 @@ def fit_temperature(scored: Scored, coverage: float | None = None) -> Calibratio
 def keep_temperature(path: Path, scores: np.ndarray, labels: np.ndarray, view: str, *, chose_weights: bool) -> None:
     """Fit a run's temperature on val at the end of its training, and store it in the run.
 
-    Val may be small, and where every image is right, the NLL falls without end: as in Laplace's rule, one more image
-    counts, like these but with the second most probable class as its label.
-
     Args:
         path: the run.
         scores: float32 [n, K], log-probabilities of val; from `MIN_IMAGES` images on, else nothing is stored.
@@ -158,21 +173,32 @@ def keep_temperature(path: Path, scores: np.ndarray, labels: np.ndarray, view: s
     """
     if len(labels) < MIN_IMAGES:
         return
-    second = np.argsort(-scores, axis=1, kind="stable")[:, 1]
-    temperature = _minimum(lambda value: len(labels) * _nll(scores, labels, value) + _nll(scores, second, value))
+    temperature = _best_temperature(scores, labels)
     num_chose = len(labels) if chose_weights else 0
     calibration = _calibration(scores, labels, temperature, (view,), "val, when its training ended", None, num_chose)
     write_calibrations(path, [calibration])
 
 
-def _minimum(objective: Callable[[float], float]) -> float:
-    """The temperature that minimises a function of it."""
+def _best_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature that minimises the NLL of some images and one more.
 
+    Where every image is right, the NLL alone falls without end as the temperature falls. As in Laplace's rule of
+    succession, one more image counts, like these on average but with the second most probable class as its label.
+
+    Args:
+        scores: float32 [n, K], log-probabilities.
+        labels: int [n].
+    """
     from scipy.optimize import minimize_scalar  # takes seconds to import, and most commands fit nothing
 
-    bounds = np.log(TEMPERATURE_RANGE)
-    minimum = minimize_scalar(lambda logarithm: objective(float(np.exp(logarithm))), bounds=bounds, method="bounded")
-    return float(np.exp(minimum.x))
+    second = np.argsort(-scores, axis=1, kind="stable")[:, 1]
+
+    def objective(logarithm: float) -> float:
+        temperature = math.exp(logarithm)
+        return len(labels) * _nll(scores, labels, temperature) + _nll(scores, second, temperature)
+
+    minimum = minimize_scalar(objective, bounds=np.log(TEMPERATURE_RANGE), method="bounded")
+    return math.exp(minimum.x)
 
 
 def _calibration(

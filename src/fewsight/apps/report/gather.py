@@ -18,6 +18,7 @@ from fewsight.machine import files
 from fewsight.recipes import Recipe
 from fewsight.runs import Run
 from fewsight.scores.calibration import (
+    MIN_IMAGES,
     Bin,
     Calibration,
     calibration_for,
@@ -67,7 +68,7 @@ class CalibrationFacts:
     bins: tuple[Bin, ...]
     stored: Calibration | None  # for these views
     stored_views: tuple[str, ...]  # in words, of every stored calibration
-    val: Literal["scored", "not scored", "none"]  # to fit a temperature for these views on
+    val: Literal["scored", "not scored", "too few", "none"]  # to fit a temperature for these views on
     tempered_bins: tuple[Bin, ...]  # at the stored temperature; empty without one
     accepted: Proportion | None  # accuracy of the images that the stored threshold accepts; None without one
 
@@ -216,11 +217,17 @@ def _calibration(
     )
 
 
-def _val(path: Path, first: Run | None, views: tuple[str, ...]) -> Literal["scored", "not scored", "none"]:
+def _val(path: Path, first: Run | None, views: tuple[str, ...]) -> Literal["scored", "not scored", "too few", "none"]:
     """The val images that a temperature for these views can be fitted on."""
     with contextlib.suppress(RunError):
-        return "none" if open_scored(path, "val", views).trained_on.any() else "scored"
-    return "none" if first is None or not first.data.counts.get("val") else "not scored"
+        scored = open_scored(path, "val", views)
+        if scored.trained_on.any():
+            return "none"
+        return "scored" if scored.first_store.readable.sum() >= MIN_IMAGES else "too few"
+    num_val = 0 if first is None else sum(first.data.counts.get("val", {}).values())
+    if num_val == 0:
+        return "none"
+    return "not scored" if num_val >= MIN_IMAGES else "too few"
 
 
 def _examples(scored: Scored, scores: np.ndarray, labels: np.ndarray) -> Examples:

@@ -17,7 +17,7 @@ from fewsight.errors import DataError, RunError
 from fewsight.machine import files
 from fewsight.recipes import Recipe, recipe_toml
 from fewsight.runs import Run
-from fewsight.scores.calibration import calibration_error, view_names
+from fewsight.scores.calibration import WHAT_IS_NEEDED, calibration_error, view_names
 from fewsight.scores.queries import better_part
 from fewsight.terminal import optimistic_notes, printable
 from fewsight.wording import counted, shell_command
@@ -74,6 +74,7 @@ def write_report(
         views_differ=any(view_names(other.scored) != view_names(first.scored) for other in others),
         shared_views=sorted(set.intersection(*(set(view_names(facts.scored)) for facts in (first, *others)))),
         calibrating=_calibrating(first, source),
+        what_is_needed=WHAT_IS_NEEDED,
         galleries=galleries,
         pictures=pictures,
         tables=tables,
@@ -166,8 +167,8 @@ def _calibrating(facts: RunFacts, source: Path | None) -> list[str]:
     calibrate = ["fewsight", "scores", "calibrate", str(facts.path)]
     evaluate = ["fewsight", "evaluate", str(facts.path), str(source), "--split", "val"]
     evaluate += ["--views", ",".join(view_names(facts.scored))]
-    lines = {"scored": [calibrate], "not scored": [evaluate, calibrate] if source else [], "none": []}
-    return [] if facts.calibration.stored else [shell_command(line) for line in lines[facts.calibration.val]]
+    lines = {"scored": [calibrate], "not scored": [evaluate, calibrate] if source else []}
+    return [] if facts.calibration.stored else [shell_command(line) for line in lines.get(facts.calibration.val, [])]
 
 
 def _command_again(run: Run, source: Path | None) -> str:
