@@ -7,6 +7,8 @@ import math
 import os
 import re
 import shutil
+import socket
+import stat
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
@@ -122,6 +124,68 @@ def test_new_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
         assert not (tmp_path / "new.txt").exists()
         part.write_text("whole")
     assert (tmp_path / "new.txt").read_text() == "whole"
+
+
+def test_new_file_has_the_permissions_of_the_old_one(old: Path) -> None:
+    for mode in (0o600, 0o444, 0o664):
+        old.chmod(mode)
+        with files.replacing(old) as part:
+            assert not part.stat().st_mode & ~mode & 0o077, "nobody else reads it while it is written"
+            part.write_text("new")
+        assert (stat.S_IMODE(old.stat().st_mode), old.read_text()) == (mode, "new")
+
+
+def test_output_through_a_link_keeps_the_link(old: Path) -> None:
+    links = old.parent / "links"
+    links.mkdir()
+    for name, leads_to in (("near", old), ("far", Path("near")), ("new", old.parent / "new.txt")):
+        (links / name).symlink_to(leads_to)
+        files.check_target(links / name, "--out")
+        files.write_text(files.link_target(links / name), name)
+        assert ((links / name).is_symlink(), (links / name).read_text()) == (True, name)
+    assert old.read_text() == "far"
+    assert sorted(path.name for path in links.iterdir()) == ["far", "near", "new"]
+    assert files.link_target(old) == old
+
+
+def test_link_in_a_run_leads_no_write_out_of_it(old: Path) -> None:
+    run = old.parent / "run"
+    run.mkdir()
+    (run / "calibration.json").symlink_to(old)
+    files.write_text(run / "calibration.json", "new")
+    assert (old.read_text(), (run / "calibration.json").is_symlink()) == ("old", False)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "device", "socket"])
+def test_what_is_no_file_is_refused_and_left_alone(tmp_path: Path, kind: str) -> None:
+    path, made = tmp_path / "out.json", tmp_path / ("pipe" if kind.startswith("link") else "out.json")
+    with socket.socket(socket.AF_UNIX) as endpoint:
+        if kind == "device":
+            try:
+                os.mknod(made, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+            except (OSError, AttributeError):
+                pytest.skip("this user makes no devices")
+        elif kind == "socket":
+            endpoint.bind(os.path.relpath(made))  # its name has a limit
+        else:
+            os.mkfifo(made)
+    if made != path:
+        path.symlink_to(made)
+    before = path.lstat(), made.lstat()
+    with pytest.raises(RunError, match=r"--json .*out\.json: a device or a pipe; give the name of a file$"):
+        files.check_target(path, "--json")
+    with pytest.raises(RunError, match=r"cannot write .*: a device or a pipe, not a file; choose another name"):
+        files.write_json(files.link_target(path), {})
+    assert (path.lstat(), made.lstat()) == before
+
+
+def test_links_that_lead_nowhere_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(RunError, match=r"--out .*loop: a link that leads back to itself"):
+        files.check_target(tmp_path / "loop", "--out")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere" / "file")
+    with pytest.raises(RunError, match=r"--out .*gone: the folder .*nowhere does not exist; create it first"):
+        files.check_target(tmp_path / "gone", "--out")
 
 
 def test_unwritable_folder_is_refused(old: Path) -> None:

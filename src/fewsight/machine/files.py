@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -88,27 +89,46 @@ def check_target(path: Path, option: str) -> None:
         option: the command-line option that named it, for the message.
 
     Raises:
-        RunError: `path` is a folder, or its folder does not exist or may not be written.
+        RunError: `path` is a folder, a device, a pipe or a link to one, or its folder does not exist or may not be
+            written.
     """
     if path.is_dir():
         raise RunError(f"{option} {path}: this is a folder; give the name of a file in it")
-    if not path.parent.is_dir():
-        raise RunError(f"{option} {path}: the folder {path.parent} does not exist; create it first")
-    if not os.access(path.parent, os.W_OK):
-        raise RunError(f"{option} {path}: the folder {path.parent} may not be written; choose another one")
+    if path.exists() and not path.is_file():
+        raise RunError(f"{option} {path}: a device or a pipe; give the name of a file")
+    file = link_target(path)
+    if file.is_symlink():
+        raise RunError(f"{option} {path}: a link that leads back to itself; remove it, or give another name")
+    if not file.parent.is_dir():
+        raise RunError(f"{option} {path}: the folder {file.parent} does not exist; create it first")
+    if not os.access(file.parent, os.W_OK):
+        raise RunError(f"{option} {path}: the folder {file.parent} may not be written; choose another one")
+
+
+def link_target(path: Path) -> Path:
+    """The file to replace where a user named `path`: of a link, the file that it leads to, so that the link stays.
+
+    Files of runs are replaced without it: a link in a folder from elsewhere must not lead a write out of the folder.
+    """
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` to write to; when the block succeeds, it is renamed to `path`.
 
+    The new file has the permissions of the previous one. A link is replaced itself (see `link_target`).
+
     Raises:
-        WriteError: it cannot be written; the previous file is intact.
+        WriteError: it cannot be written, or is a device or a pipe; what was there is intact.
         OSError: the block's own, about another file: it is raised as it is.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    mode = _permissions(path)
     try:
         try:
+            if mode is not None:
+                part.touch(mode | 0o600)  # nobody else reads it while it is written
             yield part
         except OSError as error:
             if error.filename is None and error.errno not in FROM_WRITING:
@@ -117,6 +137,8 @@ def replacing(path: Path) -> Iterator[Path]:
         try:
             with part.open("r+b") as handle:
                 os.fsync(handle.fileno())
+            if mode is not None and stat.S_IMODE(part.stat().st_mode) != mode:
+                part.chmod(mode)
             part.replace(path)
         except OSError as error:
             raise_write_error(path, error)
@@ -124,6 +146,21 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _permissions(path: Path) -> int | None:
+    """The permissions of the file to replace; None if there is none.
+
+    Raises:
+        WriteError: it is a device or a pipe.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return None  # what is wrong with the path is said when it is written
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+        raise WriteError(f"cannot write {path}: a device or a pipe, not a file; choose another name")
+    return stat.S_IMODE(mode) & 0o777 if stat.S_ISREG(mode) else None
 
 
 @contextlib.contextmanager
