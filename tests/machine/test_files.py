@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewsight.errors import RunError
-from fewsight.machine import files
+from fewsight.machine import files, locks
 
 
 def full_disk(*_args: Any, **_kwargs: Any) -> None:
@@ -339,24 +339,24 @@ def test_digest_changes_with_every_bit() -> None:
 
 
 def test_folder_that_another_process_works_in_is_refused(tmp_path: Path) -> None:
-    assert files.is_locked(tmp_path) is False
+    assert locks.is_locked(tmp_path) is False
     assert not list(tmp_path.iterdir()), "the query leaves no file"
-    holds = "import sys, time; from pathlib import Path; from fewsight.machine.files import locked\n"
+    holds = "import sys, time; from pathlib import Path; from fewsight.machine.locks import locked\n"
     holds += "with locked(Path(sys.argv[1]), 'training'): print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", holds, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         refused = pytest.raises(RunError, match="another process is training there; wait until it ends")
-        with refused, files.locked(tmp_path, "training"):
+        with refused, locks.locked(tmp_path, "training"):
             pytest.fail("two at once")
-        assert files.is_locked(tmp_path)
-        assert files.why_unfinished(tmp_path).startswith("a process is training it now; wait until it ends")
+        assert locks.is_locked(tmp_path)
+        assert locks.why_unfinished(tmp_path).startswith("a process is training it now; wait until it ends")
         other.kill()  # as after a power failure: nothing is cleaned up
-    assert files.is_locked(tmp_path) is False
-    assert files.why_unfinished(tmp_path).endswith(f"finish it with `fewsight train --resume {tmp_path}`")
-    with files.locked(tmp_path, "training"):
+    assert locks.is_locked(tmp_path) is False
+    assert locks.why_unfinished(tmp_path).endswith(f"finish it with `fewsight train --resume {tmp_path}`")
+    with locks.locked(tmp_path, "training"):
         pass
-    with files.locked(tmp_path, "training"):
+    with locks.locked(tmp_path, "training"):
         pass
 
 
@@ -364,29 +364,29 @@ def test_file_system_without_locks_does_not_stop_the_work(tmp_path: Path, monkey
     def refuse(*_args: object, **_values: object) -> None:
         raise NotImplementedError("no locks here")
 
-    monkeypatch.setattr(files.FileLock, "acquire", refuse)
-    with files.locked(tmp_path, "training"):
+    monkeypatch.setattr(locks.FileLock, "acquire", refuse)
+    with locks.locked(tmp_path, "training"):
         (tmp_path / "done").touch()
-        assert files.is_locked(tmp_path), "a mark is seen where it can be set"
+        assert locks.is_locked(tmp_path), "a mark is seen where it can be set"
     assert (tmp_path / "done").exists()
-    assert files.is_locked(tmp_path) is False
+    assert locks.is_locked(tmp_path) is False
 
     def cannot(*_args: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.fcntl", cannot)
-    with files.locked(tmp_path, "training"):
-        assert files.is_locked(tmp_path) is None
+    with locks.locked(tmp_path, "training"):
+        assert locks.is_locked(tmp_path) is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the lock is taken for a moment")
 def test_looking_takes_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So a `--resume` that starts while `fewsight runs` looks does not fail; a folder may be read-only too."""
-    with files.locked(tmp_path, "training"):
-        monkeypatch.setattr(files.FileLock, "acquire", lambda *_args, **_values: pytest.fail("a lock is taken"))
-        (tmp_path / files.LOCK).chmod(0o400)
-        assert files.is_locked(tmp_path) is True
-    assert files.is_locked(tmp_path) is False
+    with locks.locked(tmp_path, "training"):
+        monkeypatch.setattr(locks.FileLock, "acquire", lambda *_args, **_values: pytest.fail("a lock is taken"))
+        (tmp_path / locks.LOCK).chmod(0o400)
+        assert locks.is_locked(tmp_path) is True
+    assert locks.is_locked(tmp_path) is False
 
 
 @pytest.mark.parametrize("kind", ["link outside", "device", "pipe", "broken link", "missing"])

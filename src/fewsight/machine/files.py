@@ -14,22 +14,17 @@ import os
 import secrets
 import shutil
 import stat
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import SchemaValidator
 
 import fewsight
 from fewsight.errors import RunError, WriteError
-from fewsight.machine.marks import is_marked, marked
 
 T = TypeVar("T")
-LOCK = ".lock"  # the lock file of a folder that a process is working in
-LOOKING_SECONDS = 0 if sys.platform == "linux" else 1  # elsewhere `is_locked` takes the lock for a moment
 MAX_JSON_BYTES = 2**28  # far more than a run of 100,000 classes writes
 FROM_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # of an open file: such an error names none
 ADVICE = {
@@ -161,53 +156,6 @@ def _permissions(path: Path) -> int | None:
     if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
         raise WriteError(f"cannot write {path}: a device or a pipe, not a file; choose another name")
     return stat.S_IMODE(mode) & 0o777 if stat.S_ISREG(mode) else None
-
-
-@contextlib.contextmanager
-def locked(folder: Path, doing: str) -> Iterator[None]:
-    """Hold the lock of a folder inside the block; the system releases it even if the process is killed.
-
-    Args:
-        folder: created if it does not exist.
-        doing: what the processes that take this lock do, for the message: "training".
-
-    Raises:
-        RunError: another process holds the lock, or the folder cannot be written.
-    """
-    make_folder(folder)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=LOOKING_SECONDS)
-    except Timeout as error:
-        raise RunError(
-            f"{folder}: another process is {doing} there; wait until it ends, or stop it, then try again"
-        ) from error
-    except NotImplementedError:  # a file system without locks
-        with marked(folder / LOCK):
-            yield
-        return
-    except OSError as error:
-        raise_write_error(folder, error)
-    try:
-        with marked(folder / LOCK):
-            yield
-    finally:
-        lock.release()
-
-
-def is_locked(folder: Path) -> bool | None:
-    """Whether a process holds the lock of a folder; None if that cannot be determined.
-
-    Nothing is written; nothing is locked on Linux.
-    """
-    return is_marked(folder / LOCK) if (folder / LOCK).is_file() else False
-
-
-def why_unfinished(run: Path) -> str:
-    """Why an unfinished run has no weights or scores yet, and what to do: is it being trained, or was it stopped?"""
-    if is_locked(run):
-        return "a process is training it now; wait until it ends (`fewsight runs` shows its progress)"
-    return f"its training did not finish; finish it with `fewsight train --resume {run}`"
 
 
 def check_inside(file: Path, folder: Path, *, max_bytes: int | None = None) -> None:
