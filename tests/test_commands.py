@@ -107,8 +107,10 @@ def no_scores(run: Path, *_: object) -> None:
 
 
 def no_scores_of_a_size(run: Path, data: Path, _: object) -> None:
+    recipe = run / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("test_px = [32]", "test_px = [32, 40]"))
     evaluate(run, data, split="val", views="center-32", console=quiet())
-    members = [parse_member(f"{name}={run}@{px}") for name, px in (("a", 32), ("b", 40))]
+    members = [parse_member(f"{name}={run}:{px}") for name, px in (("a", 32), ("b", 40))]
     combine(members, run.parent / "new", weights="greedy", views="center")
 
 
