@@ -28,7 +28,7 @@ from fewsight.inference.member_text import parse_member
 from fewsight.inference.model import load
 from fewsight.inference.opening import open_runs, score_folders, score_runs
 from fewsight.inference.score_run import LabelledFile, ScoringResult
-from fewsight.machine.files import LOCK
+from fewsight.machine.locks import LOCK
 from fewsight.scores import scoring
 from fewsight.scores.calibration import Calibration, apply_temperature, read_calibrations, write_calibrations
 from fewsight.scores.chosen_weights import greedy_weights

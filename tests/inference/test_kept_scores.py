@@ -109,7 +109,10 @@ def test_data_of_the_run_are_the_default(run: Path, digit_images: Path, command:
     (run / "data.json").write_text(text.replace(str(digit_images), str(tmp_path / "gone")))
     answer = command("evaluate", run)
     assert answer.code == 2
-    assert f"{tmp_path / 'gone'}, which {run} was trained on, does not exist; name the data: evaluate" in answer.err
+    assert (
+        f"{tmp_path / 'gone'}, which {run} was trained on, does not exist; name the data: fewsight evaluate"
+        in answer.err
+    )
 
 
 def test_images_that_chose_the_weights_are_named_with_every_figure(

@@ -55,7 +55,9 @@ def evaluate(
         about: dict[str, Any] = {"run": str(run), "data": evaluation.data, "split": evaluation.split}
         about |= {"views": evaluation.views, "num_trained_on": evaluation.num_trained_on}
         about |= {"num_chose_weights": evaluation.num_chose_weights, "num_left_out": evaluation.num_left_out}
-        files.write_json(json_, about | evaluation.figures.as_json() | {"unreadable": evaluation.unreadable})
+        files.write_json(
+            files.link_target(json_), about | evaluation.figures.as_json() | {"unreadable": evaluation.unreadable}
+        )
         console.print(f"wrote {json_}")
     return 1 if evaluation.unreadable else 0
 
@@ -181,11 +183,9 @@ def report(
         early.check_scored(path)
 
     from fewsight.apps.report import write_report
-    from fewsight.machine import files
     from fewsight.scores.opening import parse_views
     from fewsight.terminal import make_console, progress_counter
 
-    files.check_target(out, "--out")
     replaces = out.exists()
     with progress_counter(make_console(), "checking the data") as progress:
         pictures = write_report(
@@ -221,7 +221,7 @@ def runs(folder: Path = Path("runs"), /, *, json_: Annotated[Path | None, Parame
     listed = list_runs(folder)
     show_runs(make_console(), folder, listed, seed_groups(listed))
     if json_ is not None:
-        files.write_json(json_, [asdict(run) | {"path": str(run.path)} for run in listed])
+        files.write_json(files.link_target(json_), [asdict(run) | {"path": str(run.path)} for run in listed])
         print(f"wrote {json_}")
     return 0
 

@@ -55,7 +55,7 @@ def check(
         checked = check_data(data, holdout=holdout, splits=splits, reread=reread, progress=progress)
     show_check(console, checked)
     if json_ is not None:
-        files.write_json(json_, check_json(checked))
+        files.write_json(files.link_target(json_), check_json(checked))
         console.print(f"wrote {json_}")
     if html is not None:
         write_page(checked, html)

@@ -26,7 +26,7 @@ from fewsight.scores.entries import EnsembleEntry, Views, is_ensemble, read_entr
 from fewsight.scores.members import check_same_images, make_member
 from fewsight.scores.opening import open_scored
 from fewsight.scores.store import SUFFIX, read_store
-from fewsight.wording import first_few
+from fewsight.wording import first_few, shell_command
 
 MAY_DIFFER = (
     "data.merge_val",
@@ -222,9 +222,9 @@ def _chosen_weights(
     sized_runs = {(path, sized_run.px): sized_run for path, run in scored.items() for sized_run in run.sized_runs}
     missing = next((part for part in parts if (part.path, part.px) not in sized_runs), None)
     if missing is not None:
+        words = ["fewsight", "evaluate", str(missing.path), "DATA", "--split", split, "--views", "paper"]
         raise RunError(
-            f"{missing.path} has no scores at {missing.px} px on {split!r}; make them with: "
-            f"fewsight evaluate {missing.path} DATA --split {split} --views paper"
+            f"{missing.path} has no scores at {missing.px} px on {split!r}; make them with: {shell_command(words)}"
         )
     weighted = {
         name: [(sized_runs[part.path, part.px], part.weight) for part in parts if part.member == name]
@@ -334,7 +334,8 @@ def carry_calibration(source: Path, target: Path) -> list[Calibration]:
         check_same_recipe(run, ours.runs[name] if ours.entries else ours.first_run)
     calibrations = read_calibrations(source)
     if not calibrations:
-        raise RunError(f"{source} has no temperature; fit one with: fewsight scores calibrate {source}")
+        command = shell_command(["fewsight", "scores", "calibrate", str(source)])
+        raise RunError(f"{source} has no temperature; fit one with: {command}")
     for calibration in calibrations:
         if calibration.num_images < MIN_IMAGES:
             views = ",".join(calibration.views)

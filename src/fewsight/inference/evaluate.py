@@ -21,7 +21,7 @@ from fewsight.scores.members import Scored
 from fewsight.scores.metrics import Figures, evaluate_scores
 from fewsight.scores.queries import better_part
 from fewsight.terminal import make_console, printable, progress_counter
-from fewsight.wording import counted
+from fewsight.wording import counted, shell_command
 
 UNSEEN = "unseen"  # the name of the split that is left of data without splits
 
@@ -111,9 +111,8 @@ def _own_data(opened: RunsAndViews) -> Path:
     """
     data = Path(opened.first_run.data.source)
     if not data.exists():
-        raise DataError(
-            f"{data}, which {opened.path} was trained on, does not exist; name the data: evaluate {opened.path} DATA"
-        )
+        command = shell_command(["fewsight", "evaluate", str(opened.path), "DATA"])
+        raise DataError(f"{data}, which {opened.path} was trained on, does not exist; name the data: {command}")
     return data
 
 

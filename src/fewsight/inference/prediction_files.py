@@ -99,14 +99,15 @@ def check_target(target: Path | None) -> None:
 
     Raises:
         DataError: the suffix is not one of SUFFIXES, or pyarrow is missing for Parquet.
-        RunError: it is a folder, or its folder does not exist.
+        RunError: it is a folder, a device or a pipe, or its folder does not exist.
     """
     if target is None:
         return
     if target.suffix.lower() not in SUFFIXES:
         raise DataError(f"--out {target}: expected the name of a file that ends in {', '.join(SUFFIXES)}")
     files.check_target(target, "--out")
-    files.remove_parts(target.parent, target.name)
+    file = files.link_target(target)
+    files.remove_parts(file.parent, file.name)
     if target.suffix.lower() == ".parquet":
         _pyarrow()
 
@@ -124,7 +125,7 @@ def row_writer(
         yield _csv_writer(sys.stdout, names)
         return
     kind = target.suffix.lower()
-    with files.replacing(target) as part:
+    with files.replacing(files.link_target(target)) as part:
         if kind == ".parquet":
             with _parquet_writer(part, names) as write:
                 yield write
@@ -147,7 +148,7 @@ def features_writer(target: Path | None, num_rows: int) -> Iterator[Callable[[np
     if target is None:
         yield lambda features: None
         return
-    with files.replacing(target) as part, part.open("wb") as handle:
+    with files.replacing(files.link_target(target)) as part, part.open("wb") as handle:
 
         def write(features: np.ndarray) -> None:
             if handle.tell() == 0:

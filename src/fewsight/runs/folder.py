@@ -67,7 +67,8 @@ def check_new(path: Path, *, resumable: bool = True) -> None:
     if path.exists() or path.is_symlink():
         kind = "a run" if (path / "run.json").exists() else "not empty" if path.is_dir() else "a file"
         if resumable and (path / "recipe.toml").exists():
-            alternative = f", or continue it with `fewsight train --resume {path}`"
+            command = shell_command(["fewsight", "train", "--resume", str(path)])
+            alternative = f", or continue it with `{command}`"
         else:
             alternative = ", or remove it first" if kind == "a run" else ""
         raise RunError(f"{path} already exists ({kind}); choose another --out{alternative}. Nothing was changed.")

@@ -34,7 +34,7 @@ from fewsight.training.plans import ClassBatches, Plan, batch_plan, lr_batch_siz
 from fewsight.training.reporters import Reporter
 from fewsight.training.schedule import augment_at
 from fewsight.training.state import Position, StateSaver, Training
-from fewsight.wording import counted
+from fewsight.wording import counted, shell_command
 
 READ_EVERY = 10  # steps of an asynchronous device between two looks at their losses, for which Python waits
 
@@ -224,8 +224,8 @@ def _save_or_stop(
     if signal_number:
         group.wait()  # no process exits before the state is saved
         raise Interrupted(
-            f"interrupted in {epoch}, after {step}; the state is saved. Continue with: fewsight train --resume "
-            f"{run.path}",
+            f"interrupted in {epoch}, after {step}; the state is saved. Continue with: "
+            + shell_command(["fewsight", "train", "--resume", str(run.path)]),
             signal_number,
         )
 

@@ -13,7 +13,7 @@ from fewsight import runs
 from fewsight.data.prepare import Prepared, prepare
 from fewsight.data.training_set import TrainingSet, list_differences
 from fewsight.errors import Interrupted, RunError, WriteError
-from fewsight.machine import files
+from fewsight.machine import locks
 from fewsight.machine.device import is_out_of_memory, random_state_kept, resolve_device, resolve_run
 from fewsight.machine.loading import may_start_processes
 from fewsight.machine.processes import ProcessGroup, joined
@@ -29,7 +29,7 @@ from fewsight.training.reporters import ReporterFactory, Reporters, TrainingRepo
 from fewsight.training.resolve import check_parts, resolve
 from fewsight.training.start import check_fits, model_values, read_start, weights_from
 from fewsight.training.state import check_conditions, with_conditions
-from fewsight.wording import counted
+from fewsight.wording import counted, shell_command
 
 MAX_NEAR_PAIRS = 5  # of nearly equal images, in a message
 
@@ -171,7 +171,7 @@ def _train(request: Request, group: ProcessGroup) -> list[Run]:
             commands = _remaining_commands(request, seed, sources)
             if not commands:
                 raise
-            raise Interrupted(f"{error}. The other seeds: {commands}", error.signal_number) from error
+            raise Interrupted("; ".join([str(error), *commands]), error.signal_number) from error
     return finished
 
 
@@ -193,16 +193,16 @@ def _first_recipe(request: Request, overrides: Sequence[str], sources: Mapping[i
     return recipe
 
 
-def _remaining_commands(request: Request, interrupted: int | None, sources: Mapping[int | None, Run]) -> str:
-    """The commands that train the seeds which have no run folder yet; empty without any."""
-    folders = request.folders
-    remaining = [seed for seed, folder in folders.items() if seed != interrupted and not folder.exists()]
-    options = "; ".join(
-        f"--recipe {folders[interrupted]}/recipe.toml --set run.seed={seed} --out {folders[seed]}"
-        + (f" --init-from {sources[seed].path}" if sources else "")
-        for seed in remaining
-    )
-    return f"fewsight train {request.data} {options}" if remaining else ""
+def _remaining_commands(request: Request, interrupted: int | None, sources: Mapping[int | None, Run]) -> list[str]:
+    """The commands that train the seeds which have no run folder yet."""
+    folders, commands = request.folders, []
+    for seed, folder in folders.items():
+        if seed == interrupted or folder.exists():
+            continue
+        words = ["fewsight", "train", str(request.data), "--recipe", str(folders[interrupted] / "recipe.toml")]
+        words += ["--set", f"run.seed={seed}", "--out", str(folder)]
+        commands.append(shell_command([*words, "--init-from", str(sources[seed].path)] if sources else words))
+    return commands
 
 
 @random_state_kept()
@@ -293,7 +293,7 @@ def _fit(
             "loads the images itself, with the same result"
         )
     try:
-        with files.locked(run.path, "training") if group.first else contextlib.nullcontext():
+        with locks.locked(run.path, "training") if group.first else contextlib.nullcontext():
             return fit(with_conditions(run, console, group), images, reporter, weights, group)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -306,7 +306,8 @@ def _fit(
             f"{'with a smaller batch_size' if class_batches else accumulated}, or with a smaller train_px"
         ) from error
     except WriteError as error:
-        raise RunError(f"{error} The training goes on with: fewsight train --resume {run.path}") from error
+        again = shell_command(["fewsight", "train", "--resume", str(run.path)])
+        raise RunError(f"{error} The training goes on with: {again}") from error
     finally:
         reporter.close()
 

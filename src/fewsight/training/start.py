@@ -8,7 +8,7 @@ from torch import Tensor
 from fewsight import runs
 from fewsight.errors import RunError
 from fewsight.losses import build_loss, own_weights
-from fewsight.machine import files
+from fewsight.machine import locks
 from fewsight.models.classifier import initial_model, weights_out, with_stem
 from fewsight.recipes import Recipe
 from fewsight.runs import Run
@@ -30,7 +30,7 @@ def read_start(path: Path, seed: int | None = None) -> Run:
         path = folder
     run = runs.read_run(path)
     if not run.finished:
-        raise RunError(f"{path} has no weights to start from: {files.why_unfinished(path)}")
+        raise RunError(f"{path} has no weights to start from: {locks.why_unfinished(path)}")
     return run
 
 

@@ -80,7 +80,7 @@ def export_run(
     int8_facts = None if loss is None or training is None else (loss, training)
     describe(model, metadata_of(selection, cuts, calibration, parity, int8_facts, crop=crop))
     content = model.SerializeToString()
-    files.write_bytes(out, content)
+    files.write_bytes(files.link_target(out), content)
     return Exported(out, len(content), cuts, selection.view_names, temperature, parity, loss)
 
 
@@ -113,7 +113,6 @@ def _check_out(out: Path) -> None:
     files.check_target(out, "--out")
     if out.suffix.lower() != ".onnx":
         raise RunError(f"--out {out}: expected a name that ends with .onnx")
-    if (out.parent / "run.json").exists() or is_ensemble(out.parent):
-        raise RunError(
-            f"--out {out}: {out.parent} is a run folder, which must not have other files; choose another folder"
-        )
+    folder = files.link_target(out).parent
+    if (folder / "run.json").exists() or is_ensemble(folder):
+        raise RunError(f"--out {out}: {folder} is a run folder, which must not have other files; choose another folder")

@@ -56,6 +56,7 @@ def write_report(
     Raises:
         RunError: a run has no such scores, or `target` cannot be written, has no HTML suffix, or is another file.
     """
+    files.check_target(target, "--out")
     if target.suffix.lower() not in SUFFIXES:
         raise RunError(f"--out {target}: the page is an HTML file; call it {target.stem}.html")
     if target.exists() and not _is_ours(target):
@@ -83,7 +84,7 @@ def write_report(
         again="" if first.run is None else _command_again(first.run, source),
         max_groups=MAX_GROUPS,
     )
-    files.write_text(target, html)
+    files.write_text(files.link_target(target), html)
     return pictures
 
 

@@ -71,7 +71,7 @@ def submit(
             f"{folder}: {counted(len(errors), 'image')} cannot be read, so nothing was written; the first: {errors[0]}"
         )
     lines = [f"img_{number}.JPEG,{class_index}" for number, class_index in _predicted(scored)]
-    files.write_text(out, "\n".join([HEADER, *lines]) + "\n")
+    files.write_text(files.link_target(out), "\n".join([HEADER, *lines]) + "\n")
     return len(lines)
 
 
