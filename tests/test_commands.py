@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -108,7 +109,7 @@ def no_scores(run: Path, *_: object) -> None:
 
 def no_scores_of_a_size(run: Path, data: Path, _: object) -> None:
     recipe = run / "recipe.toml"
-    recipe.write_text(recipe.read_text().replace("test_px = [32]", "test_px = [32, 40]"))
+    recipe.write_text(re.sub(r"test_px = \[[^]]*\]", "test_px = [32, 40]", recipe.read_text()))
     evaluate(run, data, split="val", views="center-32", console=quiet())
     members = [parse_member(f"{name}={run}:{px}") for name, px in (("a", 32), ("b", 40))]
     combine(members, run.parent / "new", weights="greedy", views="center")
