@@ -1,4 +1,4 @@
-"""Every command's output file may be a link, which stays, and is refused where it is a pipe."""
+"""Every command's output file may be a link, which stays; it is refused where it is a pipe or somebody's own file."""
 
 import os
 import stat
@@ -68,11 +68,32 @@ def test_link_stays_and_its_file_is_replaced_with_its_permissions(
         assert command(*words("evaluate RUN DATA --split val")).code == 0
     link, file = tmp_path / OUTPUTS[line], tmp_path / "elsewhere" / "file"
     file.parent.mkdir()
-    file.write_text('<meta name="generator" content="fewsight old">' if link.suffix == ".html" else "old")
-    file.chmod(0o600)
+    file.touch(0o600)
     link.symlink_to(file)
-    old = file.read_bytes()
     assert command(*words(line)).code in (0, 1)
     assert (link.is_symlink(), stat.S_IMODE(file.stat().st_mode)) == (True, 0o600)
-    assert file.read_bytes() not in (old, b"")
+    assert file.stat().st_size > 0
     assert [path.name for path in file.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("line", OUTPUTS)
+def test_file_that_is_no_earlier_result_is_refused_and_left_alone(
+    line: str, words: Callable[[str], list[str]], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    own = tmp_path / OUTPUTS[line]
+    own.write_bytes(b"path,label\nmine.jpg,rust\n")
+    assert f"{own.name}: this file exists and is not a" in refused(*words(line))
+    assert own.read_bytes() == b"path,label\nmine.jpg,rust\n"
+
+
+@pytest.mark.parametrize("line", WRITTEN)
+def test_earlier_result_is_replaced(
+    line: str, words: Callable[[str], list[str]], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "SCORED" in line:
+        assert command(*words("evaluate RUN DATA --split val")).code == 0
+    written = tmp_path / OUTPUTS[line]
+    for _ in range(2):
+        assert command(*words(line)).code == 0
+    assert written.stat().st_size > 0

@@ -42,10 +42,11 @@ def evaluate(
     from fewsight.cli.show import show_evaluation
     from fewsight.inference.evaluate import evaluate as evaluate_run
     from fewsight.machine import files
+    from fewsight.machine.outputs import Kind, check_output
     from fewsight.terminal import make_console
 
     if json_ is not None:
-        files.check_target(json_, "--json")
+        check_output(json_, "--json", Kind("a result of fewsight evaluate", (b'"run":', b'"views":')))
     console = make_console()
     evaluation = evaluate_run(
         run, data, split=split, views=views, scores=scores, splits=splits, reread=reread, console=console
@@ -214,10 +215,11 @@ def runs(folder: Path = Path("runs"), /, *, json_: Annotated[Path | None, Parame
     from fewsight.apps.listing import list_runs, seed_groups
     from fewsight.cli.show import show_runs
     from fewsight.machine import files
+    from fewsight.machine.outputs import Kind, check_output
     from fewsight.terminal import make_console
 
     if json_ is not None:
-        files.check_target(json_, "--json")
+        check_output(json_, "--json", Kind("a list of fewsight runs", (b'"path":', b'"status":')))
     listed = list_runs(folder)
     show_runs(make_console(), folder, listed, seed_groups(listed))
     if json_ is not None:

@@ -45,11 +45,13 @@ def check(
     from fewsight.apps.check import check as check_data
     from fewsight.apps.check import check_json, show_check, write_page
     from fewsight.machine import files
+    from fewsight.machine.outputs import Kind, check_output
     from fewsight.terminal import make_console, progress_counter
 
-    for option, target in (("--json", json_), ("--html", html)):
-        if target is not None:
-            files.check_target(target, option)
+    if json_ is not None:
+        check_output(json_, "--json", Kind("a result of fewsight check", (b'"layout":', b'"counts":')))
+    if html is not None:
+        check_output(html, "--html", Kind("a page of fewsight check", (b'content="fewsight check"',)))
     console = make_console()
     with progress_counter(console, "checking") as progress:
         checked = check_data(data, holdout=holdout, splits=splits, reread=reread, progress=progress)

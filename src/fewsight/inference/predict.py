@@ -13,7 +13,7 @@ from fewsight.inference import prediction_files
 from fewsight.inference.fused import fused_batches
 from fewsight.inference.opening import RunsAndViews, describe_probabilities, open_runs, score_folders, score_runs
 from fewsight.inference.score_run import LabelledFile, load_scorer, testing_recipe
-from fewsight.machine import files
+from fewsight.machine.outputs import check_output
 from fewsight.scores.calibration import apply_temperature, calibration_for
 from fewsight.scores.fusion import read_checked
 from fewsight.scores.members import Result
@@ -94,7 +94,7 @@ def _checked_targets(target: Path | None, top_k: int, features: bool, scores: Pa
     prediction_files.check_target(target)
     features_target = prediction_files.features_file(target) if features and target is not None else None
     if features_target is not None:
-        files.check_target(features_target, "--features")
+        check_output(features_target, "--features", prediction_files.FEATURES)
     return features_target
 
 

@@ -16,8 +16,15 @@ import numpy as np
 from fewsight.data import images_under
 from fewsight.errors import DataError
 from fewsight.machine import files
+from fewsight.machine.outputs import Kind, check_output
 
-SUFFIXES = (".csv", ".jsonl", ".parquet")
+KINDS = {
+    ".csv": Kind("a table of fewsight predict", (b"path,label,prob,",)),
+    ".jsonl": Kind("a file of fewsight predict", (b'{"path":', b'"prob":')),
+    ".parquet": Kind("a Parquet file", (b"PAR1", b"prob")),
+}
+SUFFIXES = tuple(KINDS)
+FEATURES = Kind("an array of NumPy", (b"\x93NUMPY",))
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins with one of these is read as a formula by spreadsheets
 NONE_OF_THESE = "none_of_these"  # the column: true, false, or empty if the image could not be read
 OTHER = "other file"  # the key under which `data.images_under` counts them
@@ -105,7 +112,7 @@ def check_target(target: Path | None) -> None:
         return
     if target.suffix.lower() not in SUFFIXES:
         raise DataError(f"--out {target}: expected the name of a file that ends in {', '.join(SUFFIXES)}")
-    files.check_target(target, "--out")
+    check_output(target, "--out", KINDS[target.suffix.lower()])
     file = files.link_target(target)
     files.remove_parts(file.parent, file.name)
     if target.suffix.lower() == ".parquet":

@@ -16,9 +16,12 @@ from fewsight.errors import RunError
 from fewsight.inference.opening import RunsAndViews, open_runs
 from fewsight.inference.score_run import exact_recipe, num_threads, testing_recipe
 from fewsight.machine import files
+from fewsight.machine.outputs import Kind, check_output
 from fewsight.scores.calibration import calibration_for
 from fewsight.scores.entries import is_ensemble
 from fewsight.wording import counted
+
+MODEL = Kind("a model of fewsight export", (b"\x12\x08fewsight",))  # the name of its producer
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def _check_out(out: Path) -> None:
     Raises:
         RunError: not the name of an .onnx file, in a run folder, or not writable.
     """
-    files.check_target(out, "--out")
+    check_output(out, "--out", MODEL)
     if out.suffix.lower() != ".onnx":
         raise RunError(f"--out {out}: expected a name that ends with .onnx")
     folder = files.link_target(out).parent

@@ -15,6 +15,7 @@ from fewsight.apps.report.gather import RunFacts, against, gather, paper_tables
 from fewsight.apps.report.plots import confidence_bars, confusion_image, confusion_table, curve_plots, reliability_dots
 from fewsight.errors import DataError, RunError
 from fewsight.machine import files
+from fewsight.machine.outputs import Kind, check_output
 from fewsight.recipes import Recipe, recipe_toml
 from fewsight.runs import Run
 from fewsight.scores.calibration import WHAT_IS_NEEDED, calibration_error, view_names
@@ -25,8 +26,7 @@ from fewsight.wording import counted, shell_command
 MAX_TABLE_CLASSES = 30  # the confusion matrix of more classes is an image instead of a table
 MAX_GROUPS = 5  # shown of a finding in the data
 SUFFIXES = (".html", ".htm")
-MARK = b'<meta name="generator" content="fewsight'  # in the head of every page
-MARK_WITHIN = 400  # bytes
+PAGE = Kind("a page of fewsight report", (b'<meta name="generator" content="fewsight',))
 
 
 def write_report(
@@ -56,11 +56,9 @@ def write_report(
     Raises:
         RunError: a run has no such scores, or `target` cannot be written, has no HTML suffix, or is another file.
     """
-    files.check_target(target, "--out")
+    check_output(target, "--out", PAGE)
     if target.suffix.lower() not in SUFFIXES:
         raise RunError(f"--out {target}: the page is an HTML file; call it {target.stem}.html")
-    if target.exists() and not _is_ours(target):
-        raise RunError(f"--out {target}: this file exists and is not a page of fewsight report; give another name")
     tables = next((tables for tables in map(paper_tables, paths) if tables), None)
     first, *others = (gather(path / "ensemble" if paper_tables(path) else path, split, views) for path in paths)
     source = _data_source(first, data)
@@ -128,12 +126,6 @@ def _run_values(facts: RunFacts) -> dict[str, Any]:
 def _optimistic(facts: RunFacts) -> list[str]:
     """Why the run's figures are optimistic, if they are."""
     return optimistic_notes(facts.num_trained_on, facts.num_chose_weights, facts.figures.num_images)
-
-
-def _is_ours(target: Path) -> bool:
-    """Whether a file is a page of this command."""
-    with target.open("rb") as handle:
-        return MARK in handle.read(MARK_WITHIN)
 
 
 def _data_source(facts: RunFacts, data: Path | None) -> Path | None:
