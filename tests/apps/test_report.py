@@ -17,7 +17,7 @@ from fewsight.apps.report import gather, write_report
 from fewsight.apps.report.suspects import confident_from, suspects
 from fewsight.errors import RunError
 from fewsight.inference.evaluate import evaluate
-from fewsight.machine import files
+from fewsight.machine import locks
 from fewsight.scores.calibration import calibration_error, reliability_bins
 from fewsight.training.session import train
 from stores import CLASSES, log_softmax, random_labels, random_scores, write_run
@@ -371,7 +371,7 @@ def test_unfinished_run_without_a_process_is_listed_as_interrupted(
     log.write_text('{"kind": "step", "epoch": 1, "step": 1}\n{"kind": "ep')
     assert list_runs(tmp_path)[0].status == "interrupted at epoch 1 of 2"
     for locked in (True, None):
-        monkeypatch.setattr(files, "is_locked", lambda folder, held=locked: held)
+        monkeypatch.setattr(locks, "is_locked", lambda folder, held=locked: held)
         assert list_runs(tmp_path)[0].status == "training, epoch 1 of 2"
     monkeypatch.undo()
     log.unlink()

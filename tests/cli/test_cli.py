@@ -54,10 +54,7 @@ def test_python_m_is_the_command() -> None:
 def test_help_is_wrapped_to_the_terminal_not_to_the_source(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     answer = command("scores", "calibrate", "--help")
-    assert (
-        "minimises the NLL of the labels, and is stored in the run. The calibration error printed beside it"
-        in answer.out
-    )
+    assert "few right ones do not make it sure of all), and is stored in the run; it needs" in answer.out
     assert "fewer than 300 images.\n" in re.sub(r" +\n", "\n", answer.out), "paragraphs stay separate"
 
 
