@@ -154,6 +154,23 @@ def test_splits_below_the_classes_are_refused(tmp_path: Path) -> None:
         read_dataset(tmp_path)
 
 
+@pytest.mark.parametrize("tea", ["train/e", "testing/c"])
+def test_folder_of_two_datasets_is_refused(tmp_path: Path, tea: str) -> None:
+    fill(tmp_path, *[f"two/coffee/{split}/{label}/1.png" for split in ("train", "devtest") for label in "ab"])
+    fill(tmp_path, "two/tea/1.0/train/c/1.png", "two/tea/1.0/train/d/1.png", f"two/tea/1.0/{tea}/1.png")
+    with pytest.raises(DataError, match="in coffee/, tea/1.0/, so those are datasets and no classes") as caught:
+        read_dataset(tmp_path / "two")
+    assert str(caught.value).endswith(f"give one of {tmp_path}/two/coffee, {tmp_path}/two/tea/1.0 as DATA")
+    fill(tmp_path, "one/coffee/train/a/1.png", "one/coffee/train/b/1.png", "one/milk/1.png")
+    with pytest.raises(DataError, match="train/ with class folders is in coffee/, .* give [^ ]*one/coffee as DATA"):
+        read_dataset(tmp_path / "one")
+
+
+def test_class_with_a_folder_called_train_is_no_dataset(tmp_path: Path) -> None:
+    fill(tmp_path, "vehicle/car/1.png", "vehicle/train/steam/1.png", "vehicle/train/diesel/1.png", "animal/cat/1.png")
+    assert read_dataset(tmp_path).classes_of() == ("animal", "vehicle")
+
+
 @pytest.mark.parametrize("above", ["", "train/"])
 def test_class_folders_with_equal_folders_inside_are_noted(tmp_path: Path, above: str) -> None:
     """Cats and dogs by year are classes, so this is no reason to refuse."""
