@@ -533,6 +533,18 @@ def test_evaluate_shows_figures_and_writes_them(
     assert [row["name"] for row in figures["classes"]] == ["nought", "one", "two"]
 
 
+def test_evaluate_names_a_split_that_it_does_not_test(
+    command: Command, tiny_run: Path, digit_images: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(digit_images, tmp_path / "data"))
+    assert "has labels too" not in command("evaluate", tiny_run, data).out
+    (data / "test").rename(data / "devtest")
+    line = f"note: val is tested, since there is no test; devtest has labels too: fewsight evaluate {tiny_run} {data}"
+    assert f"{line} --split devtest\n" in command("evaluate", tiny_run, data).out
+    assert "has labels too" not in command("evaluate", tiny_run, data, "--split", "val").out
+    assert "(devtest, " in command("evaluate", tiny_run, data, "--split", "devtest").out
+
+
 def test_evaluate_announces_training_images(command: Command, tiny_run: Path, digit_images: Path) -> None:
     answer = command("evaluate", tiny_run, digit_images, "--split", "train")
     assert answer.code == 0
