@@ -652,12 +652,14 @@ def test_signal_handlers_are_restored_after_a_run(stopped: Path) -> None:
     assert stopped.exists()
 
 
-def test_second_ctrl_c_ends_at_once() -> None:
+def test_second_ctrl_c_ends_at_once(capfd: pytest.CaptureFixture[str]) -> None:
     with signals.signals_that_stop() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.signal_number == signal.SIGINT
+        assert capfd.readouterr().err == "stopping after this step; again to stop at once without saving\n"
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+    assert capfd.readouterr().err == ""
 
 
 def test_killed_command_resumes_to_the_same_bits(class_images: Path, tmp_path: Path) -> None:
