@@ -254,7 +254,8 @@ def test_scores_of_a_prediction_need_no_features(refused: Callable[..., str], sc
         ("train data --out new --recipe digits --set run.threads=9999", "lower one of them"),
         ("train data --out new --recipe digits --set data.balance=wieghts", "'weights' or 'sampling', got 'wieghts'"),
         ("train --resume data --out new", "leave out --out"),
-        ("train data --resume data", "leave out DATA"),
+        ("train data --resume data", "data holds no run.json, so it is not a run folder"),
+        ("train data --resume data --set run.seed=1", "continues with the run's own recipe and data; leave out --set"),
         ("train --resume data --hours 1 --merge-val", "leave out --hours, --merge-val"),
         ("train --resume data", "data holds no run.json, so it is not a run folder"),
         ("train --resume new", "new does not exist"),
@@ -527,6 +528,18 @@ def test_evaluate_shows_figures_and_writes_them(
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert (figures["split"], figures["num_images"], figures["top_k"], figures["top1"]["total"]) == ("test", 15, 3, 15)
     assert [row["name"] for row in figures["classes"]] == ["nought", "one", "two"]
+
+
+def test_evaluate_names_a_split_that_it_does_not_test(
+    command: Command, tiny_run: Path, digit_images: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(digit_images, tmp_path / "data"))
+    assert "has labels too" not in command("evaluate", tiny_run, data).out
+    (data / "test").rename(data / "devtest")
+    line = f"note: val is tested, since there is no test; devtest has labels too: fewsight evaluate {tiny_run} {data}"
+    assert f"{line} --split devtest\n" in command("evaluate", tiny_run, data).out
+    assert "has labels too" not in command("evaluate", tiny_run, data, "--split", "val").out
+    assert "(devtest, " in command("evaluate", tiny_run, data, "--split", "devtest").out
 
 
 def test_evaluate_announces_training_images(command: Command, tiny_run: Path, digit_images: Path) -> None:

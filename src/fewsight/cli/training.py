@@ -89,7 +89,7 @@ def train(
     """Train a classifier on a folder of class folders, a folder with train/, val/, test/, or a CSV or Parquet manifest.
 
     Args:
-        data: the folder or manifest.
+        data: the folder or manifest; with --resume, where it is now if it was moved.
         out: the run folder to write; it must not exist yet.
         resume: continue this run instead, with its own recipe and data.
         other_machine: resume where processor, processes, threads, device or versions differ; the last bits then do too.
@@ -110,7 +110,7 @@ def train(
         tensorboard: also write curves, one batch and the recipe to OUT/tensorboard.
     """
     if resume is not None:
-        given = {"DATA": data, "--out": out, "--recipe": recipe, "--hours": hours, "--set": set_ or None,
+        given = {"--out": out, "--recipe": recipe, "--hours": hours, "--set": set_ or None,
                  "--seeds": seeds, "--init-from": init_from, "--merge-val": merge_val or None, "--holdout": holdout,
                  "--splits": splits, "--max-bad": max_bad, "--leak": leak, "--deterministic": deterministic or None,
                  "--preview": preview}  # fmt: skip
@@ -129,7 +129,7 @@ def train(
                 "run.deterministic": "true" if deterministic else None}  # fmt: skip
     overrides = [*set_, *(f"{key}={value}" for key, value in settings.items() if value is not None)]
     if resume is not None:
-        early.check_run(resume)
+        early.check_run(resume, data)
     else:
         assert data is not None
         assert out is not None
@@ -149,12 +149,13 @@ def train(
 
         require_tensorboard()
         reporters.append(TensorBoard)
-    if data is None or out is None:
-        assert resume is not None
-        run = resume_run(resume, other_machine=other_machine, console=console, reporters=reporters)
+    if resume is not None:
+        run = resume_run(resume, data=data, other_machine=other_machine, console=console, reporters=reporters)
         show_run(run, console)
         show_next(run, console)
         return 0
+    assert data is not None
+    assert out is not None
     runs = train_run(
         data,
         out,

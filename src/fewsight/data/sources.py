@@ -156,7 +156,9 @@ def _read_folder(root: Path, *, holdout: float, seed: int, given: dict[str, str]
     samples = _class_folders(root, "", folders, ignored)
     if not samples:
         raise DataError(f"{root}: {_why_no_classes(root, loose, folders)}")
-    notes = _notes_on_levels(root, _without_images(folders, "", samples))
+    without_images = _without_images(folders, "", samples)
+    _refuse_datasets(root, without_images)
+    notes = _notes_on_levels(root, without_images)
     train, val = split_by_seed(samples, holdout=holdout, seed=seed)
     splits = {"train": train} | ({"val": val} if val else {})
     return Dataset(root, splits, "classes", _counted(ignored), split_by_seed=True, notes=notes)
@@ -241,6 +243,38 @@ def _without_images(folders: list[str], prefix: str, samples: list[Sample]) -> l
     return [folder for folder in folders if f"{prefix}{folder}" not in filled]
 
 
+def _refuse_datasets(root: Path, folders: list[str]) -> None:
+    """Check that class folders are not datasets of their own.
+
+    Raises:
+        DataError: some hold train/ with class folders; the message names each of them.
+    """
+    found = [path for path in (_dataset_in(root, folder) for folder in folders) if path]
+    if found:
+        given = named(str(root / path) for path in found)
+        raise DataError(
+            f"{root}: train/ with class folders is in {named(f'{path}/' for path in found)}, so those are datasets and "
+            f"no classes: give {'one of ' if len(found) > 1 else ''}{given} as DATA"
+        )
+
+
+def _dataset_in(root: Path, folder: str) -> str:
+    """The folder, from `folder` downwards, that holds train/ with classes, alone or beside a split; "" if none does."""
+    path, below = _first_branch(root, folder)
+    if path != folder and path.endswith("/train"):  # nothing beside it; x_train/train/ is a split in itself
+        return posixpath.dirname(path) if below and not _words_of_splits(folder) else ""
+    if not _holds_splits(below):
+        return ""
+    inside = {name: set(_entries(root / path / name, Counter())[1]) for name in below}
+    train = next(name for name in below if usual_split(name) == "train")
+    beside = [name for name in below if name != train and (usual_split(name) or inside[name] & inside[train])]
+    return path if len(inside[train]) > 1 and beside else ""  # a class of vehicles may hold train/ beside car/
+
+
+def _words_of_splits(path: str) -> frozenset[str]:
+    return _WORDS_OF_SPLITS.intersection(re.split("[^a-z]+", path.lower()))
+
+
 def _notes_on_levels(root: Path, folders: list[str]) -> tuple[str, ...]:
     """Notice class folders that hold folders of the same names, which then may be the classes.
 
@@ -261,7 +295,7 @@ def _notes_on_levels(root: Path, folders: list[str]) -> tuple[str, ...]:
         return ()
     shared = named(sorted(largest))
     what = f"{named(f'{path}/' for path in alike)} hold no images, but folders of the same names ({shared})"
-    words = {path: _WORDS_OF_SPLITS.intersection(re.split("[^a-z]+", path.lower())) for path in alike}
+    words = {path: _words_of_splits(path) for path in alike}
     if all(map(usual_split, largest)):
         raise DataError(f"{root}: {what}: put the splits above the classes ({min(largest)}/{min(alike)}/ and so on)")
     typed = {usual_split(min(found)): path for path, found in words.items() if found}

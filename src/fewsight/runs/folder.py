@@ -169,6 +169,13 @@ def update_info(run: Run, **values: Any) -> Run:
     return replace(run, info=read_info(run.path))
 
 
+def record_source(run: Run, source: Path) -> Run:
+    """Set the place of the run's data, which was moved, in data.json."""
+    file, place = run.path / "data.json", str(source.resolve())
+    files.write_json(file, {**files.read_json(file, dict[str, Any], WRITER), "source": place})
+    return replace(run, data=replace(run.data, source=place))
+
+
 def read_run(path: Path) -> Run:
     """Read a run folder, without its weights.
 

@@ -81,7 +81,12 @@ def fit(
     reporter.start(_steps_done(recipe, plans, Position(stage=len(plans))), _steps_done(recipe, plans, position))
     assert recipe.run.threads != "auto", "the recipe is resolved"
     exact = same_bits(device, always=recipe.run.deterministic)
-    with compute_threads(recipe.run.threads), exact, signals_that_stop() as stop, explain_lost_workers():
+    with (
+        compute_threads(recipe.run.threads),
+        exact,
+        signals_that_stop(announced=group.first) as stop,
+        explain_lost_workers(),
+    ):
         training = Training(run, data, images, plans, normalise, reporter, stop, group)
         for number in range(position.stage, len(recipe.stages)):
             learner = build_learner(model, recipe, recipe.stages[number], data, len(run.classes), device, group)

@@ -209,6 +209,7 @@ def _remaining_commands(request: Request, interrupted: int | None, sources: Mapp
 def resume(
     path: str | Path,
     *,
+    data: str | Path | None = None,
     other_machine: bool = False,
     console: Console | None = None,
     reporters: Sequence[ReporterFactory] = (),
@@ -217,6 +218,7 @@ def resume(
 
     Args:
         path: the run folder.
+        data: where the run's data are now, if they were moved; data.json then names that place.
         other_machine: go on although the processes, threads, processor, device or versions differ, which changes the
             last bits; run.json then says so.
         console: prints progress; None: standard output.
@@ -227,10 +229,11 @@ def resume(
             message names the differences.
     """
     with joined() as group:
-        run = runs.read_run(Path(path))
+        run, moved_to = runs.read_run(Path(path)), None if data is None else Path(data)
         if not group.first:
-            return _continue(run, Console(quiet=True), group, other_machine=other_machine)
-        return _continue(run, console or make_console(), group, reporters, other_machine=other_machine)
+            return _continue(run, Console(quiet=True), group, moved_to=moved_to, other_machine=other_machine)
+        console = console or make_console()
+        return _continue(run, console, group, reporters, moved_to=moved_to, other_machine=other_machine)
 
 
 def _continue(
@@ -239,9 +242,10 @@ def _continue(
     group: ProcessGroup,
     reporters: Sequence[ReporterFactory] = (),
     *,
+    moved_to: Path | None = None,
     other_machine: bool = False,
 ) -> Run:
-    """Train an existing run to its end, from its last state or from its start."""
+    """Train an existing run to its end, from its last state or from its start; its data may have been moved."""
     path = run.path
     if run.finished:
         console.print(f"{path} is finished; there is nothing to continue")
@@ -261,13 +265,16 @@ def _continue(
             )
     resolve_device(run.recipe.run.device)
     check_conditions(run, group, other_machine=other_machine)
-    source = Path(run.data.source)
-    if not source.exists():
-        raise RunError(f"{path}: its data {source} does not exist; restore it there, then resume")
+    source = moved_to or Path(run.data.source)
+    if moved_to is None and not source.exists():
+        command = shell_command(["fewsight", "train", "DATA", "--resume", str(path)])
+        raise RunError(f"{path}: its data {source} does not exist; restore it there, or name its new place: {command}")
     with progress_counter(console, "checking images") as progress:
         prepared = prepare(source, run.recipe.data, progress=progress)
     if changes := list_differences(runs.read_images(run), prepared.listed):
         raise RunError(f"{path}: {source} is not the data that the run began with: {changes}")
+    if moved_to is not None and group.first:
+        run = runs.record_source(run, moved_to)
     origin = None if runs.has_state(path) else run.info.start
     weights = _starting_weights(origin, run.recipe, run.classes, console)
     return _fit(run, prepared.images, console, weights, group, reporters)
