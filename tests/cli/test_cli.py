@@ -525,7 +525,8 @@ def test_evaluate_shows_figures_and_writes_them(
     answer = command("evaluate", tiny_run, digit_images, "--json", tmp_path / "figures.json")
     assert (answer.code, answer.err) == (0, "")
     assert answer.out.splitlines()[0] == f"{tiny_run} on {digit_images} (test, center-32) · 15 images"
-    assert "top-3 " in answer.out
+    assert "top-1 " in answer.out
+    assert "top-3" not in answer.out, "of three classes"
     assert "trained on" not in answer.out
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert (figures["split"], figures["num_images"], figures["top_k"], figures["top1"]["total"]) == ("test", 15, 3, 15)

@@ -246,10 +246,12 @@ def confidences(scores: np.ndarray, temperature: float) -> np.ndarray:
 
 def apply_temperature(scores: np.ndarray, temperature: float) -> np.ndarray:
     """Log-probabilities [n, K] at a temperature; the order of the classes stays the same."""
-    scaled = scores.astype(np.float64) / temperature
-    scaled -= scaled.max(1, keepdims=True)
-    log_probs: np.ndarray = scaled - np.log(np.exp(scaled).sum(1, keepdims=True))
-    return log_probs.astype(np.float32)
+    log_probs = np.empty(scores.shape, np.float32)
+    for start in range(0, len(scores), CHUNK_IMAGES):
+        scaled = scores[start : start + CHUNK_IMAGES].astype(np.float64) / temperature
+        scaled -= scaled.max(1, keepdims=True)
+        log_probs[start : start + CHUNK_IMAGES] = scaled - np.log(np.exp(scaled).sum(1, keepdims=True))
+    return log_probs
 
 
 @dataclass(frozen=True)
