@@ -193,7 +193,7 @@ def test_many_classes_show_the_weakest() -> None:
 def test_long_and_odd_names_keep_the_table_whole() -> None:
     names = ("[red]<b>", "new\nline", "x" * 300, "字" * 100)
     in_terminal = shown(names, width=80)
-    assert len(in_terminal) == 5 + 1 + 4 + 1 + 3
+    assert len(in_terminal) == 4 + 1 + 4 + 1 + 3
     assert all(len(line) <= 80 for line in in_terminal)
     in_file = "\n".join(shown(names))
     assert "[red]<b> " in in_file
