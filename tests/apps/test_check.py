@@ -126,6 +126,10 @@ PLANTED: dict[str, tuple[Callable[[Path], object], dict[str, set[frozenset[str]]
         lambda data: [(data / f"train/oak/{number}.png").unlink() for number in range(3)],
         {"tiny class": group("oak")},
     ),
+    "class of one image": (
+        lambda data: [(data / f"train/oak/{number}.png").unlink() for number in range(1, 6)],
+        {"class of one image": group("oak")},
+    ),
     "named alike": (
         lambda data: [(data / split / "ash").rename(data / split / "oaks") for split in ("train", "test")],
         {"classes named alike": group("oaks", "oak")},

@@ -74,7 +74,7 @@ def check(
     for entry in entries:
         counts.setdefault(entry.split, Counter())[entry.label or ""] += entry.scanned.error is None
     plain = {split: dict(classes) for split, classes in counts.items()}
-    findings = find_problems(entries, empty, hidden, load, dataset.ignored)
+    findings = find_problems(entries, empty, hidden, load, dataset.ignored, split_by_seed=dataset.split_by_seed)
     about = str(data), dataset.root, dataset.layout, (*dataset.notes, *memory_notes())
     return CheckResult(*about, plain, len(entries), tuple(findings))
 
