@@ -4,14 +4,14 @@ import difflib
 import statistics
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Literal
 
 import numpy as np
 
-from fewsight.data import Scanned, candidates, confirmed
+from fewsight.data import Dataset, Scanned, candidates, confirmed
 from fewsight.data.selection import as_seen
 from fewsight.wording import counted
 
@@ -64,9 +64,7 @@ def find_problems(
     empty: Sequence[str],
     hidden: Sequence[str],
     load: Callable[[int], np.ndarray],
-    ignored: Mapping[str, int],
-    *,
-    split_by_seed: bool = False,
+    dataset: Dataset,
 ) -> list[Finding]:
     """Every finding, faults first.
 
@@ -75,8 +73,7 @@ def find_problems(
         empty: class folders without images.
         hidden: folders that are ignored because of their names.
         load: reads the image at an index of `entries`, uint8 [32, 32, 3].
-        ignored: the number of files that are not read, by reason.
-        split_by_seed: whether train and val were drawn from the data.
+        dataset: which files it passes over, and whether its train and val were drawn.
     """
     findings = [
         *_unreadable(entries),
@@ -84,9 +81,9 @@ def find_problems(
         *_sizes(entries),
         *_equal(entries),
         *_near(entries, load),
-        *_too_small(entries, split_by_seed),
+        *_too_small(entries, dataset.split_by_seed),
         *_classes(entries, empty, hidden),
-        *_ignored(ignored),
+        *_ignored(dataset),
     ]
     order = {"fault": 0, "warning": 1, "note": 2}
     return sorted(findings, key=lambda finding: order[finding.level])
@@ -301,9 +298,9 @@ def _classes(entries: Sequence[Entry], empty: Sequence[str], hidden: Sequence[st
             yield Finding("classes that train lacks", "fault", text, tuple((name,) for name in extra))
 
 
-def _ignored(ignored: Mapping[str, int]) -> Iterator[Finding]:
+def _ignored(dataset: Dataset) -> Iterator[Finding]:
     """Files that no command reads, except an operating system's own and those that have a finding of their own."""
-    for reason, count in sorted(ignored.items()):
+    for reason, count in sorted(dataset.ignored.items()):
         if not count or reason.startswith(("hidden", "empty class")):
             continue
         if reason == "broken link":
@@ -312,8 +309,11 @@ def _ignored(ignored: Mapping[str, int]) -> Iterator[Finding]:
             text = "not read: move it into the folder of its class"
         else:
             text = "not read: neither its name nor its location is that of an image"
+        first = dataset.first_ignored.get(reason, ())
+        more = [f"and {count - len(first):,} more"] * (count > len(first))
+        names = (", ".join([*first, *more]),) if first else ()
         level: Level = "warning" if reason in LOST else "note"
-        yield Finding(f"passed over: {reason}", level, text, ((counted(count, "file"),),))
+        yield Finding(f"passed over: {reason}", level, text, ((counted(count, "file"),),), names)
 
 
 def _alike(name: str, others: Sequence[str]) -> Iterator[tuple[str, str]]:
