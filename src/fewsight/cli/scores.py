@@ -131,7 +131,7 @@ def scores_calibrate(
     """Calibrate a run by temperature scaling: its confidence then matches its accuracy, in predict and serve too.
 
     The temperature minimises the NLL of the labels, and is stored in the run. The calibration error printed beside it,
-    over 15 bins of probability, is mostly noise on fewer than 300 images.
+    on 15 groups of images by confidence, is largely chance with fewer than 300 images.
 
     With --coverage, also choose a confidence threshold: predict and serve then mark an image below it as none of the
     run's classes.
