@@ -229,6 +229,61 @@ def test_page_advises_no_temperature_on_few_images(
     assert "<code>fewsight" not in (tmp_path / "page.html").read_text()
 
 
+def test_probabilities_of_a_calibrated_run_are_those_of_predict(
+    tiny_run: Path, digit_images: Path, enough_val: Path, tmp_path: Path, command: Command
+) -> None:
+    run, page = tmp_path / "run", tmp_path / "page.html"
+    shutil.copytree(tiny_run, run)
+    labelled = evaluate(run, digit_images, split="test").figures
+    evaluate(run, enough_val, split="val")
+    command("scores", "calibrate", run, "--coverage", "0.5")
+    stored = json.loads((run / "calibration.json").read_text())
+    stored["calibrations"][0]["temperature"] = 0.25
+    (run / "calibration.json").write_text(json.dumps(stored))
+    answer = command("predict", run, digit_images / "test", "--out", tmp_path / "new.jsonl", "--top-k", "3")
+    assert answer.code == 0, answer
+    rows = [json.loads(line) for line in (tmp_path / "new.jsonl").read_text().splitlines()]
+    probs = {
+        Path(row["path"]).relative_to(digit_images).as_posix(): {
+            row[f"label{rank}"]: row[f"prob{rank}"] for rank in ("", "2", "3")
+        }
+        for row in rows
+    }
+    facts = gather(run, "test")
+    shown = (*facts.examples.mistakes, *facts.examples.unsure, *facts.examples.suspects)
+    assert len(facts.examples.mistakes) > 3
+    for image in shown:
+        expected = probs[image.path]
+        assert (image.prob, image.label_prob) == pytest.approx((expected[image.predicted], expected[image.label]))
+    nll = -np.mean([np.log(of_image[path.split("/")[1]]) for path, of_image in probs.items()])
+    assert (facts.figures.nll, facts.calibration.nll) == pytest.approx((nll, labelled.nll), rel=1e-5)
+    confidence = np.mean([max(of_image.values()) for of_image in probs.values()])
+    bins = facts.calibration.tempered_bins
+    assert sum(entry.count * entry.confidence for entry in bins) / 15 == pytest.approx(confidence)
+    num_accepted = sum(not row["none_of_these"] for row in rows)
+    assert (facts.calibration.accepted.total if facts.calibration.accepted else 0) == num_accepted
+    write_report([run], page, split="test", check=False)
+    text = Page(page).text
+    assert f"NLL {nll:.3f} at the stored temperature ({labelled.nll:.3f} uncalibrated)" in text
+    predicted = facts.examples.mistakes[0].prob
+    assert f"{100 * predicted:.1f} %" in text
+    assert text.count("Probabilities are at the stored temperature") >= 2
+    (run / "calibration.json").unlink()
+    write_report([run], page, split="test", check=False)
+    text = Page(page).text
+    assert f"NLL {labelled.nll:.3f} (uncalibrated)" in text
+    assert "at the stored temperature" not in text
+
+
+def test_top_5_of_few_classes_is_left_out(tmp_path: Path) -> None:
+    for num_classes, is_shown in ((5, False), (6, True)):
+        labels, classes = np.arange(60) % num_classes, tuple(f"c{number}" for number in range(num_classes))
+        logits = np.random.default_rng(0).normal(size=(60, num_classes))
+        write_run(tmp_path / f"{num_classes}", {"center-8": log_softmax(logits)}, labels, classes=classes)
+        write_report([tmp_path / f"{num_classes}"], tmp_path / "page.html")
+        assert ("Top-5" in Page(tmp_path / "page.html").text) == is_shown
+
+
 def test_page_replaces_no_other_file(tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_run, tmp_path / "run")
     evaluate(tmp_path / "run", digit_images)

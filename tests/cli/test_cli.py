@@ -136,13 +136,18 @@ def test_runs_are_compared_image_by_image(command: Command, scored: Path, digit_
     assert "it has scores of test (--split)" in command("scores", "rows", scored, "--split", "val").err
 
 
-def test_scores_of_val_are_used_if_there_are_none_of_test(command: Command, scored: Path, digit_images: Path) -> None:
+def test_scores_of_val_are_used_if_there_are_none_of_test(
+    command: Command, scored: Path, digit_images: Path, tmp_path: Path
+) -> None:
     command("evaluate", scored, digit_images, "--split", "val", "--views", "report")
     command("evaluate", scored, digit_images, "--split", "train")
     for name in ("rows", "ablate"):
         answer = command("scores", name, scored)
         assert answer.out.startswith("on val: there are no scores of test (--split chooses another)\n")
         assert " on 12 images, 2 views" in answer.out
+    shutil.copytree(scored, tmp_path / "unscored", ignore=shutil.ignore_patterns("scores"))
+    answer = command("scores", "compare", scored, tmp_path / "unscored")
+    assert (answer.code, answer.out) == (2, ""), "the split is said only with its figures"
     command("evaluate", scored, digit_images)
     assert " on 15 images, 1 view" in command("scores", "rows", scored).out
 
@@ -201,6 +206,7 @@ def test_scores_of_a_prediction_need_no_features(refused: Callable[..., str], sc
     ("arguments", "message"),
     [
         ("trian data", 'Did you mean "train"'),
+        ("nonsense", "report, runs and others (see fewsight --help)"),
         ("train", "train needs DATA and --out RUN, for example"),
         ("train data", "train needs DATA and --out RUN"),
         ("train data more --out new", "too many arguments: more (see fewsight train --help)"),
@@ -523,7 +529,8 @@ def test_evaluate_shows_figures_and_writes_them(
     answer = command("evaluate", tiny_run, digit_images, "--json", tmp_path / "figures.json")
     assert (answer.code, answer.err) == (0, "")
     assert answer.out.splitlines()[0] == f"{tiny_run} on {digit_images} (test, center-32) · 15 images"
-    assert "top-3 " in answer.out
+    assert "top-1 " in answer.out
+    assert "top-3" not in answer.out, "of three classes"
     assert "trained on" not in answer.out
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert (figures["split"], figures["num_images"], figures["top_k"], figures["top1"]["total"]) == ("test", 15, 3, 15)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fewsight.data import images_under, read_dataset
+from fewsight.data import Ignored, images_under, read_dataset
 from fewsight.errors import DataError
 
 
@@ -324,10 +324,8 @@ def test_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_images_under_a_missing_folder(tmp_path: Path) -> None:
-    from collections import Counter
-
     with pytest.raises(DataError, match="cannot be read"):
-        images_under(tmp_path / "gone", Counter())
+        images_under(tmp_path / "gone", Ignored())
 
 
 def test_manifest_keeps_its_order_and_its_text(tmp_path: Path) -> None:

@@ -1,13 +1,13 @@
 """Predict images with a run or an ensemble, and write a row for each."""
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
+from fewsight.data import Ignored
 from fewsight.errors import DataError
 from fewsight.inference import prediction_files
 from fewsight.inference.fused import fused_batches
@@ -100,7 +100,7 @@ def _checked_targets(target: Path | None, top_k: int, features: bool, scores: Pa
 
 def _named_files(inputs: Sequence[str], console: Console) -> list[str]:
     """The files that the inputs stand for; a line says how many others their folders hold."""
-    ignored: Counter[str] = Counter()
+    ignored = Ignored()
     names = prediction_files.expand_inputs(inputs, ignored)
     if ignored[prediction_files.OTHER]:
         console.print(

@@ -6,14 +6,13 @@ import glob
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
-from fewsight.data import images_under
+from fewsight.data import Ignored, images_under
 from fewsight.errors import DataError
 from fewsight.machine import files
 from fewsight.machine.outputs import Kind, check_output
@@ -32,7 +31,7 @@ ROW_GROUP = 10_000  # rows in a group of a Parquet file
 Row = dict[str, Any]
 
 
-def expand_inputs(inputs: Sequence[str], ignored: Counter[str] | None = None) -> list[str]:
+def expand_inputs(inputs: Sequence[str], ignored: Ignored | None = None) -> list[str]:
     """Files, folders and glob patterns as a list of files, in the order given.
 
     A folder stands for its images, including those of its sub-folders, in code-point order; hidden ones are left out. A
@@ -42,7 +41,7 @@ def expand_inputs(inputs: Sequence[str], ignored: Counter[str] | None = None) ->
         inputs: files, folders and patterns.
         ignored: is updated with the counts of ignored files in folders, by reason; OTHER: not the name of an image.
     """
-    paths, ignored = list[str](), Counter() if ignored is None else ignored
+    paths, ignored = list[str](), Ignored() if ignored is None else ignored
     for name in inputs:
         # os.path returns False for a string that cannot be a path; pathlib raises
         if os.path.lexists(name) or not glob.has_magic(name):
@@ -211,7 +210,7 @@ def _parquet_writer(part: Path, names: Sequence[str]) -> Iterator[Callable[[Sequ
         write_group()
 
 
-def _images_below(path: str, ignored: Counter[str]) -> list[str]:
+def _images_below(path: str, ignored: Ignored) -> list[str]:
     """The images of a folder; any other path, and a folder without images, unchanged."""
     if not os.path.isdir(path):  # noqa: PTH112
         return [path]

@@ -85,19 +85,16 @@ class Calibration:
     @property
     def note(self) -> str | None:
         """Why the calibration error must be read with care; None if there is no reason."""
-        is_noisy = self.num_images < MIN_IMAGES_FOR_ECE
-        if not is_noisy and self.ece[1] <= self.ece[0]:
-            return None
-        grew = "the calibration error grew; " if self.ece[1] > self.ece[0] else ""
+        grew = (
+            "the calibration error grew, because the temperature was chosen for the lowest NLL, not for the lowest "
+            "calibration error"
+        )
         noise = (
-            f", and it is mostly noise on {counted(self.num_images, 'image')}: compare the NLL instead"
-            if is_noisy
-            else ""
+            f"the calibration error of {counted(self.num_images, 'image')} is largely chance, because it is measured "
+            f"on {NUM_BINS} groups of them by confidence: compare the NLL instead"
         )
-        return (
-            f"{grew}the temperature minimises the NLL, not the calibration error, which is computed over {NUM_BINS} "
-            f"bins of confidence{noise}"
-        )
+        is_noisy = self.num_images < MIN_IMAGES_FOR_ECE
+        return "; ".join([grew] * (self.ece[1] > self.ece[0]) + [noise] * is_noisy) or None
 
 
 @dataclass(frozen=True)
@@ -272,10 +269,12 @@ def confidences(scores: np.ndarray, temperature: float) -> np.ndarray:
 
 def apply_temperature(scores: np.ndarray, temperature: float) -> np.ndarray:
     """Log-probabilities [n, K] at a temperature; the order of the classes stays the same."""
-    scaled = scores.astype(np.float64) / temperature
-    scaled -= scaled.max(1, keepdims=True)
-    log_probs: np.ndarray = scaled - np.log(np.exp(scaled).sum(1, keepdims=True))
-    return log_probs.astype(np.float32)
+    log_probs = np.empty(scores.shape, np.float32)
+    for start in range(0, len(scores), CHUNK_IMAGES):
+        scaled = scores[start : start + CHUNK_IMAGES].astype(np.float64) / temperature
+        scaled -= scaled.max(1, keepdims=True)
+        log_probs[start : start + CHUNK_IMAGES] = scaled - np.log(np.exp(scaled).sum(1, keepdims=True))
+    return log_probs
 
 
 @dataclass(frozen=True)

@@ -364,7 +364,7 @@ def _print_data(console: Console, prepared: Prepared) -> None:
     for note in (*prepared.notes, *filter(None, [prepared.note_on_val])):
         console.print(f"note: {printable(note)}")
     if prepared.facts.ignored:
-        ignored = ", ".join(f"{number:,} {reason}" for reason, number in prepared.facts.ignored.items())
+        ignored = ", ".join(counted(number, reason) for reason, number in prepared.facts.ignored.items())
         console.print(f"ignored: {ignored}")
     left_out = [image["error"] for image in prepared.facts.left_out]
     print_first(console, "left out", left_out, rest=", named in the run's data.json")
