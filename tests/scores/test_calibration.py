@@ -165,6 +165,16 @@ def test_calibrating_gives_the_temperature_of_the_training(coverage: float | Non
     assert fitted.doubt is None
 
 
+def test_calibrating_again_keeps_the_coverage_of_the_threshold(tmp_path: Path) -> None:
+    run_of(tmp_path / "run", *drawn(60))
+    (first,) = calibrate(tmp_path / "run", "test", None, 0.8)
+    (again,) = calibrate(tmp_path / "run", "test", None)
+    assert again.threshold == first.threshold is not None
+    (other,) = calibrate(tmp_path / "run", "test", None, 0.5)
+    assert other.threshold is not None
+    assert other.threshold.coverage == 0.5
+
+
 @pytest.mark.parametrize("coverage", [None, 0.6])
 def test_too_few_images_for_a_temperature_are_refused(coverage: float | None, tmp_path: Path) -> None:
     """Unreadable images do not count, and an older temperature stays."""
@@ -325,7 +335,8 @@ def test_threshold_applies_to_the_calibrated_probabilities_of_its_views(tmp_path
         assert fitted.threshold.kept == (confidence >= fitted.threshold.prob).sum() == 55
         assert fitted.threshold.right == (mean.argmax(1) == labels)[confidence >= fitted.threshold.prob].sum()
         assert calibration_for(tmp_path / "run", fitted.views) == fitted, "as it was stored"
-    assert all(fitted.threshold is None for fitted in calibrate(tmp_path / "run", "test", None)), "no longer requested"
+    again = [fitted.threshold for fitted in calibrate(tmp_path / "run", "test", None)]
+    assert [threshold is not None and threshold.coverage for threshold in again] == [0.9, 0.9], "its own, chosen anew"
 
 
 def test_no_threshold_from_images_that_were_trained_on(tmp_path: Path) -> None:

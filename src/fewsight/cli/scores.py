@@ -135,7 +135,7 @@ def scores_calibrate(
     groups of images by confidence, is largely chance with fewer than 300 images.
 
     With --coverage, also choose a confidence threshold: predict and serve then mark an image below it as none of the
-    run's classes.
+    run's classes. Without it a threshold that the run has is chosen anew for the coverage that it was chosen for.
 
     Args:
         run: a run or an ensemble that was evaluated on the split.

@@ -112,7 +112,8 @@ def calibrate(path: Path, split: str, views: str | None, coverage: float | None 
         split: whose scores.
         views: names separated by commas, whose mean is calibrated. None: the mean of all scored views, and the centre
             crops (for a run each by itself, for an ensemble their mean).
-        coverage: proportion of images of the classes that a threshold is to accept; None: no threshold.
+        coverage: proportion of images of the classes that a threshold is to accept; None: that of the threshold that
+            is stored for the same views, if there is one.
 
     Raises:
         RecipeError: the coverage is not between 0 and 1.
@@ -128,7 +129,12 @@ def calibrate(path: Path, split: str, views: str | None, coverage: float | None 
         center_sets = [(view,) for view in centers] if len(whole.members) == 1 else [centers]
         parts = [names for names in center_sets if names not in ((), view_names(whole))]
         opened = [*(open_scored(path, split, names) for names in parts), whole]
-    calibrations = [fit_temperature(scored, coverage) for scored in opened]
+    kept = {calibration.views: calibration.threshold for calibration in read_calibrations(path)}
+    calibrations = []
+    for scored in opened:
+        earlier = kept.get(view_names(scored))
+        anew = earlier.coverage if coverage is None and earlier is not None else coverage
+        calibrations.append(fit_temperature(scored, anew))
     write_calibrations(path, calibrations)
     return calibrations
 
