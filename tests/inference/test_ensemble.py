@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -953,6 +954,15 @@ def test_unreadable_image_has_an_error_and_changes_no_other_row(
         assert [row[name] for name in names] == [alone[name] for name in names]
         probs = [[float(values[f"prob{rank}"]) for rank in ("", "2", "3")] for values in (row, alone)]
         assert probs[0] == pytest.approx(probs[1], abs=1e-6)
+
+
+def test_prediction_of_an_ensemble_puts_nothing_on_a_temporary_disk(
+    command: Command, mixed: Path, images: Sequence[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))  # fails wherever it is used
+    before = set(tmp_path.rglob("*"))
+    assert command("predict", mixed, *images, "--out", tmp_path / "new.csv").code == 1, "one image is unreadable"
+    assert set(tmp_path.rglob("*")) - before == {tmp_path / "new.csv"}
 
 
 def test_prediction_of_an_ensemble_continues_from_its_scores(
