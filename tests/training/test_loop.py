@@ -6,7 +6,6 @@ import random
 import re
 import shutil
 import signal
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from io import StringIO
@@ -730,14 +729,9 @@ def test_full_size_resnest_killed_inside_its_epoch_resumes_to_the_same_bits(phot
     run = fit(*begin(photographs, tmp_path / "whole", settings), Quiet())
     assert len([line for line in log_lines(run.path) if line["kind"] == "step"]) == 3
     begin(photographs, tmp_path / "run", settings)
-    process = command("--resume", tmp_path / "run")
-    state = tmp_path / "run" / "state" / "state.json"
-    while process.poll() is None and not state.exists():
-        time.sleep(0.02)
-    time.sleep(random.uniform(0, 2))
-    process.kill()
-    printed, _ = process.communicate()
-    assert process.returncode == -signal.SIGKILL, printed
+    text, state = tmp_path / "printed.txt", tmp_path / "run" / "state" / "state.json"
+    resumed = ("train", "--resume", tmp_path / "run")
+    assert killed(text, command(text, *resumed), state, random.uniform(0, 2)), "the run was too short"
     assert json.loads(state.read_text())["values"]["position"]["step"] in (1, 2)
-    assert "continuing after step" in finished(command("--resume", tmp_path / "run"))
+    assert "continuing after step" in finished(text, command(text, *resumed))
     assert_finished_alike(tmp_path / "run", tmp_path / "whole")

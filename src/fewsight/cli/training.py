@@ -89,7 +89,7 @@ def train(
     """Train a classifier on a folder of class folders, a folder with train/, val/, test/, or a CSV or Parquet manifest.
 
     Args:
-        data: the folder or manifest; with --resume, where it is now if it was moved.
+        data: the folder or manifest; with --resume, its new place, if moved.
         out: the run folder to write; it must not exist yet.
         resume: continue this run instead, with its own recipe and data.
         other_machine: resume where processor, processes, threads, device or versions differ; the last bits then do too.
