@@ -32,6 +32,7 @@ from fewsight.augment.normalise import Normalise
 from fewsight.data import digest_of_list, load_image
 from fewsight.data.training_set import ListedImage, RunData
 from fewsight.inference.opening import open_runs
+from fewsight.machine.device import resolve_run
 from fewsight.models.classifier import Classifier, build_model, resolve_stem, weights_out
 from fewsight.recipes import load_recipe
 from fewsight.runs import Run
@@ -49,6 +50,7 @@ def untrained_run(out: Path, images: Path, backbone: str, px: int) -> Run:
     classes = tuple(line.label for line in lines)
     values = [f"model.stem={resolve_stem(px)}", f"augment.train_px={px}", f"eval.test_px=[{px}]"]
     recipe = load_recipe("resnest101_ce", [f"model.backbone={backbone}", "run.device=cpu", *values])
+    recipe = recipe.model_copy(update={"run": resolve_run(recipe.run)})
     digest = digest_of_list((line.path, 0, line.label) for line in lines)
     data = RunData(str(images), "classes", digest, {}, MEAN, STD, [], {})
     run = runs.create_run(out, recipe, classes, data, lines)

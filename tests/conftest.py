@@ -68,6 +68,18 @@ def digit_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def enough_val(digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`digit_images` with val/ 12 each, enough for a temperature. Do not change it."""
+    folder = Path(shutil.copytree(digit_images, tmp_path_factory.mktemp("enough") / "data"))
+    images, labels = load_digits(return_X_y=True)
+    pixels = np.round(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    for digit, name in enumerate(["nought", "one", "two"]):
+        for index in range(15, 23):
+            Image.fromarray(pixels[labels == digit][index]).save(folder / "val" / name / f"{index:02d}.png")
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def tiny_run_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
     """Remove the scores that `evaluate` keeps in `tiny_run` after each test."""

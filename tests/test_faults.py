@@ -411,7 +411,8 @@ def test_missing_data_ends_the_run_which_resumes(class_images: Path, whole: Path
     assert "cannot be read" in text.read_text()
     assert not runs.read_run(tmp_path / "run").finished
     wait_for(text, start_command(text, "train", "--resume", tmp_path / "run"), 2)
-    assert f"its data {class_images} does not exist; restore it there, then resume" in text.read_text()
+    advice = f"restore it there, or name its new place: fewsight train DATA --resume {tmp_path / 'run'}"
+    assert f"its data {class_images} does not exist; {advice}" in text.read_text()
     (tmp_path / "elsewhere").rename(class_images)
     wait_for(text, start_command(text, "train", "--resume", tmp_path / "run"))
     assert_finished_alike(tmp_path / "run", whole)

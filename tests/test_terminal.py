@@ -164,15 +164,19 @@ def test_counting_counts_in_a_terminal() -> None:
     assert "1,000 of 2,000" in file.getvalue()
 
 
-def test_figures_of_three_classes_say_top_3() -> None:
+def test_figures_of_three_classes_have_no_top_k() -> None:
     lines = shown(("a", "b", "c"))
     assert lines[0] == "run on data (test) · 6 images"
     assert lines[1].startswith("  top-1              33.3 % [")
-    assert lines[2].startswith("  top-3              100.0 % [")
-    assert [line.split()[:3] for line in lines[5:9]] == [
+    assert lines[2].startswith("  balanced accuracy  ")
+    assert [line.split()[:3] for line in lines[4:8]] == [
         ["per", "class", "images"], ["b", "2", "0.0"], ["c", "2", "0.0"], ["a", "2", "100.0"],
     ]  # fmt: skip
-    assert lines[9:] == ["worst confusions (true → predicted)", "  b → a  2", "  c → a  2"]
+    assert lines[8:] == ["worst confusions (true → predicted)", "  b → a  2", "  c → a  2"]
+
+
+def test_figures_have_top_5_from_six_classes_on() -> None:
+    assert [shown(tuple("abcdef"[:number]))[2].split()[0] for number in (5, 6)] == ["balanced", "top-5"]
 
 
 def test_figures_count_the_unreadable() -> None:
@@ -189,7 +193,7 @@ def test_many_classes_show_the_weakest() -> None:
 def test_long_and_odd_names_keep_the_table_whole() -> None:
     names = ("[red]<b>", "new\nline", "x" * 300, "字" * 100)
     in_terminal = shown(names, width=80)
-    assert len(in_terminal) == 5 + 1 + 4 + 1 + 3
+    assert len(in_terminal) == 4 + 1 + 4 + 1 + 3
     assert all(len(line) <= 80 for line in in_terminal)
     in_file = "\n".join(shown(names))
     assert "[red]<b> " in in_file

@@ -16,6 +16,9 @@ from fewsight.wording import counted, first_few, named
         (2, "class", "2 classes"),
         (3, "batch", "3 batches"),
         (2, "loading process", "2 loading processes"),
+        (50, "image outside a class folder", "50 images outside a class folder"),
+        (2, "link to a folder already read", "2 links to a folder already read"),
+        (2, "folder without images", "2 folders without images"),
     ],
 )
 def test_counted_noun_is_singular_or_plural(number: int, noun: str, text: str) -> None:

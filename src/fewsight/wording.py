@@ -1,14 +1,19 @@
 """Words for messages: a number with the noun that it counts, the first few of many names, a command to type."""
 
 import os
+import re
 import shlex
 from collections.abc import Iterable
 
 
 def counted(number: int, noun: str) -> str:
-    """A number with its noun, which is given in the singular: `counted(2, "class")` is `2 classes`."""
-    ending = "" if number == 1 else "es" if noun.endswith(("s", "x", "tch", "sh")) else "s"
-    return f"{number:,} {noun}{ending}"
+    """A number with its noun, which is given in the singular: `counted(2, "class")` is `2 classes`.
+
+    Words after the noun stay: `counted(2, "image outside a class folder")` is `2 images outside a class folder`.
+    """
+    words = re.split(r"(?= (?:outside|to|without) )", noun, maxsplit=1)
+    ending = "" if number == 1 else "es" if words[0].endswith(("s", "x", "tch", "sh")) else "s"
+    return f"{number:,} {words[0]}{ending}{''.join(words[1:])}"
 
 
 def first_few(items: Iterable[str], limit: int = 5, rest: str = "") -> list[str]:

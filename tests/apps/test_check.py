@@ -126,6 +126,10 @@ PLANTED: dict[str, tuple[Callable[[Path], object], dict[str, set[frozenset[str]]
         lambda data: [(data / f"train/oak/{number}.png").unlink() for number in range(3)],
         {"tiny class": group("oak")},
     ),
+    "class of one image": (
+        lambda data: [(data / f"train/oak/{number}.png").unlink() for number in range(1, 6)],
+        {"class of one image": group("oak")},
+    ),
     "named alike": (
         lambda data: [(data / split / "ash").rename(data / split / "oaks") for split in ("train", "test")],
         {"classes named alike": group("oaks", "oak")},
@@ -177,6 +181,26 @@ def test_planted_fault_is_found_and_nothing_else(fault: str, clean: Path) -> Non
     plant, expected = PLANTED[fault]
     plant(clean)
     assert groups_of(clean) == expected
+
+
+def test_passed_over_files_are_named(clean: Path, command: Command) -> None:
+    for number in range(5):
+        (clean / f"train/oak/{number}.txt").write_text("text")
+    copied(clean / "train/oak/1.png", clean / "train/loose.png")
+    out = command("check", clean).out
+    assert "\n  5 files  (train/oak/0.txt, train/oak/1.txt, train/oak/2.txt, and 2 more)\n" in out
+    assert "\n  1 file  (train/loose.png)\n" in out
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_class_sizes_are_faults_where_training_refuses(clean: Path, drawn: bool, command: Command) -> None:
+    data = clean / "train" if drawn else clean
+    for kept in (2, 1):
+        for number in range(kept, 6):
+            (clean / f"train/oak/{number}.png").unlink(missing_ok=True)
+        found = {finding.kind for finding in check(data).findings if finding.level == "fault"}
+        answer = command("train", data, "--recipe", "digits", "--preview", 1, "--out", clean / f"out{kept}")
+        assert ("class of one image" in found) == (kept == 1) == ("at least 2 are needed" in answer.err), answer
 
 
 def test_second_check_decodes_nothing(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:

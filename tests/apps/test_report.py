@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import Command
+from conftest import TINY, Command
 from fewsight.apps.listing import list_runs, seed_groups
 from fewsight.apps.report import gather, write_report
 from fewsight.apps.report.suspects import confident_from, suspects
 from fewsight.errors import RunError
 from fewsight.inference.evaluate import evaluate
-from fewsight.machine import files
+from fewsight.machine import locks
 from fewsight.scores.calibration import calibration_error, reliability_bins
+from fewsight.training.session import train
 from stores import CLASSES, log_softmax, random_labels, random_scores, write_run
 
 VIEWS = ("center-8", "random-8")
@@ -141,12 +142,12 @@ def test_reliability_is_exact_for_a_calibrated_run() -> None:
 
 
 def test_page_of_a_real_run_makes_no_request_and_shows_its_images(
-    tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
+    tiny_run: Path, enough_val: Path, tmp_path: Path, command: Command
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     for split in ("test", "val"):
-        evaluate(run, digit_images, split=split, views="report")
+        evaluate(run, enough_val, split=split, views="report")
     assert command("scores", "calibrate", run, "--coverage", "0.8").code == 0
     other = scored_run(tmp_path / "other")
     answer = command("report", run, run, "--out", tmp_path / "page.html")
@@ -176,12 +177,12 @@ def test_page_of_a_real_run_makes_no_request_and_shows_its_images(
 
 
 def test_page_notes_other_views_and_uses_the_given_ones(
-    tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
+    tiny_run: Path, enough_val: Path, tmp_path: Path, command: Command
 ) -> None:
     run, other, page = tmp_path / "run", tmp_path / "other", tmp_path / "page.html"
     for path, views in ((run, "report"), (other, "center")):
         shutil.copytree(tiny_run, path)
-        evaluate(path, digit_images, split="val", views=views)
+        evaluate(path, enough_val, split="val", views=views)
     assert command("scores", "calibrate", other).code == 0
     shutil.copy(other / "calibration.json", run)
     answer = command("report", run, other, "--out", page, "--split", "val", "--no-check")
@@ -197,13 +198,11 @@ def test_page_notes_other_views_and_uses_the_given_ones(
     assert "at the stored temperature" in text
 
 
-def test_advice_on_the_page_can_be_followed(
-    tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
-) -> None:
+def test_advice_on_the_page_can_be_followed(enough_val: Path, tmp_path: Path, command: Command) -> None:
     run, page = tmp_path / "run", tmp_path / "page.html"
-    shutil.copytree(tiny_run, run)
+    train(enough_val, run, recipe="digits", overrides=TINY)
     (run / "calibration.json").unlink(missing_ok=True)
-    evaluate(run, digit_images, views="center-24")
+    evaluate(run, enough_val, views="center-24")
     write_report([run], page, check=False)
     assert "These probabilities are not calibrated" in Page(page).text
     lines = re.findall("<code>fewsight (.*?)</code>", page.read_text())
@@ -216,6 +215,73 @@ def test_advice_on_the_page_can_be_followed(
     write_report([scored_run(tmp_path / "scores only")], page)
     assert "There are no val images to fit a temperature on" in Page(page).text
     assert "<code>fewsight" not in page.read_text()
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_page_advises_no_temperature_on_few_images(
+    split: str, tiny_run: Path, digit_images: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    evaluate(tmp_path / "run", digit_images, split=split)
+    write_report([tmp_path / "run"], tmp_path / "page.html", check=False)
+    needed = "a temperature needs at least 30 labelled images that did not train."
+    assert f"There are too few val images to fit a temperature on: {needed}" in Page(tmp_path / "page.html").text
+    assert "<code>fewsight" not in (tmp_path / "page.html").read_text()
+
+
+def test_probabilities_of_a_calibrated_run_are_those_of_predict(
+    tiny_run: Path, digit_images: Path, enough_val: Path, tmp_path: Path, command: Command
+) -> None:
+    run, page = tmp_path / "run", tmp_path / "page.html"
+    shutil.copytree(tiny_run, run)
+    labelled = evaluate(run, digit_images, split="test").figures
+    evaluate(run, enough_val, split="val")
+    command("scores", "calibrate", run, "--coverage", "0.5")
+    stored = json.loads((run / "calibration.json").read_text())
+    stored["calibrations"][0]["temperature"] = 0.25
+    (run / "calibration.json").write_text(json.dumps(stored))
+    answer = command("predict", run, digit_images / "test", "--out", tmp_path / "new.jsonl", "--top-k", "3")
+    assert answer.code == 0, answer
+    rows = [json.loads(line) for line in (tmp_path / "new.jsonl").read_text().splitlines()]
+    probs = {
+        Path(row["path"]).relative_to(digit_images).as_posix(): {
+            row[f"label{rank}"]: row[f"prob{rank}"] for rank in ("", "2", "3")
+        }
+        for row in rows
+    }
+    facts = gather(run, "test")
+    shown = (*facts.examples.mistakes, *facts.examples.unsure, *facts.examples.suspects)
+    assert len(facts.examples.mistakes) > 3
+    for image in shown:
+        expected = probs[image.path]
+        assert (image.prob, image.label_prob) == pytest.approx((expected[image.predicted], expected[image.label]))
+    nll = -np.mean([np.log(of_image[path.split("/")[1]]) for path, of_image in probs.items()])
+    assert (facts.figures.nll, facts.calibration.nll) == pytest.approx((nll, labelled.nll), rel=1e-5)
+    confidence = np.mean([max(of_image.values()) for of_image in probs.values()])
+    bins = facts.calibration.tempered_bins
+    assert sum(entry.count * entry.confidence for entry in bins) / 15 == pytest.approx(confidence)
+    num_accepted = sum(not row["none_of_these"] for row in rows)
+    assert (facts.calibration.accepted.total if facts.calibration.accepted else 0) == num_accepted
+    write_report([run], page, split="test", check=False)
+    text = Page(page).text
+    assert f"NLL {nll:.3f} at the stored temperature ({labelled.nll:.3f} uncalibrated)" in text
+    predicted = facts.examples.mistakes[0].prob
+    assert f"{100 * predicted:.1f} %" in text
+    assert text.count("Probabilities are at the stored temperature") >= 2
+    (run / "calibration.json").unlink()
+    write_report([run], page, split="test", check=False)
+    text = Page(page).text
+    assert f"NLL {labelled.nll:.3f} (uncalibrated)" in text
+    assert "at the stored temperature" not in text
+
+
+def test_top_5_of_few_classes_is_left_out(tmp_path: Path) -> None:
+    for num_classes, is_shown in ((5, False), (6, True)):
+        labels, classes = np.arange(60) % num_classes, tuple(f"c{number}" for number in range(num_classes))
+        logits = np.random.default_rng(0).normal(size=(60, num_classes))
+        write_run(tmp_path / f"{num_classes}", {"center-8": log_softmax(logits)}, labels, classes=classes)
+        write_report([tmp_path / f"{num_classes}"], tmp_path / "page.html")
+        assert ("Top-5" in Page(tmp_path / "page.html").text) == is_shown
 
 
 def test_page_replaces_no_other_file(tiny_run: Path, digit_images: Path, tmp_path: Path) -> None:
@@ -360,7 +426,7 @@ def test_unfinished_run_without_a_process_is_listed_as_interrupted(
     log.write_text('{"kind": "step", "epoch": 1, "step": 1}\n{"kind": "ep')
     assert list_runs(tmp_path)[0].status == "interrupted at epoch 1 of 2"
     for locked in (True, None):
-        monkeypatch.setattr(files, "is_locked", lambda folder, held=locked: held)
+        monkeypatch.setattr(locks, "is_locked", lambda folder, held=locked: held)
         assert list_runs(tmp_path)[0].status == "training, epoch 1 of 2"
     monkeypatch.undo()
     log.unlink()

@@ -143,10 +143,10 @@ def check_pointer(browser: Any, file: Path) -> None:
     page.close()
 
 
-def test_report_of_a_run_against_another(browser: Any, digit_images: Path, tmp_path: Path, command: Command) -> None:
+def test_report_of_a_run_against_another(browser: Any, enough_val: Path, tmp_path: Path, command: Command) -> None:
     """With every part: curves, temperature, views, findings of `check`, another run, galleries."""
     data = tmp_path / "data"
-    shutil.copytree(digit_images, data)
+    shutil.copytree(enough_val, data)
     shutil.copy(data / "train/one/01.png", data / "test/two/99.png")  # a leak, with another label
     (data / "train/two/broken.png").write_bytes(b"no image")
     for seed in (0, 1):

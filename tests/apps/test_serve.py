@@ -77,12 +77,19 @@ def assert_same(result: dict[str, Any], row: dict[str, str]) -> None:
 @pytest.mark.parametrize("views", [None, "report"])
 @pytest.mark.parametrize("name", ["run", "calibrated", "ensemble"])
 def test_answers_are_those_of_predict(
-    name: str, views: str | None, both: Path, tiny_run: Path, digit_images: Path, tmp_path: Path, command: Command
+    name: str,
+    views: str | None,
+    both: Path,
+    tiny_run: Path,
+    digit_images: Path,
+    enough_val: Path,
+    tmp_path: Path,
+    command: Command,
 ) -> None:
     run = both if name == "ensemble" else tiny_run
     if name == "calibrated":
         run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
-        command("evaluate", run, digit_images, "--split", "val", "--views", "report")
+        command("evaluate", run, enough_val, "--split", "val", "--views", "report")
         assert command("scores", "calibrate", run, "--coverage", 0.6).code == 0
     files = sorted(digit_images.glob("test/*/*.png"))
     options = ["--views", views] if views else []

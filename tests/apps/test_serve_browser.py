@@ -38,10 +38,10 @@ PASTE = """([name, data]) => {
 
 
 @pytest.fixture(scope="module")
-def run(tiny_run: Path, digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tiny_run: Path, enough_val: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a temperature and a threshold that some of the images are below."""
     copy = Path(shutil.copytree(tiny_run, tmp_path_factory.mktemp("page") / "digits"))
-    fewsight.evaluate(copy, digit_images, split="val")
+    fewsight.evaluate(copy, enough_val, split="val")
     from fewsight.scores.calibration import calibrate
 
     calibrate(copy, "val", None, 0.6)
@@ -151,6 +151,24 @@ def test_dropped_image_is_answered(
     first.locator("summary").click()
     assert "center-32" in first.locator(".more").inner_text()
     opened.check("results")
+
+
+def test_map_of_one_field_is_not_drawn(browser: Any, served: Running) -> None:  # noqa: F811
+    opened = Page(browser, served, WIDTHS[0])
+
+    def answer_with_one_field(route: Any) -> None:
+        answer = route.fetch()
+        content = answer.json()
+        content["results"][0]["details"]["activations"][0]["map"] = [[1.5]]
+        route.fulfill(response=answer, json=content)
+
+    opened.page.route("**/api/predict*", answer_with_one_field)
+    opened.put(DROP, "a.png", picture())
+    opened.done("1 of 1 done")
+    shown = opened.page.locator(".activations")
+    assert shown.inner_text().startswith("center-32: the model's map has one field, the whole image")
+    assert shown.locator("canvas").count() == 0
+    opened.check("one-field")
 
 
 def test_file_that_is_no_image_says_so(browser: Any, served: Running, digit_images: Path) -> None:  # noqa: F811

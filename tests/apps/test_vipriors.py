@@ -638,14 +638,14 @@ def test_unreadable_image_is_refused_and_nothing_written(
     command: Command, run: Path, subset: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "new.csv"
-    out.write_text("an older submission")
+    out.write_text("Image IDs,Predictions\nimg_0.JPEG,1\n")
     (subset / "test/imgs/img_3.JPEG").write_bytes(b"\xff\xd8 no image")
     answer = command("vipriors", "submit", run, subset, "--out", out, "--views", "center")
     assert answer.code == 2
     assert "1 image cannot be read, so nothing was written; the first: " in answer.err
     assert "img_3.JPEG" in answer.err
     assert answer.err.count("\n") == 1
-    assert out.read_text() == "an older submission"
+    assert out.read_text() == "Image IDs,Predictions\nimg_0.JPEG,1\n"
 
 
 @pytest.mark.parametrize("count", [1, 40])

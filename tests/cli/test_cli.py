@@ -54,10 +54,7 @@ def test_python_m_is_the_command() -> None:
 def test_help_is_wrapped_to_the_terminal_not_to_the_source(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     answer = command("scores", "calibrate", "--help")
-    assert (
-        "minimises the NLL of the labels, and is stored in the run. The calibration error printed beside it"
-        in answer.out
-    )
+    assert "few right ones do not make it sure of all), and is stored in the run; it needs" in answer.out
     assert "fewer than 300 images.\n" in re.sub(r" +\n", "\n", answer.out), "paragraphs stay separate"
 
 
@@ -139,13 +136,18 @@ def test_runs_are_compared_image_by_image(command: Command, scored: Path, digit_
     assert "it has scores of test (--split)" in command("scores", "rows", scored, "--split", "val").err
 
 
-def test_scores_of_val_are_used_if_there_are_none_of_test(command: Command, scored: Path, digit_images: Path) -> None:
+def test_scores_of_val_are_used_if_there_are_none_of_test(
+    command: Command, scored: Path, digit_images: Path, tmp_path: Path
+) -> None:
     command("evaluate", scored, digit_images, "--split", "val", "--views", "report")
     command("evaluate", scored, digit_images, "--split", "train")
     for name in ("rows", "ablate"):
         answer = command("scores", name, scored)
         assert answer.out.startswith("on val: there are no scores of test (--split chooses another)\n")
         assert " on 12 images, 2 views" in answer.out
+    shutil.copytree(scored, tmp_path / "unscored", ignore=shutil.ignore_patterns("scores"))
+    answer = command("scores", "compare", scored, tmp_path / "unscored")
+    assert (answer.code, answer.out) == (2, ""), "the split is said only with its figures"
     command("evaluate", scored, digit_images)
     assert " on 15 images, 1 view" in command("scores", "rows", scored).out
 
@@ -204,6 +206,7 @@ def test_scores_of_a_prediction_need_no_features(refused: Callable[..., str], sc
     ("arguments", "message"),
     [
         ("trian data", 'Did you mean "train"'),
+        ("nonsense", "report, runs and others (see fewsight --help)"),
         ("train", "train needs DATA and --out RUN, for example"),
         ("train data", "train needs DATA and --out RUN"),
         ("train data more --out new", "too many arguments: more (see fewsight train --help)"),
@@ -257,7 +260,8 @@ def test_scores_of_a_prediction_need_no_features(refused: Callable[..., str], sc
         ("train data --out new --recipe digits --set run.threads=9999", "lower one of them"),
         ("train data --out new --recipe digits --set data.balance=wieghts", "'weights' or 'sampling', got 'wieghts'"),
         ("train --resume data --out new", "leave out --out"),
-        ("train data --resume data", "leave out DATA"),
+        ("train data --resume data", "data holds no run.json, so it is not a run folder"),
+        ("train data --resume data --set run.seed=1", "continues with the run's own recipe and data; leave out --set"),
         ("train --resume data --hours 1 --merge-val", "leave out --hours, --merge-val"),
         ("train --resume data", "data holds no run.json, so it is not a run folder"),
         ("train --resume new", "new does not exist"),
@@ -525,11 +529,24 @@ def test_evaluate_shows_figures_and_writes_them(
     answer = command("evaluate", tiny_run, digit_images, "--json", tmp_path / "figures.json")
     assert (answer.code, answer.err) == (0, "")
     assert answer.out.splitlines()[0] == f"{tiny_run} on {digit_images} (test, center-32) · 15 images"
-    assert "top-3 " in answer.out
+    assert "top-1 " in answer.out
+    assert "top-3" not in answer.out, "of three classes"
     assert "trained on" not in answer.out
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert (figures["split"], figures["num_images"], figures["top_k"], figures["top1"]["total"]) == ("test", 15, 3, 15)
     assert [row["name"] for row in figures["classes"]] == ["nought", "one", "two"]
+
+
+def test_evaluate_names_a_split_that_it_does_not_test(
+    command: Command, tiny_run: Path, digit_images: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(digit_images, tmp_path / "data"))
+    assert "has labels too" not in command("evaluate", tiny_run, data).out
+    (data / "test").rename(data / "devtest")
+    line = f"note: val is tested, since there is no test; devtest has labels too: fewsight evaluate {tiny_run} {data}"
+    assert f"{line} --split devtest\n" in command("evaluate", tiny_run, data).out
+    assert "has labels too" not in command("evaluate", tiny_run, data, "--split", "val").out
+    assert "(devtest, " in command("evaluate", tiny_run, data, "--split", "devtest").out
 
 
 def test_evaluate_announces_training_images(command: Command, tiny_run: Path, digit_images: Path) -> None:
@@ -635,7 +652,9 @@ def test_predict_writes_a_file(
     target = tmp_path / f"rows.{suffix}"
     answer = command("predict", tiny_run, digit_images / "test", "--out", target, "--top-k", 1)
     assert (answer.code, answer.out) == (0, f"wrote {target}: 15 rows\n")
-    assert answer.err.startswith("note: the probabilities are not calibrated: fit a temperature with: ")
+    assert answer.err.startswith(
+        "note: the probabilities are not calibrated: val has 12 images, and a temperature needs "
+    )
     assert answer.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == [target]
     assert len(target.read_text().splitlines()) == 15 + (suffix == "csv")
@@ -724,7 +743,7 @@ def test_plain_mistakes_are_answered_before_torch_is_loaded(tmp_path: Path, tiny
         "train data --out new --init-from nowhere", f"evaluate {tiny_run} nowhere", "evaluate nowhere data",
         "predict nowhere a.png", "report nowhere --out page.html", "check nowhere", "runs nowhere",
         "reproduce nowhere --out new", f"ensemble {tiny_run} x=nowhere:32 --out new",
-        "serve nowhere", "export nowhere --out m.onnx", "scores lines nowhere",
+        "serve nowhere", "export nowhere --out m.onnx", "scores rows nowhere",
     ]  # fmt: skip
     code = (
         "import sys; from fewsight.cli import main\n"

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from fewsight.data import ImageError, PixelCache, cache_size
+from fewsight.data import cache as cache_module
 from fewsight.data.cache import AUTO_FRACTION, free_memory
 
 
@@ -107,6 +108,22 @@ def test_size_is_the_given_one_or_a_fraction_of_the_free_memory() -> None:
     assert cache_size(0.0) == 0
     assert cache_size(1e9) <= free_memory() * 1.5
     assert 0 < cache_size("auto") <= AUTO_FRACTION * 1.5 * free_memory()
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_files_that_the_system_would_drop_are_free_in_a_control_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    folder, limit, used, droppable = cache_module.CGROUPS[version]
+    monkeypatch.setattr(cache_module, "CGROUPS", [(str(tmp_path), limit, used, droppable)])
+    (tmp_path / limit).write_text("50000000\n")
+    (tmp_path / used).write_text("49000000\n")
+    assert folder.startswith("/sys/fs/cgroup")
+    assert free_memory() == 1_000_000
+    (tmp_path / "memory.stat").write_text(f"anon 20000000\nin{droppable} 7\n{droppable} 28000000\nactive_file 5\n")
+    assert free_memory() == 29_000_000, "of the group's use, 28 MB are read files"
+    (tmp_path / limit).write_text("max\n")
+    assert free_memory() > 50_000_000
 
 
 def test_cache_is_disabled_if_its_memory_cannot_be_allocated(files: list[Path]) -> None:

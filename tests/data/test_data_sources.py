@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fewsight.data import images_under, read_dataset
+from fewsight.data import Ignored, images_under, read_dataset
 from fewsight.errors import DataError
 
 
@@ -152,6 +152,23 @@ def test_splits_below_the_classes_are_refused(tmp_path: Path) -> None:
     fill(tmp_path, *[f"{label}/{split}/1.png" for split in ("train", "test") for label in "abc"])
     with pytest.raises(DataError, match=r"put the splits above the classes \(test/a/ and so on\)"):
         read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("tea", ["train/e", "testing/c"])
+def test_folder_of_two_datasets_is_refused(tmp_path: Path, tea: str) -> None:
+    fill(tmp_path, *[f"two/coffee/{split}/{label}/1.png" for split in ("train", "devtest") for label in "ab"])
+    fill(tmp_path, "two/tea/1.0/train/c/1.png", "two/tea/1.0/train/d/1.png", f"two/tea/1.0/{tea}/1.png")
+    with pytest.raises(DataError, match=r"in coffee/, tea/1\.0/, so those are datasets and no classes") as caught:
+        read_dataset(tmp_path / "two")
+    assert str(caught.value).endswith(f"give one of {tmp_path}/two/coffee, {tmp_path}/two/tea/1.0 as DATA")
+    fill(tmp_path, "one/coffee/train/a/1.png", "one/coffee/train/b/1.png", "one/milk/1.png")
+    with pytest.raises(DataError, match=r"train/ with class folders is in coffee/, .* give [^ ]*one/coffee as DATA"):
+        read_dataset(tmp_path / "one")
+
+
+def test_class_with_a_folder_called_train_is_no_dataset(tmp_path: Path) -> None:
+    fill(tmp_path, "vehicle/car/1.png", "vehicle/train/steam/1.png", "vehicle/train/diesel/1.png", "animal/cat/1.png")
+    assert read_dataset(tmp_path).classes_of() == ("animal", "vehicle")
 
 
 @pytest.mark.parametrize("above", ["", "train/"])
@@ -307,10 +324,8 @@ def test_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_images_under_a_missing_folder(tmp_path: Path) -> None:
-    from collections import Counter
-
     with pytest.raises(DataError, match="cannot be read"):
-        images_under(tmp_path / "gone", Counter())
+        images_under(tmp_path / "gone", Ignored())
 
 
 def test_manifest_keeps_its_order_and_its_text(tmp_path: Path) -> None:
@@ -334,6 +349,20 @@ def test_manifest_without_splits_is_split_by_seed(tmp_path: Path) -> None:
     assert dataset.split_by_seed
     backwards = read_dataset(manifest(tmp_path, "path,label\n" + "\n".join(rows[::-1])))
     assert set(backwards.splits["val"]) == set(dataset.splits["val"])
+
+
+def test_columns_that_are_not_used_are_named(tmp_path: Path) -> None:
+    fill(tmp_path, "1.png", "2.png", "3.png")
+    rows = [f"{number}.png,{label},{group}" for number, label, group in ((1, "a", 7), (2, "b", 7), (3, "b", 8))]
+    note = "not used: the manifest's {} (used: path, label and split)"
+    for column in ("Patient_ID", "leaf", "groups"):
+        named, on_groups = read_dataset(manifest(tmp_path, "\n".join([f"path,label,{column}", *rows]))).notes
+        assert named == note.format(repr(column))
+        assert on_groups.startswith(f"the draw of val does not know {column!r}: images of one object may be in train")
+        assert "write a column split" in on_groups
+    for header in ("path,label,camera", "path,label,split,group"):
+        text = "\n".join([header, *(row if "split" not in header else f"{row[:7]},train,7" for row in rows)])
+        assert read_dataset(manifest(tmp_path, text)).notes == (note.format(repr(header.split(",")[-1])),)
 
 
 def test_manifest_counts_a_repeated_row(tmp_path: Path) -> None:
@@ -394,7 +423,7 @@ def test_parquet_manifest_equals_csv(tmp_path: Path) -> None:
     fill(tmp_path, "1.png", "2.png")
     columns = {"path": ["1.png", "2.png"], "label": [7, 8], "split": ["train", "val"], "other": [[1], [2]]}
     parquet.write_table(pa.table(columns), tmp_path / "list.parquet")
-    from_csv = read_dataset(manifest(tmp_path, "path,label,split\n1.png,7,train\n2.png,8,val\n"))
+    from_csv = read_dataset(manifest(tmp_path, "path,label,split,other\n1.png,7,train,[1]\n2.png,8,val,[2]\n"))
     assert read_dataset(tmp_path / "list.parquet") == from_csv
 
 

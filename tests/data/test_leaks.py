@@ -35,6 +35,12 @@ def test_equal_image_is_dropped_and_the_others_keep_their_numbers(leaky: Path) -
     assert before.facts.leaks["policy"] == "allow"
 
 
+def test_equal_image_of_another_label_says_so(class_images: Path) -> None:
+    Image.open(class_images / "train/ant/1.png").save(class_images / "val/cat/copy.bmp")
+    expected = "train/ant/1.png: equal to val/cat/copy.bmp, but their labels differ (ant and cat): one of them is wrong"
+    assert [image["error"] for image in prepare(class_images, Data()).facts.left_out] == [expected]
+
+
 def test_equal_image_stops_the_training_under_leak_stop(leaky: Path) -> None:
     with pytest.raises(DataError, match=r"1 training image is equal.*\n  train/ant/1\.png = val/ant/copy\.bmp"):
         prepare(leaky, Data(leak="stop"))

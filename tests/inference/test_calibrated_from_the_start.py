@@ -61,7 +61,29 @@ def test_probabilities_without_a_temperature_say_so(
     files = digit_images / "test" / "one"
     said = " ".join(command("predict", run.path, files, "--out", rows, "--views", "center-40").err.split())
     assert f"not calibrated: {run.path}/calibration.json has no temperature for these views, so none is applied" in said
+    assert said.count(" --split val --views center-40, then fewsight scores calibrate ") == 1
     for answer in (command("predict", tiny_run, files, "--out", rows).err, command("evaluate", tiny_run).out):
         text = " ".join(answer.split())
-        assert "note: the probabilities are not calibrated: fit a temperature with: fewsight evaluate " in text
-        assert text.count("--split val --views center-32, then fewsight scores calibrate") == 1
+        assert "note: the probabilities are not calibrated: val has 12 images, and a temperature needs at least" in text
+        assert "scores calibrate" not in text, "it would be refused"
+    shutil.copytree(run.path, tmp_path / "plain")
+    (tmp_path / "plain" / "calibration.json").unlink()
+    text = " ".join(command("evaluate", tmp_path / "plain", "--split", "val").out.split())
+    assert "note: the probabilities are not calibrated: fit a temperature with: fewsight evaluate " in text
+    assert text.count("--split val --views center-32, then fewsight scores calibrate") == 1
+
+
+def test_ensemble_of_runs_that_are_right_on_val_is_not_sure_of_every_image(
+    run: Run, digits: Path, tmp_path: Path, command: Command
+) -> None:
+    """The NLL of 40 right images alone would give 0.05."""
+    shutil.copytree(run.path, tmp_path / "a")
+    assert command("evaluate", tmp_path / "a", digits, "--split", "val").code == 0
+    for file in (tmp_path / "a" / "scores" / "val").glob("*.f32"):
+        probs = np.where(np.arange(2) == np.repeat([0, 1], 20)[:, None], 0.9, 0.1)
+        file.write_bytes(np.log(probs).astype("<f4").tobytes())
+    assert command("ensemble", tmp_path / "a", "--out", tmp_path / "e").code == 0
+    (fitted,) = read_calibrations(tmp_path / "e")
+    assert fitted.num_images == 40
+    right = 0.9 ** (1 / fitted.temperature)
+    assert right / (right + 0.1 ** (1 / fitted.temperature)) == pytest.approx(40 / 41, rel=1e-3)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from fewsight.inference.member_text import parse_member
 from fewsight.inference.model import load
 from fewsight.inference.opening import open_runs, score_folders, score_runs
 from fewsight.inference.score_run import LabelledFile, ScoringResult
-from fewsight.machine.files import LOCK
+from fewsight.machine.locks import LOCK
 from fewsight.scores import scoring
 from fewsight.scores.calibration import Calibration, apply_temperature, read_calibrations, write_calibrations
 from fewsight.scores.chosen_weights import greedy_weights
@@ -91,7 +92,7 @@ def mixed(trained: list[Path], tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def evaluated_once(trained: list[Path], digit_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def evaluated_once(trained: list[Path], enough_val: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `a`, `b` and their ensemble `e`, all with scores of test and val, every view. Do not change it."""
     folder = tmp_path_factory.mktemp("evaluated")
     members = copied(trained[0], folder / "a", 32, 40), copied(trained[1], folder / "b")
@@ -99,7 +100,7 @@ def evaluated_once(trained: list[Path], digit_images: Path, tmp_path_factory: py
         patch.setenv("FEWSIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
         for path in members:
             for split in ("test", "val"):
-                evaluate(path, digit_images, split=split, views="paper", console=quiet())
+                evaluate(path, enough_val, split=split, views="paper", console=quiet())
     make_ensemble([str(path) for path in members], folder / "e")
     return folder
 
@@ -261,7 +262,9 @@ def test_numbers_are_weights_of_members(
         ["x", "weight", "0.750", "at", "32", "px,", "40", "px"],
         ["y", "weight", "0.250", "at", "32", "px"],
     ]
-    assert made.out.splitlines()[2:] == [f"the ensemble is in {tmp_path / 'w'}"]
+    note, last = made.out.splitlines()[2:]
+    assert note.startswith("note: the probabilities are not calibrated: val has 12 images, and ")
+    assert last == f"the ensemble is in {tmp_path / 'w'}"
     assert entries_of(tmp_path / "w") == [("x", "x", 32, 0.375), ("x", "x", 40, 0.375), ("y", "y", 32, 0.25)]
     first, second = (predicted(tmp_path / name, "--views", "paper") for name in "ab")
     np.testing.assert_allclose(predicted(tmp_path / "w"), 0.75 * first + 0.25 * second, atol=1e-6)
@@ -733,9 +736,26 @@ def test_ensemble_is_tested_in_the_first_size_without_scores_that_show_more(
 def test_ensemble_of_runs_with_scores_of_val_has_a_temperature(command: Command, evaluated: Path) -> None:
     made = command("ensemble", evaluated / "a", evaluated / "b", "--out", evaluated / "d")
     assert (made.code, made.err) == (0, "")
-    assert "views: on val (12 images) every size that does no harm, both crops, has " in " ".join(made.out.split())
+    assert "views: on val (36 images) every size that does no harm, both crops, has " in " ".join(made.out.split())
     assert read_calibrations(evaluated / "d")
     assert open_runs(evaluated / "d", None).view_names == read_calibrations(evaluated / "d")[-1].views
+    assert "\nprobabilities at the temperature " in made.out
+
+
+def test_ensemble_of_runs_with_scores_of_few_images_has_no_temperature(
+    command: Command, runs: tuple[Path, Path], digit_images: Path, tmp_path: Path
+) -> None:
+    """With one of 12 images it would be sure of every image, the wrong ones too."""
+    for run in runs:
+        evaluate(run, digit_images, split="val", views="paper", console=quiet())
+    made = command("ensemble", *runs, "--out", tmp_path / "d")
+    assert (made.code, made.err) == (0, "")
+    needed = "a temperature needs at least 30 labelled images that did not train"
+    note = f"note: the probabilities are not calibrated: val has 12 images, and {needed}\n"
+    assert note in made.out
+    assert read_calibrations(tmp_path / "d") == []
+    answer = command("predict", tmp_path / "d", digit_images / "test", "--out", tmp_path / "x.csv")
+    assert answer.err == note
 
 
 def test_scores_of_members_are_copied(command: Command, evaluated: Path, digit_images: Path) -> None:
@@ -844,7 +864,7 @@ def test_stored_temperature_changes_the_confidence(
     found = read_calibrations(ensemble)
     assert [calibration.views for calibration in found] == [
         ("center-32", "center-40"), ("center-32", "center-40", "random-32", "random-40")]  # fmt: skip
-    assert f"{ensemble}, 4 views: temperature {found[1].temperature:.3f}, fitted on 12 images of " in answer.out
+    assert f"{ensemble}, 4 views: temperature {found[1].temperature:.3f}, fitted on 36 images of " in answer.out
     after = predicted(ensemble)
     powers = before ** (1 / found[1].temperature)
     np.testing.assert_allclose(after, powers / powers.sum(1, keepdims=True), atol=1e-5)
@@ -880,7 +900,9 @@ def test_damaged_temperature_stops_a_prediction(refused: Refused, runs: tuple[Pa
     assert "cannot read a/calibration.json" in refused("predict", "a", digit_images / "test", "--out", "x.csv")
 
 
-def test_temperature_is_carried_over_to_the_same_recipe(refused: Refused, command: Command, evaluated: Path) -> None:
+def test_temperature_is_carried_over_to_the_same_recipe(
+    refused: Refused, command: Command, evaluated: Path, digit_images: Path
+) -> None:
     assert "a has no temperature; fit one with: fewsight scores calibrate a" in refused(
         "scores", "calibrate", "a", "--from", "a"
     )
@@ -893,6 +915,11 @@ def test_temperature_is_carried_over_to_the_same_recipe(refused: Refused, comman
     assert all(entry.threshold and "b/scores/val" in entry.fitted_on for entry in read_calibrations(again)), (
         "with the thresholds and the folder of the scores"
     )
+    write_calibrations(evaluated / "b", [Calibration(0.05, ("center-32",), "val", 6, (1.0, 0.0), (0.1, 0.1))])
+    line = refused("scores", "calibrate", "again", "--from", "b")
+    assert "the temperature of b for center-32 is not carried over: this temperature was fitted on 6 images" in line
+    said = command("predict", "b", digit_images / "test", "--out", "x.csv").err
+    assert "the temperature 0.05 of b/calibration.json; note: this temperature was fitted on 6 images, and" in said
     line = refused("scores", "calibrate", "a", "--from", "b")
     assert "a and b have different recipes, so nothing can be carried over: eval.test_px: [32] -> [32, 40]" in line
     assert "expected an ensemble of the same members and weights as e" in refused(
@@ -927,6 +954,15 @@ def test_unreadable_image_has_an_error_and_changes_no_other_row(
         assert [row[name] for name in names] == [alone[name] for name in names]
         probs = [[float(values[f"prob{rank}"]) for rank in ("", "2", "3")] for values in (row, alone)]
         assert probs[0] == pytest.approx(probs[1], abs=1e-6)
+
+
+def test_prediction_of_an_ensemble_puts_nothing_on_a_temporary_disk(
+    command: Command, mixed: Path, images: Sequence[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))  # fails wherever it is used
+    before = set(tmp_path.rglob("*"))
+    assert command("predict", mixed, *images, "--out", tmp_path / "new.csv").code == 1, "one image is unreadable"
+    assert set(tmp_path.rglob("*")) - before == {tmp_path / "new.csv"}
 
 
 def test_prediction_of_an_ensemble_continues_from_its_scores(

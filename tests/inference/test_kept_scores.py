@@ -109,25 +109,28 @@ def test_data_of_the_run_are_the_default(run: Path, digit_images: Path, command:
     (run / "data.json").write_text(text.replace(str(digit_images), str(tmp_path / "gone")))
     answer = command("evaluate", run)
     assert answer.code == 2
-    assert f"{tmp_path / 'gone'}, which {run} was trained on, does not exist; name the data: evaluate" in answer.err
+    assert (
+        f"{tmp_path / 'gone'}, which {run} was trained on, does not exist; name the data: fewsight evaluate"
+        in answer.err
+    )
 
 
 def test_images_that_chose_the_weights_are_named_with_every_figure(
-    digit_images: Path, tmp_path: Path, command: Command
+    enough_val: Path, tmp_path: Path, command: Command
 ) -> None:
     """A copy of val is recognised too; the figures of other images have no note."""
     overrides = [*TINY, "run.select=best", "eval.every_epochs=1"]
-    (run,) = train(digit_images, tmp_path / "best", recipe="digits", overrides=overrides, console=quiet())
-    shutil.copytree(digit_images / "val", tmp_path / "copy")
-    note = "12 of 12 images chose the epoch of the weights (run.select = best): these figures are optimistic"
+    (run,) = train(enough_val, tmp_path / "best", recipe="digits", overrides=overrides, console=quiet())
+    shutil.copytree(enough_val / "val", tmp_path / "copy")
+    note = "36 of 36 images chose the epoch of the weights (run.select = best): these figures are optimistic"
     assert note in " ".join(command("evaluate", run.path, "--split", "val").out.split())
     assert note in " ".join(command("evaluate", run.path, tmp_path / "copy", "--scores", tmp_path / "s").out.split())
     assert "optimistic" not in command("evaluate", run.path).out
-    assert sum(image.chose_weights for image in read_store(run.path / "scores" / "val").images) == 12
+    assert sum(image.chose_weights for image in read_store(run.path / "scores" / "val").images) == 36
     for words in (["rows"], ["calibrate"]):
         answer = command("scores", *words, run.path, "--split", "val")
         assert answer.code == 0
-        assert "12 of" in answer.out
+        assert "36 of" in answer.out
         assert "chose the epoch of the weights" in " ".join(answer.out.split())
     assert "note" not in command("scores", "rows", run.path, "--split", "test").out
     assert "the epoch that was best on val" in " ".join(command("runs", tmp_path).out.split())

@@ -193,6 +193,18 @@ def test_length_of_features_and_weights_does_not_matter() -> None:
     assert evaluate(loss, 100 * features, Targets(labels, labels))[0] == pytest.approx(value, rel=1e-9)
 
 
+def test_each_image_counts_by_the_weight_of_its_class() -> None:
+    weights, labels, features = torch.tensor([0.6, 3.0, 1.0]), torch.tensor([0, 1, 1, 2]), torch.randn(4, 5)
+    plain = ArcFace(3, 5)
+    weighted = ArcFace(3, 5, class_weights=weights)
+    weighted.load_state_dict(plain.state_dict())
+    alone = [
+        plain(features[:0], features[i : i + 1], Targets(labels[i : i + 1], labels[i : i + 1]))[0] for i in range(4)
+    ]
+    expected = torch.stack([weights[label] * loss for label, loss in zip(labels, alone, strict=True)]).mean()
+    torch.testing.assert_close(weighted(features[:0], features, Targets(labels, labels))[0], expected)
+
+
 def test_logged_terms_equal_values_by_hand() -> None:
     loss = ArcFace(3, 2, margin_rad=MARGIN)
     angles, labels = [math.radians(angle) for angle in (10.0, 50.0, 85.0)], [0, 0, 1]

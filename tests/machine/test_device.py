@@ -125,14 +125,24 @@ def test_num_cores_honours_affinity() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("150000 100000", 2), ("20000 100000", 1), ("max 100000", 8), ("odd", 8)]
+    ("texts", "expected"),
+    [
+        (["150000 100000\n"], 2),
+        (["20000 100000"], 1),
+        (["max 100000"], 8),
+        (["odd"], 8),
+        (["150000\n", "100000\n"], 2),  # version 1 has a file for each
+        (["-1\n", "100000\n"], 8),
+    ],
 )
 def test_num_cores_honours_the_control_group(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, expected: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, texts: list[str], expected: int
 ) -> None:
-    (tmp_path / "cpu.max").write_text(text)
+    for number, text in enumerate(texts):
+        (tmp_path / str(number)).write_text(text)
+    files = tuple(str(tmp_path / str(number)) for number in range(len(texts)))
+    monkeypatch.setattr(cores, "QUOTAS", (("/nowhere",), files))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(cores, "open", lambda *_args, **_: (tmp_path / "cpu.max").open(), raising=False)
     assert num_cores() == expected
 
 

@@ -7,6 +7,8 @@ import math
 import os
 import re
 import shutil
+import socket
+import stat
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
@@ -18,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fewsight.errors import RunError
-from fewsight.machine import files
+from fewsight.machine import files, locks
 
 
 def full_disk(*_args: Any, **_kwargs: Any) -> None:
@@ -122,6 +124,68 @@ def test_new_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
         assert not (tmp_path / "new.txt").exists()
         part.write_text("whole")
     assert (tmp_path / "new.txt").read_text() == "whole"
+
+
+def test_new_file_has_the_permissions_of_the_old_one(old: Path) -> None:
+    for mode in (0o600, 0o444, 0o664):
+        old.chmod(mode)
+        with files.replacing(old) as part:
+            assert not part.stat().st_mode & ~mode & 0o077, "nobody else reads it while it is written"
+            part.write_text("new")
+        assert (stat.S_IMODE(old.stat().st_mode), old.read_text()) == (mode, "new")
+
+
+def test_output_through_a_link_keeps_the_link(old: Path) -> None:
+    links = old.parent / "links"
+    links.mkdir()
+    for name, leads_to in (("near", old), ("far", Path("near")), ("new", old.parent / "new.txt")):
+        (links / name).symlink_to(leads_to)
+        files.check_target(links / name, "--out")
+        files.write_text(files.link_target(links / name), name)
+        assert ((links / name).is_symlink(), (links / name).read_text()) == (True, name)
+    assert old.read_text() == "far"
+    assert sorted(path.name for path in links.iterdir()) == ["far", "near", "new"]
+    assert files.link_target(old) == old
+
+
+def test_link_in_a_run_leads_no_write_out_of_it(old: Path) -> None:
+    run = old.parent / "run"
+    run.mkdir()
+    (run / "calibration.json").symlink_to(old)
+    files.write_text(run / "calibration.json", "new")
+    assert (old.read_text(), (run / "calibration.json").is_symlink()) == ("old", False)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "device", "socket"])
+def test_what_is_no_file_is_refused_and_left_alone(tmp_path: Path, kind: str) -> None:
+    path, made = tmp_path / "out.json", tmp_path / ("pipe" if kind.startswith("link") else "out.json")
+    with socket.socket(socket.AF_UNIX) as endpoint:
+        if kind == "device":
+            try:
+                os.mknod(made, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+            except (OSError, AttributeError):
+                pytest.skip("this user makes no devices")
+        elif kind == "socket":
+            endpoint.bind(os.path.relpath(made))  # its name has a limit
+        else:
+            os.mkfifo(made)
+    if made != path:
+        path.symlink_to(made)
+    before = path.lstat(), made.lstat()
+    with pytest.raises(RunError, match=r"--json .*out\.json: a device or a pipe; give the name of a file$"):
+        files.check_target(path, "--json")
+    with pytest.raises(RunError, match=r"cannot write .*: a device or a pipe, not a file; choose another name"):
+        files.write_json(files.link_target(path), {})
+    assert (path.lstat(), made.lstat()) == before
+
+
+def test_links_that_lead_nowhere_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(RunError, match=r"--out .*loop: a link that leads back to itself"):
+        files.check_target(tmp_path / "loop", "--out")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere" / "file")
+    with pytest.raises(RunError, match=r"--out .*gone: the folder .*nowhere does not exist; create it first"):
+        files.check_target(tmp_path / "gone", "--out")
 
 
 def test_unwritable_folder_is_refused(old: Path) -> None:
@@ -275,24 +339,24 @@ def test_digest_changes_with_every_bit() -> None:
 
 
 def test_folder_that_another_process_works_in_is_refused(tmp_path: Path) -> None:
-    assert files.is_locked(tmp_path) is False
+    assert locks.is_locked(tmp_path) is False
     assert not list(tmp_path.iterdir()), "the query leaves no file"
-    holds = "import sys, time; from pathlib import Path; from fewsight.machine.files import locked\n"
+    holds = "import sys, time; from pathlib import Path; from fewsight.machine.locks import locked\n"
     holds += "with locked(Path(sys.argv[1]), 'training'): print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", holds, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         refused = pytest.raises(RunError, match="another process is training there; wait until it ends")
-        with refused, files.locked(tmp_path, "training"):
+        with refused, locks.locked(tmp_path, "training"):
             pytest.fail("two at once")
-        assert files.is_locked(tmp_path)
-        assert files.why_unfinished(tmp_path).startswith("a process is training it now; wait until it ends")
+        assert locks.is_locked(tmp_path)
+        assert locks.why_unfinished(tmp_path).startswith("a process is training it now; wait until it ends")
         other.kill()  # as after a power failure: nothing is cleaned up
-    assert files.is_locked(tmp_path) is False
-    assert files.why_unfinished(tmp_path).endswith(f"finish it with `fewsight train --resume {tmp_path}`")
-    with files.locked(tmp_path, "training"):
+    assert locks.is_locked(tmp_path) is False
+    assert locks.why_unfinished(tmp_path).endswith(f"finish it with `fewsight train --resume {tmp_path}`")
+    with locks.locked(tmp_path, "training"):
         pass
-    with files.locked(tmp_path, "training"):
+    with locks.locked(tmp_path, "training"):
         pass
 
 
@@ -300,29 +364,29 @@ def test_file_system_without_locks_does_not_stop_the_work(tmp_path: Path, monkey
     def refuse(*_args: object, **_values: object) -> None:
         raise NotImplementedError("no locks here")
 
-    monkeypatch.setattr(files.FileLock, "acquire", refuse)
-    with files.locked(tmp_path, "training"):
+    monkeypatch.setattr(locks.FileLock, "acquire", refuse)
+    with locks.locked(tmp_path, "training"):
         (tmp_path / "done").touch()
-        assert files.is_locked(tmp_path), "a mark is seen where it can be set"
+        assert locks.is_locked(tmp_path), "a mark is seen where it can be set"
     assert (tmp_path / "done").exists()
-    assert files.is_locked(tmp_path) is False
+    assert locks.is_locked(tmp_path) is False
 
     def cannot(*_args: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.fcntl", cannot)
-    with files.locked(tmp_path, "training"):
-        assert files.is_locked(tmp_path) is None
+    with locks.locked(tmp_path, "training"):
+        assert locks.is_locked(tmp_path) is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the lock is taken for a moment")
 def test_looking_takes_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So a `--resume` that starts while `fewsight runs` looks does not fail; a folder may be read-only too."""
-    with files.locked(tmp_path, "training"):
-        monkeypatch.setattr(files.FileLock, "acquire", lambda *_args, **_values: pytest.fail("a lock is taken"))
-        (tmp_path / files.LOCK).chmod(0o400)
-        assert files.is_locked(tmp_path) is True
-    assert files.is_locked(tmp_path) is False
+    with locks.locked(tmp_path, "training"):
+        monkeypatch.setattr(locks.FileLock, "acquire", lambda *_args, **_values: pytest.fail("a lock is taken"))
+        (tmp_path / locks.LOCK).chmod(0o400)
+        assert locks.is_locked(tmp_path) is True
+    assert locks.is_locked(tmp_path) is False
 
 
 @pytest.mark.parametrize("kind", ["link outside", "device", "pipe", "broken link", "missing"])

@@ -113,11 +113,18 @@ def test_temperature_is_that_of_the_mean_of_views_and_members(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("lead", [-1.0, 0.0, 1.0, 4.0, 12.0])
-def test_nll_never_grows(lead: float, tmp_path: Path) -> None:
+def test_nll_with_one_more_image_never_grows(lead: float, tmp_path: Path) -> None:
     for seed in range(4):
         labels = random_labels(seed, 40)
-        fitted = fit_temperature(run_of(tmp_path / f"{seed}", random_scores(seed, labels, lead), labels))
-        assert fitted.nll[1] <= fitted.nll[0]
+        scores = random_scores(seed, labels, lead)
+        fitted = fit_temperature(run_of(tmp_path / f"{seed}", scores, labels))
+        second = np.argsort(-scores, axis=1)[:, 1]
+        found, *others = (
+            40 * nll_plainly(scores, labels, temperature) + nll_plainly(scores, second, temperature)
+            for temperature in (fitted.temperature, 1, 0.97 * fitted.temperature, 1.03 * fitted.temperature)
+            if temperature <= 20
+        )
+        assert found <= min(others)
         assert 0.05 <= fitted.temperature <= 20
 
 
@@ -142,6 +149,57 @@ def test_temperature_of_a_training_is_that_of_the_same_scores(tmp_path: Path) ->
     assert kept.notes == ()
     keep_temperature(tmp_path / "few", scores[:29], labels[:29], "center-8", chose_weights=False)
     assert read_calibrations(tmp_path / "few") == []
+
+
+@pytest.mark.parametrize("coverage", [None, 0.9])
+def test_calibrating_gives_the_temperature_of_the_training(coverage: float | None, tmp_path: Path) -> None:
+    """Where every image is right too: the NLL alone, which falls without end, would take 0.05."""
+    labels = random_labels(0, 40)
+    scores = log_softmax(0.1 * random_scores(0, labels, 30.0))
+    run_of(tmp_path / "run", scores, labels)
+    keep_temperature(tmp_path / "run", scores, labels, "center-8", chose_weights=False)
+    (kept,) = read_calibrations(tmp_path / "run")
+    (fitted,) = calibrate(tmp_path / "run", "test", None, coverage)
+    assert fitted.temperature == pytest.approx(kept.temperature, rel=1e-3)
+    assert fitted.temperature > 0.3
+    assert fitted.doubt is None
+
+
+def test_calibrating_again_keeps_the_coverage_of_the_threshold(tmp_path: Path) -> None:
+    run_of(tmp_path / "run", *drawn(60))
+    (first,) = calibrate(tmp_path / "run", "test", None, 0.8)
+    (again,) = calibrate(tmp_path / "run", "test", None)
+    assert again.threshold == first.threshold is not None
+    (other,) = calibrate(tmp_path / "run", "test", None, 0.5)
+    assert other.threshold is not None
+    assert other.threshold.coverage == 0.5
+
+
+@pytest.mark.parametrize("coverage", [None, 0.6])
+def test_too_few_images_for_a_temperature_are_refused(coverage: float | None, tmp_path: Path) -> None:
+    """Unreadable images do not count, and an older temperature stays."""
+    scores, labels = drawn(30)
+    run_of(tmp_path / "few", scores, labels, unreadable=(3,))
+    write_calibrations(tmp_path / "few", [EXAMPLE])
+    with pytest.raises(RunError, match=r"has 29 images, and a temperature needs at least 30 labelled images that did"):
+        calibrate(tmp_path / "few", "test", None, coverage)
+    assert read_calibrations(tmp_path / "few") == [EXAMPLE]
+    run_of(tmp_path / "enough", scores, labels)
+    assert len(calibrate(tmp_path / "enough", "test", None, coverage)) == 1
+
+
+def test_temperature_at_the_end_of_its_range_is_said(tmp_path: Path) -> None:
+    """Scores that say nothing of the labels: the best probabilities are equal ones, at an infinite temperature."""
+    labels = random_labels(0, 400)
+    fitted = fit_temperature(run_of(tmp_path / "run", random_scores(1, random_labels(1, 400), 9.0), labels))
+    assert (
+        fitted.doubt == "this temperature is at the end of the range that is searched, 0.05 to 20: the best lies beyond"
+    )
+    file = io.StringIO()
+    show_calibrations(make_console(file), "run", [fitted])
+    assert "note: this temperature is at the end of the range" in " ".join(file.getvalue().split())
+    assert replace(EXAMPLE, num_images=30).doubt is None
+    assert "was fitted on 10 images, and a temperature needs at least 30" in str(EXAMPLE.doubt)
 
 
 def test_calibrated_scores_need_no_temperature(tmp_path: Path) -> None:
@@ -244,10 +302,10 @@ def test_too_few_images_for_a_coverage_are_refused() -> None:
         (
             60,
             (0.113, 0.171),
-            r"the calibration error grew; .* 15 bins of confidence, and it is mostly noise on 60 images",
+            r"the calibration error grew, .*; the calibration error of 60 images is largely chance, .* 15 groups",
         ),
-        (60, (0.2, 0.1), r"the temperature minimises the NLL, .* it is mostly noise on 60 images"),
-        (1000, (0.1, 0.2), r"the calibration error grew; .* over 15 bins of confidence"),
+        (60, (0.2, 0.1), r"the calibration error of 60 images is largely chance, .*: compare the NLL instead"),
+        (1000, (0.1, 0.2), r"the calibration error grew, because .* not for the lowest calibration error"),
         (1000, (0.2, 0.1), None),
     ],
 )
@@ -277,7 +335,8 @@ def test_threshold_applies_to_the_calibrated_probabilities_of_its_views(tmp_path
         assert fitted.threshold.kept == (confidence >= fitted.threshold.prob).sum() == 55
         assert fitted.threshold.right == (mean.argmax(1) == labels)[confidence >= fitted.threshold.prob].sum()
         assert calibration_for(tmp_path / "run", fitted.views) == fitted, "as it was stored"
-    assert all(fitted.threshold is None for fitted in calibrate(tmp_path / "run", "test", None)), "no longer requested"
+    again = [fitted.threshold for fitted in calibrate(tmp_path / "run", "test", None)]
+    assert [threshold is not None and threshold.coverage for threshold in again] == [0.9, 0.9], "its own, chosen anew"
 
 
 def test_no_threshold_from_images_that_were_trained_on(tmp_path: Path) -> None:

@@ -6,9 +6,8 @@ import random
 import re
 import shutil
 import signal
-import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -369,6 +368,27 @@ def test_moved_run_with_stray_files_resumes_to_the_same_bits(
     assert_finished_alike(moved, expected)
 
 
+def test_moved_data_resume_to_the_same_bits_and_other_data_are_refused(
+    class_images: Path, tmp_path: Path, whole: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    expected = uninterrupted(whole, class_images, "plain", tmp_path_factory)
+    run, images = begin(class_images, tmp_path / "run")
+    with pytest.raises(Interrupted):
+        fit(run, images, SignalAfter(steps=6))
+    moved, other = class_images.rename(tmp_path / "moved images"), tmp_path / "other"
+    with pytest.raises(RunError, match=f"{re.escape(str(class_images))} does not exist.* train DATA --resume"):
+        again(run.path)
+    shutil.copytree(moved, other)
+    shutil.copy(moved / "train/ant/1.png", other / "train/ant/0.png")
+    before, recorded = files_of(run.path), runs.read_run(run.path).data
+    with pytest.raises(RunError, match=r"other is not the data that the run began with: 1 changed .*ant/0\.png"):
+        resume(run.path, data=other, console=make_console(StringIO()))
+    assert files_of(run.path) == before
+    assert resume(run.path, data=moved, console=make_console(StringIO())).data.source == str(moved)
+    assert runs.read_run(run.path).data == replace(recorded, source=str(moved))
+    assert_finished_alike(run.path, expected)
+
+
 def test_metrics_describe_the_saved_weights(class_images: Path, tmp_path: Path) -> None:
     """With select = "best" the figures of the last epoch are not those of the saved weights."""
     settings = SETTINGS["average, best, accumulated"]
@@ -631,12 +651,14 @@ def test_signal_handlers_are_restored_after_a_run(stopped: Path) -> None:
     assert stopped.exists()
 
 
-def test_second_ctrl_c_ends_at_once() -> None:
+def test_second_ctrl_c_ends_at_once(capfd: pytest.CaptureFixture[str]) -> None:
     with signals.signals_that_stop() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.signal_number == signal.SIGINT
+        assert capfd.readouterr().err == "stopping after this step; again to stop at once without saving\n"
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+    assert capfd.readouterr().err == ""
 
 
 def test_killed_command_resumes_to_the_same_bits(class_images: Path, tmp_path: Path) -> None:
@@ -707,14 +729,9 @@ def test_full_size_resnest_killed_inside_its_epoch_resumes_to_the_same_bits(phot
     run = fit(*begin(photographs, tmp_path / "whole", settings), Quiet())
     assert len([line for line in log_lines(run.path) if line["kind"] == "step"]) == 3
     begin(photographs, tmp_path / "run", settings)
-    process = command("--resume", tmp_path / "run")
-    state = tmp_path / "run" / "state" / "state.json"
-    while process.poll() is None and not state.exists():
-        time.sleep(0.02)
-    time.sleep(random.uniform(0, 2))
-    process.kill()
-    printed, _ = process.communicate()
-    assert process.returncode == -signal.SIGKILL, printed
+    text, state = tmp_path / "printed.txt", tmp_path / "run" / "state" / "state.json"
+    resumed = ("train", "--resume", tmp_path / "run")
+    assert killed(text, command(text, *resumed), state, random.uniform(0, 2)), "the run was too short"
     assert json.loads(state.read_text())["values"]["position"]["step"] in (1, 2)
-    assert "continuing after step" in finished(command("--resume", tmp_path / "run"))
+    assert "continuing after step" in finished(text, command(text, *resumed))
     assert_finished_alike(tmp_path / "run", tmp_path / "whole")

@@ -86,6 +86,45 @@ def test_plan_keeps_what_the_user_fixed(prepared: Prepared, monkeypatch: pytest.
     assert (recipe.model.backbone, recipe.stages[0].epochs, recipe.augment.policy) == ("resnest50", 3, "none")
 
 
+def quick(_recipe: Recipe, *_: object) -> Pace:
+    """A simulated machine on which any number of epochs fits."""
+    return pace_of(1e-3)
+
+
+def test_everything_follows_the_epochs_that_the_user_fixed(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "probe", quick)
+    monkeypatch.setattr(planner, "time_loading", lambda *_: 0.0)
+    recipe, reasons = plan(prepared, 0.2, "stages.0.epochs=5")
+    stage = recipe.stages[0]
+    assert (stage.epochs, stage.optim.warmup_epochs, stage.ema_half_life_epochs) == (5, 0.5, 0.2)
+    assert (recipe.model.backbone, recipe.augment.policy, stage.first_px) == ("resnest14", "none", "train")
+    assert not any("warning" in reason for reason in reasons)
+    many = plan(prepared, 0.2, "stages.0.epochs=400")[0]
+    assert (many.stages[0].epochs, many.augment.policy, many.stages[0].ema_half_life_epochs) == (
+        400,
+        planner.POLICY,
+        16,
+    )
+
+
+def test_fixed_epochs_that_do_not_fit_are_warned_about(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "probe", by_depth)
+    recipe, reasons = plan(prepared, 0.05, "stages.0.epochs=200")
+    assert recipe.model.backbone == "resnest14", "the cheapest"
+    warned = re.fullmatch(
+        r"warning: the 200 epochs that you fixed take about --hours ([\d.]+), .* for \d+ epochs", reasons[-1]
+    )
+    assert warned is not None
+    assert float(warned[1]) > 0.05
+
+
+def test_evaluations_between_epochs_take_their_time(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = replace(pace_of(1.0), score_seconds=1.0)
+    monkeypatch.setattr(planner, "probe", lambda *_: slow)
+    seldom, often = (plan(prepared, 0.2, f"eval.every_epochs={every}")[0] for every in (0, 1))
+    assert often.stages[0].epochs < 0.5 * seldom.stages[0].epochs, "8 s of scoring for each 3 s of training"
+
+
 @pytest.mark.parametrize(
     ("overrides", "first_px"),
     [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fewsight import runs
 from fewsight.errors import FewsightError, RunError
-from fewsight.machine import files
+from fewsight.machine import locks
 from fewsight.runs import Run, RunInfo
 from fewsight.scores.entries import is_ensemble
 from fewsight.scores.fusion import correct_top1
@@ -106,7 +106,7 @@ def _unfinished(run: Run) -> str:
     epoch = next((line.epoch for line in reversed(lines) if line.epoch is not None), None)
     total = sum(stage.epochs for stage in run.recipe.stages)
     at = "before its first step" if epoch is None else f"at epoch {epoch} of {total}"
-    if files.is_locked(run.path) is False:
+    if locks.is_locked(run.path) is False:
         return f"interrupted {at}"
     return "training" if epoch is None else f"training, epoch {epoch} of {total}"
 

@@ -135,6 +135,8 @@ def _explain(error: CycloptsError) -> str:
 
     command = " ".join(("fewsight", *(error.command_chain or ())))
     text = " ".join(str(error).split())
+    if text.endswith(", ..."):  # of the commands that there are
+        text = f"{text.removesuffix(', ...')} and others"
     if isinstance(error, UnusedCliTokensError):
         text = f"too many arguments: {' '.join(error.unused_tokens or ())}"
     if isinstance(error, UnknownOptionError) and error.token.keyword and error.command_chain == ("train",):

@@ -40,12 +40,11 @@ def scores_rows(
             val.
     """
     from fewsight.cli.show import show_lines
-    from fewsight.scores.opening import open_each, parse_views
     from fewsight.scores.queries import better_part, fusions, lines, lines_by_size
     from fewsight.terminal import make_console, printable
 
     console = make_console()
-    opened = open_each(runs, _split_to_use(runs, split, console), parse_views(views))
+    opened = _opened(runs, split, views, console)
     for scored in opened:
         show_lines(console, str(scored.path), lines_by_size(scored), _notes(scored))
         if len(scored.members) > 1 and (better := better_part(scored)) is not None:
@@ -67,7 +66,6 @@ def scores_compare(runs: tuple[Path, ...], /, *, split: str | None = None, views
         views: use only these views, for example center-64,random-64 (all that are stored).
     """
     from fewsight.scores.calibration import view_names
-    from fewsight.scores.opening import open_each, parse_views
     from fewsight.scores.queries import compare, describe_mean
     from fewsight.terminal import make_console, optimistic_notes, printable
 
@@ -76,7 +74,7 @@ def scores_compare(runs: tuple[Path, ...], /, *, split: str | None = None, views
             "scores compare needs at least two runs, for example: fewsight scores compare runs/a runs/b"
         )
     console = make_console()
-    first, *others = open_each(runs, _split_to_use(runs, split, console), parse_views(views))
+    first, *others = _opened(runs, split, views, console)
     for other in others:
         for note in optimistic_notes(
             int((first.trained_on | other.trained_on).sum()),
@@ -104,13 +102,12 @@ def scores_ablate(runs: tuple[Path, ...], /, *, split: str | None = None) -> int
         split: the split whose scores are used (test, else val, else the only one that all have).
     """
     from fewsight.cli.show import show_lines
-    from fewsight.scores.opening import open_each
     from fewsight.scores.queries import ablate
     from fewsight.scores.queries import fuse as fuse_runs
     from fewsight.terminal import make_console
 
     console = make_console()
-    opened = open_each(runs, _split_to_use(runs, split, console))
+    opened = _opened(runs, split, None, console)
     scored = opened[0] if len(opened) == 1 else fuse_runs(opened)
     ablation = ablate(scored)
     title = f"{len(runs)} runs, uniform over {counted(len(scored.sized_runs), 'test size')}"
@@ -133,11 +130,12 @@ def scores_calibrate(
 ) -> int:
     """Calibrate a run by temperature scaling: its confidence then matches its accuracy, in predict and serve too.
 
-    The temperature minimises the NLL of the labels, and is stored in the run. The calibration error printed beside it,
-    over 15 bins of probability, is mostly noise on fewer than 300 images.
+    The temperature minimises the NLL of the labels (with one more image, so that few right ones do not make it sure of
+    all), and is stored in the run; it needs at least 30 images. The calibration error printed beside it, on 15
+    groups of images by confidence, is largely chance with fewer than 300 images.
 
     With --coverage, also choose a confidence threshold: predict and serve then mark an image below it as none of the
-    run's classes.
+    run's classes. Without it a threshold that the run has is chosen anew for the coverage that it was chosen for.
 
     Args:
         run: a run or an ensemble that was evaluated on the split.
@@ -177,14 +175,13 @@ def _notes(scored: "Scored") -> list[str]:
     return optimistic_notes(int(scored.trained_on.sum()), int(scored.chose_weights.sum()), len(scored.trained_on))
 
 
-def _split_to_use(runs: Sequence[Path], split: str | None, console: "Console") -> str:
-    """The given split, else one that all runs have scores of; a line says so if that is not test."""
-    from fewsight.scores.opening import default_split
+def _opened(runs: Sequence[Path], split: str | None, views: str | None, console: "Console") -> "list[Scored]":
+    """The scores of the given split, else of one that all runs have scores of; a line says so if that is not test."""
+    from fewsight.scores.opening import default_split, open_each, parse_views
 
-    if split is not None:
-        return split
-    chosen = default_split(runs)
-    if chosen != "test":
+    chosen = default_split(runs) if split is None else split
+    opened = open_each(runs, chosen, parse_views(views))
+    if split is None and chosen != "test":
         reason = "there are no scores of test" if len(runs) == 1 else "not all of these have scores of test"
         console.print(f"on {chosen}: {reason} (--split chooses another)")
-    return chosen
+    return opened

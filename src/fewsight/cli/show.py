@@ -85,14 +85,15 @@ def show_evaluation(console: Console, run: Any, evaluation: "Evaluation") -> Non
 
 def show_figures(console: Console, figures: "Figures", title: str, *, max_classes: int = 10) -> None:
     """Print the overall figures with intervals, the classes of lowest recall and the worst confusions."""
-    top1, top5 = figures.top1, figures.top5
+    top1 = figures.top1
     num_unreadable = figures.num_images - top1.total
     count = counted(top1.total, "image")
     if num_unreadable:
         count = f"{top1.total:,} of {counted(figures.num_images, 'image')} ({num_unreadable:,} unreadable)"
     console.print(f"{printable(title)} · {count}", style="bold")
     console.print(f"  top-1              {top1}  (Wilson 95 % interval)")
-    console.print(f"  top-{figures.top_k}              {top5}")
+    if len(figures.classes) > figures.top_k:  # else every image counts as correct
+        console.print(f"  top-{figures.top_k}              {figures.top5}")
     console.print(f"  balanced accuracy  {100 * figures.balanced_accuracy:.1f} %")
     console.print(f"  macro-F1           {100 * figures.macro_f1:.1f} %")
     console.print(_class_table(console, figures, max_classes))

@@ -42,10 +42,11 @@ def evaluate(
     from fewsight.cli.show import show_evaluation
     from fewsight.inference.evaluate import evaluate as evaluate_run
     from fewsight.machine import files
+    from fewsight.machine.outputs import Kind, check_output
     from fewsight.terminal import make_console
 
     if json_ is not None:
-        files.check_target(json_, "--json")
+        check_output(json_, "--json", Kind("a result of fewsight evaluate", (b'"run":', b'"views":')))
     console = make_console()
     evaluation = evaluate_run(
         run, data, split=split, views=views, scores=scores, splits=splits, reread=reread, console=console
@@ -55,7 +56,9 @@ def evaluate(
         about: dict[str, Any] = {"run": str(run), "data": evaluation.data, "split": evaluation.split}
         about |= {"views": evaluation.views, "num_trained_on": evaluation.num_trained_on}
         about |= {"num_chose_weights": evaluation.num_chose_weights, "num_left_out": evaluation.num_left_out}
-        files.write_json(json_, about | evaluation.figures.as_json() | {"unreadable": evaluation.unreadable})
+        files.write_json(
+            files.link_target(json_), about | evaluation.figures.as_json() | {"unreadable": evaluation.unreadable}
+        )
         console.print(f"wrote {json_}")
     return 1 if evaluation.unreadable else 0
 
@@ -141,6 +144,7 @@ def ensemble(
     from fewsight.cli.show import show_calibrations, show_members
     from fewsight.inference.ensemble import combine
     from fewsight.inference.member_text import parse_member
+    from fewsight.inference.opening import describe_probabilities, open_runs
     from fewsight.terminal import make_console, printable
 
     parsed = [parse_member(text) for text in members]
@@ -151,6 +155,7 @@ def ensemble(
         console.print(f"views: {printable(made.reason)} (--views paper uses every size, both crops)")
     if made.calibrations:
         show_calibrations(console, out, made.calibrations)
+    console.print(printable(describe_probabilities(open_runs(out, None))))
     console.print(f"the ensemble is in {out}")
     return 0
 
@@ -179,11 +184,9 @@ def report(
         early.check_scored(path)
 
     from fewsight.apps.report import write_report
-    from fewsight.machine import files
     from fewsight.scores.opening import parse_views
     from fewsight.terminal import make_console, progress_counter
 
-    files.check_target(out, "--out")
     replaces = out.exists()
     with progress_counter(make_console(), "checking the data") as progress:
         pictures = write_report(
@@ -212,14 +215,15 @@ def runs(folder: Path = Path("runs"), /, *, json_: Annotated[Path | None, Parame
     from fewsight.apps.listing import list_runs, seed_groups
     from fewsight.cli.show import show_runs
     from fewsight.machine import files
+    from fewsight.machine.outputs import Kind, check_output
     from fewsight.terminal import make_console
 
     if json_ is not None:
-        files.check_target(json_, "--json")
+        check_output(json_, "--json", Kind("a list of fewsight runs", (b'"path":', b'"status":')))
     listed = list_runs(folder)
     show_runs(make_console(), folder, listed, seed_groups(listed))
     if json_ is not None:
-        files.write_json(json_, [asdict(run) | {"path": str(run.path)} for run in listed])
+        files.write_json(files.link_target(json_), [asdict(run) | {"path": str(run.path)} for run in listed])
         print(f"wrote {json_}")
     return 0
 

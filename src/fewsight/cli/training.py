@@ -45,17 +45,19 @@ def check(
     from fewsight.apps.check import check as check_data
     from fewsight.apps.check import check_json, show_check, write_page
     from fewsight.machine import files
+    from fewsight.machine.outputs import Kind, check_output
     from fewsight.terminal import make_console, progress_counter
 
-    for option, target in (("--json", json_), ("--html", html)):
-        if target is not None:
-            files.check_target(target, option)
+    if json_ is not None:
+        check_output(json_, "--json", Kind("a result of fewsight check", (b'"layout":', b'"counts":')))
+    if html is not None:
+        check_output(html, "--html", Kind("a page of fewsight check", (b'content="fewsight check"',)))
     console = make_console()
     with progress_counter(console, "checking") as progress:
         checked = check_data(data, holdout=holdout, splits=splits, reread=reread, progress=progress)
     show_check(console, checked)
     if json_ is not None:
-        files.write_json(json_, check_json(checked))
+        files.write_json(files.link_target(json_), check_json(checked))
         console.print(f"wrote {json_}")
     if html is not None:
         write_page(checked, html)
@@ -87,7 +89,7 @@ def train(
     """Train a classifier on a folder of class folders, a folder with train/, val/, test/, or a CSV or Parquet manifest.
 
     Args:
-        data: the folder or manifest.
+        data: the folder or manifest; with --resume, its new place, if moved.
         out: the run folder to write; it must not exist yet.
         resume: continue this run instead, with its own recipe and data.
         other_machine: resume where processor, processes, threads, device or versions differ; the last bits then do too.
@@ -108,7 +110,7 @@ def train(
         tensorboard: also write curves, one batch and the recipe to OUT/tensorboard.
     """
     if resume is not None:
-        given = {"DATA": data, "--out": out, "--recipe": recipe, "--hours": hours, "--set": set_ or None,
+        given = {"--out": out, "--recipe": recipe, "--hours": hours, "--set": set_ or None,
                  "--seeds": seeds, "--init-from": init_from, "--merge-val": merge_val or None, "--holdout": holdout,
                  "--splits": splits, "--max-bad": max_bad, "--leak": leak, "--deterministic": deterministic or None,
                  "--preview": preview}  # fmt: skip
@@ -127,7 +129,7 @@ def train(
                 "run.deterministic": "true" if deterministic else None}  # fmt: skip
     overrides = [*set_, *(f"{key}={value}" for key, value in settings.items() if value is not None)]
     if resume is not None:
-        early.check_run(resume)
+        early.check_run(resume, data)
     else:
         assert data is not None
         assert out is not None
@@ -147,12 +149,13 @@ def train(
 
         require_tensorboard()
         reporters.append(TensorBoard)
-    if data is None or out is None:
-        assert resume is not None
-        run = resume_run(resume, other_machine=other_machine, console=console, reporters=reporters)
+    if resume is not None:
+        run = resume_run(resume, data=data, other_machine=other_machine, console=console, reporters=reporters)
         show_run(run, console)
         show_next(run, console)
         return 0
+    assert data is not None
+    assert out is not None
     runs = train_run(
         data,
         out,

@@ -16,7 +16,7 @@ from fewsight.data.decode import (
 )
 from fewsight.data.duplicates import candidates, confirmed, load_compared
 from fewsight.data.memory import Scanned, changed_files, file_digest
-from fewsight.data.samples import Dataset, Sample, classes_in, digest, digest_of_list
+from fewsight.data.samples import Dataset, Ignored, Sample, classes_in, digest, digest_of_list
 from fewsight.data.scanning import THUMBNAIL_PX, channel_stats, scan, scan_image
 from fewsight.data.selection import WHOLE, EvaluationSet, check_class_sizes, evaluation_samples, training_samples
 from fewsight.data.sources import check_source, images_under, is_hidden, is_image, read_dataset
@@ -29,6 +29,7 @@ __all__ = [
     "Dataset",
     "EvaluationSet",
     "Header",
+    "Ignored",
     "ImageError",
     "LargeImageError",
     "PixelCache",

@@ -15,9 +15,9 @@ from fewsight.machine.loading import loading_context
 
 AUTO_FRACTION = 0.25  # of the memory that is free when training begins
 UNKNOWN_FREE = 4 * 2**30  # bytes assumed free where the system does not report it
-CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+CGROUPS = (  # folder, and in it the limit, the use, and the name in memory.stat of files that can be dropped
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 EMPTY, CHANGED = -1, -2  # in place of an offset: not cached yet; the file has changed since it was cached
 
@@ -111,12 +111,26 @@ def cache_size(gigabytes: float | str) -> int:
 
 
 def free_memory() -> int:
-    """Bytes that this process can still allocate, limited by the system and by its control group."""
+    """Bytes that this process can still allocate, limited by the system and by its control group.
+
+    Files that were read stay in memory and count as used by the group until the kernel needs the room: those that it
+    would drop first are free, as MemAvailable counts them for the whole system.
+    """
     free = float(UNKNOWN_FREE)
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = 1024.0 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
-    for limit, used in CGROUPS:
+    for folder, limit, used, droppable in CGROUPS:
         with contextlib.suppress(OSError, ValueError):  # no such group, or no limit: "max"
-            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+            group = Path(folder)
+            unused = int((group / limit).read_text()) - int((group / used).read_text())
+            free = min(free, unused + _statistic(group / "memory.stat", droppable))
     return max(0, math.floor(free))
+
+
+def _statistic(path: Path, name: str) -> int:
+    """A number of a control group's statistics; 0 where it is not given."""
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = path.read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.split()[:1] == [name]))
+    return 0

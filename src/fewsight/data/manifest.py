@@ -7,6 +7,7 @@ under two labels or in two splits is refused, because it would be a multi-label 
 import csv
 import os
 import posixpath
+import re
 import stat
 from collections import Counter
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from fewsight.wording import named
 
 MANIFEST_SUFFIXES = frozenset({".csv", ".parquet"})
 MISSING = "does not exist"
+_GROUPS = re.compile("(group|object|patient|subject|site|animal|leaf|leaves)s?([ _-]?id)?")  # columns, in lower case
 _COLUMNS = "expected the columns path,label and, optionally, split"
 
 
@@ -35,7 +37,7 @@ def read_manifest(path: Path, *, holdout: float, seed: int, given: Mapping[str, 
     Raises:
         DataError: a column, value or file is missing, or an image has several labels.
     """
-    rows = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
+    rows, unused = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
     if not rows:
         raise DataError(f"{path}: no rows; {_COLUMNS}, then one row per image")
     _check_values(path, rows)
@@ -62,8 +64,20 @@ def read_manifest(path: Path, *, holdout: float, seed: int, given: Mapping[str, 
         split_by_seed=drawn,
         names=names,
         file=path,
-        notes=naming_notes(names),
+        notes=(*naming_notes(names), *_notes_on_columns(unused, drawn=drawn and "val" in named_splits)),
     )
+
+
+def _notes_on_columns(unused: list[str], *, drawn: bool) -> tuple[str, ...]:
+    """A line on the columns that are not used, and one on a column of groups where train and val are drawn."""
+    notes = [f"not used: the manifest's {named(map(repr, unused), 10)} (used: path, label and split)"]
+    groups = [name for name in unused if _GROUPS.fullmatch(name.lower())]
+    if groups and drawn:
+        notes.append(
+            f"the draw of val does not know {groups[0]!r}: images of one object may be in train and in val, which then "
+            "measures too high an accuracy; write a column split with one value for all images of an object"
+        )
+    return tuple(notes) if unused else ()
 
 
 class _Row:
@@ -79,7 +93,8 @@ class _Row:
         self.split = values.get("split", "")
 
 
-def _read_csv(path: Path) -> list[_Row]:
+def _read_csv(path: Path) -> tuple[list[_Row], list[str]]:
+    """The rows, and the columns that are not used."""
     rows = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -102,10 +117,10 @@ def _read_csv(path: Path) -> list[_Row]:
         raise DataError(f"{path}: not a valid CSV file ({error})") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-    return rows
+    return rows, _unused(header, columns)
 
 
-def _read_parquet(path: Path) -> list[_Row]:
+def _read_parquet(path: Path) -> tuple[list[_Row], list[str]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
@@ -118,10 +133,15 @@ def _read_parquet(path: Path) -> list[_Row]:
             values = {name: table.column(header[i]).to_pylist() for name, i in columns.items()}
     except (ArrowException, OSError, UnicodeDecodeError) as error:  # damaged text too
         raise DataError(f"{path}: not a readable Parquet file ({_one_line(error)})") from None
-    return [
+    rows = [
         _Row(f"row {number + 1}", {name: _text(path, name, column[number]) for name, column in values.items()})
         for number in range(table.num_rows)
     ]
+    return rows, _unused(header, columns)
+
+
+def _unused(header: list[str], columns: dict[str, int]) -> list[str]:
+    return [name.strip() for index, name in enumerate(header) if index not in columns.values()]
 
 
 def _text(path: Path, column: str, value: Any) -> str:

@@ -1,7 +1,7 @@
 """Prepare a training set: read the dataset, scan its images, leave unreadable ones out, measure the statistics."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,8 +75,10 @@ def prepare(source: Path, settings: Data, *, progress: Callable[[int, int], None
         [(sample, scans[sample.path]) for sample in others],
     )
     dropped = dict(leaks.equal) if settings.leak == "drop" else {}
+    label_of = {sample.path: sample.label for sample in [*train, *others]}
     left_out += [
-        {"path": path, "split": "train", "error": f"{path}: equal to {other}"} for path, other in dropped.items()
+        {"path": path, "split": "train", "error": _why_dropped(path, other, label_of)}
+        for path, other in dropped.items()
     ]
     kept = [
         (number, sample)
@@ -86,6 +88,14 @@ def prepare(source: Path, settings: Data, *, progress: Callable[[int, int], None
     _check_counts(source, classes, [sample for _, sample in kept], bool(left_out))
     kept_val = [sample for sample in val if scans[sample.path].error is None]
     return _fix(dataset, source, settings, _Chosen(classes, kept, kept_val, scans, left_out, leaks))
+
+
+def _why_dropped(path: str, other: str, label_of: Mapping[str, str]) -> str:
+    """That a training image equals one of another split, which may have another label; "" in a split without labels."""
+    equal = f"{path}: equal to {other}"
+    if label_of[other] in ("", label_of[path]):
+        return equal
+    return f"{equal}, but their labels differ ({label_of[path]} and {label_of[other]}): one of them is wrong"
 
 
 def _not_trained_on(dataset: Dataset, merge_val: bool) -> list[Sample]:

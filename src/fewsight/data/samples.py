@@ -1,6 +1,7 @@
 """Datasets: labelled images by split. Labels are class names; class indices come from the sorted names."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 from fewsight.errors import DataError
 from fewsight.machine.rng import SAMPLE, stream
 
+MAX_NAMED = 3  # of the files that are skipped for one reason
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -17,6 +20,20 @@ class Sample:
 
     path: str  # relative to Dataset.root, with "/" between the parts; a manifest may hold absolute paths
     label: str  # the class name
+
+
+class Ignored(Counter[str]):
+    """The number of skipped files and folders by reason, and the first few of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: dict[str, list[Path]] = {}
+
+    def note(self, reason: str, *paths: Path) -> None:
+        """Count skipped files or folders."""
+        self[reason] += len(paths)
+        known = self.first.setdefault(reason, [])
+        known.extend(paths[: MAX_NAMED - len(known)])
 
 
 @dataclass(frozen=True)
@@ -28,7 +45,8 @@ class Dataset:
     manifest's value. `file` is the manifest, if it is one. `notes` are lines for the user on how it was understood.
     `layout` says where the splits come from: "splits" and "vipriors" are folders beside train/, "classes" is
     one level of class folders, "manifest" is a table; `split_by_seed` says whether train and val were drawn.
-    `unlabelled` holds the splits without labels, `ignored` the number of skipped files and folders by reason.
+    `unlabelled` holds the splits without labels, `ignored` the number of skipped files and folders by reason, and
+    `first_ignored` the paths of the first few of them, relative to the root.
     """
 
     root: Path
@@ -40,6 +58,7 @@ class Dataset:
     names: dict[str, str] = field(default_factory=dict)
     file: Path | None = field(default=None, compare=False)
     notes: tuple[str, ...] = ()
+    first_ignored: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
 
     @property
     def source(self) -> Path:

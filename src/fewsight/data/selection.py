@@ -24,6 +24,7 @@ class EvaluationSet:
     samples: tuple[Sample, ...]
     labels: tuple[int, ...]
     notes: tuple[str, ...] = ()  # as `Dataset.notes`
+    untested: tuple[str, ...] = ()  # the other labelled splits beside train, where val is taken without being named
 
 
 def training_samples(
@@ -114,7 +115,8 @@ def evaluation_samples(
             f"the run has {len(classes):,} ({named(classes)}){_alike(unknown, classes)}"
         )
     labels = tuple(class_index[sample.label] for sample in samples)
-    return EvaluationSet(dataset.root, name, samples, labels, dataset.notes)
+    untested = [other for other in dataset.splits if other not in ("train", "val")] if split is None else []
+    return EvaluationSet(dataset.root, name, samples, labels, dataset.notes, tuple(untested) if name == "val" else ())
 
 
 def _choose_split(

@@ -4,12 +4,12 @@ import os
 import posixpath
 import re
 import stat
-from collections import Counter
 from pathlib import Path, PurePath
+from typing import Any
 
 from fewsight.data.decode import IMAGE_SUFFIXES
 from fewsight.data.manifest import MANIFEST_SUFFIXES, read_manifest
-from fewsight.data.samples import Dataset, Sample
+from fewsight.data.samples import Dataset, Ignored, Sample
 from fewsight.data.splits import USUAL_NAMES, naming_notes, parse_splits, split_by_seed, split_names, usual_split
 from fewsight.errors import DataError
 from fewsight.wording import named
@@ -66,7 +66,7 @@ def check_source(path: Path) -> None:
         )
 
 
-def images_under(folder: Path, ignored: Counter[str]) -> list[str]:
+def images_under(folder: Path, ignored: Ignored) -> list[str]:
     """Paths of the images at any depth below `folder`, relative to it, in code-point order.
 
     Links are followed, each real folder once, so loops end. What is skipped is counted in `ignored`.
@@ -86,12 +86,12 @@ def images_under(folder: Path, ignored: Counter[str]) -> list[str]:
             raise _unreadable(subfolder, error) from None
         identity = status.st_dev, status.st_ino
         if identity in visited:
-            ignored["link to a folder already read"] += 1
+            ignored.note("link to a folder already read", subfolder)
             continue
         visited.add(identity)
         files, folders = _entries(subfolder, ignored)
         images += [prefix + name for name in files if is_image(name)]
-        ignored["other file"] += sum(not is_image(name) for name in files)
+        ignored.note("other file", *(subfolder / name for name in files if not is_image(name)))
         pending += [f"{prefix}{name}/" for name in reversed(folders)]
     return sorted(images)
 
@@ -106,7 +106,7 @@ def is_image(name: str) -> bool:
     return PurePath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
-def _entries(folder: Path, ignored: Counter[str]) -> tuple[list[str], list[str]]:
+def _entries(folder: Path, ignored: Ignored) -> tuple[list[str], list[str]]:
     """The names of the visible (files, folders) directly in `folder`, sorted; all else is counted in `ignored`."""
     files, folders = [], []
     try:
@@ -114,13 +114,13 @@ def _entries(folder: Path, ignored: Counter[str]) -> tuple[list[str], list[str]]
             for entry in entries:
                 is_folder, is_file = _kind(entry)
                 if is_hidden(entry.name):
-                    ignored["hidden folder" if is_folder else "hidden file"] += 1
+                    ignored.note("hidden folder" if is_folder else "hidden file", folder / entry.name)
                 elif is_folder:
                     folders.append(entry.name)
                 elif is_file:
                     files.append(entry.name)
                 else:
-                    ignored["broken link" if entry.is_symlink() else "other file"] += 1
+                    ignored.note("broken link" if entry.is_symlink() else "other file", folder / entry.name)
     except OSError as error:
         raise _unreadable(folder, error) from None
     return sorted(files), sorted(folders)
@@ -139,13 +139,13 @@ def _unreadable(folder: Path, error: OSError) -> DataError:
 
 
 def _read_folder(root: Path, *, holdout: float, seed: int, given: dict[str, str]) -> Dataset:
-    ignored: Counter[str] = Counter()
+    ignored: Ignored = Ignored()
     files, folders = _entries(root, ignored)
     if not files and not folders:
         raise DataError(f"{root}: this folder is empty; expected class folders, or train/ with class folders in it")
-    loose = sum(is_image(name) for name in files)
-    ignored["image outside a class folder"] += loose
-    ignored["other file"] += len(files) - loose
+    loose = [root / name for name in files if is_image(name)]
+    ignored.note("image outside a class folder", *loose)
+    ignored.note("other file", *(root / name for name in files if not is_image(name)))
     if given or _holds_splits(folders):
         return _read_splits(root, split_names(_split_folders(root, folders, given, ignored), given, root), ignored)
     if folders and all(map(usual_split, folders)):
@@ -155,11 +155,13 @@ def _read_folder(root: Path, *, holdout: float, seed: int, given: dict[str, str]
         )
     samples = _class_folders(root, "", folders, ignored)
     if not samples:
-        raise DataError(f"{root}: {_why_no_classes(root, loose, folders)}")
-    notes = _notes_on_levels(root, _without_images(folders, "", samples))
+        raise DataError(f"{root}: {_why_no_classes(root, len(loose), folders)}")
+    without_images = _without_images(folders, "", samples)
+    _refuse_datasets(root, without_images)
+    notes = _notes_on_levels(root, without_images)
     train, val = split_by_seed(samples, holdout=holdout, seed=seed)
     splits = {"train": train} | ({"val": val} if val else {})
-    return Dataset(root, splits, "classes", _counted(ignored), split_by_seed=True, notes=notes)
+    return Dataset(root, splits, "classes", split_by_seed=True, notes=notes, **_counted(root, ignored))
 
 
 def _holds_splits(folders: list[str]) -> bool:
@@ -168,7 +170,7 @@ def _holds_splits(folders: list[str]) -> bool:
     return "train" in folders or ("train" in splits and (all(splits) or len(set(splits) - {None}) > 1))
 
 
-def _split_folders(root: Path, folders: list[str], given: dict[str, str], ignored: Counter[str]) -> list[str]:
+def _split_folders(root: Path, folders: list[str], given: dict[str, str], ignored: Ignored) -> list[str]:
     """The folders of the splits, relative to the root: the given ones, and every other that holds none of those.
 
     An empty one is left out, so that valid/ is read as val beside an empty val/.
@@ -178,12 +180,12 @@ def _split_folders(root: Path, folders: list[str], given: dict[str, str], ignore
             raise DataError(f"{root}: --splits {split}={name}: there is no such folder; found {named(folders)}")
     parents = {name.split("/")[0] for name in given.values()}
     others = [name for name in folders if name not in parents]
-    filled = [name for name in others if name == "train" or any(_entries(root / name, Counter()))]
-    ignored["folder without images"] += len(others) - len(filled)
+    filled = [name for name in others if name == "train" or any(_entries(root / name, Ignored()))]
+    ignored.note("folder without images", *(root / name for name in others if name not in filled))
     return [*given.values(), *filled]
 
 
-def _read_splits(root: Path, read_as: dict[str, str], ignored: Counter[str]) -> Dataset:
+def _read_splits(root: Path, read_as: dict[str, str], ignored: Ignored) -> Dataset:
     """The dataset whose splits are folders.
 
     Args:
@@ -197,7 +199,7 @@ def _read_splits(root: Path, read_as: dict[str, str], ignored: Counter[str]) -> 
     for folder, split in read_as.items():
         files, classes = _entries(root / folder, ignored)
         loose = [f"{folder}/{file}" for file in files if is_image(file)]
-        ignored["other file"] += len(files) - len(loose)
+        ignored.note("other file", *(root / folder / file for file in files if not is_image(file)))
         samples = _class_folders(root, f"{folder}/", classes, ignored)
         if split == "train" and not samples:
             raise DataError(f"{root / folder}: {_why_no_classes(root / folder, len(loose), classes)}")
@@ -208,15 +210,15 @@ def _read_splits(root: Path, read_as: dict[str, str], ignored: Counter[str]) -> 
             samples = []
         if samples:
             splits[split] = tuple(samples)
-            ignored["image outside a class folder"] += len(loose)
+            ignored.note("image outside a class folder", *(root / path for path in loose))
         elif loose:
             unlabelled[split] = tuple(sorted(loose))
         else:
-            ignored["folder without images"] += 1
+            ignored.note("folder without images", root / folder)
     names = {split: folder for folder, split in read_as.items() if split in splits or split in unlabelled}
     layout = _splits_layout(splits, unlabelled)
     notes = (*naming_notes(names), *notes)
-    return Dataset(root, splits, layout, _counted(ignored), unlabelled, names=names, notes=notes)
+    return Dataset(root, splits, layout, unlabelled=unlabelled, names=names, notes=notes, **_counted(root, ignored))
 
 
 def _splits_layout(splits: dict[str, tuple[Sample, ...]], unlabelled: dict[str, tuple[str, ...]]) -> str:
@@ -225,12 +227,13 @@ def _splits_layout(splits: dict[str, tuple[Sample, ...]], unlabelled: dict[str, 
     return "vipriors" if has_challenge_splits and has_wordnet_ids else "splits"
 
 
-def _class_folders(root: Path, prefix: str, folders: list[str], ignored: Counter[str]) -> list[Sample]:
+def _class_folders(root: Path, prefix: str, folders: list[str], ignored: Ignored) -> list[Sample]:
     """The samples in `folders` of `root / prefix`, whose names are the classes."""
     samples = []
     for label in folders:
         images = images_under(root / prefix / label, ignored)
-        ignored["empty class folder"] += not images
+        if not images:
+            ignored.note("empty class folder", root / prefix / label)
         samples += [Sample(f"{prefix}{label}/{image}", label) for image in images]
     return sorted(samples, key=lambda sample: sample.path)
 
@@ -239,6 +242,38 @@ def _without_images(folders: list[str], prefix: str, samples: list[Sample]) -> l
     """The class folders that hold no image directly."""
     filled = {posixpath.dirname(sample.path) for sample in samples}
     return [folder for folder in folders if f"{prefix}{folder}" not in filled]
+
+
+def _refuse_datasets(root: Path, folders: list[str]) -> None:
+    """Check that class folders are not datasets of their own.
+
+    Raises:
+        DataError: some hold train/ with class folders; the message names each of them.
+    """
+    found = [path for path in (_dataset_in(root, folder) for folder in folders) if path]
+    if found:
+        given = named(str(root / path) for path in found)
+        raise DataError(
+            f"{root}: train/ with class folders is in {named(f'{path}/' for path in found)}, so those are datasets and "
+            f"no classes: give {'one of ' if len(found) > 1 else ''}{given} as DATA"
+        )
+
+
+def _dataset_in(root: Path, folder: str) -> str:
+    """The folder, from `folder` downwards, that holds train/ with classes, alone or beside a split; "" if none does."""
+    path, below = _first_branch(root, folder)
+    if path != folder and path.endswith("/train"):  # nothing beside it; x_train/train/ is a split in itself
+        return posixpath.dirname(path) if below and not _words_of_splits(folder) else ""
+    if not _holds_splits(below):
+        return ""
+    inside = {name: set(_entries(root / path / name, Ignored())[1]) for name in below}
+    train = next(name for name in below if usual_split(name) == "train")
+    beside = [name for name in below if name != train and (usual_split(name) or inside[name] & inside[train])]
+    return path if len(inside[train]) > 1 and beside else ""  # a class of vehicles may hold train/ beside car/
+
+
+def _words_of_splits(path: str) -> frozenset[str]:
+    return _WORDS_OF_SPLITS.intersection(re.split("[^a-z]+", path.lower()))
 
 
 def _notes_on_levels(root: Path, folders: list[str]) -> tuple[str, ...]:
@@ -261,7 +296,7 @@ def _notes_on_levels(root: Path, folders: list[str]) -> tuple[str, ...]:
         return ()
     shared = named(sorted(largest))
     what = f"{named(f'{path}/' for path in alike)} hold no images, but folders of the same names ({shared})"
-    words = {path: _WORDS_OF_SPLITS.intersection(re.split("[^a-z]+", path.lower())) for path in alike}
+    words = {path: _words_of_splits(path) for path in alike}
     if all(map(usual_split, largest)):
         raise DataError(f"{root}: {what}: put the splits above the classes ({min(largest)}/{min(alike)}/ and so on)")
     typed = {usual_split(min(found)): path for path, found in words.items() if found}
@@ -277,7 +312,7 @@ def _first_branch(root: Path, folder: str) -> tuple[str, list[str]]:
     """The first folder, from `folder` downwards, that holds anything but one folder; the folders in it, or [] beside
     images."""
     for _ in range(MAX_DEPTH):
-        files, folders = _entries(root / folder, Counter())
+        files, folders = _entries(root / folder, Ignored())
         if any(map(is_image, files)) or not folders:
             return folder, []
         if len(folders) > 1:
@@ -297,5 +332,10 @@ def _why_no_classes(folder: Path, num_loose: int, folders: list[str]) -> str:
     return f"no class folders; {expected}"
 
 
-def _counted(ignored: Counter[str]) -> dict[str, int]:
-    return {reason: count for reason, count in sorted(ignored.items()) if count}
+def _counted(root: Path, ignored: Ignored) -> dict[str, Any]:
+    """What was skipped, as a `Dataset` holds it."""
+    first = {
+        reason: tuple(path.relative_to(root).as_posix() for path in paths) for reason, paths in ignored.first.items()
+    }
+    counts = {reason: count for reason, count in sorted(ignored.items()) if count}
+    return {"ignored": counts, "first_ignored": first}

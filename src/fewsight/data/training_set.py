@@ -55,7 +55,7 @@ def list_differences(before: Sequence[ListedImage], after: Sequence[ListedImage]
 class RunData:
     """A run's record of its data (data.json)."""
 
-    source: str  # the data's absolute path when the run began
+    source: str  # the data's absolute path when the run began, or where a resume found them
     layout: str
     digest: str  # BLAKE2b over path, size and label of every training and val image
     counts: dict[str, dict[str, int]]  # split -> class -> number of images

@@ -20,13 +20,13 @@ from fewsight.inference.tested_views import TestedViews, harmless_views, test_si
 from fewsight.machine import files
 from fewsight.recipes import recipe_differences
 from fewsight.runs import Run
-from fewsight.scores.calibration import Calibration, calibrate, read_calibrations, write_calibrations
+from fewsight.scores.calibration import MIN_IMAGES, Calibration, calibrate, read_calibrations, write_calibrations
 from fewsight.scores.chosen_weights import check_not_trained_on, greedy_weights, parse_weights
 from fewsight.scores.entries import EnsembleEntry, Views, is_ensemble, read_entries, read_views, write_entries
 from fewsight.scores.members import check_same_images, make_member
 from fewsight.scores.opening import open_scored
 from fewsight.scores.store import SUFFIX, read_store
-from fewsight.wording import first_few
+from fewsight.wording import first_few, shell_command
 
 MAY_DIFFER = (
     "data.merge_val",
@@ -47,7 +47,7 @@ class NewEnsemble:
     entries: tuple[EnsembleEntry, ...]
     views: Views
     reason: str | None  # for its sizes and views, where they were not given
-    calibrations: tuple[Calibration, ...]  # fitted on stored scores, if there are such
+    calibrations: tuple[Calibration, ...]  # fitted on stored scores, if there are enough
 
 
 def combine(
@@ -59,7 +59,7 @@ def combine(
     carried_from: Path | None = None,
     views: Literal["auto"] | Views = "auto",
 ) -> NewEnsemble:
-    """Write an ensemble of runs; it has a temperature from the start if its runs have scores of `split`.
+    """Write an ensemble of runs; it has a temperature from the start if its runs have enough scores of `split`.
 
     Args:
         members: names and parts, see `parse_member`.
@@ -222,9 +222,9 @@ def _chosen_weights(
     sized_runs = {(path, sized_run.px): sized_run for path, run in scored.items() for sized_run in run.sized_runs}
     missing = next((part for part in parts if (part.path, part.px) not in sized_runs), None)
     if missing is not None:
+        words = ["fewsight", "evaluate", str(missing.path), "DATA", "--split", split, "--views", "paper"]
         raise RunError(
-            f"{missing.path} has no scores at {missing.px} px on {split!r}; make them with: "
-            f"fewsight evaluate {missing.path} DATA --split {split} --views paper"
+            f"{missing.path} has no scores at {missing.px} px on {split!r}; make them with: {shell_command(words)}"
         )
     weighted = {
         name: [(sized_runs[part.path, part.px], part.weight) for part in parts if part.member == name]
@@ -325,7 +325,7 @@ def carry_calibration(source: Path, target: Path) -> list[Calibration]:
     """Copy the calibrations of a run or ensemble of the same recipes, for example of one trained on train alone.
 
     Raises:
-        RunError: the recipes differ, or it has no calibrations.
+        RunError: the recipes differ, or it has no calibrations, or one that cannot be trusted.
     """
     theirs, ours = (open_runs(path, None) for path in (source, target))
     if theirs.entries != ours.entries:
@@ -334,6 +334,14 @@ def carry_calibration(source: Path, target: Path) -> list[Calibration]:
         check_same_recipe(run, ours.runs[name] if ours.entries else ours.first_run)
     calibrations = read_calibrations(source)
     if not calibrations:
-        raise RunError(f"{source} has no temperature; fit one with: fewsight scores calibrate {source}")
+        command = shell_command(["fewsight", "scores", "calibrate", str(source)])
+        raise RunError(f"{source} has no temperature; fit one with: {command}")
+    for calibration in calibrations:
+        if calibration.num_images < MIN_IMAGES:
+            views = ",".join(calibration.views)
+            raise RunError(
+                f"the temperature of {source} for {views} is not carried over: {calibration.doubt}; fit it again on "
+                "more images, or remove its calibration.json"
+            )
     write_calibrations(target, calibrations)
     return calibrations

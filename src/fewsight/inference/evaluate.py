@@ -21,7 +21,7 @@ from fewsight.scores.members import Scored
 from fewsight.scores.metrics import Figures, evaluate_scores
 from fewsight.scores.queries import better_part
 from fewsight.terminal import make_console, printable, progress_counter
-from fewsight.wording import counted
+from fewsight.wording import counted, named, shell_command
 
 UNSEEN = "unseen"  # the name of the split that is left of data without splits
 
@@ -80,7 +80,7 @@ def evaluate(
     opened = open_runs(path, views)
     data = _own_data(opened) if data is None else Path(data)
     tested, num_left_out = _samples_to_test(opened, data, split, splits, console)
-    for note in tested.notes:
+    for note in _notes(path, data, tested, splits):
         console.print(f"note: {printable(note)}")
     images = [LabelledFile(tested.root / sample.path, sample.path, sample.label) for sample in tested.samples]
     with progress_counter(console, "evaluating") as progress, contextlib.ExitStack() as stack:
@@ -103,6 +103,15 @@ def evaluate(
         return replace(evaluation, num_left_out=num_left_out)
 
 
+def _notes(path: Path, data: Path, tested: EvaluationSet, splits: str) -> tuple[str, ...]:
+    """Lines on how the data were understood, and on a split that was not tested."""
+    if not tested.untested:
+        return tested.notes
+    options = [*(["--splits", splits] if splits else []), "--split", tested.untested[0]]
+    command = shell_command(["fewsight", "evaluate", str(path), str(data), *options])
+    return (*tested.notes, f"val is tested, since there is no test; {named(tested.untested)} has labels too: {command}")
+
+
 def _own_data(opened: RunsAndViews) -> Path:
     """The data that the run, or an ensemble's first run, was trained on.
 
@@ -111,9 +120,8 @@ def _own_data(opened: RunsAndViews) -> Path:
     """
     data = Path(opened.first_run.data.source)
     if not data.exists():
-        raise DataError(
-            f"{data}, which {opened.path} was trained on, does not exist; name the data: evaluate {opened.path} DATA"
-        )
+        command = shell_command(["fewsight", "evaluate", str(opened.path), "DATA"])
+        raise DataError(f"{data}, which {opened.path} was trained on, does not exist; name the data: {command}")
     return data
 
 

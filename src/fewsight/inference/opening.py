@@ -17,12 +17,12 @@ from fewsight.machine import files
 from fewsight.machine.device import compute_threads
 from fewsight.runs import Run
 from fewsight.scores.calibration import FILE as CALIBRATION
-from fewsight.scores.calibration import calibration_for, read_calibrations
+from fewsight.scores.calibration import MIN_IMAGES, WHAT_IS_NEEDED, calibration_for, read_calibrations
 from fewsight.scores.entries import EnsembleEntry, is_ensemble, read_entries, read_views, write_entries
 from fewsight.scores.log_probs import mean_probs, weighted_mean
 from fewsight.scores.members import Scored, scored_ensemble, scored_run
 from fewsight.scores.scoring import SharedLoads, views_of
-from fewsight.wording import named, shell_command
+from fewsight.wording import counted, named, shell_command
 
 ROUNDING = 1e-9  # that the sum of an ensemble's weights may have
 
@@ -146,20 +146,24 @@ def _check_named(opened: RunsAndViews, text: str) -> None:
 
 
 def describe_probabilities(opened: RunsAndViews) -> str:
-    """Which temperature the probabilities of these views have; if none, that they are not calibrated, and what is.
+    """Which temperature the probabilities of these views have; if none, that they are not calibrated, and what to do.
 
     Raises:
         RunError: the calibration file is damaged.
     """
     path, views = opened.path, opened.view_names
     if (calibration := calibration_for(path, views)) is not None:
-        return f"probabilities at the temperature {calibration.temperature:.2f} of {path / CALIBRATION}"
+        doubt = "" if calibration.doubt is None else f"; note: {calibration.doubt}"
+        return f"probabilities at the temperature {calibration.temperature:.2f} of {path / CALIBRATION}{doubt}"
     other = f"{path / CALIBRATION} has no temperature for these views, so none is applied"
-    reason = other if read_calibrations(path) else "there is no val to fit a temperature on"
-    if all(run.data.counts.get("val") for run in opened.runs.values()):
-        scoring = shell_command(["fewsight", "evaluate", str(path), "--split", "val", "--views", ",".join(views)])
-        fitting = f"{scoring}, then {shell_command(['fewsight', 'scores', 'calibrate', str(path)])}"
-        reason = f"{other}; to fit one: {fitting}" if read_calibrations(path) else f"fit a temperature with: {fitting}"
+    num_val = min(sum(run.data.counts.get("val", {}).values()) for run in opened.runs.values())
+    if num_val < MIN_IMAGES:
+        there = f"val has {counted(num_val, 'image')}" if num_val else "there is no val"
+        reason = f"{other}; {there}" if read_calibrations(path) else there
+        return f"note: the probabilities are not calibrated: {reason}, and {WHAT_IS_NEEDED}"
+    scoring = shell_command(["fewsight", "evaluate", str(path), "--split", "val", "--views", ",".join(views)])
+    fitting = f"{scoring}, then {shell_command(['fewsight', 'scores', 'calibrate', str(path)])}"
+    reason = f"{other}; to fit one: {fitting}" if read_calibrations(path) else f"fit a temperature with: {fitting}"
     return f"note: the probabilities are not calibrated: {reason}"
 
 

@@ -1,19 +1,19 @@
 """Predict images with a run or an ensemble, and write a row for each."""
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
+from fewsight.data import Ignored
 from fewsight.errors import DataError
 from fewsight.inference import prediction_files
 from fewsight.inference.fused import fused_batches
 from fewsight.inference.opening import RunsAndViews, describe_probabilities, open_runs, score_folders, score_runs
 from fewsight.inference.score_run import LabelledFile, load_scorer, testing_recipe
-from fewsight.machine import files
+from fewsight.machine.outputs import check_output
 from fewsight.scores.calibration import apply_temperature, calibration_for
 from fewsight.scores.fusion import read_checked
 from fewsight.scores.members import Result
@@ -94,13 +94,13 @@ def _checked_targets(target: Path | None, top_k: int, features: bool, scores: Pa
     prediction_files.check_target(target)
     features_target = prediction_files.features_file(target) if features and target is not None else None
     if features_target is not None:
-        files.check_target(features_target, "--features")
+        check_output(features_target, "--features", prediction_files.FEATURES)
     return features_target
 
 
 def _named_files(inputs: Sequence[str], console: Console) -> list[str]:
     """The files that the inputs stand for; a line says how many others their folders hold."""
-    ignored: Counter[str] = Counter()
+    ignored = Ignored()
     names = prediction_files.expand_inputs(inputs, ignored)
     if ignored[prediction_files.OTHER]:
         console.print(

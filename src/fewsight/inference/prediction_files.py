@@ -6,18 +6,24 @@ import glob
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
-from fewsight.data import images_under
+from fewsight.data import Ignored, images_under
 from fewsight.errors import DataError
 from fewsight.machine import files
+from fewsight.machine.outputs import Kind, check_output
 
-SUFFIXES = (".csv", ".jsonl", ".parquet")
+KINDS = {
+    ".csv": Kind("a table of fewsight predict", (b"path,label,prob,",)),
+    ".jsonl": Kind("a file of fewsight predict", (b'{"path":', b'"prob":')),
+    ".parquet": Kind("a Parquet file", (b"PAR1", b"prob")),
+}
+SUFFIXES = tuple(KINDS)
+FEATURES = Kind("an array of NumPy", (b"\x93NUMPY",))
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins with one of these is read as a formula by spreadsheets
 NONE_OF_THESE = "none_of_these"  # the column: true, false, or empty if the image could not be read
 OTHER = "other file"  # the key under which `data.images_under` counts them
@@ -25,7 +31,7 @@ ROW_GROUP = 10_000  # rows in a group of a Parquet file
 Row = dict[str, Any]
 
 
-def expand_inputs(inputs: Sequence[str], ignored: Counter[str] | None = None) -> list[str]:
+def expand_inputs(inputs: Sequence[str], ignored: Ignored | None = None) -> list[str]:
     """Files, folders and glob patterns as a list of files, in the order given.
 
     A folder stands for its images, including those of its sub-folders, in code-point order; hidden ones are left out. A
@@ -35,7 +41,7 @@ def expand_inputs(inputs: Sequence[str], ignored: Counter[str] | None = None) ->
         inputs: files, folders and patterns.
         ignored: is updated with the counts of ignored files in folders, by reason; OTHER: not the name of an image.
     """
-    paths, ignored = list[str](), Counter() if ignored is None else ignored
+    paths, ignored = list[str](), Ignored() if ignored is None else ignored
     for name in inputs:
         # os.path returns False for a string that cannot be a path; pathlib raises
         if os.path.lexists(name) or not glob.has_magic(name):
@@ -99,14 +105,15 @@ def check_target(target: Path | None) -> None:
 
     Raises:
         DataError: the suffix is not one of SUFFIXES, or pyarrow is missing for Parquet.
-        RunError: it is a folder, or its folder does not exist.
+        RunError: it is a folder, a device or a pipe, or its folder does not exist.
     """
     if target is None:
         return
     if target.suffix.lower() not in SUFFIXES:
         raise DataError(f"--out {target}: expected the name of a file that ends in {', '.join(SUFFIXES)}")
-    files.check_target(target, "--out")
-    files.remove_parts(target.parent, target.name)
+    check_output(target, "--out", KINDS[target.suffix.lower()])
+    file = files.link_target(target)
+    files.remove_parts(file.parent, file.name)
     if target.suffix.lower() == ".parquet":
         _pyarrow()
 
@@ -124,7 +131,7 @@ def row_writer(
         yield _csv_writer(sys.stdout, names)
         return
     kind = target.suffix.lower()
-    with files.replacing(target) as part:
+    with files.replacing(files.link_target(target)) as part:
         if kind == ".parquet":
             with _parquet_writer(part, names) as write:
                 yield write
@@ -147,7 +154,7 @@ def features_writer(target: Path | None, num_rows: int) -> Iterator[Callable[[np
     if target is None:
         yield lambda features: None
         return
-    with files.replacing(target) as part, part.open("wb") as handle:
+    with files.replacing(files.link_target(target)) as part, part.open("wb") as handle:
 
         def write(features: np.ndarray) -> None:
             if handle.tell() == 0:
@@ -203,7 +210,7 @@ def _parquet_writer(part: Path, names: Sequence[str]) -> Iterator[Callable[[Sequ
         write_group()
 
 
-def _images_below(path: str, ignored: Counter[str]) -> list[str]:
+def _images_below(path: str, ignored: Ignored) -> list[str]:
     """The images of a folder; any other path, and a folder without images, unchanged."""
     if not os.path.isdir(path):  # noqa: PTH112
         return [path]

@@ -12,7 +12,7 @@ from fewsight.data import digest_of_list
 from fewsight.data.memory import open_memory, stamp_of
 from fewsight.errors import WeightsError
 from fewsight.machine.device import compute_threads, random_state_kept, resolve_run
-from fewsight.machine.files import locked
+from fewsight.machine.locks import locked
 from fewsight.models import Backbone
 from fewsight.models.classifier import Classifier, build_model, build_without_memory, check_weights, load_weights
 from fewsight.recipes import Recipe, RunSettings

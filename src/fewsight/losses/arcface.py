@@ -22,11 +22,12 @@ class ArcFace(nn.Module):
     there is no bias. Past theta_y = pi - m, where cos(theta_y + m) would rise again, it is replaced by
     cos(theta_y) - m * sin(m), so the loss never falls as the angle grows. The head is used in training only: the
     linear head predicts. Under CutMix the loss is lam * L(labels) + (1 - lam) * L(other_labels). Computed in float32
-    or float64, also inside autocast.
+    or float64, also inside autocast. With class weights each image's loss is multiplied by the weight of its class.
 
     Args:
         scale: s.
         margin_rad: m, in radians.
+        class_weights: [K] with mean 1 over the training images, or None.
 
     Source: Deng et al., arXiv 1801.07698, eq. 3.
     """
@@ -35,9 +36,19 @@ class ArcFace(nn.Module):
     trains_head = False
     unmixed_only = False
 
-    def __init__(self, num_classes: int, num_features: int, *, scale: float = 30.0, margin_rad: float = 0.5) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        num_features: int,
+        *,
+        scale: float = 30.0,
+        margin_rad: float = 0.5,
+        class_weights: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.scale, self.margin_rad = scale, margin_rad
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", class_weights, persistent=False)
         self.weight = nn.Parameter(torch.empty(num_classes, num_features))
         nn.init.normal_(self.weight, std=num_features**-0.5)  # about length 1
 
@@ -65,7 +76,11 @@ class ArcFace(nn.Module):
         columns = labels[:, None]
         true = cosine.gather(1, columns)  # [B, 1]
         with_margin = add_margin(true, self.margin_rad)
-        loss = functional.cross_entropy(self.scale * cosine.scatter(1, columns, with_margin), labels)
+        scaled = self.scale * cosine.scatter(1, columns, with_margin)
+        if self.class_weights is None:
+            loss = functional.cross_entropy(scaled, labels)
+        else:
+            loss = (functional.cross_entropy(scaled, labels, reduction="none") * self.class_weights[labels]).mean()
         with torch.no_grad():
             others = (cosine.sum(1, keepdim=True) - true) / max(1, cosine.shape[1] - 1)  # mean cosine
             angle, other_angle = (torch.rad2deg(cosines.clamp(-1, 1).acos()).mean() for cosines in (true, others))
@@ -107,4 +122,6 @@ def add_margin(cosine: Tensor, margin_rad: float) -> Tensor:
 def arcface(losses: Losses, num_classes: int, num_features: int, class_weights: Tensor | None) -> nn.Module:
     """Build the loss `arcface`."""
     values = losses.arcface
-    return ArcFace(num_classes, num_features, scale=values.scale, margin_rad=values.margin_rad)
+    return ArcFace(
+        num_classes, num_features, scale=values.scale, margin_rad=values.margin_rad, class_weights=class_weights
+    )

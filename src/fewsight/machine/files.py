@@ -13,22 +13,18 @@ import json
 import os
 import secrets
 import shutil
-import sys
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import SchemaValidator
 
 import fewsight
 from fewsight.errors import RunError, WriteError
-from fewsight.machine.marks import is_marked, marked
 
 T = TypeVar("T")
-LOCK = ".lock"  # the lock file of a folder that a process is working in
-LOOKING_SECONDS = 0 if sys.platform == "linux" else 1  # elsewhere `is_locked` takes the lock for a moment
 MAX_JSON_BYTES = 2**28  # far more than a run of 100,000 classes writes
 FROM_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # of an open file: such an error names none
 ADVICE = {
@@ -88,27 +84,46 @@ def check_target(path: Path, option: str) -> None:
         option: the command-line option that named it, for the message.
 
     Raises:
-        RunError: `path` is a folder, or its folder does not exist or may not be written.
+        RunError: `path` is a folder, a device, a pipe or a link to one, or its folder does not exist or may not be
+            written.
     """
     if path.is_dir():
         raise RunError(f"{option} {path}: this is a folder; give the name of a file in it")
-    if not path.parent.is_dir():
-        raise RunError(f"{option} {path}: the folder {path.parent} does not exist; create it first")
-    if not os.access(path.parent, os.W_OK):
-        raise RunError(f"{option} {path}: the folder {path.parent} may not be written; choose another one")
+    if path.exists() and not path.is_file():
+        raise RunError(f"{option} {path}: a device or a pipe; give the name of a file")
+    file = link_target(path)
+    if file.is_symlink():
+        raise RunError(f"{option} {path}: a link that leads back to itself; remove it, or give another name")
+    if not file.parent.is_dir():
+        raise RunError(f"{option} {path}: the folder {file.parent} does not exist; create it first")
+    if not os.access(file.parent, os.W_OK):
+        raise RunError(f"{option} {path}: the folder {file.parent} may not be written; choose another one")
+
+
+def link_target(path: Path) -> Path:
+    """The file to replace where a user named `path`: of a link, the file that it leads to, so that the link stays.
+
+    Files of runs are replaced without it: a link in a folder from elsewhere must not lead a write out of the folder.
+    """
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` to write to; when the block succeeds, it is renamed to `path`.
 
+    The new file has the permissions of the previous one. A link is replaced itself (see `link_target`).
+
     Raises:
-        WriteError: it cannot be written; the previous file is intact.
+        WriteError: it cannot be written, or is a device or a pipe; what was there is intact.
         OSError: the block's own, about another file: it is raised as it is.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    mode = _permissions(path)
     try:
         try:
+            if mode is not None:
+                part.touch(mode | 0o600)  # nobody else reads it while it is written
             yield part
         except OSError as error:
             if error.filename is None and error.errno not in FROM_WRITING:
@@ -117,6 +132,8 @@ def replacing(path: Path) -> Iterator[Path]:
         try:
             with part.open("r+b") as handle:
                 os.fsync(handle.fileno())
+            if mode is not None and stat.S_IMODE(part.stat().st_mode) != mode:
+                part.chmod(mode)
             part.replace(path)
         except OSError as error:
             raise_write_error(path, error)
@@ -126,51 +143,19 @@ def replacing(path: Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def locked(folder: Path, doing: str) -> Iterator[None]:
-    """Hold the lock of a folder inside the block; the system releases it even if the process is killed.
-
-    Args:
-        folder: created if it does not exist.
-        doing: what the processes that take this lock do, for the message: "training".
+def _permissions(path: Path) -> int | None:
+    """The permissions of the file to replace; None if there is none.
 
     Raises:
-        RunError: another process holds the lock, or the folder cannot be written.
+        WriteError: it is a device or a pipe.
     """
-    make_folder(folder)
-    lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(timeout=LOOKING_SECONDS)
-    except Timeout as error:
-        raise RunError(
-            f"{folder}: another process is {doing} there; wait until it ends, or stop it, then try again"
-        ) from error
-    except NotImplementedError:  # a file system without locks
-        with marked(folder / LOCK):
-            yield
-        return
-    except OSError as error:
-        raise_write_error(folder, error)
-    try:
-        with marked(folder / LOCK):
-            yield
-    finally:
-        lock.release()
-
-
-def is_locked(folder: Path) -> bool | None:
-    """Whether a process holds the lock of a folder; None if that cannot be determined.
-
-    Nothing is written; nothing is locked on Linux.
-    """
-    return is_marked(folder / LOCK) if (folder / LOCK).is_file() else False
-
-
-def why_unfinished(run: Path) -> str:
-    """Why an unfinished run has no weights or scores yet, and what to do: is it being trained, or was it stopped?"""
-    if is_locked(run):
-        return "a process is training it now; wait until it ends (`fewsight runs` shows its progress)"
-    return f"its training did not finish; finish it with `fewsight train --resume {run}`"
+        mode = path.lstat().st_mode
+    except OSError:
+        return None  # what is wrong with the path is said when it is written
+    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+        raise WriteError(f"cannot write {path}: a device or a pipe, not a file; choose another name")
+    return stat.S_IMODE(mode) & 0o777 if stat.S_ISREG(mode) else None
 
 
 def check_inside(file: Path, folder: Path, *, max_bytes: int | None = None) -> None:

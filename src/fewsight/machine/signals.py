@@ -1,10 +1,14 @@
 """Ctrl-C and SIGTERM during training: recorded at once, handled between two steps."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+
+STOPPING = "stopping after this step; again to stop at once without saving"
+_STDERR = 2
 
 
 @dataclass
@@ -15,8 +19,12 @@ class StopFlag:
 
 
 @contextmanager
-def signals_that_stop() -> Iterator[StopFlag]:
-    """Inside the block the first SIGINT or SIGTERM sets the flag; a second signal raises KeyboardInterrupt."""
+def signals_that_stop(*, announced: bool = True) -> Iterator[StopFlag]:
+    """Inside the block the first SIGINT or SIGTERM sets the flag; a second signal raises KeyboardInterrupt.
+
+    Args:
+        announced: whether the first signal is answered with a line on standard error.
+    """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
         yield flag  # only the main thread may handle signals
@@ -26,6 +34,8 @@ def signals_that_stop() -> Iterator[StopFlag]:
         if flag.signal_number:
             signal.default_int_handler(signal.SIGINT, None)
         flag.signal_number = number
+        if announced:
+            _announce()
 
     before = {
         number: signal.signal(number, handle)
@@ -37,3 +47,9 @@ def signals_that_stop() -> Iterator[StopFlag]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _announce() -> None:
+    """Write STOPPING past Python's buffers, whose locks the interrupted code may hold."""
+    with suppress(OSError):
+        os.write(_STDERR, b"\n" * os.isatty(_STDERR) + STOPPING.encode() + b"\n")  # below "^C" and a progress bar

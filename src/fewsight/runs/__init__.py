@@ -12,6 +12,7 @@ from fewsight.runs.folder import (
     create_run,
     now,
     read_run,
+    record_source,
     update_info,
 )
 from fewsight.runs.info import FORMAT, WRITER, Origin, RunInfo, read_info
@@ -50,6 +51,7 @@ __all__ = [
     "read_run",
     "read_state",
     "read_weights",
+    "record_source",
     "remove_leftovers",
     "remove_state",
     "require_weights",

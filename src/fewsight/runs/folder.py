@@ -67,7 +67,8 @@ def check_new(path: Path, *, resumable: bool = True) -> None:
     if path.exists() or path.is_symlink():
         kind = "a run" if (path / "run.json").exists() else "not empty" if path.is_dir() else "a file"
         if resumable and (path / "recipe.toml").exists():
-            alternative = f", or continue it with `fewsight train --resume {path}`"
+            command = shell_command(["fewsight", "train", "--resume", str(path)])
+            alternative = f", or continue it with `{command}`"
         else:
             alternative = ", or remove it first" if kind == "a run" else ""
         raise RunError(f"{path} already exists ({kind}); choose another --out{alternative}. Nothing was changed.")
@@ -166,6 +167,13 @@ def update_info(run: Run, **values: Any) -> Run:
     file = run.path / "run.json"
     files.write_json(file, {**files.read_json(file, dict[str, Any], WRITER), **values})
     return replace(run, info=read_info(run.path))
+
+
+def record_source(run: Run, source: Path) -> Run:
+    """Set the place of the run's data, which was moved, in data.json."""
+    file, place = run.path / "data.json", str(source.resolve())
+    files.write_json(file, {**files.read_json(file, dict[str, Any], WRITER), "source": place})
+    return replace(run, data=replace(run.data, source=place))
 
 
 def read_run(path: Path) -> Run:

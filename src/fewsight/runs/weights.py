@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from fewsight.errors import RunError, WeightsError
-from fewsight.machine import files
+from fewsight.machine import files, locks
 from fewsight.runs.folder import MAX_BYTES, Run, update_info
 from fewsight.runs.info import FORMAT
 
@@ -37,7 +37,7 @@ def require_weights(run: Run) -> None:
     _require_file(run)
     if not run.finished:
         raise RunError(
-            f"{run.path} has only the weights of the epoch that was best so far: {files.why_unfinished(run.path)}"
+            f"{run.path} has only the weights of the epoch that was best so far: {locks.why_unfinished(run.path)}"
         )
 
 
@@ -45,7 +45,7 @@ def _require_file(run: Run) -> None:
     if not (run.path / WEIGHTS).is_file():
         if run.finished:
             raise RunError(f"{run.path} has lost its {WEIGHTS}; restore the file from a copy, or train again")
-        raise RunError(f"{run.path} has no weights yet: {files.why_unfinished(run.path)}")
+        raise RunError(f"{run.path} has no weights yet: {locks.why_unfinished(run.path)}")
 
 
 def read_weights(run: Run) -> "dict[str, Tensor]":

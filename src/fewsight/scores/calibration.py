@@ -4,7 +4,7 @@ Both are fitted on scores of images that the run was not trained on, and stored 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -25,7 +25,9 @@ FILE = "calibration.json"
 NUM_BINS = 15  # of the expected calibration error
 TEMPERATURE_RANGE = (0.05, 20.0)
 MIN_IMAGES_FOR_ECE = 20 * NUM_BINS  # with fewer than 20 images, a bin's accuracy has a standard error of 0.1 or more
-MIN_IMAGES = 30  # of val, from which a training keeps a temperature; with fewer, a single image decides too much
+MIN_IMAGES = 30  # that a temperature is fitted on; with fewer, a single image decides too much
+WHAT_IS_NEEDED = f"a temperature needs at least {MIN_IMAGES} labelled images that did not train"
+BOUND_TOLERANCE = 0.01  # relative, within which a temperature is at a bound of its range; a search ends near it
 CHUNK_IMAGES = 4096  # whose scaled scores are held in memory at a time
 
 
@@ -66,24 +68,33 @@ class Calibration:
             f"{self.num_chose_weights:,} of the {counted(self.num_images, 'image')} chose the epoch of the weights too "
             "(run.select = best), so the temperature and these figures are optimistic"
         )
-        return (*filter(None, [self.note]), *([chose] if self.num_chose_weights else []))
+        return (*filter(None, [self.doubt, self.note]), *([chose] if self.num_chose_weights else []))
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the temperature cannot be trusted; None if it can."""
+        if self.num_images < MIN_IMAGES:
+            return f"this temperature was fitted on {counted(self.num_images, 'image')}, and {WHAT_IS_NEEDED}"
+        low, high = TEMPERATURE_RANGE
+        if low * (1 + BOUND_TOLERANCE) < self.temperature < high * (1 - BOUND_TOLERANCE):
+            return None
+        return (
+            f"this temperature is at the end of the range that is searched, {low:g} to {high:g}: the best lies beyond"
+        )
 
     @property
     def note(self) -> str | None:
         """Why the calibration error must be read with care; None if there is no reason."""
-        is_noisy = self.num_images < MIN_IMAGES_FOR_ECE
-        if not is_noisy and self.ece[1] <= self.ece[0]:
-            return None
-        grew = "the calibration error grew; " if self.ece[1] > self.ece[0] else ""
+        grew = (
+            "the calibration error grew, because the temperature was chosen for the lowest NLL, not for the lowest "
+            "calibration error"
+        )
         noise = (
-            f", and it is mostly noise on {counted(self.num_images, 'image')}: compare the NLL instead"
-            if is_noisy
-            else ""
+            f"the calibration error of {counted(self.num_images, 'image')} is largely chance, because it is measured "
+            f"on {NUM_BINS} groups of them by confidence: compare the NLL instead"
         )
-        return (
-            f"{grew}the temperature minimises the NLL, not the calibration error, which is computed over {NUM_BINS} "
-            f"bins of confidence{noise}"
-        )
+        is_noisy = self.num_images < MIN_IMAGES_FOR_ECE
+        return "; ".join([grew] * (self.ece[1] > self.ece[0]) + [noise] * is_noisy) or None
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,8 @@ def calibrate(path: Path, split: str, views: str | None, coverage: float | None 
         split: whose scores.
         views: names separated by commas, whose mean is calibrated. None: the mean of all scored views, and the centre
             crops (for a run each by itself, for an ensemble their mean).
-        coverage: proportion of images of the classes that a threshold is to accept; None: no threshold.
+        coverage: proportion of images of the classes that a threshold is to accept; None: that of the threshold that
+            is stored for the same views, if there is one.
 
     Raises:
         RecipeError: the coverage is not between 0 and 1.
@@ -117,7 +129,12 @@ def calibrate(path: Path, split: str, views: str | None, coverage: float | None 
         center_sets = [(view,) for view in centers] if len(whole.members) == 1 else [centers]
         parts = [names for names in center_sets if names not in ((), view_names(whole))]
         opened = [*(open_scored(path, split, names) for names in parts), whole]
-    calibrations = [fit_temperature(scored, coverage) for scored in opened]
+    kept = {calibration.views: calibration.threshold for calibration in read_calibrations(path)}
+    calibrations = []
+    for scored in opened:
+        earlier = kept.get(view_names(scored))
+        anew = earlier.coverage if coverage is None and earlier is not None else coverage
+        calibrations.append(fit_temperature(scored, anew))
     write_calibrations(path, calibrations)
     return calibrations
 
@@ -126,7 +143,8 @@ def fit_temperature(scored: Scored, coverage: float | None = None) -> Calibratio
     """The temperature that minimises the NLL of the fused probabilities; with a coverage, also a threshold.
 
     Raises:
-        RunError: some of the images were trained on, or they have no labels, or are too few for the coverage.
+        RunError: some of the images were trained on, or they have no labels, or are too few for a temperature or for
+            the coverage.
 
     Source: Guo et al., arXiv 1706.04599, on the mean probabilities instead of logits.
     """
@@ -134,7 +152,10 @@ def fit_temperature(scored: Scored, coverage: float | None = None) -> Calibratio
     store = scored.first_store
     labels, readable = label_indices(store), store.readable
     scores, labels = fused_log_probs(scored.weights)[readable], labels[readable]
-    temperature = _minimum(lambda value: _nll(scores, labels, value))
+    if len(labels) < MIN_IMAGES:
+        there = counted(len(labels), "image")
+        raise RunError(f"{store.path} has {there}, and {WHAT_IS_NEEDED}; evaluate on more images (--split names them)")
+    temperature = _best_temperature(scores, labels)
     threshold = None
     if coverage is not None:
         is_correct = scores.argmax(1) == labels
@@ -146,9 +167,6 @@ def fit_temperature(scored: Scored, coverage: float | None = None) -> Calibratio
 def keep_temperature(path: Path, scores: np.ndarray, labels: np.ndarray, view: str, *, chose_weights: bool) -> None:
     """Fit a run's temperature on val at the end of its training, and store it in the run.
 
-    Val may be small, and where every image is right, the NLL falls without end: as in Laplace's rule, one more image
-    counts, like these but with the second most probable class as its label.
-
     Args:
         path: the run.
         scores: float32 [n, K], log-probabilities of val; from `MIN_IMAGES` images on, else nothing is stored.
@@ -158,21 +176,32 @@ def keep_temperature(path: Path, scores: np.ndarray, labels: np.ndarray, view: s
     """
     if len(labels) < MIN_IMAGES:
         return
-    second = np.argsort(-scores, axis=1, kind="stable")[:, 1]
-    temperature = _minimum(lambda value: len(labels) * _nll(scores, labels, value) + _nll(scores, second, value))
+    temperature = _best_temperature(scores, labels)
     num_chose = len(labels) if chose_weights else 0
     calibration = _calibration(scores, labels, temperature, (view,), "val, when its training ended", None, num_chose)
     write_calibrations(path, [calibration])
 
 
-def _minimum(objective: Callable[[float], float]) -> float:
-    """The temperature that minimises a function of it."""
+def _best_temperature(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature that minimises the NLL of some images and one more.
 
+    Where every image is right, the NLL alone falls without end as the temperature falls. As in Laplace's rule of
+    succession, one more image counts, like these on average but with the second most probable class as its label.
+
+    Args:
+        scores: float32 [n, K], log-probabilities.
+        labels: int [n].
+    """
     from scipy.optimize import minimize_scalar  # takes seconds to import, and most commands fit nothing
 
-    bounds = np.log(TEMPERATURE_RANGE)
-    minimum = minimize_scalar(lambda logarithm: objective(float(np.exp(logarithm))), bounds=bounds, method="bounded")
-    return float(np.exp(minimum.x))
+    second = np.argsort(-scores, axis=1, kind="stable")[:, 1]
+
+    def objective(logarithm: float) -> float:
+        temperature = math.exp(logarithm)
+        return len(labels) * _nll(scores, labels, temperature) + _nll(scores, second, temperature)
+
+    minimum = minimize_scalar(objective, bounds=np.log(TEMPERATURE_RANGE), method="bounded")
+    return math.exp(minimum.x)
 
 
 def _calibration(
@@ -246,10 +275,12 @@ def confidences(scores: np.ndarray, temperature: float) -> np.ndarray:
 
 def apply_temperature(scores: np.ndarray, temperature: float) -> np.ndarray:
     """Log-probabilities [n, K] at a temperature; the order of the classes stays the same."""
-    scaled = scores.astype(np.float64) / temperature
-    scaled -= scaled.max(1, keepdims=True)
-    log_probs: np.ndarray = scaled - np.log(np.exp(scaled).sum(1, keepdims=True))
-    return log_probs.astype(np.float32)
+    log_probs = np.empty(scores.shape, np.float32)
+    for start in range(0, len(scores), CHUNK_IMAGES):
+        scaled = scores[start : start + CHUNK_IMAGES].astype(np.float64) / temperature
+        scaled -= scaled.max(1, keepdims=True)
+        log_probs[start : start + CHUNK_IMAGES] = scaled - np.log(np.exp(scaled).sum(1, keepdims=True))
+    return log_probs
 
 
 @dataclass(frozen=True)

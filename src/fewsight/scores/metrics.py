@@ -123,7 +123,7 @@ class Figures:
 
     top1: Proportion
     top5: Proportion
-    top_k: int  # min(5, classes)
+    top_k: int  # min(5, classes); where it is the number of classes, top5 says nothing, and no text shows it
     balanced_accuracy: float
     macro_f1: float
     nll: float  # mean negative log-likelihood, nats

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from fewsight.augment.views import NO_FLIP
 from fewsight.errors import RunError
-from fewsight.machine import files
+from fewsight.machine import files, locks
 from fewsight.scores.entries import is_ensemble, read_entries, read_views
 from fewsight.scores.members import Scored, scored_ensemble, scored_run
 from fewsight.scores.store import Store, read_store
+from fewsight.wording import shell_command
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ def _scores_folder(path: Path, split: str, ensemble: Path | None = None) -> Path
         raise RunError(f"{path} has no scores of {split!r}; it has scores of {available} (--split)")
     if ensemble is None:
         _check_finished(path)
-    raise RunError(f"{path} has no scores of {split!r}; make them with: fewsight evaluate {ensemble or path} DATA")
+    command = shell_command(["fewsight", "evaluate", str(ensemble or path), "DATA"])
+    raise RunError(f"{path} has no scores of {split!r}; make them with: {command}")
 
 
 def _check_finished(path: Path) -> RunStatus:
@@ -143,5 +145,5 @@ def _check_finished(path: Path) -> RunStatus:
         )
     status = files.read_json(path / "run.json", RunStatus, "`fewsight train`")
     if status.status == "training":
-        raise RunError(f"{path} has no scores yet: {files.why_unfinished(path)}, then evaluate it")
+        raise RunError(f"{path} has no scores yet: {locks.why_unfinished(path)}, then evaluate it")
     return status

@@ -35,7 +35,7 @@ from fewsight.training.reporters import Reporter
 from fewsight.training.schedule import augment_at
 from fewsight.training.start import fit_to_images
 from fewsight.training.state import Position, StateSaver, Training
-from fewsight.wording import counted
+from fewsight.wording import counted, shell_command
 
 READ_EVERY = 10  # steps of an asynchronous device between two looks at their losses, for which Python waits
 
@@ -84,7 +84,12 @@ def fit(
     reporter.start(_steps_done(recipe, plans, Position(stage=len(plans))), _steps_done(recipe, plans, position))
     assert recipe.run.threads != "auto", "the recipe is resolved"
     exact = same_bits(device, always=recipe.run.deterministic)
-    with compute_threads(recipe.run.threads), exact, signals_that_stop() as stop, explain_lost_workers():
+    with (
+        compute_threads(recipe.run.threads),
+        exact,
+        signals_that_stop(announced=group.first) as stop,
+        explain_lost_workers(),
+    ):
         training = Training(run, data, images, plans, normalise, reporter, stop, group)
         for number in range(position.stage, len(recipe.stages)):
             learner = build_learner(model, recipe, recipe.stages[number], data, len(run.classes), device, group)
@@ -227,8 +232,8 @@ def _save_or_stop(
     if signal_number:
         group.wait()  # no process exits before the state is saved
         raise Interrupted(
-            f"interrupted in {epoch}, after {step}; the state is saved. Continue with: fewsight train --resume "
-            f"{run.path}",
+            f"interrupted in {epoch}, after {step}; the state is saved. Continue with: "
+            + shell_command(["fewsight", "train", "--resume", str(run.path)]),
             signal_number,
         )
 

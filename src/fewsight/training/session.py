@@ -13,7 +13,7 @@ from fewsight import runs
 from fewsight.data.prepare import Prepared, prepare
 from fewsight.data.training_set import TrainingSet, list_differences
 from fewsight.errors import Interrupted, RunError, WriteError
-from fewsight.machine import files
+from fewsight.machine import locks
 from fewsight.machine.device import is_out_of_memory, random_state_kept, resolve_device, resolve_run
 from fewsight.machine.loading import may_start_processes
 from fewsight.machine.processes import ProcessGroup, joined
@@ -29,7 +29,7 @@ from fewsight.training.reporters import ReporterFactory, Reporters, TrainingRepo
 from fewsight.training.resolve import check_parts, resolve
 from fewsight.training.start import check_fits, model_values, read_start, weights_from
 from fewsight.training.state import check_conditions, with_conditions
-from fewsight.wording import counted
+from fewsight.wording import counted, shell_command
 
 MAX_NEAR_PAIRS = 5  # of nearly equal images, in a message
 
@@ -171,7 +171,7 @@ def _train(request: Request, group: ProcessGroup) -> list[Run]:
             commands = _remaining_commands(request, seed, sources)
             if not commands:
                 raise
-            raise Interrupted(f"{error}. The other seeds: {commands}", error.signal_number) from error
+            raise Interrupted("; ".join([str(error), *commands]), error.signal_number) from error
     return finished
 
 
@@ -193,22 +193,23 @@ def _first_recipe(request: Request, overrides: Sequence[str], sources: Mapping[i
     return recipe
 
 
-def _remaining_commands(request: Request, interrupted: int | None, sources: Mapping[int | None, Run]) -> str:
-    """The commands that train the seeds which have no run folder yet; empty without any."""
-    folders = request.folders
-    remaining = [seed for seed, folder in folders.items() if seed != interrupted and not folder.exists()]
-    options = "; ".join(
-        f"--recipe {folders[interrupted]}/recipe.toml --set run.seed={seed} --out {folders[seed]}"
-        + (f" --init-from {sources[seed].path}" if sources else "")
-        for seed in remaining
-    )
-    return f"fewsight train {request.data} {options}" if remaining else ""
+def _remaining_commands(request: Request, interrupted: int | None, sources: Mapping[int | None, Run]) -> list[str]:
+    """The commands that train the seeds which have no run folder yet."""
+    folders, commands = request.folders, []
+    for seed, folder in folders.items():
+        if seed == interrupted or folder.exists():
+            continue
+        words = ["fewsight", "train", str(request.data), "--recipe", str(folders[interrupted] / "recipe.toml")]
+        words += ["--set", f"run.seed={seed}", "--out", str(folder)]
+        commands.append(shell_command([*words, "--init-from", str(sources[seed].path)] if sources else words))
+    return commands
 
 
 @random_state_kept()
 def resume(
     path: str | Path,
     *,
+    data: str | Path | None = None,
     other_machine: bool = False,
     console: Console | None = None,
     reporters: Sequence[ReporterFactory] = (),
@@ -217,6 +218,7 @@ def resume(
 
     Args:
         path: the run folder.
+        data: where the run's data are now, if they were moved; data.json then names that place.
         other_machine: go on although the processes, threads, processor, device or versions differ, which changes the
             last bits; run.json then says so.
         console: prints progress; None: standard output.
@@ -227,10 +229,11 @@ def resume(
             message names the differences.
     """
     with joined() as group:
-        run = runs.read_run(Path(path))
+        run, moved_to = runs.read_run(Path(path)), None if data is None else Path(data)
         if not group.first:
-            return _continue(run, Console(quiet=True), group, other_machine=other_machine)
-        return _continue(run, console or make_console(), group, reporters, other_machine=other_machine)
+            return _continue(run, Console(quiet=True), group, moved_to=moved_to, other_machine=other_machine)
+        console = console or make_console()
+        return _continue(run, console, group, reporters, moved_to=moved_to, other_machine=other_machine)
 
 
 def _continue(
@@ -239,9 +242,10 @@ def _continue(
     group: ProcessGroup,
     reporters: Sequence[ReporterFactory] = (),
     *,
+    moved_to: Path | None = None,
     other_machine: bool = False,
 ) -> Run:
-    """Train an existing run to its end, from its last state or from its start."""
+    """Train an existing run to its end, from its last state or from its start; its data may have been moved."""
     path = run.path
     if run.finished:
         console.print(f"{path} is finished; there is nothing to continue")
@@ -261,13 +265,16 @@ def _continue(
             )
     resolve_device(run.recipe.run.device)
     check_conditions(run, group, other_machine=other_machine)
-    source = Path(run.data.source)
-    if not source.exists():
-        raise RunError(f"{path}: its data {source} does not exist; restore it there, then resume")
+    source = moved_to or Path(run.data.source)
+    if moved_to is None and not source.exists():
+        command = shell_command(["fewsight", "train", "DATA", "--resume", str(path)])
+        raise RunError(f"{path}: its data {source} does not exist; restore it there, or name its new place: {command}")
     with progress_counter(console, "checking images") as progress:
         prepared = prepare(source, run.recipe.data, progress=progress)
     if changes := list_differences(runs.read_images(run), prepared.listed):
         raise RunError(f"{path}: {source} is not the data that the run began with: {changes}")
+    if moved_to is not None and group.first:
+        run = runs.record_source(run, moved_to)
     origin = None if runs.has_state(path) else run.info.start
     weights = _starting_weights(origin, run.recipe, run.classes, console)
     return _fit(run, prepared.images, console, weights, group, reporters)
@@ -293,7 +300,7 @@ def _fit(
             "loads the images itself, with the same result"
         )
     try:
-        with files.locked(run.path, "training") if group.first else contextlib.nullcontext():
+        with locks.locked(run.path, "training") if group.first else contextlib.nullcontext():
             return fit(with_conditions(run, console, group), images, reporter, weights, group)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -306,7 +313,8 @@ def _fit(
             f"{'with a smaller batch_size' if class_batches else accumulated}, or with a smaller train_px"
         ) from error
     except WriteError as error:
-        raise RunError(f"{error} The training goes on with: fewsight train --resume {run.path}") from error
+        again = shell_command(["fewsight", "train", "--resume", str(run.path)])
+        raise RunError(f"{error} The training goes on with: {again}") from error
     finally:
         reporter.close()
 
@@ -356,7 +364,7 @@ def _print_data(console: Console, prepared: Prepared) -> None:
     for note in (*prepared.notes, *filter(None, [prepared.note_on_val])):
         console.print(f"note: {printable(note)}")
     if prepared.facts.ignored:
-        ignored = ", ".join(f"{number:,} {reason}" for reason, number in prepared.facts.ignored.items())
+        ignored = ", ".join(counted(number, reason) for reason, number in prepared.facts.ignored.items())
         console.print(f"ignored: {ignored}")
     left_out = [image["error"] for image in prepared.facts.left_out]
     print_first(console, "left out", left_out, rest=", named in the run's data.json")

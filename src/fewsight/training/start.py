@@ -10,7 +10,7 @@ from fewsight.augment.normalise import Normalise
 from fewsight.data.samples import sample_indices
 from fewsight.errors import DataError, RunError
 from fewsight.losses import build_loss, own_weights
-from fewsight.machine import files
+from fewsight.machine import locks
 from fewsight.models import Backbone
 from fewsight.models.classifier import Classifier, initial_model, weights_out, with_stem
 from fewsight.recipes import Recipe
@@ -34,7 +34,7 @@ def read_start(path: Path, seed: int | None = None) -> Run:
         path = folder
     run = runs.read_run(path)
     if not run.finished:
-        raise RunError(f"{path} has no weights to start from: {files.why_unfinished(path)}")
+        raise RunError(f"{path} has no weights to start from: {locks.why_unfinished(path)}")
     return run
 
 

@@ -4,14 +4,14 @@ import difflib
 import statistics
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Literal
 
 import numpy as np
 
-from fewsight.data import Scanned, candidates, confirmed
+from fewsight.data import Dataset, Scanned, candidates, confirmed
 from fewsight.data.selection import as_seen
 from fewsight.wording import counted
 
@@ -64,7 +64,7 @@ def find_problems(
     empty: Sequence[str],
     hidden: Sequence[str],
     load: Callable[[int], np.ndarray],
-    ignored: Mapping[str, int],
+    dataset: Dataset,
 ) -> list[Finding]:
     """Every finding, faults first.
 
@@ -73,7 +73,7 @@ def find_problems(
         empty: class folders without images.
         hidden: folders that are ignored because of their names.
         load: reads the image at an index of `entries`, uint8 [32, 32, 3].
-        ignored: the number of files that are not read, by reason.
+        dataset: which files it passes over, and whether its train and val were drawn.
     """
     findings = [
         *_unreadable(entries),
@@ -81,8 +81,9 @@ def find_problems(
         *_sizes(entries),
         *_equal(entries),
         *_near(entries, load),
+        *_too_small(entries, dataset.split_by_seed),
         *_classes(entries, empty, hidden),
-        *_ignored(ignored),
+        *_ignored(dataset),
     ]
     order = {"fault": 0, "warning": 1, "note": 2}
     return sorted(findings, key=lambda finding: order[finding.level])
@@ -235,6 +236,26 @@ def _duplicates(entries: Sequence[Entry], groups: Sequence[Sequence[int]], how: 
             yield Finding(kind, level, text, tuple(groups_of_paths))
 
 
+def _too_small(entries: Sequence[Entry], split_by_seed: bool) -> Iterator[Finding]:
+    """Classes of few images; training refuses one of a single image (`check_class_sizes`) or of none to be read."""
+    samples = [entry for entry in entries if entry.split == "train" or (split_by_seed and entry.split == "val")]
+    total = Counter(entry.label for entry in samples if entry.label is not None)
+    readable = Counter(entry.label for entry in samples if entry.split == "train" and entry.scanned.error is None)
+    single = [name for name, count in sorted(total.items()) if count < 2]
+    if single:
+        text = "training refuses: it needs at least 2 images of every class; add images, or remove the class"
+        yield Finding("class of one image", "fault", text, tuple((name,) for name in single))
+    others = [name for name in sorted(total) if name not in single]
+    unread = [name for name in others if not readable[name]]
+    if unread:
+        text = "training refuses: no image of the class can be read; add images, or remove the class"
+        yield Finding("class without a readable image", "fault", text, tuple((name,) for name in unread))
+    tiny = [name for name in others if 0 < readable[name] < FEW_IMAGES]
+    if tiny:
+        details = tuple(counted(readable[name], "image") for name in tiny)
+        yield Finding("tiny class", "warning", "too few images to learn from", tuple((name,) for name in tiny), details)
+
+
 def _classes(entries: Sequence[Entry], empty: Sequence[str], hidden: Sequence[str]) -> Iterator[Finding]:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for entry in entries:
@@ -253,10 +274,6 @@ def _classes(entries: Sequence[Entry], empty: Sequence[str], hidden: Sequence[st
     if len(with_images) == 1:
         text = "there is nothing to distinguish, so training refuses; it needs at least two class folders (or labels)"
         yield Finding("only one class", "fault", text, ((with_images[0],),))
-    tiny = [name for name, count in sorted(train.items()) if count < FEW_IMAGES]
-    if tiny:
-        details = tuple(counted(train[name], "image") for name in tiny)
-        yield Finding("tiny class", "warning", "too few images to learn from", tuple((name,) for name in tiny), details)
     names = sorted({label for split in counts.values() for label in split})
     pairs = [pair for index, name in enumerate(names) for pair in _alike(name, names[index + 1 :])]
     if same := [pair for pair in pairs if as_seen(pair[0]) == as_seen(pair[1])]:
@@ -281,9 +298,9 @@ def _classes(entries: Sequence[Entry], empty: Sequence[str], hidden: Sequence[st
             yield Finding("classes that train lacks", "fault", text, tuple((name,) for name in extra))
 
 
-def _ignored(ignored: Mapping[str, int]) -> Iterator[Finding]:
+def _ignored(dataset: Dataset) -> Iterator[Finding]:
     """Files that no command reads, except an operating system's own and those that have a finding of their own."""
-    for reason, count in sorted(ignored.items()):
+    for reason, count in sorted(dataset.ignored.items()):
         if not count or reason.startswith(("hidden", "empty class")):
             continue
         if reason == "broken link":
@@ -292,8 +309,11 @@ def _ignored(ignored: Mapping[str, int]) -> Iterator[Finding]:
             text = "not read: move it into the folder of its class"
         else:
             text = "not read: neither its name nor its location is that of an image"
+        first = dataset.first_ignored.get(reason, ())
+        more = [f"and {count - len(first):,} more"] * (count > len(first))
+        names = (", ".join([*first, *more]),) if first else ()
         level: Level = "warning" if reason in LOST else "note"
-        yield Finding(f"passed over: {reason}", level, text, ((counted(count, "file"),),))
+        yield Finding(f"passed over: {reason}", level, text, ((counted(count, "file"),),), names)
 
 
 def _alike(name: str, others: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fewsight.apps.check.findings import Entry, Finding, find_problems
-from fewsight.data import Dataset, Sample, images_under, is_hidden, load_compared, read_dataset, scan
+from fewsight.data import Dataset, Ignored, Sample, images_under, is_hidden, load_compared, read_dataset, scan
 from fewsight.data.memory import memory_notes
 from fewsight.machine.cores import num_cores
 
@@ -74,7 +74,7 @@ def check(
     for entry in entries:
         counts.setdefault(entry.split, Counter())[entry.label or ""] += entry.scanned.error is None
     plain = {split: dict(classes) for split, classes in counts.items()}
-    findings = find_problems(entries, empty, hidden, load, dataset.ignored)
+    findings = find_problems(entries, empty, hidden, load, dataset)
     about = str(data), dataset.root, dataset.layout, (*dataset.notes, *memory_notes())
     return CheckResult(*about, plain, len(entries), tuple(findings))
 
@@ -97,6 +97,6 @@ def _folders(dataset: Dataset) -> tuple[list[str], list[str]]:
                 continue
             if is_hidden(name):
                 hidden.append(f"{parent}{name}")
-            elif not images_under(folder, Counter()):
+            elif not images_under(folder, Ignored()):
                 empty.append(f"{parent}{name}")
     return empty, hidden

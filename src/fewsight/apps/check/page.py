@@ -40,7 +40,7 @@ def write_page(checked: CheckResult, target: Path) -> None:
     html = page.render(
         name=printable(checked.data), images=counted(checked.num_images, "image"), splits=splits, findings=findings
     )
-    files.write_text(target, html)
+    files.write_text(files.link_target(target), html)
 
 
 def _shown(finding: Finding, root: Path) -> dict[str, Any]:

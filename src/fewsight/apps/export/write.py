@@ -16,9 +16,12 @@ from fewsight.errors import RunError
 from fewsight.inference.opening import RunsAndViews, open_runs
 from fewsight.inference.score_run import exact_recipe, num_threads, testing_recipe
 from fewsight.machine import files
+from fewsight.machine.outputs import Kind, check_output
 from fewsight.scores.calibration import calibration_for
 from fewsight.scores.entries import is_ensemble
 from fewsight.wording import counted
+
+MODEL = Kind("a model of fewsight export", (b"\x12\x08fewsight",))  # the name of its producer
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def export_run(
     int8_facts = None if loss is None or training is None else (loss, training)
     describe(model, metadata_of(selection, cuts, calibration, parity, int8_facts, crop=crop))
     content = model.SerializeToString()
-    files.write_bytes(out, content)
+    files.write_bytes(files.link_target(out), content)
     return Exported(out, len(content), cuts, selection.view_names, temperature, parity, loss)
 
 
@@ -110,10 +113,9 @@ def _check_out(out: Path) -> None:
     Raises:
         RunError: not the name of an .onnx file, in a run folder, or not writable.
     """
-    files.check_target(out, "--out")
+    check_output(out, "--out", MODEL)
     if out.suffix.lower() != ".onnx":
         raise RunError(f"--out {out}: expected a name that ends with .onnx")
-    if (out.parent / "run.json").exists() or is_ensemble(out.parent):
-        raise RunError(
-            f"--out {out}: {out.parent} is a run folder, which must not have other files; choose another folder"
-        )
+    folder = files.link_target(out).parent
+    if (folder / "run.json").exists() or is_ensemble(folder):
+        raise RunError(f"--out {out}: {folder} is a run folder, which must not have other files; choose another folder")

@@ -18,10 +18,11 @@ from fewsight.machine import files
 from fewsight.recipes import Recipe
 from fewsight.runs import Run
 from fewsight.scores.calibration import (
+    MIN_IMAGES,
     Bin,
     Calibration,
+    apply_temperature,
     calibration_for,
-    confidences,
     read_calibrations,
     reliability_bins,
     view_names,
@@ -64,10 +65,11 @@ class Examples:
 class CalibrationFacts:
     """How confidence matches accuracy, before and after calibration."""
 
-    bins: tuple[Bin, ...]
+    bins: tuple[Bin, ...]  # without a temperature
+    nll: float  # without a temperature; that of the page's probabilities is in `RunFacts.figures`
     stored: Calibration | None  # for these views
     stored_views: tuple[str, ...]  # in words, of every stored calibration
-    val: Literal["scored", "not scored", "none"]  # to fit a temperature for these views on
+    val: Literal["scored", "not scored", "too few", "none"]  # to fit a temperature for these views on
     tempered_bins: tuple[Bin, ...]  # at the stored temperature; empty without one
     accepted: Proportion | None  # accuracy of the images that the stored threshold accepts; None without one
 
@@ -118,7 +120,11 @@ class PaperTables:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the page shows of a run or an ensemble on one split."""
+    """What the page shows of a run or an ensemble on one split.
+
+    Every probability is at the run's temperature for these views, if it has one, as `predict` gives it; only
+    `calibration` has figures without it too.
+    """
 
     path: Path
     scored: Scored
@@ -158,8 +164,11 @@ def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> R
     """
     scored = open_scored(path, split or default_split([path]), views)
     labels, readable = label_indices(scored.first_store), scored.first_store.readable
-    scores, labels = fused_log_probs(scored.weights)[readable], labels[readable]
-    classes = scored.first_store.about.classes
+    fused, labels = fused_log_probs(scored.weights)[readable], labels[readable]
+    stored, classes = calibration_for(path, view_names(scored)), scored.first_store.about.classes
+    scores = (
+        fused if stored is None else apply_temperature(fused, stored.temperature)
+    )  # what the page shows is of these
     predicted = scores.argmax(1)
     run = None if is_ensemble(path) or not (path / "run.json").is_file() else runs.read_run(path)
     first = run or _first_run(path)
@@ -173,7 +182,15 @@ def gather(path: Path, split: str | None = None, views: Sequence[str] = ()) -> R
         confusion=np.bincount(labels * len(classes) + predicted, minlength=len(classes) ** 2).reshape(len(classes), -1),
         num_trained_on=int(scored.trained_on.sum()),
         num_chose_weights=int(scored.chose_weights.sum()),
-        calibration=_calibration(path, first, scored, scores, labels),
+        calibration=CalibrationFacts(
+            bins=reliability_bins(fused, labels),
+            nll=float(-fused[np.arange(len(labels)), labels].mean(dtype=np.float64)),
+            stored=stored,
+            stored_views=tuple(", ".join(calibration.views) for calibration in read_calibrations(path)),
+            val=_val(path, first, view_names(scored)),
+            tempered_bins=() if stored is None else reliability_bins(scores, labels),
+            accepted=_accepted(stored, scores, predicted == labels),
+        ),
         counts=_counts(run, scored),
         by_size=tuple(lines_by_size(scored)),
         ablation=_ablation(scored),
@@ -193,38 +210,27 @@ def _counts(run: Run | None, scored: Scored) -> dict[str, dict[str, int]]:
     return {**recorded, store.path.name: recorded.get(store.path.name, dict(shown))}
 
 
-def _calibration(
-    path: Path, first: Run | None, scored: Scored, scores: np.ndarray, labels: np.ndarray
-) -> CalibrationFacts:
-    """Reliability of the probabilities, and the effect of the stored calibration.
-
-    Args:
-        path: the run or ensemble.
-        first: the run, or an ensemble's first run.
-        scored: its scores.
-        scores: log-probabilities [n, K] of the readable images.
-        labels: class indices [n].
-    """
-    stored = calibration_for(path, view_names(scored))
-    return CalibrationFacts(
-        bins=reliability_bins(scores, labels),
-        stored=stored,
-        stored_views=tuple(", ".join(calibration.views) for calibration in read_calibrations(path)),
-        val=_val(path, first, view_names(scored)),
-        tempered_bins=() if stored is None else reliability_bins(scores, labels, stored.temperature),
-        accepted=_accepted(stored, scores, scores.argmax(1) == labels),
-    )
-
-
-def _val(path: Path, first: Run | None, views: tuple[str, ...]) -> Literal["scored", "not scored", "none"]:
+def _val(path: Path, first: Run | None, views: tuple[str, ...]) -> Literal["scored", "not scored", "too few", "none"]:
     """The val images that a temperature for these views can be fitted on."""
     with contextlib.suppress(RunError):
-        return "none" if open_scored(path, "val", views).trained_on.any() else "scored"
-    return "none" if first is None or not first.data.counts.get("val") else "not scored"
+        scored = open_scored(path, "val", views)
+        if scored.trained_on.any():
+            return "none"
+        return "scored" if scored.first_store.readable.sum() >= MIN_IMAGES else "too few"
+    num_val = 0 if first is None else sum(first.data.counts.get("val", {}).values())
+    if num_val == 0:
+        return "none"
+    return "not scored" if num_val >= MIN_IMAGES else "too few"
 
 
 def _examples(scored: Scored, scores: np.ndarray, labels: np.ndarray) -> Examples:
-    """Choose the images to show; arguments as for `_calibration`."""
+    """Choose the images to show.
+
+    Args:
+        scored: the scores.
+        scores: log-probabilities [n, K] of the readable images, as the page shows them.
+        labels: class indices [n].
+    """
     images = [image for image in scored.first_store.images if image.error is None]
     classes = scored.first_store.about.classes
     predicted, confidence = scores.argmax(1), scores.max(1)
@@ -265,7 +271,7 @@ def _accepted(calibration: Calibration | None, scores: np.ndarray, correct: np.n
     """The accuracy of the images that the stored threshold accepts; None without a threshold or such an image."""
     if calibration is None or calibration.threshold is None:
         return None
-    accepted = confidences(scores, calibration.temperature) >= calibration.threshold.prob
+    accepted = np.exp(scores.max(1)).astype(np.float64) >= calibration.threshold.prob
     return wilson(int(correct[accepted].sum()), int(accepted.sum())) if accepted.any() else None
 
 

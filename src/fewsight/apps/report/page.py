@@ -15,9 +15,10 @@ from fewsight.apps.report.gather import RunFacts, against, gather, paper_tables
 from fewsight.apps.report.plots import confidence_bars, confusion_image, confusion_table, curve_plots, reliability_dots
 from fewsight.errors import DataError, RunError
 from fewsight.machine import files
+from fewsight.machine.outputs import Kind, check_output
 from fewsight.recipes import Recipe, recipe_toml
 from fewsight.runs import Run
-from fewsight.scores.calibration import calibration_error, view_names
+from fewsight.scores.calibration import WHAT_IS_NEEDED, calibration_error, view_names
 from fewsight.scores.queries import better_part
 from fewsight.terminal import optimistic_notes, printable
 from fewsight.wording import counted, shell_command
@@ -25,8 +26,7 @@ from fewsight.wording import counted, shell_command
 MAX_TABLE_CLASSES = 30  # the confusion matrix of more classes is an image instead of a table
 MAX_GROUPS = 5  # shown of a finding in the data
 SUFFIXES = (".html", ".htm")
-MARK = b'<meta name="generator" content="fewsight'  # in the head of every page
-MARK_WITHIN = 400  # bytes
+PAGE = Kind("a page of fewsight report", (b'<meta name="generator" content="fewsight',))
 
 
 def write_report(
@@ -56,10 +56,9 @@ def write_report(
     Raises:
         RunError: a run has no such scores, or `target` cannot be written, has no HTML suffix, or is another file.
     """
+    check_output(target, "--out", PAGE)
     if target.suffix.lower() not in SUFFIXES:
         raise RunError(f"--out {target}: the page is an HTML file; call it {target.stem}.html")
-    if target.exists() and not _is_ours(target):
-        raise RunError(f"--out {target}: this file exists and is not a page of fewsight report; give another name")
     tables = next((tables for tables in map(paper_tables, paths) if tables), None)
     first, *others = (gather(path / "ensemble" if paper_tables(path) else path, split, views) for path in paths)
     source = _data_source(first, data)
@@ -74,6 +73,7 @@ def write_report(
         views_differ=any(view_names(other.scored) != view_names(first.scored) for other in others),
         shared_views=sorted(set.intersection(*(set(view_names(facts.scored)) for facts in (first, *others)))),
         calibrating=_calibrating(first, source),
+        what_is_needed=WHAT_IS_NEEDED,
         galleries=galleries,
         pictures=pictures,
         tables=tables,
@@ -82,7 +82,7 @@ def write_report(
         again="" if first.run is None else _command_again(first.run, source),
         max_groups=MAX_GROUPS,
     )
-    files.write_text(target, html)
+    files.write_text(files.link_target(target), html)
     return pictures
 
 
@@ -128,12 +128,6 @@ def _optimistic(facts: RunFacts) -> list[str]:
     return optimistic_notes(facts.num_trained_on, facts.num_chose_weights, facts.figures.num_images)
 
 
-def _is_ours(target: Path) -> bool:
-    """Whether a file is a page of this command."""
-    with target.open("rb") as handle:
-        return MARK in handle.read(MARK_WITHIN)
-
-
 def _data_source(facts: RunFacts, data: Path | None) -> Path | None:
     """Where the data is now: a folder, or the manifest in it that the run was trained on."""
     source = None if facts.source is None else Path(facts.source)
@@ -166,8 +160,8 @@ def _calibrating(facts: RunFacts, source: Path | None) -> list[str]:
     calibrate = ["fewsight", "scores", "calibrate", str(facts.path)]
     evaluate = ["fewsight", "evaluate", str(facts.path), str(source), "--split", "val"]
     evaluate += ["--views", ",".join(view_names(facts.scored))]
-    lines = {"scored": [calibrate], "not scored": [evaluate, calibrate] if source else [], "none": []}
-    return [] if facts.calibration.stored else [shell_command(line) for line in lines[facts.calibration.val]]
+    lines = {"scored": [calibrate], "not scored": [evaluate, calibrate] if source else []}
+    return [] if facts.calibration.stored else [shell_command(line) for line in lines.get(facts.calibration.val, [])]
 
 
 def _command_again(run: Run, source: Path | None) -> str:

@@ -12,6 +12,7 @@ from fewsight.apps.pictures import data_url
 from fewsight.apps.report.gather import Curve, RunFacts
 from fewsight.scores.calibration import NUM_BINS, Bin
 from fewsight.terminal import printable
+from fewsight.wording import counted
 
 PLOT_PX = (480, 240)  # width and height inside the axes of a curve
 WIDE_PX = 1060  # width of the only curve
@@ -106,7 +107,7 @@ def reliability_dots(bins: Sequence[Bin]) -> list[dict[str, Any]]:
             "y": f"{RELIABILITY_PX * (1 - entry.accuracy):.1f}",
             "r": f"{2 + 8 * (entry.count / max_count) ** 0.5:.1f}",
             "title": (
-                f"{entry.count:,} images: confidence {100 * entry.confidence:.0f} %, "
+                f"{counted(entry.count, 'image')}: confidence {100 * entry.confidence:.0f} %, "
                 f"accuracy {100 * entry.accuracy:.0f} %"
             ),
         }

@@ -22,7 +22,7 @@ from fewsight.data import changed_files, evaluation_samples, read_dataset
 from fewsight.data.prepare import Prepared, prepare
 from fewsight.errors import DataError, RecipeError, RunError
 from fewsight.inference.ensemble import combine
-from fewsight.machine import files
+from fewsight.machine import locks
 from fewsight.machine.cores import num_cores
 from fewsight.machine.device import gpus, resolve_device
 from fewsight.recipes import Data
@@ -30,7 +30,7 @@ from fewsight.recipes.options import check_hours
 from fewsight.scores.entries import is_ensemble
 from fewsight.scores.store import Store, read_store
 from fewsight.terminal import duration, printable, progress_counter
-from fewsight.wording import counted
+from fewsight.wording import counted, shell_command
 
 STORE = "test"  # name of the store of each run's test scores
 HEARTBEAT_SECONDS = 60.0
@@ -106,7 +106,7 @@ def reproduce(
         return 0
     write_plan(out, target, planned)
     start = time.monotonic()
-    with files.locked(out, "reproducing"):
+    with locks.locked(out, "reproducing"):
         _drop_scores_of_other_images(out, planned, test.root, console)
         outcome = run_tasks(
             [_task(job, data, out, target, slots) for job in planned],
@@ -136,9 +136,8 @@ def _write_results(out: Path, scale: str, planned: Sequence[Job], console: Conso
         console.print(f"wrote {path}")
     if len(tested) == len(planned):
         _write_ensemble(out, planned)
-        console.print(
-            f"the fusion is saved as an ensemble: fewsight predict {out / 'ensemble'} IMAGES --out predictions.csv"
-        )
+        words = ["fewsight", "predict", str(out / "ensemble"), "IMAGES", "--out", "predictions.csv"]
+        console.print(f"the fusion is saved as an ensemble: {shell_command(words)}")
 
 
 def _read(data: Path, test: str, splits: str) -> TestImages:

@@ -12,6 +12,7 @@ from fewsight.errors import DataError
 from fewsight.inference.opening import open_runs, score_folders, score_runs
 from fewsight.inference.score_run import LabelledFile
 from fewsight.machine import files
+from fewsight.machine.outputs import Kind, check_output
 from fewsight.scores.fusion import fused_probs
 from fewsight.scores.members import Scored
 from fewsight.terminal import progress_counter
@@ -51,7 +52,7 @@ def submit(
     Raises:
         DataError: images are missing, are not named as in the challenge, or cannot be read.
     """
-    files.check_target(out, "--out")
+    check_output(out, "--out", Kind("a submission", (HEADER.encode(),)))
     chosen = open_runs(path, views or "paper")
     if num_images is not None and num_images < 1:
         raise DataError(f"--images {num_images}: expected at least 1")
@@ -71,7 +72,7 @@ def submit(
             f"{folder}: {counted(len(errors), 'image')} cannot be read, so nothing was written; the first: {errors[0]}"
         )
     lines = [f"img_{number}.JPEG,{class_index}" for number, class_index in _predicted(scored)]
-    files.write_text(out, "\n".join([HEADER, *lines]) + "\n")
+    files.write_text(files.link_target(out), "\n".join([HEADER, *lines]) + "\n")
     return len(lines)
 
 

@@ -2,13 +2,12 @@
 
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fewsight.apps.vipriors.lists import ListedImage, read_lists
-from fewsight.data import images_under
+from fewsight.data import Ignored, images_under
 from fewsight.errors import DataError
 from fewsight.machine import files
 
@@ -123,4 +122,4 @@ def _create(source: Path, target: Path, link: str) -> None:
 def _images_of(folder: Path, split: str) -> list[str]:
     """The images of a split, relative to the subset."""
     below = folder / split
-    return [f"{split}/{name}" for name in images_under(below, Counter())] if below.is_dir() else []
+    return [f"{split}/{name}" for name in images_under(below, Ignored())] if below.is_dir() else []

@@ -76,6 +76,16 @@ def starting_values() -> dict[str, Any]:
     }
 
 
+def fixed_epochs(overrides: Sequence[str]) -> int | None:
+    """The number of epochs that the user fixed, if they did: every choice that depends on it uses this number."""
+    read = []
+    for epochs in (1, 2):
+        values = starting_values()
+        values["stages"][0]["epochs"] = epochs
+        read.append(parse_recipe(values, overrides, "auto").stages[0].epochs)
+    return read[0] if read[0] == read[1] else None
+
+
 def candidate_recipes(prepared: Prepared, settings: RunSettings, overrides: Sequence[str]) -> list[Recipe]:
     """The different recipes of the candidates: a single one if the user fixed all that they differ in.
 

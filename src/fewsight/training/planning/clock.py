@@ -60,7 +60,7 @@ def too_short(clock: Clock, pace: Pace, epoch_seconds: float, num_images: int, t
         f"timing took {duration(clock.passed())}, and a tenth of the time is reserved. Give "
         f"--hours {clock.hours_for(1, pace, epoch_seconds):g} or more for one epoch, about "
         f"{clock.hours_for(target, pace, epoch_seconds):g} for the {target} that this data needs, or use a cheaper "
-        f"model: {_cheaper(recipe)}. If another program uses "
+        f"model: {cheaper(recipe)}. If another program uses "
         "this machine, stop it first: it made the timed steps slower"
     )
 
@@ -71,11 +71,11 @@ def warning(clock: Clock, pace: Pace, epoch_seconds: float, epochs: int, target:
         return None
     return (
         f"warning: time for {counted(epochs, 'epoch')}, but this data needs about {target}: expect a low accuracy. "
-        f"Give --hours {clock.hours_for(target, pace, epoch_seconds):g}, or use a cheaper model: {_cheaper(recipe)}"
+        f"Give --hours {clock.hours_for(target, pace, epoch_seconds):g}, or use a cheaper model: {cheaper(recipe)}"
     )
 
 
-def _cheaper(recipe: Recipe) -> str:
+def cheaper(recipe: Recipe) -> str:
     """Options that make a step of a recipe faster."""
     smaller = f" or --set augment.train_px={4 * round(recipe.augment.train_px / 8)}"
     return f"--set model.width={recipe.model.width / 2:g}" + smaller * (recipe.augment.train_px >= 48)

@@ -15,11 +15,12 @@ from fewsight.terminal import duration, progress_counter
 from fewsight.training.planning.candidates import (
     candidate_recipes,
     described,
+    fixed_epochs,
     native_px,
     target_epochs,
     with_one_size,
 )
-from fewsight.training.planning.clock import Clock, already_over, too_short, warning
+from fewsight.training.planning.clock import Clock, already_over, cheaper, too_short, warning
 from fewsight.training.planning.probe import (
     MAX_CANDIDATE_SECONDS,
     Pace,
@@ -63,6 +64,7 @@ def plan_recipe(
     """
     check_hours(hours)
     num_images, clock = len(prepared.images.paths), Clock(hours, began, len(prepared.images.val_paths))
+    fixed = fixed_epochs(overrides)
     target = target_epochs(num_images)
     reasons = [
         f"{counted(num_images, 'training image')} of {counted(len(prepared.classes), 'class')}, median shorter side "
@@ -70,24 +72,29 @@ def plan_recipe(
         f"{counted(int(settings.threads), 'thread')}, {counted(int(settings.workers), 'loading process')}"
     ]
     candidates = candidate_recipes(prepared, settings, overrides)
-    recipe, pace = _choose(candidates, prepared, clock, target, reasons, console)
-    recipe, pace = _with_policy(recipe, pace, prepared, clock, overrides)
+    recipe, pace = _choose(candidates, prepared, clock, target, fixed, reasons, console)
+    recipe, pace = _with_policy(recipe, pace, prepared, clock, overrides, fixed)
     seconds = epoch_seconds(pace, recipe, prepared)
     epochs = min(MAX_EPOCHS, clock.epochs(pace, seconds))
-    if epochs < MIN_GROWING_EPOCHS:
+    if (fixed or epochs) < MIN_GROWING_EPOCHS:
         recipe = with_one_size(recipe, overrides)
         seconds = epoch_seconds(pace, recipe, prepared)
         epochs = clock.epochs(pace, seconds)
     if epochs < 1:
         raise RecipeError(too_short(clock, pace, seconds, num_images, target, recipe))
     warned = warning(clock, pace, seconds, epochs, target, recipe)
-    recipe = _with_epochs(recipe, overrides, epochs, pace)
+    recipe = _with_epochs(recipe, overrides, fixed or epochs, pace)
     reasons.append(
         f"chosen: {described(recipe)}, {counted(recipe.stages[0].epochs, 'epoch')} (a larger model is only chosen "
         f"with time for about {target}), batch size {recipe.stages[0].batch_size}, policy {recipe.augment.policy}"
     )
-    if warned and recipe.stages[0].epochs == epochs:  # else the user fixed them
+    if fixed is None and warned:
         reasons.append(warned)
+    elif fixed is not None and fixed > clock.epochs(pace, seconds):
+        reasons.append(
+            f"warning: the {counted(fixed, 'epoch')} that you fixed take about --hours "
+            f"{clock.hours_for(fixed, pace, seconds):g}, and there is time for {counted(epochs, 'epoch')}"
+        )
     return recipe, reasons
 
 
@@ -96,10 +103,13 @@ def _choose(
     prepared: Prepared,
     clock: Clock,
     target: int,
+    fixed: int | None,
     reasons: list[str],
     console: Console,
 ) -> tuple[Recipe, Pace]:
     """The most expensive candidate with time for `target` epochs, else the cheapest; each adds a line to `reasons`.
+
+    Where the user fixed the epochs, they must fit, and be as many as `target`.
 
     Raises:
         RecipeError: the time is over, or no candidate fits into the memory.
@@ -111,6 +121,7 @@ def _choose(
         f"timing training steps of up to {counted(len(candidates), 'model')}, for at most about {duration(limit)}"
     )
     chosen: tuple[Recipe, Pace] | None = None
+    too_large: list[str] = []
     with progress_counter(console, "timing") as progress:
         for number, recipe in enumerate(candidates):
             progress(number, len(candidates))
@@ -119,29 +130,30 @@ def _choose(
                 pace = probe(recipe, prepared, seconds, clock.left())
             except TooLargeError as error:
                 reasons.append(f"{described(recipe)}: skipped, {error}")
+                too_large.append(reasons[-1])
                 continue
             epochs = clock.epochs(pace, epoch_seconds(pace, recipe, prepared))
             milliseconds = 1e3 * (pace.step_seconds + pace.load_seconds)
             reasons.append(
                 f"{described(recipe)}: {milliseconds:.0f} ms per step, time for {counted(max(0, epochs), 'epoch')}"
             )
-            if chosen is None or epochs >= target:
+            if chosen is None or (epochs >= max(target, fixed or 0) and (fixed or target) >= target):
                 chosen = recipe, pace
             if epochs < 2 * target or time.monotonic() - began >= limit:
                 break
     if chosen is None:
         raise RecipeError(
-            f"no model of the plan fits into the free memory: {reasons[-1]}. Close other programs, or train with "
-            "smaller images (--set augment.train_px=32) or another recipe (--recipe)"
+            f"no model of the plan fits into the free memory: {too_large[0]}. Close other programs, or use "
+            f"{cheaper(candidates[0])}"
         )
     return chosen
 
 
 def _with_policy(
-    recipe: Recipe, pace: Pace, prepared: Prepared, clock: Clock, overrides: Sequence[str]
+    recipe: Recipe, pace: Pace, prepared: Prepared, clock: Clock, overrides: Sequence[str], fixed: int | None
 ) -> tuple[Recipe, Pace]:
     """With an augmentation policy where enough epochs fit with it too; loading is then timed with it."""
-    if clock.epochs(pace, epoch_seconds(pace, recipe, prepared)) < MIN_POLICY_EPOCHS:
+    if (fixed or clock.epochs(pace, epoch_seconds(pace, recipe, prepared))) < MIN_POLICY_EPOCHS:
         return recipe, pace
     values = recipe.model_dump()
     values["augment"]["policy"] = POLICY
@@ -149,7 +161,7 @@ def _with_policy(
     if augmented == recipe:
         return recipe, pace
     slower = replace(pace, load_seconds=time_loading(augmented, prepared))
-    if clock.epochs(slower, epoch_seconds(slower, augmented, prepared)) < MIN_POLICY_EPOCHS:
+    if (fixed or clock.epochs(slower, epoch_seconds(slower, augmented, prepared))) < MIN_POLICY_EPOCHS:
         return recipe, pace
     return augmented, slower
 

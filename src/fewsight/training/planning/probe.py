@@ -131,12 +131,17 @@ def parts_that_fit(image_bytes: int, recipe: Recipe) -> int:
 
 
 def epoch_seconds(pace: Pace, recipe: Recipe, prepared: Prepared) -> float:
-    """Seconds per epoch of the first stage; loading processes, if there are any, run in parallel with the steps."""
+    """Seconds per epoch of the first stage, with its part of the evaluations on val between the epochs.
+
+    Loading processes, if there are any, run in parallel with the steps.
+    """
     workers, plan = recipe.run.workers, batch_plan(recipe, recipe.stages[0], prepared.images)
     assert workers != "auto", "the settings are resolved"
     parallel = workers > 0
     step = max(pace.step_seconds, pace.load_seconds / workers) if parallel else pace.step_seconds + pace.load_seconds
-    return step * plan.num_steps * mean_cost(recipe, recipe.stages[0])
+    evaluation = len(prepared.images.val_paths) * pace.score_seconds
+    between = evaluation / recipe.eval.every_epochs if recipe.eval.every_epochs else 0.0
+    return step * plan.num_steps * mean_cost(recipe, recipe.stages[0]) + between
 
 
 def free_memory(device: str) -> int:

@@ -205,6 +205,14 @@ function showResult(item, result) {
 
 function figure(activation, label) {
   const made = document.createElement("figure");
+  const caption = document.createElement("figcaption");
+  const member = activation.member === null ? "" : `${visible(activation.member)}, `;
+  const view = `${member}${activation.view}`;
+  if (activation.map.flat().length === 1) { // a tint of the whole image would show nothing
+    caption.textContent = `${view}: the model's map has one field, the whole image, so it cannot show where the evidence is`;
+    made.append(caption);
+    return made;
+  }
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = CANVAS_PX;
   canvas.setAttribute("role", "img");
@@ -218,9 +226,7 @@ function figure(activation, label) {
     scale.append(part);
   }
   scale.children[1].style.background = `linear-gradient(to right, rgb(${AGAINST}), transparent, rgb(${FOR}))`;
-  const caption = document.createElement("figcaption");
-  const member = activation.member === null ? "" : `${visible(activation.member)}, `;
-  caption.textContent = `${member}${activation.view}: orange fields support ${label}, blue ones speak against it`
+  caption.textContent = `${view}: orange fields support ${label}, blue ones speak against it`
     + " (logits above and below the mean of the classes)";
   made.append(canvas, scale, caption);
   const picture = new Image();
