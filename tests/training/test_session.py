@@ -31,7 +31,10 @@ def quiet() -> tuple[Console, io.StringIO]:
     ("override", "message"),
     [
         ("model.backbone=resnst14", r"^model\.backbone: there is no 'resnst14'; did you mean 'resnest14'\?$"),
-        ("model.backbone=xyz", r"^model\.backbone: there is no 'xyz'; it is one of plain8, resnest101, .*, or timm:NAME$"),
+        (
+            "model.backbone=xyz",
+            r"^model\.backbone: there is no 'xyz'; it is one of plain8, resnest101, .*, or timm:NAME$",
+        ),
         ("stages.0.loss=cee", r"^loss: there is no 'cee'; did you mean 'ce'\?$"),
         ("augment.policy=autoaugmnt", r"^augment\.policy: there is no 'autoaugmnt'; did you mean 'autoaugment'\?$"),
         ("stages.0.augment.policy=no", r"^stages\.0\.augment\.policy: there is no 'no'; did you mean 'none'\?$"),
