@@ -7,9 +7,8 @@ from fewsight.recipes import Stage
 def weight_decay_for(efolds: float, stage: Stage, num_steps: int, batch_size: float) -> float:
     """The weight decay by which a stage shrinks a weight that gets no gradient to exp(-efolds) of itself.
 
-    With SGD, decay passes through the momentum: efolds = sum of learning rates * weight decay / (1 - momentum),
-    to first order.
-    Wang and Aitchison (arXiv 2405.13698) find that its time scale should follow the length of the training.
+    To first order: with SGD, whose momentum the decay passes through, efolds = sum of learning rates * weight decay /
+    (1 - momentum). Wang and Aitchison (arXiv 2405.13698) find that its time scale should follow the training's length.
 
     Args:
         num_steps: per epoch.

@@ -74,12 +74,10 @@ def fit(
     group.wait()  # no process writes before every process has read
     device = torch.device(recipe.run.device)
     normalise = Normalise(run.data.mean, run.data.std).to(device)
-    images = _augmented_images(run, data, group)
     model = _build_model(run, weights, group)
-    if weights is None and not state:
-        fit_to_images(model, images, Normalise(run.data.mean, run.data.std))
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     plans = [batch_plan(recipe, stage, data) for stage in recipe.stages]
+    images = _augmented_images(run, data, group)
     _check_batch_sizes(plans, group)
     reporter.start(_steps_done(recipe, plans, Position(stage=len(plans))), _steps_done(recipe, plans, position))
     assert recipe.run.threads != "auto", "the recipe is resolved"
@@ -90,6 +88,8 @@ def fit(
         signals_that_stop(announced=group.first) as stop,
         explain_lost_workers(),
     ):
+        if weights is None and not state:
+            fit_to_images(model, images, Normalise(run.data.mean, run.data.std))
         training = Training(run, data, images, plans, normalise, reporter, stop, group)
         for number in range(position.stage, len(recipe.stages)):
             learner = build_learner(model, recipe, recipe.stages[number], data, len(run.classes), device, group)

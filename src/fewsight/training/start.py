@@ -87,7 +87,8 @@ def weights_from(source: Run, recipe: Recipe, classes: tuple[str, ...]) -> tuple
 def fit_to_images(model: Classifier, images: AugmentedImages, normalise: Normalise) -> None:
     """Set the weights that a backbone computes from training images, as augmented in the first epoch.
 
-    The images are the same in every process of a training.
+    The images are the same in every process of a training. Called with the threads of the recipe, on which last bits of
+    the sums may depend.
 
     Raises:
         DataError: an image can no longer be read.
