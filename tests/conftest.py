@@ -147,3 +147,11 @@ def refused(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return answer.err
 
     return run
+
+
+def calibrated_copy(run: Path, target: Path, data: Path, command: Command, *options: object) -> Path:
+    """A copy of a run with temperatures from the val images of `data`; the options are those of `scores calibrate`."""
+    shutil.copytree(run, target)
+    assert command("evaluate", target, data, "--split", "val", "--views", "report").code == 0
+    assert command("scores", "calibrate", target, *options).code == 0
+    return target

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import fewsight
-from conftest import TINY, Command
+from conftest import TINY, Command, calibrated_copy
 from fewsight.inference.ensemble import combine
 from fewsight.inference.member_text import parse_member
 
@@ -73,10 +73,7 @@ def test_probabilities_are_those_of_the_command(
 ) -> None:
     path = both if name == "ensemble" else tiny_run
     if name == "calibrated":
-        path = tmp_path / "calibrated"
-        shutil.copytree(tiny_run, path)
-        assert command("evaluate", path, enough_val, "--split", "val", "--views", "report").code == 0
-        assert command("scores", "calibrate", path).code == 0
+        path = calibrated_copy(tiny_run, tmp_path / "calibrated", enough_val, command)
     files: list[str | Path] = [str(file) for file in sorted(digit_images.glob("test/*/*.png"))]
     files.insert(4, tmp_path / "nothing.png")
     options = ["--views", views] if views else []

@@ -24,7 +24,7 @@ import pytest
 import torch
 
 import fewsight
-from conftest import TINY, Command
+from conftest import TINY, Command, calibrated_copy
 from fewsight.apps.serve.batching import GATHER_S, Batcher
 from fewsight.apps.serve.counters import Counters
 from fewsight.apps.serve.guard import Guard
@@ -88,9 +88,7 @@ def test_answers_are_those_of_predict(
 ) -> None:
     run = both if name == "ensemble" else tiny_run
     if name == "calibrated":
-        run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
-        command("evaluate", run, enough_val, "--split", "val", "--views", "report")
-        assert command("scores", "calibrate", run, "--coverage", 0.6).code == 0
+        run = calibrated_copy(tiny_run, tmp_path / "run", enough_val, command, "--coverage", 0.6)
     files = sorted(digit_images.glob("test/*/*.png"))
     options = ["--views", views] if views else []
     rows = predicted(command, run, tmp_path / "rows.csv", *files, *options)
