@@ -1,12 +1,14 @@
-"""A fuzzer: damaged and hostile files for every reader.
+"""A fuzzer: damaged and hostile files for every reader, and names in every encoding.
 
-An input is a function of its seed: a valid file of some kind, damaged at random. A reader may take it or refuse it with
+An input is a function of its seed: a valid file of some kind, damaged at random, or images whose files and classes are
+renamed. A reader may take it or refuse it with
 a `FewsightError`; anything else is a crash. `python tests/fuzz.py --minutes 30` runs for that time and prints a
 Markdown table; `--seed N` runs one input and shows its traceback.
 """
 
 import argparse
 import contextlib
+import csv
 import faulthandler
 import hashlib
 import io
@@ -30,15 +32,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fewsight.apps.check import check, check_json, show_check, write_page
 from fewsight.apps.vipriors.lists import read_lists
 from fewsight.data import decode_bytes, read_dataset, scan_image
+from fewsight.data.prepare import prepare
 from fewsight.errors import DataError, FewsightError
 from fewsight.inference.ensemble import combine
 from fewsight.inference.member_text import parse_member
 from fewsight.inference.opening import open_runs
+from fewsight.inference.predict import predict_files
 from fewsight.inference.score_run import run_scores
-from fewsight.recipes import load_recipe, shipped_recipes
-from fewsight.runs import read_state, read_weights
+from fewsight.machine.files import write_json
+from fewsight.recipes import Data, load_recipe, shipped_recipes
+from fewsight.runs import create_run, read_images, read_run, read_state, read_weights
 from fewsight.scores.calibration import calibration_for
 from fewsight.scores.fusion import fused_log_probs
 from fewsight.scores.opening import open_scored
@@ -69,7 +75,16 @@ VALUES: list[Any] = [
     {},
     {"a": 1},
 ]
-TINY = ["model.width=0.125", "stages.0.epochs=1", "run.precision=float32", "run.threads=1", "run.workers=0"]
+ENCODINGS = ["utf-8", "latin-1", "cp1252", "shift_jis", "euc_kr", "gb18030", "koi8-r", "utf-16-le", "utf-7"]
+LETTERS = "éßÑø漢字カナ한글Жщ\u05d0\u0639\u202e\u200b\ufeff\U0001f98b \t\n\r\x07\x1b[31m'\"\\$`*?;&|<>(){}=,-.%#~ab1"
+TINY = [
+    "model.width=0.125",
+    "run.device=cpu",
+    "stages.0.epochs=1",
+    "run.precision=float32",
+    "run.threads=1",
+    "run.workers=0",
+]
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
@@ -162,7 +177,11 @@ def kinds(folder: Path) -> dict[str, Kind]:
     train(labelled, other, recipe="digits", overrides=[*TINY, "run.seed=1"], console=make_console(io.StringIO()))
     combine([parse_member(str(path)) for path in (run, other)], made)
     run_files = ("recipe.toml", "classes.json", "data.json", "images.jsonl", "run.json", "weights.safetensors")
+    (folder / "names").mkdir()
+    shutil.copytree(labelled, folder / "names" / "labelled")
+    shutil.copytree(run, folder / "names" / "run")
     return {
+        "names": Kind(folder / "names", (), read_names),
         "image": Kind(folder / "images", tuple(images), read_image),
         "manifest": Kind(folder / "manifest", ("list.csv", "list.tsv.csv", "list.parquet"), read_manifests),
         "recipe": Kind(folder / "recipes", tuple(f"{name}.toml" for name in shipped_recipes()), read_recipe),
@@ -253,6 +272,47 @@ def read_manifests(folder: Path) -> None:
         read_dataset(file)
 
 
+def read_names(folder: Path) -> None:
+    """What is written of names is read back as it was: lists, classes, findings, rows of a table."""
+    labelled = folder / "labelled"
+    prepared = prepare(labelled, Data())
+    listed = create_run(folder / "new", load_recipe("digits", TINY), prepared.classes, prepared.facts, prepared.listed)
+    assert list(read_images(listed)) == prepared.listed
+    assert read_run(listed.path).classes == prepared.classes
+    checked = check(labelled)
+    write_json(folder / "check.json", check_json(checked))
+    assert json.loads((folder / "check.json").read_bytes())["ok"] == checked.ok
+    write_page(checked, folder / "check.html")
+    show_check(make_console(io.StringIO()), checked)
+    rows = folder / "rows.csv"
+    predict_files(folder / "run", [str(labelled / "test")], rows, top_k=1, console=make_console(io.StringIO()))
+    with rows.open(encoding="utf-8", newline="") as handle:
+        assert len(list(csv.DictReader(handle))) == sum(file.is_file() for file in (labelled / "test").rglob("*"))
+
+
+def name_in_any_encoding(rng: random.Random) -> bytes:
+    """A file name: text in some encoding, or any bytes."""
+    if rng.random() < 0.2:
+        name = rng.randbytes(rng.choice([1, 3, 40, 200]))
+    else:
+        text = "".join(rng.choices(LETTERS, k=rng.choice([1, 2, 5, 30])))
+        name = text.encode(rng.choice(ENCODINGS), "replace")
+    return name.replace(b"/", b"_").replace(b"\0", b"_")[:200].strip(b".") or b"_"
+
+
+def rename(kind: Kind, rng: random.Random, folder: Path) -> None:
+    """Copy a kind's folder to `folder`, with some of its classes and images renamed."""
+    shutil.copytree(kind.folder, folder, copy_function=os.link)
+    for label in CLASSES:
+        renamed = os.fsdecode(name_in_any_encoding(rng)) if rng.random() < 0.5 else label
+        for parent in (folder / "labelled" / split for split in ("train", "val", "test")):
+            for image in sorted((parent / label).iterdir()):
+                if rng.random() < 0.5:
+                    image.rename(image.parent / os.fsdecode(name_in_any_encoding(rng) + b".png"))
+            if not (parent / renamed).exists():
+                (parent / label).rename(parent / renamed)
+
+
 def read_recipe(folder: Path) -> None:
     for file in sorted(folder.iterdir()):
         check_parts(load_recipe(file))
@@ -283,6 +343,9 @@ def read_ensemble(folder: Path) -> None:
 
 def damage(kind: Kind, rng: random.Random, folder: Path) -> Path:
     """Copy a kind's folder to `folder` with one file damaged; for independent files only that one is copied."""
+    if kind.read is read_names:
+        rename(kind, rng, folder)
+        return folder
     target = rng.choice(kind.targets)
     alone = kind.read in (read_image, read_recipe)
     if alone:

@@ -59,12 +59,12 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, fuzz.Kind]:
         return fuzz.kinds(folder)
 
 
-@pytest.mark.parametrize("name", ["image", "manifest", "recipe", "list", "run", "store", "ensemble"])
+@pytest.mark.parametrize("name", ["names", "image", "manifest", "recipe", "list", "run", "store", "ensemble"])
 def test_undamaged_files_are_taken(name: str, kinds: dict[str, fuzz.Kind]) -> None:
     kinds[name].read(kinds[name].folder)
 
 
-@pytest.mark.parametrize("name", ["image", "manifest", "recipe", "list", "run", "store", "ensemble"])
+@pytest.mark.parametrize("name", ["names", "image", "manifest", "recipe", "list", "run", "store", "ensemble"])
 def test_damaged_files_are_taken_or_refused(name: str, kinds: dict[str, fuzz.Kind]) -> None:
     for _ in range(20):
         seed = random.randrange(2**32)
