@@ -1,6 +1,7 @@
-"""Plans fill the time, give reasons and keep what the user fixed. Most tests replace the probe by fixed times."""
+"""Plans fill the time, give reasons and keep what the user fixed. Most tests replace the timed steps by fixed times."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from fewsight.data.prepare import Prepared, prepare
 from fewsight.errors import RecipeError
 from fewsight.machine.device import resolve_run
 from fewsight.recipes import Data, Recipe, RunSettings, Stage, parse_recipe
-from fewsight.training.planning import candidates, clock, probe
+from fewsight.training.planning import candidates, clock, costs, levels, pilot, probe
 from fewsight.training.planning import plan as planner
+from fewsight.training.planning.pilot import Steps
 from fewsight.training.planning.probe import Pace, TooLargeError
 from fewsight.training.plans import batch_plan
-from fewsight.training.schedule import px_at
 
 QUIET = Console(quiet=True)
+CORES = 2
+Paces = Callable[[Recipe], Pace]
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def prepared(tmp_path: Path) -> Prepared:
 
 
 def plan(prepared: Prepared, hours: float, *overrides: str) -> tuple[Recipe, list[str]]:
-    settings = resolve_run(RunSettings(device="cpu", precision="float32"))
+    settings = resolve_run(RunSettings(device="cpu", precision="float32", threads=CORES, workers=0))
     return planner.plan_recipe(prepared, settings, hours, overrides, QUIET, began=planner.time.monotonic())
 
 
@@ -44,102 +47,136 @@ def pace_of(seconds: float) -> Pace:
     return Pace(step_seconds=seconds, load_seconds=0.0, score_seconds=0.0, image_bytes=1000)
 
 
-def by_depth(recipe: Recipe, *_: object) -> Pace:
-    """A simulated machine on which deeper models are slower."""
-    depth = int(recipe.model.backbone.removeprefix("resnest"))
-    return pace_of({14: 1.0, 26: 2.0, 50: 4.0, 101: 8.0}[depth] * (3 if recipe.model.stem != "large" else 1))
+def by_size(recipe: Recipe) -> Pace:
+    """A simulated core on which a step takes 1 s with plain8 at half its width and 64 px."""
+    pixels = (recipe.augment.train_px / 64) ** 2 * {"large": 1, "medium": 4, "small": 16}[recipe.model.stem]
+    return pace_of(pixels * (recipe.model.width / 0.5) ** 2)
 
 
-def total_seconds(recipe: Recipe, prepared: Prepared) -> float:
-    stage = recipe.stages[0]
-    steps = batch_plan(recipe, stage, prepared.images).num_steps
-    sides = [px_at(recipe, epoch) / recipe.augment.train_px for epoch in range(stage.epochs)]
-    return by_depth(recipe).step_seconds * steps * sum(side**2 for side in sides)
+@pytest.fixture
+def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Simulates a machine of two cores; `slowdown` is what other programs do to the training's steps."""
+
+    def install(paces: Paces, slowdown: float = 1.0, core_proportion: float = 1.0) -> None:
+        def steps(recipe: Recipe, *_: object) -> Steps:
+            assert recipe.run.threads != "auto"
+            alone = paces(recipe)
+            return Steps((alone.step_seconds + alone.load_seconds) * slowdown / recipe.run.threads, core_proportion)
+
+        monkeypatch.setattr(planner, "probe", lambda recipe, *_: paces(recipe))
+        monkeypatch.setattr(planner, "pilot", steps)
+        monkeypatch.setattr(clock, "START_SECONDS", 0.0)
+        for module in (planner, costs, candidates):
+            monkeypatch.setattr(
+                module, "side_by_side", lambda members, _: (min(members, CORES), 1 if members > 1 else CORES)
+            )
+
+    return install
 
 
-@pytest.mark.parametrize("hours", [0.1, 0.5, 1.0])
-def test_plan_fills_the_time(prepared: Prepared, hours: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "probe", by_depth)
+def total_seconds(recipe: Recipe, prepared: Prepared, paces: Paces = by_size) -> float:
+    """Of all members on two cores."""
+    steps = recipe.stages[0].epochs * batch_plan(recipe, recipe.stages[0], prepared.images).num_steps
+    rounds = -(-recipe.run.members // CORES)
+    assert recipe.run.threads != "auto"
+    return steps * rounds * paces(recipe).step_seconds / recipe.run.threads
+
+
+@pytest.mark.parametrize("hours", [0.05, 0.5, 5.0, 500.0])
+def test_plan_fills_the_time(prepared: Prepared, hours: float, simulate: Callable[..., None]) -> None:
+    simulate(by_size)
     recipe, _ = plan(prepared, hours)
     assert 0.8 * hours * 3600 <= total_seconds(recipe, prepared) <= hours * 3600
 
 
-def test_more_time_gives_more_model(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "probe", by_depth)
-    names = [plan(prepared, hours)[0].model.backbone for hours in (0.05, 1.0, 5.0)]
-    assert names[0] == "resnest14"
-    assert int(names[2].removeprefix("resnest")) > int(names[0].removeprefix("resnest"))
+def test_more_time_gives_members_then_a_larger_net(prepared: Prepared, simulate: Callable[..., None]) -> None:
+    simulate(by_size)
+    plans = [plan(prepared, hours)[0] for hours in (0.1, 1.0, 4.0, 100.0)]
+    members = [recipe.run.members for recipe in plans]
+    widths = [recipe.model.width for recipe in plans]
+    assert members[0] == 1
+    assert members == sorted(members)
+    assert widths == sorted(widths)
+    assert members[1] > 1
+    assert widths[3] > widths[0]
 
 
-def test_plan_gives_reasons(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "probe", by_depth)
-    recipe, reasons = plan(prepared, 0.1)
-    assert "40 training images of 2 classes, median shorter side 64 px" in reasons[0]
-    assert reasons[-1].startswith(
-        f"chosen: {recipe.model.backbone}, large stem, 64 px, {recipe.stages[0].epochs} epochs"
-    )
+def test_time_is_never_left_over(prepared: Prepared, simulate: Callable[..., None]) -> None:
+    """A device a hundred times as fast: epochs have no limit of their own."""
+    simulate(lambda recipe: pace_of(by_size(recipe).step_seconds / 1000))
+    recipe, _ = plan(prepared, 8.0)
+    assert recipe.stages[0].epochs > 10_000
+    assert total_seconds(recipe, prepared) / 1000 >= 0.8 * 8 * 3600
 
 
-def test_plan_keeps_what_the_user_fixed(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "probe", by_depth)
-    recipe, _ = plan(prepared, 0.2, "model.backbone=resnest50", "stages.0.epochs=3", "augment.policy=none")
-    assert (recipe.model.backbone, recipe.stages[0].epochs, recipe.augment.policy) == ("resnest50", 3, "none")
+def test_plan_gives_reasons(prepared: Prepared, simulate: Callable[..., None]) -> None:
+    simulate(by_size)
+    recipe, reasons = plan(prepared, 1.0)
+    text = "\n".join(reasons)
+    assert reasons[0].startswith("for 40 training images of 2 classes, median shorter side 64 px; cpu, float32")
+    assert f"chosen: {candidates.described(recipe)}; each sees every image {recipe.stages[0].epochs:,} times" in text
+    assert "with more time: " in text
+    assert "a prediction takes about" in text
+    assert "other programs" not in text
 
 
-def quick(_recipe: Recipe, *_: object) -> Pace:
-    """A simulated machine on which any number of epochs fits."""
-    return pace_of(1e-3)
+def test_plan_keeps_what_the_user_fixed(prepared: Prepared, simulate: Callable[..., None]) -> None:
+    simulate(by_size)
+    fixed = ("model.width=1.5", "stages.0.epochs=3", "augment.policy=trivialaugment", "run.members=3")
+    recipe, _ = plan(prepared, 1.0, *fixed)
+    assert (recipe.model.width, recipe.stages[0].epochs) == (1.5, 3)
+    assert (recipe.augment.policy, recipe.run.members) == ("trivialaugment", 3)
 
 
-def test_everything_follows_the_epochs_that_the_user_fixed(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "probe", quick)
-    monkeypatch.setattr(planner, "time_loading", lambda *_: 0.0)
-    recipe, reasons = plan(prepared, 0.2, "stages.0.epochs=5")
+def test_everything_follows_the_epochs_that_the_user_fixed(prepared: Prepared, simulate: Callable[..., None]) -> None:
+    simulate(lambda _: pace_of(1e-3))
+    recipe, reasons = plan(prepared, 0.2, "stages.0.epochs=50")
     stage = recipe.stages[0]
-    assert (stage.epochs, stage.optim.warmup_epochs, stage.ema_half_life_epochs) == (5, 0.5, 0.2)
-    assert (recipe.model.backbone, recipe.augment.policy, stage.first_px) == ("resnest14", "none", "train")
+    assert (stage.epochs, stage.optim.warmup_epochs, stage.ema_half_life_epochs) == (50, 5.0, 2.0)
     assert not any("warning" in reason for reason in reasons)
-    many = plan(prepared, 0.2, "stages.0.epochs=400")[0]
-    assert (many.stages[0].epochs, many.augment.policy, many.stages[0].ema_half_life_epochs) == (
-        400,
-        planner.POLICY,
-        16,
-    )
 
 
-def test_fixed_epochs_that_do_not_fit_are_warned_about(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "probe", by_depth)
-    recipe, reasons = plan(prepared, 0.05, "stages.0.epochs=200")
-    assert recipe.model.backbone == "resnest14", "the cheapest"
+def test_fixed_epochs_that_do_not_fit_are_warned_about(prepared: Prepared, simulate: Callable[..., None]) -> None:
+    simulate(by_size)
+    recipe, reasons = plan(prepared, 0.05, "stages.0.epochs=2000")
+    assert recipe.run.members == 1
     warned = re.fullmatch(
-        r"warning: the 200 epochs that you fixed take about --hours ([\d.]+), .* for \d+ epochs", reasons[-1]
+        r"warning: the 2,000 epochs that you fixed take about --hours ([\d.]+), .* for [\d,]+ epochs", reasons[-1]
     )
     assert warned is not None
     assert float(warned[1]) > 0.05
 
 
-def test_evaluations_between_epochs_take_their_time(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = replace(pace_of(1.0), score_seconds=1.0)
-    monkeypatch.setattr(planner, "probe", lambda *_: slow)
-    seldom, often = (plan(prepared, 0.2, f"eval.every_epochs={every}")[0] for every in (0, 1))
+def test_evaluations_between_epochs_take_their_time(prepared: Prepared, simulate: Callable[..., None]) -> None:
+    simulate(lambda _: replace(pace_of(1.0), score_seconds=1.0))
+    seldom, often = (plan(prepared, 0.2, "run.members=1", f"eval.every_epochs={every}")[0] for every in (0, 1))
     assert often.stages[0].epochs < 0.5 * seldom.stages[0].epochs, "8 s of scoring for each 3 s of training"
 
 
-@pytest.mark.parametrize(
-    ("overrides", "first_px"),
-    [
-        ((), 32),
-        (("stages.0.first_px=train",), "train"),
-        (("stages.0.first_px=40",), 40),
-        (("augment.train_px=100",), 48),
-        (("augment.train_px=32",), "train"),
-    ],
-)
-def test_images_grow_unless_the_user_fixed_their_size(
-    prepared: Prepared, overrides: tuple[str, ...], first_px: int | str, monkeypatch: pytest.MonkeyPatch
+def test_steps_are_planned_as_slow_as_other_programs_make_them(
+    prepared: Prepared, simulate: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr(planner, "probe", by_depth)
-    assert plan(prepared, 0.1, *overrides)[0].stages[0].first_px == first_px
+    simulate(by_size)
+    idle, _ = plan(prepared, 1.0)
+    simulate(by_size, slowdown=3.0, core_proportion=0.33)
+    busy, reasons = plan(prepared, 1.0)
+    assert 3 * total_seconds(busy, prepared) <= 3600
+    assert busy.run.members * busy.stages[0].epochs * by_size(busy).step_seconds < 0.4 * (
+        idle.run.members * idle.stages[0].epochs * by_size(idle).step_seconds
+    )
+    assert "other programs take 67 % of the cores" in "\n".join(reasons)
+
+
+def test_cheaper_plan_is_taken_where_other_programs_leave_too_few_steps(
+    prepared: Prepared, simulate: Callable[..., None]
+) -> None:
+    simulate(by_size)
+    idle, _ = plan(prepared, 1.0)
+    simulate(by_size, slowdown=20.0)
+    busy, _ = plan(prepared, 1.0)
+    assert by_size(busy).step_seconds * busy.run.members < by_size(idle).step_seconds * idle.run.members
+    enough = levels.enough_images(40) / 40
+    assert busy.stages[0].epochs >= 0.25 * enough
 
 
 @pytest.mark.parametrize("hours", [0.0, -1.0, float("nan")])
@@ -149,10 +186,12 @@ def test_hours_must_be_positive(prepared: Prepared, hours: float) -> None:
 
 
 def test_too_little_time_is_refused_with_the_time_of_an_epoch(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, simulate: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr(planner, "probe", lambda *_: pace_of(100.0))
-    with pytest.raises(RecipeError, match=r"--hours 0\.01 is not enough for one epoch .* takes about 5 min") as refusal:
+    simulate(lambda _: pace_of(100.0))
+    with pytest.raises(
+        RecipeError, match=r"--hours 0\.01 is not enough for one epoch .* takes about 2 min 30 s"
+    ) as refusal:
         plan(prepared, 0.01)
     hours = re.search(r"Give --hours ([\d.]+) or more for one epoch", str(refusal.value))
     assert hours is not None
@@ -160,13 +199,11 @@ def test_too_little_time_is_refused_with_the_time_of_an_epoch(
     assert "scoring val" in str(refusal.value)
 
 
-def test_warning_about_few_epochs_names_the_time_for_enough(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(planner, "probe", by_depth)
+def test_warning_about_few_epochs_names_the_time_for_enough(prepared: Prepared, simulate: Callable[..., None]) -> None:
+    simulate(lambda recipe: pace_of(10 * by_size(recipe).step_seconds))
     recipe, reasons = plan(prepared, 0.01)
     warning = re.fullmatch(
-        r"warning: time for (\d+) epochs, but this data needs about (\d+): .* Give --hours ([\d.]+), or .*"
+        r"warning: time for (\d+) epochs?, but this data needs about (\d+): .* Give --hours ([\d.]+), or .*"
         r"augment\.train_px=32",
         reasons[-1],
     )
@@ -175,23 +212,24 @@ def test_warning_about_few_epochs_names_the_time_for_enough(
     enough, new_reasons = plan(prepared, float(warning[3]))
     assert enough.stages[0].epochs >= int(warning[2])
     assert not any(line.startswith("warning") for line in new_reasons)
-    assert plan(prepared, 0.01, "stages.0.epochs=2")[1][-1].startswith("chosen"), "the user fixed them"
+    assert "warning" not in plan(prepared, 0.01, "stages.0.epochs=1")[1][-1], "the user fixed them"
 
 
 def test_probing_takes_a_fraction_of_the_time_and_at_most_a_minute(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, simulate: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits: list[float] = []
 
     def slow(recipe: Recipe, _: Prepared, seconds: float, __: float) -> Pace:
         limits.append(seconds)
-        clock[0] += seconds  # the whole limit
+        now[0] += seconds  # the whole limit
         return pace_of(0.001)
 
-    clock = [0.0]
+    now = [0.0]
+    simulate(by_size)
     monkeypatch.setattr(planner, "probe", slow)
-    monkeypatch.setattr(planner.time, "monotonic", lambda: clock[0])
-    for hours, max_seconds in ((0.03, 0.06 * 108), (0.1, 0.06 * 360), (1000.0, 60.0)):
+    monkeypatch.setattr(planner.time, "monotonic", lambda: now[0])
+    for hours, max_seconds in ((0.03, 0.03 * 108), (0.1, 0.03 * 360), (1000.0, 60.0)):
         limits.clear()
         plan(prepared, hours)
         assert 0 < sum(limits) <= max_seconds + 1e-9
@@ -235,7 +273,8 @@ def simulated_steps(seconds: float, monkeypatch: pytest.MonkeyPatch) -> Learner:
         return learner
 
     learner.step = step  # type: ignore[attr-defined]
-    monkeypatch.setattr(probe.time, "perf_counter", lambda: now[0])
+    for name in ("perf_counter", "process_time"):
+        monkeypatch.setattr(probe.time, name, lambda: now[0])
     monkeypatch.setattr(probe, "build_learner", build)
     return learner
 
@@ -253,14 +292,16 @@ def test_steps_slowed_by_other_programs_do_not_count() -> None:
     assert probe._undisturbed([9.0]) == 9.0
 
 
-def test_short_memory_raises_accumulation(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    def measured(recipe: Recipe, *_: object) -> Pace:
-        return replace(by_depth(recipe), parts=probe.parts_that_fit(1000, recipe))
-
-    monkeypatch.setattr(planner, "probe", measured)
+def test_short_memory_raises_accumulation(
+    prepared: Prepared, simulate: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulate(by_size)
     monkeypatch.setattr(probe, "free_memory", lambda device: 16 * 1000)
-    recipe, _ = plan(prepared, 0.1)
+    recipe, _ = plan(prepared, 0.1, "run.members=1")
     assert recipe.stages[0].accumulate == 2  # 16 images at 1000 bytes, half of 16,000 bytes
+    monkeypatch.setattr(probe, "side_by_side", lambda members, _: (members, 1))
+    recipe, _ = plan(prepared, 0.1, "run.members=2")
+    assert recipe.stages[0].accumulate == 4, "two members share the memory"
 
 
 def test_probe_takes_real_steps(prepared: Prepared) -> None:
@@ -321,53 +362,26 @@ def test_memory_that_ends_within_a_step_is_a_reason(
         probe.probe(small_recipe(), prepared)
 
 
-def test_candidate_that_does_not_fit_is_skipped_with_the_reason(
-    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fits_in_part(recipe: Recipe, *_: object) -> Pace:
-        if recipe.model.backbone == "resnest26":
+def test_level_that_does_not_fit_is_left_out_with_the_reason(prepared: Prepared, simulate: Callable[..., None]) -> None:
+    def fits_in_part(recipe: Recipe) -> Pace:
+        if recipe.model.width == 1.0:
             raise TooLargeError("it is large")
-        return by_depth(recipe)
+        return by_size(recipe)
 
-    monkeypatch.setattr(planner, "probe", fits_in_part)
-    recipe, reasons = plan(prepared, 1.0)
-    assert recipe.model.backbone == "resnest50"
-    assert "resnest26, large stem, 64 px: skipped, it is large" in reasons
-
-
-def test_plan_without_memory_for_any_model_is_refused(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "free_memory", lambda device: 10**6)
-    with pytest.raises(RecipeError, match=r"no model of the plan fits into the free memory: .*skipped, its weights"):
-        plan(prepared, 1.0)
+    simulate(fits_in_part)
+    recipe, reasons = plan(prepared, 100.0)
+    assert recipe.model.width == 0.5
+    assert "plain8, large stem, 64 px: left out, it is large" in "\n".join(reasons)
 
 
-@pytest.mark.parametrize(("load_seconds", "policy"), [(0.1, "trivialaugment"), (1e3, "none")])
-def test_loading_is_timed_with_the_policy_that_the_plan_sets(
-    load_seconds: float, policy: str, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+def test_plan_without_memory_for_any_model_is_refused(
+    prepared: Prepared, simulate: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timed: list[str] = []
-
-    def loading(recipe: Recipe, _: Prepared) -> float:
-        timed.append(recipe.augment.policy)
-        return load_seconds
-
-    monkeypatch.setattr(planner, "probe", lambda *_: pace_of(1.0))
-    monkeypatch.setattr(planner, "time_loading", loading)
-    recipe, _ = plan(prepared, 0.5, "model.backbone=resnest14", "run.workers=0")
-    assert timed == ["trivialaugment"]
-    assert recipe.augment.policy == policy
-    assert recipe.stages[0].epochs >= planner.MIN_POLICY_EPOCHS
-
-
-def test_policy_that_the_user_fixed_is_timed_once(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "probe", lambda *_: pace_of(1.0))
-    monkeypatch.setattr(planner, "time_loading", lambda *_: pytest.fail("timed again"))
-    recipe, _ = plan(prepared, 0.5, "model.backbone=resnest14", "augment.policy=none")
-    assert recipe.augment.policy == "none"
-
-
-def test_policy_takes_time_to_load(prepared: Prepared) -> None:
-    assert 0 < probe.time_loading(small_recipe("augment.policy=trivialaugment"), prepared) < 5
+    simulate(by_size)
+    monkeypatch.setattr(planner, "probe", probe.probe)
+    monkeypatch.setattr(probe, "free_memory", lambda device: 10**6)
+    with pytest.raises(RecipeError, match=r"no model of the plan fits into the free memory: .*left out, its weights"):
+        plan(prepared, 1.0)
 
 
 def test_time_that_is_over_before_a_step_is_refused_without_one(
@@ -380,7 +394,32 @@ def test_time_that_is_over_before_a_step_is_refused_without_one(
 
 
 @pytest.mark.parametrize("native", [8, 32, 64, 100, 300, 4000])
-def test_ladder_has_different_candidates_in_range(native: int) -> None:
-    listed = candidates.ladder(native)
-    assert all(16 <= candidate.train_px <= 224 for candidate in listed)
+@pytest.mark.parametrize("num_images", [4, 300, 50_000])
+def test_levels_are_different_and_in_range(native: int, num_images: int) -> None:
+    listed = levels.levels(native, num_images)
+    assert all(16 <= level.train_px <= 224 for level in listed)
     assert len(set(listed)) == len(listed) >= 3
+    assert listed[0].members == 1
+
+
+def test_more_images_are_seen_more_often_in_all_and_less_often_each() -> None:
+    counts = [2, 200, 1_000, 50_000]
+    enough = [levels.enough_images(count) for count in counts]
+    assert enough == sorted(enough)
+    each = [number / count for number, count in zip(enough, counts, strict=True)]
+    assert each == sorted(each, reverse=True)
+
+
+def test_level_too_slow_or_too_large_is_not_chosen() -> None:
+    listed = levels.levels(64, 1000)
+    enough = levels.enough_images(1000)
+    assert levels.chosen(listed, [enough] * 3, 1000) == 2, "the others were not timed"
+    assert levels.chosen(listed, [enough, enough, None], 1000) == 1
+    assert levels.chosen(listed, [None, 0.01 * enough, 0.0], 1000) == 1, "the cheapest that fits"
+
+
+def test_members_are_timed_side_by_side_in_processes_of_their_own(prepared: Prepared) -> None:
+    steps = pilot.pilot(small_recipe("run.threads=1"), prepared, 0.1, 2)
+    assert steps.seconds > 0
+    assert 0 < steps.core_proportion <= 1
+    assert pilot.pilot(small_recipe("run.threads=1"), prepared, 0.1, 1).seconds > 0

@@ -78,6 +78,19 @@ def gpus() -> list[str]:
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
 
 
+def side_by_side(members: int, device: str) -> tuple[int, int]:
+    """How many members of a training run at a time, and the compute threads of each.
+
+    On a CPU they share the cores; on CUDA each has a GPU of its own.
+    """
+    kind = torch.device(device).type
+    cores = max(1, num_cores() // processes_here())
+    if kind == "cpu":
+        at_once = min(members, cores)
+        return at_once, max(1, cores // at_once)
+    return (max(1, min(members, len(gpus()))) if device == "cuda" else 1), cores
+
+
 @contextlib.contextmanager
 def random_state_kept() -> Iterator[None]:
     """After the block, or the decorated function, torch's random streams go on as if it had drawn nothing."""

@@ -22,7 +22,7 @@ from fewsight.recipes.options import check_hours
 from fewsight.runs import Origin, Run
 from fewsight.terminal import make_console, print_first, printable, progress_counter
 from fewsight.training.loop import fit
-from fewsight.training.planning.candidates import candidate_recipes, starting_values
+from fewsight.training.planning.candidates import candidates, starting_values
 from fewsight.training.planning.plan import plan_recipe
 from fewsight.training.preview import write_preview
 from fewsight.training.reporters import ReporterFactory, Reporters, TrainingReporter
@@ -141,7 +141,7 @@ def _train(request: Request, group: ProcessGroup) -> list[Run]:
     _print_data(console, prepared)
     notes = ""
     if request.planned and request.preview:
-        first = candidate_recipes(prepared, settings, overrides)[0]
+        first = candidates(prepared, settings, overrides)[1:2][0].recipe
         console.print(
             "a preview times nothing: it shows the images of the cheapest model of the plan, "
             f"{first.augment.train_px} px with policy {first.augment.policy}; the plan may take larger ones, and a "

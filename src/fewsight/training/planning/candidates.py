@@ -1,46 +1,28 @@
-"""What a plan chooses from: models and image sizes in order of cost, as recipes."""
+"""The levels of a plan as recipes, with the values that do not depend on the level."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fewsight.data.prepare import Prepared
+from fewsight.machine.device import side_by_side
 from fewsight.models.classifier import with_stem
 from fewsight.recipes import Recipe, RunSettings, parse_recipe
-from fewsight.training.schedule import PX_STEP
+from fewsight.training.planning.levels import Level, levels
+from fewsight.wording import counted
 
-MIN_GROWING_PX = 64  # for images that grow over a run; smaller images were not tried (NOTES.md)
+EMA_PART = 25  # of a training: the half-life of the moving average of the weights
+WARMUP_PART = 10  # of a training: the warm-up
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model and the size of its training images."""
+    """A level with its recipe."""
 
-    backbone: str
-    stem: str
-    width: float
-    train_px: int
-
-
-def ladder(native_px: int) -> list[Candidate]:
-    """Candidates in order of cost, for images whose shorter side is about `native_px` pixels."""
-    if native_px < 48:
-        px = max(16, 4 * round(native_px / 4))
-        models = [("resnest14", "medium", 0.5), ("resnest14", "small", 0.5), ("resnest14", "small", 1.0)]
-        models += [("resnest26", "small", 1.0), ("resnest50", "small", 1.0)]
-        return [Candidate(*model, px) for model in models]
-    if native_px < 112:
-        px = min(96, 16 * round(native_px / 16))
-        models = [("resnest14", "large", 1.0), ("resnest26", "large", 1.0), ("resnest50", "large", 1.0)]
-        models += [("resnest26", "medium", 1.0), ("resnest50", "medium", 1.0), ("resnest101", "medium", 1.0)]
-        return [Candidate(*model, px) for model in models]
-    sizes = [("resnest14", 0.5, 64), ("resnest14", 1.0, 64), ("resnest14", 1.0, 96), ("resnest14", 1.0, 128)]
-    sizes += [("resnest26", 1.0, 128), ("resnest26", 1.0, 160), ("resnest50", 1.0, 160), ("resnest50", 1.0, 192)]
-    sizes += [("resnest50", 1.0, 224), ("resnest101", 1.0, 224)]
-    return [Candidate(name, "large", width, px) for name, width, px in sizes if px <= max(128, native_px)]
+    level: Level
+    recipe: Recipe
 
 
 def native_px(prepared: Prepared) -> int:
@@ -48,80 +30,75 @@ def native_px(prepared: Prepared) -> int:
     return int(np.median([min(size) for size in prepared.sizes]))
 
 
-def target_epochs(num_images: int) -> int:
-    """Epochs after which a larger model is worth more than more epochs; fewer images need more epochs."""
-    return round(25 + 45 * math.sqrt(1000 / max(250, num_images)))
-
-
 def starting_values() -> dict[str, Any]:
-    """The recipe that the plan completes; the values are our choice, measured on the val split of tiny20 (NOTES.md)."""
+    """The recipe that the plan completes; the values are our choice, measured on val of several sets (NOTES.md)."""
     return {
-        "model": {"backbone": "resnest14", "stem": "large"},
+        "model": {"backbone": "plain8", "stem": "large", "width": 0.5},
         "augment": {"train_px": 64, "crop_area": [0.25, 1.0], "policy": "none"},
         "stages": [
             {
                 "epochs": 1,
                 "batch_size": 50,
-                "ema_half_life_epochs": 1.0,
-                "optim": {
-                    "base_lr": 0.12,
-                    "lr_batch": "actual",
-                    "nesterov": True,
-                    "weight_decay": 5e-4,
-                    "warmup_epochs": 3.0,
-                },
+                "optim": {"base_lr": 0.12, "lr_batch": "actual", "nesterov": True, "decay_efolds": 1.0},
             }
         ],
         "eval": {"every_epochs": 0},
     }
 
 
-def fixed_epochs(overrides: Sequence[str]) -> int | None:
-    """The number of epochs that the user fixed, if they did: every choice that depends on it uses this number."""
-    read = []
-    for epochs in (1, 2):
-        values = starting_values()
-        values["stages"][0]["epochs"] = epochs
-        read.append(parse_recipe(values, overrides, "auto").stages[0].epochs)
-    return read[0] if read[0] == read[1] else None
+def fixed(read: Callable[[Recipe], Any], overrides: Sequence[str]) -> Any:
+    """A value that the user fixed, None where they did not: every choice that depends on it uses this value."""
+    values = starting_values()
+    values["stages"][0]["epochs"] = 2
+    values["run"] = {"members": 2}
+    other = parse_recipe(values, overrides, "auto")
+    ours = parse_recipe(starting_values(), overrides, "auto")
+    return read(ours) if read(ours) == read(other) else None
 
 
-def candidate_recipes(prepared: Prepared, settings: RunSettings, overrides: Sequence[str]) -> list[Recipe]:
-    """The different recipes of the candidates: a single one if the user fixed all that they differ in.
+def candidates(prepared: Prepared, settings: RunSettings, overrides: Sequence[str]) -> list[Candidate]:
+    """The levels whose recipes differ, in order of cost: those with what the user fixed, a single one if that is all.
 
     Args:
         settings: the resolved [run] section.
         overrides: values that the user fixed, as `key.path=value`.
     """
     num_images = len(prepared.images.paths)
-    recipes = [_recipe(candidate, num_images, settings, overrides) for candidate in ladder(native_px(prepared))]
-    return [recipe for number, recipe in enumerate(recipes) if recipe not in recipes[:number]]
+    found: list[Candidate] = []
+    for level in levels(native_px(prepared), num_images):
+        recipe = _recipe(level, num_images, settings, overrides)
+        if recipe not in [candidate.recipe for candidate in found]:
+            found.append(Candidate(level, recipe))
+    return found
 
 
-def _recipe(candidate: Candidate, num_images: int, settings: RunSettings, overrides: Sequence[str]) -> Recipe:
-    """A candidate's recipe; its images grow from half their size, where that was measured to help."""
+def _recipe(level: Level, num_images: int, settings: RunSettings, overrides: Sequence[str]) -> Recipe:
     values = starting_values()
-    values["model"] = {"backbone": candidate.backbone, "stem": candidate.stem, "width": candidate.width}
-    values["augment"]["train_px"] = candidate.train_px
+    values["model"] = {"backbone": level.backbone, "stem": level.stem, "width": level.width}
+    values["augment"]["train_px"] = level.train_px
     values["stages"][0]["batch_size"] = max(16, min(128, round(num_images / 20)))
-    values["run"] = settings.model_dump()
+    values["run"] = settings.model_dump() | {"members": level.members}
     recipe = parse_recipe(values, overrides, "auto")
-    px = recipe.augment.train_px
-    if px >= MIN_GROWING_PX:
-        values["stages"][0]["first_px"] = PX_STEP * (px // PX_STEP // 2)
+    if recipe.run.members > 1 and fixed(lambda recipe: recipe.run.threads, overrides) == "auto":
+        values["run"] |= {"threads": side_by_side(recipe.run.members, settings.device)[1], "workers": 0}
         recipe = parse_recipe(values, overrides, "auto")
     return with_stem(recipe)
 
 
-def with_one_size(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    """The recipe with images that do not grow, unless the user fixed that they do."""
+def with_epochs(recipe: Recipe, overrides: Sequence[str], epochs: int, parts: int) -> Recipe:
+    """The recipe with its length, and the values that follow from it."""
     values = recipe.model_dump()
-    values["stages"][0]["first_px"] = "train"
-    return parse_recipe(values, overrides, "auto")
+    stage = values["stages"][0]
+    stage["epochs"] = epochs
+    stage["ema_half_life_epochs"] = round(epochs / EMA_PART, 2)
+    stage["optim"]["warmup_epochs"] = round(epochs / WARMUP_PART, 2)
+    stage["accumulate"] = parts
+    return with_stem(parse_recipe(values, overrides, "auto"))
 
 
 def described(recipe: Recipe) -> str:
-    """The model, its stem and the size of its images: `resnest14, large stem, 64 px`."""
+    """The model, its stem and the size of its images: `2 x plain8 at 0.5 of its width, large stem, 64 px`."""
     model = recipe.model
     width = "" if model.width == 1 else f" at {model.width:g} of its width"
-    return f"{model.backbone}{width}, {model.stem} stem, {recipe.augment.train_px} px"
+    members = "" if recipe.run.members == 1 else f"{counted(recipe.run.members, 'member')} of "
+    return f"{members}{model.backbone}{width}, {model.stem} stem, {recipe.augment.train_px} px"

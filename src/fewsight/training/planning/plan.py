@@ -1,4 +1,4 @@
-"""Chooses the candidate and the number of epochs, with reasons."""
+"""Chooses net, image size, members and length from the data, the device and the time, with reasons."""
 
 import time
 from collections.abc import Sequence
@@ -8,35 +8,25 @@ from rich.console import Console
 
 from fewsight.data.prepare import Prepared
 from fewsight.errors import RecipeError
-from fewsight.models.classifier import with_stem
-from fewsight.recipes import Recipe, RunSettings, parse_recipe
+from fewsight.machine.device import side_by_side
+from fewsight.recipes import Recipe, RunSettings
 from fewsight.recipes.options import check_hours
 from fewsight.terminal import duration, progress_counter
-from fewsight.training.planning.candidates import (
-    candidate_recipes,
-    described,
-    fixed_epochs,
-    native_px,
-    target_epochs,
-    with_one_size,
-)
-from fewsight.training.planning.clock import Clock, already_over, cheaper, too_short, warning
-from fewsight.training.planning.probe import (
-    MAX_CANDIDATE_SECONDS,
-    Pace,
-    TooLargeError,
-    epoch_seconds,
-    probe,
-    time_loading,
-)
+from fewsight.training.planning import reasons
+from fewsight.training.planning.candidates import Candidate, candidates, described, fixed, with_epochs
+from fewsight.training.planning.clock import Clock, already_over
+from fewsight.training.planning.costs import Option
+from fewsight.training.planning.levels import Level, chosen
+from fewsight.training.planning.pilot import Steps, pilot
+from fewsight.training.planning.probe import MAX_CANDIDATE_SECONDS, Pace, TooLargeError, parts_that_fit, probe
 from fewsight.wording import counted
 
-PROBE_FRACTION = 0.06  # of the hours, for probing
-MAX_PROBE_SECONDS = 60.0  # for probing all candidates, however long the training may take
-MAX_EPOCHS = 300
-MIN_GROWING_EPOCHS = 10  # for images that grow: fewer epochs are too few for several sizes
-MIN_POLICY_EPOCHS = 150  # for an augmentation policy: with fewer it lowers accuracy (NOTES.md)
-POLICY = "trivialaugment"  # unlike AutoAugment, it was not searched on other labels
+PROBE_FRACTION = 0.03  # of the hours, for timing all candidates
+MAX_PROBE_SECONDS = 60.0  # for that, however long the training may take
+PILOT_FRACTION = 0.015  # of the hours, for timing the chosen one in the way that it will train
+MAX_PILOT_SECONDS = 20.0
+PROBE_BATCH = 16  # images in a timed step on a CPU, where more take as much time each
+SLOW = 1.3  # times the expected time of a step, from which on the choice is made once more
 
 
 def plan_recipe(
@@ -63,114 +53,103 @@ def plan_recipe(
         RecipeError: there is not enough time for a single epoch, or not enough memory for any candidate.
     """
     check_hours(hours)
-    num_images, clock = len(prepared.images.paths), Clock(hours, began, len(prepared.images.val_paths))
-    fixed = fixed_epochs(overrides)
-    target = target_epochs(num_images)
-    reasons = [
-        f"{counted(num_images, 'training image')} of {counted(len(prepared.classes), 'class')}, median shorter side "
-        f"{native_px(prepared)} px; {settings.device}, {settings.precision}, "
-        f"{counted(int(settings.threads), 'thread')}, {counted(int(settings.workers), 'loading process')}"
-    ]
-    candidates = candidate_recipes(prepared, settings, overrides)
-    recipe, pace = _choose(candidates, prepared, clock, target, fixed, reasons, console)
-    recipe, pace = _with_policy(recipe, pace, prepared, clock, overrides, fixed)
-    seconds = epoch_seconds(pace, recipe, prepared)
-    epochs = min(MAX_EPOCHS, clock.epochs(pace, seconds))
-    if (fixed or epochs) < MIN_GROWING_EPOCHS:
-        recipe = with_one_size(recipe, overrides)
-        seconds = epoch_seconds(pace, recipe, prepared)
-        epochs = clock.epochs(pace, seconds)
+    clock = Clock(hours, began)
+    if clock.left() <= 0:
+        raise RecipeError(already_over(clock))
+    said = [reasons.data_line(prepared, settings)]
+    listed = candidates(prepared, settings, overrides)
+    epochs_fixed = fixed(lambda recipe: recipe.stages[0].epochs, overrides)
+    options = _timed(listed, prepared, clock, said, console)
+    levels = [candidate.level for candidate in listed]
+    option = _choose(levels, options, prepared, clock, epochs_fixed)
+    option, steps = _measured(option, prepared, hours, console)
+    if option.slowdown > SLOW and len(options) > 1:
+        slower = [replace(each, slowdown=option.slowdown) if each else None for each in options]
+        again = _choose(levels, slower, prepared, clock, epochs_fixed)
+        if again.recipe != option.recipe:
+            option, steps = _measured(again, prepared, hours, console)
+    epochs = int(option.epochs(clock, prepared))
     if epochs < 1:
-        raise RecipeError(too_short(clock, pace, seconds, num_images, target, recipe))
-    warned = warning(clock, pace, seconds, epochs, target, recipe)
-    recipe = _with_epochs(recipe, overrides, fixed or epochs, pace)
-    reasons.append(
-        f"chosen: {described(recipe)}, {counted(recipe.stages[0].epochs, 'epoch')} (a larger model is only chosen "
-        f"with time for about {target}), batch size {recipe.stages[0].batch_size}, policy {recipe.augment.policy}"
-    )
-    if fixed is None and warned:
-        reasons.append(warned)
-    elif fixed is not None and fixed > clock.epochs(pace, seconds):
-        reasons.append(
-            f"warning: the {counted(fixed, 'epoch')} that you fixed take about --hours "
-            f"{clock.hours_for(fixed, pace, seconds):g}, and there is time for {counted(epochs, 'epoch')}"
+        raise RecipeError(reasons.too_short(clock, option, prepared))
+    recipe = with_epochs(option.recipe, overrides, epochs_fixed or epochs, option.pace.parts)
+    said += reasons.chosen_lines(option, options, recipe, prepared, steps)
+    warning = reasons.warning(clock, option, prepared, epochs, epochs_fixed)
+    return recipe, [*said, warning] if warning else said
+
+
+def _timed(
+    listed: Sequence[Candidate], prepared: Prepared, clock: Clock, said: list[str], console: Console
+) -> list[Option | None]:
+    """The candidates with their costs, None for what does not fit into the memory; those too slow are left out.
+
+    Raises:
+        RecipeError: no candidate fits into the memory.
+    """
+    limit, began = min(MAX_PROBE_SECONDS, PROBE_FRACTION * clock.hours * 3600), time.monotonic()
+    console.print(f"timing training steps of up to {counted(len(listed), 'plan')}, for about {duration(limit)} at most")
+    options: list[Option | None] = []
+    paces: list[tuple[Recipe, Pace]] = []  # of single members
+    with progress_counter(console, "timing") as progress:
+        for number, candidate in enumerate(listed):
+            progress(number, len(listed))
+            one = _single(candidate.recipe)
+            pace = next((pace for recipe, pace in paces if recipe == one), None)
+            try:
+                if pace is None:
+                    seconds = min(MAX_CANDIDATE_SECONDS, limit - (time.monotonic() - began))
+                    pace = probe(one, prepared, seconds, clock.left())
+                    paces.append((one, pace))
+                pace = replace(pace, parts=parts_that_fit(pace.image_bytes, candidate.recipe))
+            except TooLargeError as error:
+                said.append(f"{described(candidate.recipe)}: left out, {error}")
+                options.append(None)
+                continue
+            option = Option(candidate, pace)
+            options.append(option)
+            if option.epochs(clock, prepared) < 1 or time.monotonic() - began >= limit:
+                break
+    if not any(options):
+        raise RecipeError(
+            f"no model of the plan fits into the free memory: {said[-1]}. Close other programs, or use "
+            f"{reasons.cheaper(listed[0].recipe)}"
         )
-    return recipe, reasons
+    return options
+
+
+def _single(recipe: Recipe) -> Recipe:
+    """One member of a recipe, on one thread of a CPU, with batches whose images cost what those of full batches do."""
+    run, stage = recipe.run.model_copy(update={"members": 1}), recipe.stages[0]
+    if run.device == "cpu":
+        run = run.model_copy(update={"threads": 1})
+        stage = stage.model_copy(update={"batch_size": min(stage.batch_size, PROBE_BATCH)})
+    return recipe.model_copy(update={"run": run, "stages": [stage, *recipe.stages[1:]]})
 
 
 def _choose(
-    candidates: Sequence[Recipe],
+    levels: Sequence[Level],
+    options: Sequence[Option | None],
     prepared: Prepared,
     clock: Clock,
-    target: int,
-    fixed: int | None,
-    reasons: list[str],
-    console: Console,
-) -> tuple[Recipe, Pace]:
-    """The most expensive candidate with time for `target` epochs, else the cheapest; each adds a line to `reasons`.
-
-    Where the user fixed the epochs, they must fit, and be as many as `target`.
-
-    Raises:
-        RecipeError: the time is over, or no candidate fits into the memory.
-    """
-    if clock.left() <= 0:
-        raise RecipeError(already_over(clock))
-    limit, began = min(MAX_PROBE_SECONDS, PROBE_FRACTION * clock.hours * 3600), time.monotonic()
-    console.print(
-        f"timing training steps of up to {counted(len(candidates), 'model')}, for at most about {duration(limit)}"
-    )
-    chosen: tuple[Recipe, Pace] | None = None
-    too_large: list[str] = []
-    with progress_counter(console, "timing") as progress:
-        for number, recipe in enumerate(candidates):
-            progress(number, len(candidates))
-            seconds = min(MAX_CANDIDATE_SECONDS, limit - (time.monotonic() - began))
-            try:
-                pace = probe(recipe, prepared, seconds, clock.left())
-            except TooLargeError as error:
-                reasons.append(f"{described(recipe)}: skipped, {error}")
-                too_large.append(reasons[-1])
-                continue
-            epochs = clock.epochs(pace, epoch_seconds(pace, recipe, prepared))
-            milliseconds = 1e3 * (pace.step_seconds + pace.load_seconds)
-            reasons.append(
-                f"{described(recipe)}: {milliseconds:.0f} ms per step, time for {counted(max(0, epochs), 'epoch')}"
-            )
-            if chosen is None or (epochs >= max(target, fixed or 0) and (fixed or target) >= target):
-                chosen = recipe, pace
-            if epochs < 2 * target or time.monotonic() - began >= limit:
-                break
-    if chosen is None:
-        raise RecipeError(
-            f"no model of the plan fits into the free memory: {too_large[0]}. Close other programs, or use "
-            f"{cheaper(candidates[0])}"
-        )
-    return chosen
+    epochs_fixed: int | None,
+) -> Option:
+    """The last level that is worth its time; where the user fixed the epochs, one at which they fit if there is one."""
+    num_images = len(prepared.images.paths)
+    epochs = [None if option is None else option.epochs(clock, prepared) for option in options]
+    if epochs_fixed is not None:
+        epochs = [None if each is None or each < epochs_fixed else epochs_fixed for each in epochs]
+        if not any(epochs):
+            return next(option for option in options if option is not None)
+    seen = [None if each is None else each * num_images for each in epochs]
+    option = options[chosen(levels, seen, num_images)]
+    assert option is not None
+    return option
 
 
-def _with_policy(
-    recipe: Recipe, pace: Pace, prepared: Prepared, clock: Clock, overrides: Sequence[str], fixed: int | None
-) -> tuple[Recipe, Pace]:
-    """With an augmentation policy where enough epochs fit with it too; loading is then timed with it."""
-    if (fixed or clock.epochs(pace, epoch_seconds(pace, recipe, prepared))) < MIN_POLICY_EPOCHS:
-        return recipe, pace
-    values = recipe.model_dump()
-    values["augment"]["policy"] = POLICY
-    augmented = parse_recipe(values, overrides, "auto")  # the user's policy, if one is fixed
-    if augmented == recipe:
-        return recipe, pace
-    slower = replace(pace, load_seconds=time_loading(augmented, prepared))
-    if (fixed or clock.epochs(slower, epoch_seconds(slower, augmented, prepared))) < MIN_POLICY_EPOCHS:
-        return recipe, pace
-    return augmented, slower
-
-
-def _with_epochs(recipe: Recipe, overrides: Sequence[str], epochs: int, pace: Pace) -> Recipe:
-    values = recipe.model_dump()
-    stage = values["stages"][0]
-    stage["epochs"] = epochs
-    stage["ema_half_life_epochs"] = round(epochs / 25, 2)
-    stage["optim"]["warmup_epochs"] = min(3.0, round(epochs / 10, 1))
-    stage["accumulate"] = pace.parts
-    return with_stem(parse_recipe(values, overrides, "auto"))
+def _measured(option: Option, prepared: Prepared, hours: float, console: Console) -> tuple[Option, Steps]:
+    """The option with the time that its steps take in the training, beside each other and beside other programs."""
+    at_once = side_by_side(option.recipe.run.members, option.recipe.run.device)[0]
+    console.print(f"timing steps of {described(option.recipe)}" + " side by side" * (at_once > 1))
+    member = option.recipe.model_copy(update={"run": option.recipe.run.model_copy(update={"members": 1})})
+    steps = pilot(member, prepared, min(MAX_PILOT_SECONDS, PILOT_FRACTION * hours * 3600), at_once)
+    expected = replace(option, slowdown=1.0).step_seconds()
+    return replace(option, slowdown=steps.seconds / expected), steps

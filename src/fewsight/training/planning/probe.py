@@ -14,7 +14,7 @@ from fewsight.data import cache
 from fewsight.data.prepare import Prepared
 from fewsight.errors import RecipeError
 from fewsight.losses import batch_kind
-from fewsight.machine.device import compute_threads, is_out_of_memory
+from fewsight.machine.device import compute_threads, is_out_of_memory, side_by_side
 from fewsight.models.classifier import Classifier, build_without_memory, initial_model
 from fewsight.recipes import Recipe
 from fewsight.training.feed import AugmentedImages, batches
@@ -28,6 +28,8 @@ MAX_CANDIDATE_SECONDS = 10.0  # for probing one candidate: a slow device is time
 STEP_QUANTILE = 0.25  # of the timed steps: other programs can only make a step longer
 MEMORY_FRACTION = 0.5  # of the free memory, for the activations of one step
 WEIGHT_COPIES = 4  # the weights, their gradients, the momentum, the moving average
+SCORING = 0.8  # of a step's time: two forward passes, since an image is mirrored, and decoding
+MANY_EPOCHS = 1_000_000  # more than any probe takes
 HOPELESS = 2.0  # an epoch that takes this multiple of the time left ends the probe: it is not for another program
 
 
@@ -52,7 +54,8 @@ def probe(
     """Measure the time and memory of a few real training steps.
 
     Memory is measured on two images, before a whole batch is; a batch that is too large for the memory is then cut
-    into parts, as the plan will do.
+    into parts, as the plan will do. On one thread of a CPU the time is the processor's, to which it does not matter
+    what other programs do.
 
     Args:
         seconds: time after which no further step starts; at least one step is timed.
@@ -61,35 +64,55 @@ def probe(
     Raises:
         TooLargeError: the model, or the smallest part of a batch, does not fit into the free memory.
     """
-    device, stage, images = torch.device(recipe.run.device), recipe.stages[0], prepared.images
-    plan, labels = batch_plan(recipe, stage, images), torch.tensor(images.labels)
-    normalise = Normalise(prepared.facts.mean, prepared.facts.std).to(device)
-    steps, loads = [], []
+    device, num_steps = torch.device(recipe.run.device), batch_plan(recipe, recipe.stages[0], prepared.images).num_steps
+    steps: list[float] = []
+    loads: list[float] = []
+    num_images = 1
     assert recipe.run.threads != "auto", "the settings are resolved"
     _check_weights_fit(recipe, len(prepared.classes))
     with compute_threads(recipe.run.threads), _memory_explained():
         model = initial_model(recipe, len(prepared.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         image_bytes = _bytes_per_image(model, recipe, device)
         parts = parts_that_fit(image_bytes, recipe)
-        stage = stage.model_copy(update={"accumulate": max(stage.accumulate, parts)})
-        learner = build_learner(model, recipe, stage, images, len(prepared.classes), device)
-        feed = batches(
-            _images(recipe, prepared), plan, first_epoch=0, first_step=0, num_epochs=1 + TIMED_STEPS, workers=0
-        )
-        previous = probe_start = time.perf_counter()
-        for number, (epoch, step, batch, indices) in enumerate(feed):
-            loaded = time.perf_counter()
-            inputs, targets = mix(normalise.of_bytes(batch), labels, indices, recipe, stage, epoch, step)
-            read_values([learner.step(inputs, targets, 1e-6)])  # the device has finished
-            now = time.perf_counter()
-            loads.append(loaded - previous)
-            steps.append(now - loaded)
-            previous = now
-            hopeless = number and min(steps[1:]) * plan.num_steps > HOPELESS * max_epoch_seconds
-            if number == TIMED_STEPS or now - probe_start > seconds or hopeless:
+        began = time.perf_counter()
+        for load_seconds, step_seconds, batch in training_steps(recipe, prepared, model, parts):
+            loads.append(load_seconds)
+            steps.append(step_seconds)
+            num_images = batch
+            hopeless = len(steps) > 1 and min(steps[1:]) * num_steps > HOPELESS * max_epoch_seconds
+            if len(steps) > TIMED_STEPS or time.perf_counter() - began > seconds or hopeless:
                 break
     computing, loading = _undisturbed(steps), _undisturbed(loads)
-    return Pace(computing, loading, 0.8 * (computing + loading) / len(inputs), image_bytes, parts)
+    return Pace(computing, loading, SCORING * (computing + loading) / num_images, image_bytes, parts)
+
+
+def training_steps(
+    recipe: Recipe, prepared: Prepared, model: Classifier | None = None, parts: int = 1
+) -> Iterator[tuple[float, float, int]]:
+    """Take training steps of the first stage, without end: the seconds of loading and of computing, and the images.
+
+    Args:
+        recipe: resolved.
+        model: on the recipe's device; None: a new one.
+        parts: into which a batch is cut at least.
+    """
+    device, stage, images = torch.device(recipe.run.device), recipe.stages[0], prepared.images
+    plan, labels = batch_plan(recipe, stage, images), torch.tensor(images.labels)
+    normalise = Normalise(prepared.facts.mean, prepared.facts.std).to(device)
+    if model is None:
+        model = initial_model(recipe, len(prepared.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    stage = stage.model_copy(update={"accumulate": max(stage.accumulate, parts)})
+    learner = build_learner(model, recipe, stage, images, len(prepared.classes), device)
+    now = time.process_time if device.type == "cpu" and recipe.run.threads == 1 else time.perf_counter
+    feed = batches(_images(recipe, prepared), plan, first_epoch=0, first_step=0, num_epochs=MANY_EPOCHS, workers=0)
+    previous = now()
+    for epoch, step, batch, indices in feed:
+        loaded = now()
+        inputs, targets = mix(normalise.of_bytes(batch), labels, indices, recipe, stage, epoch, step)
+        read_values([learner.step(inputs, targets, 1e-6)])  # the device has finished
+        stepped = now()
+        yield loaded - previous, stepped - loaded, len(indices)
+        previous = now()
 
 
 def time_loading(recipe: Recipe, prepared: Prepared, seconds: float = MAX_CANDIDATE_SECONDS) -> float:
@@ -116,11 +139,13 @@ def parts_that_fit(image_bytes: int, recipe: Recipe) -> int:
 
     Args:
         image_bytes: kept for the backward pass, per image.
+        recipe: whose members share the memory of a CPU.
 
     Raises:
         TooLargeError: the smallest part does not fit, or the loss needs the whole batch at once.
     """
-    stage, free = recipe.stages[0], free_memory(recipe.run.device)
+    stage, at_once = recipe.stages[0], side_by_side(recipe.run.members, recipe.run.device)[0]
+    free = free_memory(recipe.run.device) // (1 if torch.device(recipe.run.device).type == "cuda" else at_once)
     parts = max(1, math.ceil(image_bytes * stage.batch_size / max(1, MEMORY_FRACTION * free)))
     smallest = stage.batch_size if batch_kind(stage) == "pk" else 2
     if parts > stage.batch_size // smallest:

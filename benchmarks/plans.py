@@ -1,0 +1,118 @@
+"""What `auto` plans for 200 to 50,000 images at ten minutes and eight hours: `python -m benchmarks.plans`.
+
+Nothing is trained or timed: the planner itself is asked, with steps whose time follows from the net's multiplications
+and the rate of the device (a core at 50 GFLOP/s, a GPU at 15 TFLOP/s and 8 ms a step at least, as small batches have).
+"""
+
+import contextlib
+import io
+import time
+from collections.abc import Iterator
+from functools import cache, partial
+from pathlib import Path
+from unittest import mock
+
+import torch
+from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.machine import about, keep
+from fewsight.data.prepare import Prepared
+from fewsight.data.training_set import RunData, TrainingSet
+from fewsight.models.classifier import build_without_memory
+from fewsight.recipes import Recipe, RunSettings
+from fewsight.training.planning import candidates, costs, plan
+from fewsight.training.planning.candidates import described
+from fewsight.training.planning.pilot import Steps
+from fewsight.training.planning.probe import Pace
+from fewsight.training.plans import batch_plan
+
+CORE, GPU = 5e10, 1.5e13  # floating-point operations a second
+GPU_STEP = 8e-3  # seconds
+CORES = 2
+IMAGES, SIZES, HOURS = (200, 500, 5_000, 50_000), (32, 64, 200), (1 / 6, 8.0)
+NUM_CLASSES = 10
+
+
+def prepared(num_images: int, px: int) -> Prepared:
+    """A data set of `num_images` images with a tenth as many in val."""
+    labels = tuple(number % NUM_CLASSES for number in range(num_images))
+    paths = tuple(f"{number}.jpg" for number in range(num_images))
+    num_val = num_images // 10
+    images = TrainingSet(Path(), paths, labels, paths[:num_val], labels[:num_val])
+    facts = RunData("", "", "", {}, (0.5,) * 3, (0.2,) * 3, [], {})
+    return Prepared(tuple(map(str, range(NUM_CLASSES))), images, facts, [], ((px, px),) * num_images)
+
+
+@cache
+def flops(backbone: str, stem: str, width: float, px: int) -> float:
+    """Of a forward and a backward pass of one image."""
+    model = build_without_memory(backbone, NUM_CLASSES, stem=stem, width=width)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(2, 3, px, px, device="meta"))
+    return 1.5 * float(counter.get_total_flops())
+
+
+def pace(recipe: Recipe, device: str) -> Pace:
+    """The time of a step on a device."""
+    model, size = recipe.model, recipe.stages[0].batch_size
+    operations = flops(model.backbone, model.stem, model.width, recipe.augment.train_px)
+    seconds = size * operations / (CORE if device == "cpu" else GPU)
+    step = seconds if device == "cpu" else max(GPU_STEP, seconds)
+    return Pace(step, 1e-4 * size, 0.3 * step / size, 10**6)
+
+
+@contextlib.contextmanager
+def simulated(device: str) -> Iterator[None]:
+    """The planner sees a device that is not there."""
+
+    def probe(recipe: Recipe, *_: object) -> Pace:
+        return pace(recipe, device)
+
+    def pilot(recipe: Recipe, *_: object) -> Steps:
+        threads = recipe.run.threads if device == "cpu" and isinstance(recipe.run.threads, int) else 1
+        one = pace(recipe, device)
+        return Steps((one.step_seconds + one.load_seconds / (1 if device == "cpu" else 8)) / (threads**0.7), 1.0)
+
+    def side_by_side(members: int, _: str) -> tuple[int, int]:
+        at_once = min(members, CORES) if device == "cpu" else 1
+        return at_once, CORES // at_once
+
+    with (
+        mock.patch.object(plan, "probe", probe),
+        mock.patch.object(plan, "pilot", pilot),
+        mock.patch.object(plan, "side_by_side", side_by_side),
+        mock.patch.object(costs, "side_by_side", side_by_side),
+        mock.patch.object(candidates, "side_by_side", side_by_side),
+        mock.patch.object(plan, "parts_that_fit", return_value=1),
+    ):
+        yield
+
+
+def cell(num_images: int, px: int, hours: float, device: str) -> str:
+    """A plan in one line of a table."""
+    data = prepared(num_images, px)
+    workers = 0 if device == "cpu" else 8
+    settings = RunSettings(device=device, precision="float32", threads=CORES, workers=workers)
+    console = Console(file=io.StringIO())
+    with simulated(device):
+        recipe, _ = plan.plan_recipe(data, settings, hours, (), console, began=time.monotonic())
+    stage = recipe.stages[0]
+    steps = stage.epochs * batch_plan(recipe, stage, data.images).num_steps
+    return f"{described(recipe)}, {recipe.augment.policy} | {stage.epochs:,} | {steps:,} of {stage.batch_size}"
+
+
+def main() -> None:
+    """Print the table and keep it."""
+    lines = ["| images | side | device | hours | plan | epochs | steps |", "|---|---|---|---|---|---|---|"]
+    row = partial("| {:,} | {} px | {} | {:.2g} | {} |".format)
+    for count in IMAGES:
+        for px in SIZES:
+            for device in ("cpu", "cuda"):
+                lines += [row(count, px, device, hours, cell(count, px, hours, device)) for hours in HOURS]
+    print("\n".join(lines))
+    keep("plans", "What `auto` plans", lines, about("plans", [], ("torch",)))
+
+
+if __name__ == "__main__":
+    main()
