@@ -155,6 +155,7 @@ class RunSettings(Section):
     """The seed, the device and how the training runs."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    members: Annotated[int, Field(ge=1, le=32)] = 1  # trainings of this recipe with other seeds, used as an ensemble
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"  # compute threads
