@@ -8,6 +8,8 @@ from cyclopts import Parameter
 from fewsight.cli import early
 from fewsight.errors import FewsightError
 
+MAX_MEMBERS = 32  # as the schema of recipes says
+
 
 def demo(*, out: Path = Path("runs/demo")) -> int:
     """Train on scikit-learn's digits (50 images per class), test on the rest and show the results.
@@ -75,7 +77,7 @@ def train(
     recipe: str | None = None,
     hours: float | None = None,
     set_: Annotated[tuple[str, ...], Parameter(name="--set")] = (),
-    members: int | None = None,
+    members: str | None = None,
     seeds: str | None = None,
     init_from: Path | None = None,
     merge_val: bool = False,
@@ -126,8 +128,8 @@ def train(
     if preview is not None and preview < 1:
         raise FewsightError(f"--preview {preview}: expected at least 1 batch")
     seed_list = _seed_list(seeds) if seeds is not None else []
-    if members is not None and not 1 <= members <= 32:
-        raise FewsightError(f"--members {members}: expected a number from 1 to 32")
+    if members is not None and members not in map(str, range(1, MAX_MEMBERS + 1)):  # as an int, 1.5 would become 2
+        raise FewsightError(f"--members {members}: expected a whole number from 1 to {MAX_MEMBERS}")
     settings = {"run.members": members, "data.merge_val": "true" if merge_val else None, "data.holdout": holdout,
                 "data.splits": splits, "data.max_bad": max_bad, "data.leak": leak,
                 "run.deterministic": "true" if deterministic else None}  # fmt: skip

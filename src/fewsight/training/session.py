@@ -22,7 +22,7 @@ from fewsight.recipes.options import check_hours
 from fewsight.runs import Origin, Run
 from fewsight.terminal import make_console, print_first, printable, progress_counter
 from fewsight.training.loop import fit
-from fewsight.training.members.side_by_side import check_processes, train_members
+from fewsight.training.members.side_by_side import check_members, train_members
 from fewsight.training.planning.candidates import candidate_recipes, starting_values
 from fewsight.training.planning.plan import plan_recipe
 from fewsight.training.preview import write_preview
@@ -135,7 +135,7 @@ def _train(request: Request, group: ProcessGroup) -> list[Run]:
     if sources and request.planned:
         overrides = [*model_values(next(iter(sources.values()))), *overrides]  # the plan must fit the weights
     first = _first_recipe(request, overrides, sources)
-    check_processes(first, group.count)
+    check_members(first, group.count, request.reporters)
     settings = resolve_run(first.run)
     check_parts(first)
     with progress_counter(console, "checking images") as progress:
@@ -155,7 +155,7 @@ def _train(request: Request, group: ProcessGroup) -> list[Run]:
         console.print(f"the plan:\n{notes}", markup=False)
     resolved = resolve(first, prepared)
     check_parts(resolved)  # a plan may have cut the batch into parts
-    check_processes(resolved, group.count)  # a plan may have members
+    check_members(resolved, group.count, request.reporters)  # a plan may have members
     if request.preview:
         write_preview(resolved, prepared, request.preview, request.out, console)
         return []
@@ -267,7 +267,7 @@ def _continue(
                 "restore the values to resume, or start a new run with --recipe"
             )
     resolve_device(run.recipe.run.device)
-    check_processes(run.recipe, group.count)
+    check_members(run.recipe, group.count, reporters)
     check_conditions(run, group, other_machine=other_machine)
     source = moved_to or Path(run.data.source)
     if moved_to is None and not source.exists():

@@ -15,7 +15,7 @@ from fewsight.training.reporters import BAR_CELLS, PLAIN_SECONDS
 
 LOOK_SECONDS = 1.0  # between two looks at the logs
 TAIL_BYTES = 2**14  # of a log, enough for its last epoch
-MAX_TIMES = 300  # looks that the time left is estimated from
+MAX_TIMES = 100  # looks with progress that the time left is estimated from
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class MembersProgress:
     def __init__(self, console: Console, members: Sequence[Path], steps: Sequence[int]) -> None:
         self.console, self.members, self.steps = console, members, steps
         self.times: deque[tuple[float, int]] = deque(maxlen=MAX_TIMES)
+        self.starting = True  # the first entry of `times` is from before the first step
         self.last_look = self.last_print = time.monotonic()
         self.bar: Progress | None = None
         self.task = TaskID(0)
@@ -58,7 +59,11 @@ class MembersProgress:
         self.last_look = now
         places = [place_of(path, self.steps) for path in self.members]
         done = sum(place.steps for place in places)
-        self.times.append((now, done))
+        if not self.times or done > self.times[-1][1]:
+            self.times.append((now, done))
+        if self.starting and len(self.times) > 2:
+            self.times.popleft()  # it is from before the processes had started
+            self.starting = False
         text, left = self.described(places), self.left()
         if self.bar:
             shown = shortened(text, self.console.width - BAR_CELLS)
@@ -84,9 +89,10 @@ class MembersProgress:
     def left(self) -> str:
         """The time left, estimated from the latest looks; empty before there is anything to estimate it from."""
         (first_time, first), (last_time, last) = self.times[0], self.times[-1]
-        if last == first or last == self._total:
+        if self.starting or last == self._total:
             return ""
-        return duration((last_time - first_time) / (last - first) * (self._total - last)) + " left"
+        seconds = (last_time - first_time) / (last - first) * (self._total - last)
+        return duration(seconds - (self.last_look - last_time)) + " left"
 
     def close(self) -> None:
         """Remove the bar."""

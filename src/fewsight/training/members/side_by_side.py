@@ -10,29 +10,41 @@ from rich.console import Console
 from fewsight import runs
 from fewsight.data.training_set import TrainingSet
 from fewsight.errors import Interrupted, RecipeError, RunError
-from fewsight.machine import locks
+from fewsight.machine import files, locks
 from fewsight.machine.device import member_devices
 from fewsight.machine.jobs import GRACE_SECONDS, POLL_SECONDS, Task, last_line, run_tasks
 from fewsight.machine.signals import signals_that_stop
 from fewsight.recipes import Recipe
 from fewsight.runs import Run
-from fewsight.training.members.folder import create_members
+from fewsight.training.members.folder import create_members, member_paths
 from fewsight.training.members.progress import MembersProgress
 from fewsight.training.members.scores import finish_ensemble
 from fewsight.training.plans import batch_plan
+from fewsight.training.reporters import ReporterFactory
+from fewsight.training.tensorboard import TensorBoard
 from fewsight.wording import counted, shell_command
 
 
-def check_processes(recipe: Recipe, processes: int) -> None:
-    """Refuse members in a training whose processes share each batch.
+def check_members(recipe: Recipe, processes: int, reporters: Sequence[ReporterFactory]) -> None:
+    """Refuse what members, which train in processes of their own, cannot have.
+
+    Args:
+        recipe: of the training.
+        processes: that share each batch.
+        reporters: beside the terminal's.
 
     Raises:
-        RecipeError: there are both.
+        RecipeError: it has members, and several processes or reporters other than TensorBoard.
     """
-    if recipe.run.members > 1 and processes > 1:
+    if recipe.run.members == 1:
+        return
+    own = f"run.members = {recipe.run.members}: members train in processes of their own"
+    if processes > 1:
+        raise RecipeError(f"{own}; start the command without torchrun, or set run.members = 1")
+    if any(make is not TensorBoard for make in reporters):
         raise RecipeError(
-            f"run.members = {recipe.run.members}: members train in processes of their own; start the command without "
-            "torchrun, or set run.members = 1"
+            f"{own}, which reporters of this process do not see; leave them out (the members' log.jsonl have every "
+            "epoch), or set run.members = 1"
         )
 
 
@@ -52,9 +64,8 @@ def train_members(run: Run, images: TrainingSet, console: Console, options: Sequ
         Interrupted: Ctrl-C or SIGTERM; the members have saved their states.
         RunError: a member failed; the others have saved their states.
     """
-    runs.update_info(run, kind="ensemble", members={})
+    runs.update_info(run, kind="ensemble", members={path.name: str(path.resolve()) for path in member_paths(run)})
     members = create_members(run)
-    runs.update_info(run, members={member.path.name: str(member.path.resolve()) for member in members})
     if unfinished := [member for member in members if not member.finished]:
         _train(run, members, unfinished, images, console, options)
     return finish_ensemble(run)
@@ -69,12 +80,13 @@ def _train(
     options: Sequence[str],
 ) -> None:
     logs, recipe = run.path / "logs", run.recipe
-    logs.mkdir(exist_ok=True)
+    files.make_folder(logs)
     slots, threads = member_devices(recipe.run)[: len(unfinished)], recipe.run.threads
     assert threads != "auto", "the recipe is resolved"
+    some = "" if len(unfinished) == len(members) else f"{len(unfinished)} of "
     console.print(
-        f"{len(unfinished)} of {counted(len(members), 'member')} to train, {len(slots)} at a time with "
-        f"{counted(threads, 'thread')} each; what they print is in {logs}"
+        f"{some}{counted(len(members), 'member')} to train, {len(slots)} at a time with {counted(threads, 'thread')} "
+        f"each; what they print is in {logs}"
     )
     tasks = [
         Task(member.path.name, {"training": _command(run, member, options)}, logs / f"{member.path.name}.log")
