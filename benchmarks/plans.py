@@ -74,16 +74,19 @@ def simulated(device: str) -> Iterator[None]:
         one = pace(recipe, device)
         return Steps((one.step_seconds + one.load_seconds / (1 if device == "cpu" else 8)) / (threads**0.7), 1.0)
 
-    def side_by_side(members: int, _: str) -> tuple[int, int]:
-        at_once = min(members, CORES) if device == "cpu" else 1
-        return at_once, CORES // at_once
+    def resolve_run(run: RunSettings) -> RunSettings:
+        threads = CORES // min(run.members, CORES) if device == "cpu" else CORES
+        return run.model_copy(update={"threads": threads, "workers": 0 if device == "cpu" else 8})
+
+    def member_devices(run: RunSettings) -> list[None]:
+        return [None] * (min(run.members, CORES) if device == "cpu" else 1)
 
     with (
         mock.patch.object(plan, "probe", probe),
         mock.patch.object(plan, "pilot", pilot),
-        mock.patch.object(plan, "side_by_side", side_by_side),
-        mock.patch.object(costs, "side_by_side", side_by_side),
-        mock.patch.object(candidates, "side_by_side", side_by_side),
+        mock.patch.object(plan, "member_devices", member_devices),
+        mock.patch.object(costs, "member_devices", member_devices),
+        mock.patch.object(candidates, "resolve_run", resolve_run),
         mock.patch.object(plan, "parts_that_fit", return_value=1),
     ):
         yield
@@ -92,8 +95,7 @@ def simulated(device: str) -> Iterator[None]:
 def cell(num_images: int, px: int, hours: float, device: str) -> str:
     """A plan in one line of a table."""
     data = prepared(num_images, px)
-    workers = 0 if device == "cpu" else 8
-    settings = RunSettings(device=device, precision="float32", threads=CORES, workers=workers)
+    settings = RunSettings(device=device, precision="float32")
     console = Console(file=io.StringIO())
     with simulated(device):
         recipe, _ = plan.plan_recipe(data, settings, hours, (), console, began=time.monotonic())

@@ -20,8 +20,8 @@ from PIL import Image
 
 from conftest import Answer, Command
 from fewsight.apps.reproduce import Settings, drive, plan, reproduce
-from fewsight.apps.reproduce.jobs import Outcome, Task
 from fewsight.data import file_digest
+from fewsight.machine.jobs import Outcome, Task
 from fewsight.recipes import load_recipe
 from fewsight.scores.entries import read_entries
 from fewsight.terminal import make_console

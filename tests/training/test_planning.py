@@ -13,9 +13,10 @@ from rich.console import Console
 
 from fewsight.data.prepare import Prepared, prepare
 from fewsight.errors import RecipeError
+from fewsight.machine import device
 from fewsight.machine.device import resolve_run
 from fewsight.recipes import Data, Recipe, RunSettings, Stage, parse_recipe
-from fewsight.training.planning import candidates, clock, costs, levels, pilot, probe
+from fewsight.training.planning import candidates, clock, levels, pilot, probe
 from fewsight.training.planning import plan as planner
 from fewsight.training.planning.pilot import Steps
 from fewsight.training.planning.probe import Pace, TooLargeError
@@ -39,7 +40,7 @@ def prepared(tmp_path: Path) -> Prepared:
 
 
 def plan(prepared: Prepared, hours: float, *overrides: str) -> tuple[Recipe, list[str]]:
-    settings = resolve_run(RunSettings(device="cpu", precision="float32", threads=CORES, workers=0))
+    settings = RunSettings(device="cpu", precision="float32")
     return planner.plan_recipe(prepared, settings, hours, overrides, QUIET, began=planner.time.monotonic())
 
 
@@ -66,10 +67,7 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(planner, "probe", lambda recipe, *_: paces(recipe))
         monkeypatch.setattr(planner, "pilot", steps)
         monkeypatch.setattr(clock, "START_SECONDS", 0.0)
-        for module in (planner, costs, candidates):
-            monkeypatch.setattr(
-                module, "side_by_side", lambda members, _: (min(members, CORES), 1 if members > 1 else CORES)
-            )
+        monkeypatch.setattr(device, "num_cores", lambda: CORES)
 
     return install
 
@@ -299,7 +297,6 @@ def test_short_memory_raises_accumulation(
     monkeypatch.setattr(probe, "free_memory", lambda device: 16 * 1000)
     recipe, _ = plan(prepared, 0.1, "run.members=1")
     assert recipe.stages[0].accumulate == 2  # 16 images at 1000 bytes, half of 16,000 bytes
-    monkeypatch.setattr(probe, "side_by_side", lambda members, _: (members, 1))
     recipe, _ = plan(prepared, 0.1, "run.members=2")
     assert recipe.stages[0].accumulate == 4, "two members share the memory"
 

@@ -14,6 +14,7 @@ from fewsight.scores.entries import is_ensemble
 from fewsight.scores.fusion import correct_top1
 from fewsight.scores.metrics import Proportion, read_val_figures, wilson
 from fewsight.scores.opening import open_scored
+from fewsight.training.members.folder import member_paths
 from fewsight.wording import counted
 
 MAX_DEPTH = 4  # levels of folders to search
@@ -87,13 +88,14 @@ def _listed(path: Path) -> ListedRun:
 def _run(run: Run) -> ListedRun:
     model = run.recipe.model
     width = "" if model.width == 1 else f" at {model.width:g} width"
+    members = f", {counted(run.recipe.run.members, 'member')}" if run.recipe.run.members > 1 else ""
     stages = ", then ".join(f"{counted(stage.epochs, 'epoch')} of {stage.loss}" for stage in run.recipe.stages)
     val = read_val_figures(run.path) if (run.path / "metrics.json").is_file() else None
     return ListedRun(
         run.path,
         "run",
         "finished" if run.finished else _unfinished(run),
-        f"{model.backbone}{width}, {run.recipe.augment.train_px} px",
+        f"{model.backbone}{width}, {run.recipe.augment.train_px} px{members}",
         stages + (", the epoch that was best on val" if run.recipe.run.select == "best" else ""),
         _started(run.info),
         None if val is None else val.top1,
@@ -102,13 +104,19 @@ def _run(run: Run) -> ListedRun:
 
 def _unfinished(run: Run) -> str:
     """How far a run is, and whether a process is training it (only the lock tells: run.json outlives it)."""
-    lines = runs.read_log(run.path, tail_bytes=TAIL_BYTES)
-    epoch = next((line.epoch for line in reversed(lines) if line.epoch is not None), None)
+    epochs = [_epoch(path) for path in (member_paths(run) if run.recipe.run.members > 1 else [run.path])]
+    epoch = None if epochs == [None] * len(epochs) else ", ".join(str(epoch or 0) for epoch in epochs)
     total = sum(stage.epochs for stage in run.recipe.stages)
     at = "before its first step" if epoch is None else f"at epoch {epoch} of {total}"
     if locks.is_locked(run.path) is False:
         return f"interrupted {at}"
     return "training" if epoch is None else f"training, epoch {epoch} of {total}"
+
+
+def _epoch(path: Path) -> int | None:
+    """The epoch in which a run is; None before its first step."""
+    lines = runs.read_log(path, tail_bytes=TAIL_BYTES)
+    return next((line.epoch for line in reversed(lines) if line.epoch is not None), None)
 
 
 def _val_of(path: Path) -> tuple[Proportion | None, bool]:

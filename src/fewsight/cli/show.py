@@ -43,7 +43,23 @@ def show_run(run: "Run", console: Console) -> None:
             console.print("note: val chose the epoch of the weights (run.select = best): these figures are optimistic")
     if run.info.collapsed:
         console.print("note: the loss had collapsed when training ended; log.jsonl says since when, and what to change")
-    console.print(f"the run is in {run.path}")
+    if run.recipe.run.members > 1:
+        _show_members_alone(run, console)
+    console.print(f"the {'ensemble' if run.recipe.run.members > 1 else 'run'} is in {run.path}")
+
+
+def _show_members_alone(run: "Run", console: Console) -> None:
+    """Print each member's top-1 on val, and whether one is better than the ensemble."""
+    from fewsight.scores.opening import open_scored
+    from fewsight.scores.queries import better_part
+    from fewsight.training.members.folder import member_paths
+
+    figures = [read_val_figures(path) for path in member_paths(run)]
+    alone = ", ".join(f"{100 * val.top1.value:.1f}" for val in figures if val is not None)
+    if alone:
+        console.print(f"{len(figures)} members, alone: {alone} %")
+        if (better := better_part(open_scored(run.path, "val"))) is not None:
+            console.print(printable(f"note: {better}"))
 
 
 def show_next(run: "Run", console: Console) -> None:

@@ -8,6 +8,8 @@ from cyclopts import Parameter
 from fewsight.cli import early
 from fewsight.errors import FewsightError
 
+MAX_MEMBERS = 32  # as the schema of recipes says
+
 
 def demo(*, out: Path = Path("runs/demo")) -> int:
     """Train on scikit-learn's digits (50 images per class), test on the rest and show the results.
@@ -75,6 +77,7 @@ def train(
     recipe: str | None = None,
     hours: float | None = None,
     set_: Annotated[tuple[str, ...], Parameter(name="--set")] = (),
+    members: str | None = None,
     seeds: str | None = None,
     init_from: Path | None = None,
     merge_val: bool = False,
@@ -96,9 +99,10 @@ def train(
         recipe: auto (the default), a shipped recipe (see `fewsight recipes`) or a TOML file.
         hours: time budget of the whole command for `auto` (1).
         set_: KEY=VALUE overrides a value of the recipe, for example stages.0.optim.base_lr=0.05; may be repeated.
+        members: train so many models with different seeds, side by side; OUT is then their ensemble.
         seeds: train once per seed with the same plan, for example 0,1,2; the runs are OUT/seed0 and so on.
-        init_from: start from this run's weights (with --seeds, from its seed0 and so on); only the last stage of the
-            recipe is then trained. With the recipe auto, the run's backbone and image size are kept.
+        init_from: train the last stage only, from this run's weights (with --seeds, its seed0 and so on). The recipe
+            auto keeps the run's backbone and image size.
         merge_val: train on train + val, as the paper does.
         holdout: fraction of each class held out as val if the data has no splits (0.2).
         splits: train=A,val=B,test=C where they are called otherwise.
@@ -111,9 +115,9 @@ def train(
     """
     if resume is not None:
         given = {"--out": out, "--recipe": recipe, "--hours": hours, "--set": set_ or None,
-                 "--seeds": seeds, "--init-from": init_from, "--merge-val": merge_val or None, "--holdout": holdout,
-                 "--splits": splits, "--max-bad": max_bad, "--leak": leak, "--deterministic": deterministic or None,
-                 "--preview": preview}  # fmt: skip
+                 "--members": members, "--seeds": seeds, "--init-from": init_from, "--merge-val": merge_val or None,
+                 "--holdout": holdout, "--splits": splits, "--max-bad": max_bad, "--leak": leak,
+                 "--deterministic": deterministic or None, "--preview": preview}  # fmt: skip
         _refuse_with_resume([name for name, value in given.items() if value is not None])
     elif other_machine:
         raise FewsightError("--other-machine is for a run that goes on: fewsight train --resume RUN --other-machine")
@@ -124,8 +128,10 @@ def train(
     if preview is not None and preview < 1:
         raise FewsightError(f"--preview {preview}: expected at least 1 batch")
     seed_list = _seed_list(seeds) if seeds is not None else []
-    settings = {"data.merge_val": "true" if merge_val else None, "data.holdout": holdout, "data.splits": splits,
-                "data.max_bad": max_bad, "data.leak": leak,
+    if members is not None and members not in map(str, range(1, MAX_MEMBERS + 1)):  # as an int, 1.5 would become 2
+        raise FewsightError(f"--members {members}: expected a whole number from 1 to {MAX_MEMBERS}")
+    settings = {"run.members": members, "data.merge_val": "true" if merge_val else None, "data.holdout": holdout,
+                "data.splits": splits, "data.max_bad": max_bad, "data.leak": leak,
                 "run.deterministic": "true" if deterministic else None}  # fmt: skip
     overrides = [*set_, *(f"{key}={value}" for key, value in settings.items() if value is not None)]
     if resume is not None:

@@ -8,7 +8,6 @@ import torch
 
 from fewsight.augment import View
 from fewsight.augment.normalise import Normalise
-from fewsight.data import digest_of_list
 from fewsight.data.memory import open_memory, stamp_of
 from fewsight.errors import WeightsError
 from fewsight.machine.device import compute_threads, random_state_kept, resolve_run
@@ -18,8 +17,8 @@ from fewsight.models.classifier import Classifier, build_model, build_without_me
 from fewsight.recipes import Recipe, RunSettings
 from fewsight.runs import WEIGHTS, Run, held_out, read_weights, require_weights, trained_on
 from fewsight.scores.log_probs import NOT_FINITE
-from fewsight.scores.scoring import BATCH, Scorer, Scores, SharedLoads, score_images
-from fewsight.scores.store import ScoredImage, Store, StoreInfo, append, begin, finish
+from fewsight.scores.scoring import BATCH, Scorer, Scores, SharedLoads, score_images, store_info
+from fewsight.scores.store import ScoredImage, Store, append, begin, finish
 
 
 @random_state_kept()
@@ -140,7 +139,7 @@ def score_into(
     with locked(folder, "scoring"), open_memory() as memory:
         names = [view.name for view in views]
         paths = [image.file for image in images]
-        store = begin(folder, _store_info(run, listed), names, paths, batch=BATCH, reread=reread)
+        store = begin(folder, store_info(run, testing_recipe(run), listed), names, paths, batch=BATCH, reread=reread)
         missing = [view for view in views if view.name in store.views]
         rest = paths[store.done :] if missing else []
         for scores in run_scores(run, rest, missing, pixels=True, loads=loads) if rest else ():
@@ -159,18 +158,3 @@ def score_into(
                 memory.add_digest(stamp if digest else None, digest)
             yield first + len(lines)
         return ScoringResult(finish(store), len(rest) * len(missing))
-
-
-def _store_info(run: Run, listed: Sequence[tuple[str, int, str | None]]) -> StoreInfo:
-    """What a store of a run's scores holds; `listed` has the name, size and label of each image."""
-    recipe = testing_recipe(run)
-    return StoreInfo(
-        classes=run.classes,
-        count=len(listed),
-        images_digest=digest_of_list(listed),
-        weights_digest=str(run.info.weights_digest),
-        view_seed=recipe.eval.view_seed,
-        crop_ratio=recipe.eval.crop_ratio,
-        flip=recipe.augment.flip_prob > 0,
-        precision=str(recipe.run.precision),
-    )

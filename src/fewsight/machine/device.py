@@ -23,14 +23,14 @@ def resolve_run(run: RunSettings) -> RunSettings:
     """Replace "auto" in device, precision, threads and workers by values for this machine.
 
     Compute threads plus loading processes never exceed the cores, of which each process of this machine has an equal
-    part. On a CPU with up to three cores images are loaded
+    part, and of that each member that trains at the same time. On a CPU with up to three cores images are loaded
     between the steps; with more, a quarter of the cores load. OMP_NUM_THREADS limits the threads where they are "auto".
 
     Raises:
         RecipeError: the device is not available or lacks the precision, or there are more threads than cores.
     """
     device = resolve_device(run.device)
-    processes = processes_here()
+    processes = processes_here() * len(member_devices(run))
     cores = max(1, num_cores() // processes)
     if run.workers != "auto":
         workers = run.workers
@@ -55,6 +55,19 @@ def resolve_run(run: RunSettings) -> RunSettings:
     )
 
 
+def member_devices(run: RunSettings) -> list[str | None]:
+    """The device of each of the members that train at the same time; None: that of the recipe.
+
+    On a CPU as many as the cores are enough for, on CUDA one on each GPU.
+    """
+    device = resolve_device(run.device)
+    if device.type != "cpu":
+        every: list[str | None] = [*gpus()] if device.type == "cuda" and device.index is None else []
+        return every[: run.members] or [None]
+    threads, workers = (1 if run.threads == "auto" else run.threads), (0 if run.workers == "auto" else run.workers)
+    return [None] * min(run.members, max(1, num_cores() // processes_here() // (threads + workers)))
+
+
 def resolve_device(name: str) -> torch.device:
     """The device of a name; "auto" prefers CUDA, then mps, then the CPU.
 
@@ -76,19 +89,6 @@ def resolve_device(name: str) -> torch.device:
 def gpus() -> list[str]:
     """The names of this process's CUDA devices."""
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-
-
-def side_by_side(members: int, device: str) -> tuple[int, int]:
-    """How many members of a training run at a time, and the compute threads of each.
-
-    On a CPU they share the cores; on CUDA each has a GPU of its own.
-    """
-    kind = torch.device(device).type
-    cores = max(1, num_cores() // processes_here())
-    if kind == "cpu":
-        at_once = min(members, cores)
-        return at_once, max(1, cores // at_once)
-    return (max(1, min(members, len(gpus()))) if device == "cuda" else 1), cores
 
 
 @contextlib.contextmanager

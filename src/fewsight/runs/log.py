@@ -18,6 +18,7 @@ class LogLine:
 
     kind: str = ""  # step, epoch, ...
     epoch: int | None = None
+    step: int | None = None
     train_loss: float | None = None  # of an epoch
     val_top1: float | None = None
 

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from fewsight.augment import View, cut_view, named_views
 from fewsight.augment.normalise import Normalise
-from fewsight.data import decode_bytes, file_digest, pixel_digest, read_bytes, take_image
+from fewsight.data import decode_bytes, digest_of_list, file_digest, pixel_digest, read_bytes, take_image
 from fewsight.errors import DataError, RecipeError
 from fewsight.machine.device import autocast
 from fewsight.models.classifier import Classifier
 from fewsight.recipes import Recipe
+from fewsight.runs import Run
 from fewsight.scores.log_probs import NOT_FINITE, finite_images, mean_probs
+from fewsight.scores.store import StoreInfo
 
 BATCH = 64  # images that are loaded and scored together
 MAX_FORWARD_PIXELS = 64 * 224**2  # of one view, in one forward pass
@@ -66,6 +68,26 @@ def views_of(recipe: Recipe, names: str = "center") -> tuple[View, ...]:
             'the run\'s recipe.toml has eval.test_px = "auto", which a finished run never has; restore it from a copy'
         )
     return named_views(names, recipe.eval.test_px)
+
+
+def store_info(run: Run, recipe: Recipe, listed: Sequence[tuple[str, int, str | None]]) -> StoreInfo:
+    """What a store of a run's scores holds.
+
+    Args:
+        run: with the digest of its weights.
+        recipe: by which it scores, resolved.
+        listed: the name, size and label of each image.
+    """
+    return StoreInfo(
+        classes=run.classes,
+        count=len(listed),
+        images_digest=digest_of_list(listed),
+        weights_digest=str(run.info.weights_digest),
+        view_seed=recipe.eval.view_seed,
+        crop_ratio=recipe.eval.crop_ratio,
+        flip=recipe.augment.flip_prob > 0,
+        precision=str(recipe.run.precision),
+    )
 
 
 @torch.inference_mode()

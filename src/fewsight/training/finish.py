@@ -14,6 +14,8 @@ from fewsight.scores.calibration import keep_temperature
 from fewsight.scores.log_probs import NOT_FINITE
 from fewsight.scores.metrics import Figures, evaluate_scores
 from fewsight.scores.scoring import Scorer, Scores, score_images, views_of
+from fewsight.training.members.folder import is_member
+from fewsight.training.members.scores import keep_val_scores
 from fewsight.training.state import Position, Training
 from fewsight.wording import named
 
@@ -52,6 +54,8 @@ def finish(training: Training, model: Classifier, position: Position) -> Run:
     if log_probs is not None:
         labels, view = np.asarray(training.data.val_labels), views_of(recipe)[0].name
         keep_temperature(run.path, log_probs, labels, view, chose_weights=recipe.run.select == "best")
+        if is_member(run.path):
+            keep_val_scores(run, training.data, log_probs)
     run = runs.update_info(run, status="finished", finished=runs.now(), collapsed=position.collapsed)
     runs.remove_state(run.path)
     group.wait()

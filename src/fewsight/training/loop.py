@@ -18,6 +18,7 @@ from fewsight.data import cache_size
 from fewsight.data.training_set import TrainingSet
 from fewsight.errors import Interrupted, RunError
 from fewsight.losses import collapse_of, own_weights
+from fewsight.machine.cores import processes_here
 from fewsight.machine.device import compute_threads, same_bits
 from fewsight.machine.processes import MIN_IMAGES_PER_PROCESS, SINGLE_PROCESS, ProcessGroup, synchronise_norms
 from fewsight.machine.rng import batch_stream
@@ -249,9 +250,9 @@ def _build_model(run: Run, weights: Mapping[str, Tensor] | None, group: ProcessG
 
 
 def _augmented_images(run: Run, data: TrainingSet, group: ProcessGroup) -> AugmentedImages:
-    """The training images; each process has an equal part of the memory for decoded images."""
+    """The training images; each process of this machine has an equal part of the memory for decoded images."""
     recipe = run.recipe
-    cache = cache_size(recipe.run.cache_gb) // group.count
+    cache = cache_size(recipe.run.cache_gb) // max(group.count, processes_here())
     return AugmentedImages(
         data.root,
         data.paths,

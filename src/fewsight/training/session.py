@@ -22,6 +22,7 @@ from fewsight.recipes.options import check_hours
 from fewsight.runs import Origin, Run
 from fewsight.terminal import make_console, print_first, printable, progress_counter
 from fewsight.training.loop import fit
+from fewsight.training.members.side_by_side import check_members, train_members
 from fewsight.training.planning.candidates import candidates, starting_values
 from fewsight.training.planning.plan import plan_recipe
 from fewsight.training.preview import write_preview
@@ -134,25 +135,27 @@ def _train(request: Request, group: ProcessGroup) -> list[Run]:
     if sources and request.planned:
         overrides = [*model_values(next(iter(sources.values()))), *overrides]  # the plan must fit the weights
     first = _first_recipe(request, overrides, sources)
-    settings = resolve_run(first.run)
+    check_members(first, group.count, request.reporters)
+    resolve_run(first.run)  # what this machine lacks is said before the images are read
     check_parts(first)
     with progress_counter(console, "checking images") as progress:
         prepared = prepare(request.data, first.data, progress=progress)
     _print_data(console, prepared)
     notes = ""
     if request.planned and request.preview:
-        first = candidates(prepared, settings, overrides)[1:2][0].recipe
+        first = candidates(prepared, first.run, overrides)[0].recipe
         console.print(
             "a preview times nothing: it shows the images of the cheapest model of the plan, "
             f"{first.augment.train_px} px with policy {first.augment.policy}; the plan may take larger ones, and a "
             "policy in a long training"
         )
     elif request.planned:
-        first, reasons = plan_recipe(prepared, settings, hours, overrides, console, began=began)
+        first, reasons = plan_recipe(prepared, first.run, hours, overrides, console, began=began)
         notes = "\n".join(reasons)
         console.print(f"the plan:\n{notes}", markup=False)
     resolved = resolve(first, prepared)
     check_parts(resolved)  # a plan may have cut the batch into parts
+    check_members(resolved, group.count, request.reporters)  # a plan may have members
     if request.preview:
         write_preview(resolved, prepared, request.preview, request.out, console)
         return []
@@ -264,6 +267,7 @@ def _continue(
                 "restore the values to resume, or start a new run with --recipe"
             )
     resolve_device(run.recipe.run.device)
+    check_members(run.recipe, group.count, reporters)
     check_conditions(run, group, other_machine=other_machine)
     source = moved_to or Path(run.data.source)
     if moved_to is None and not source.exists():
@@ -277,7 +281,7 @@ def _continue(
         run = runs.record_source(run, moved_to)
     origin = None if runs.has_state(path) else run.info.start
     weights = _starting_weights(origin, run.recipe, run.classes, console)
-    return _fit(run, prepared.images, console, weights, group, reporters)
+    return _fit(run, prepared.images, console, weights, group, reporters, other_machine=other_machine)
 
 
 def _fit(
@@ -287,7 +291,13 @@ def _fit(
     weights: Mapping[str, Tensor] | None,
     group: ProcessGroup,
     reporters: Sequence[ReporterFactory],
+    *,
+    other_machine: bool = False,
 ) -> Run:
+    if run.recipe.run.members > 1:
+        options = ["--other-machine"] * other_machine + ["--tensorboard"] * bool(reporters)
+        with locks.locked(run.path, "training"):
+            return train_members(run, images, console, options)
     reporter = Reporters([TrainingReporter(console), *(make(run, images) for make in reporters)])
     if group.count > 1:
         images_used = "all images (sync_norm)" if run.recipe.run.sync_norm else "each process's own images"

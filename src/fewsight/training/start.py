@@ -15,6 +15,7 @@ from fewsight.models import Backbone
 from fewsight.models.classifier import Classifier, initial_model, weights_out, with_stem
 from fewsight.recipes import Recipe
 from fewsight.runs import Run
+from fewsight.scores.entries import is_ensemble, read_entries
 from fewsight.training.feed import AugmentedImages
 from fewsight.wording import named
 
@@ -32,6 +33,9 @@ def read_start(path: Path, seed: int | None = None) -> Run:
             problem = "name one of them" if seed is None else f"there is none for seed {seed}"
             raise RunError(f"{path} holds runs for several seeds ({names}); {problem}")
         path = folder
+    if is_ensemble(path):
+        first = path / "runs" / read_entries(path)[0].run
+        raise RunError(f"{path} is an ensemble; start from one of its runs, for example --init-from {first}")
     run = runs.read_run(path)
     if not run.finished:
         raise RunError(f"{path} has no weights to start from: {locks.why_unfinished(path)}")

@@ -11,7 +11,6 @@ import numpy as np
 from rich.console import Console
 
 from fewsight import runs
-from fewsight.apps.reproduce.jobs import Outcome, Task, last_line, run_tasks
 from fewsight.apps.reproduce.plan import Job, divide_cores, makespan, mapped_px, plan_full, plan_small, small_px
 from fewsight.apps.reproduce.plan_file import PLAN, Target, check_out, read_plan, write_plan
 from fewsight.apps.reproduce.published import MODELS
@@ -25,6 +24,7 @@ from fewsight.inference.ensemble import combine
 from fewsight.machine import locks
 from fewsight.machine.cores import num_cores
 from fewsight.machine.device import gpus, resolve_device
+from fewsight.machine.jobs import Outcome, Task, last_line, run_tasks
 from fewsight.recipes import Data
 from fewsight.recipes.options import check_hours
 from fewsight.scores.entries import is_ensemble

@@ -82,12 +82,16 @@ def read_plan(out: Path) -> list[Job]:
     unknown = next((job.training for job in planned if job.training not in trainings), None)
     if unknown is not None:
         raise RunError(f"{out / PLAN} is not what `fewsight reproduce` wrote: there is no training {unknown!r}")
+    recipes = {job.name: load_recipe(out / "recipes" / f"{job.name}.toml") for job in planned}
+    several = next((name for name, recipe in recipes.items() if recipe.run.members > 1), None)
+    if several is not None:
+        raise RunError(f"{out / 'recipes' / several}.toml: the tables are of single runs; set run.members = 1")
     return [
         Job(
             trainings[job.training],
             job.name,
             job.start,
-            load_recipe(out / "recipes" / f"{job.name}.toml"),
+            recipes[job.name],
             job.seconds,
             job.memory_bytes,
             job.disk_bytes,

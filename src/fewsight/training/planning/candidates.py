@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fewsight.data.prepare import Prepared
-from fewsight.machine.device import side_by_side
+from fewsight.machine.device import resolve_run
 from fewsight.models.classifier import with_stem
 from fewsight.recipes import Recipe, RunSettings, parse_recipe
 from fewsight.training.planning.levels import Level, levels
@@ -60,7 +60,7 @@ def candidates(prepared: Prepared, settings: RunSettings, overrides: Sequence[st
     """The levels whose recipes differ, in order of cost: those with what the user fixed, a single one if that is all.
 
     Args:
-        settings: the resolved [run] section.
+        settings: the [run] section, with what the user fixed.
         overrides: values that the user fixed, as `key.path=value`.
     """
     num_images = len(prepared.images.paths)
@@ -78,11 +78,8 @@ def _recipe(level: Level, num_images: int, settings: RunSettings, overrides: Seq
     values["augment"]["train_px"] = level.train_px
     values["stages"][0]["batch_size"] = max(16, min(128, round(num_images / 20)))
     values["run"] = settings.model_dump() | {"members": level.members}
-    recipe = parse_recipe(values, overrides, "auto")
-    if recipe.run.members > 1 and fixed(lambda recipe: recipe.run.threads, overrides) == "auto":
-        values["run"] |= {"threads": side_by_side(recipe.run.members, settings.device)[1], "workers": 0}
-        recipe = parse_recipe(values, overrides, "auto")
-    return with_stem(recipe)
+    recipe = with_stem(parse_recipe(values, overrides, "auto"))
+    return recipe.model_copy(update={"run": resolve_run(recipe.run)})
 
 
 def with_epochs(recipe: Recipe, overrides: Sequence[str], epochs: int, parts: int) -> Recipe:

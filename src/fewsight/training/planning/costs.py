@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from fewsight.data.prepare import Prepared
-from fewsight.machine.device import side_by_side
+from fewsight.machine.device import member_devices
 from fewsight.recipes import Recipe
 from fewsight.training.planning.candidates import Candidate
 from fewsight.training.planning.clock import MEMBER_SECONDS, Clock
@@ -52,8 +52,7 @@ class Option:
 
     def rounds(self) -> int:
         """How many members train one after the other."""
-        members = self.recipe.run.members
-        return math.ceil(members / side_by_side(members, self.recipe.run.device)[0])
+        return math.ceil(self.recipe.run.members / len(member_devices(self.recipe.run)))
 
     def seconds(self, epochs: float, prepared: Prepared) -> float:
         """Seconds for all members, with scoring val."""

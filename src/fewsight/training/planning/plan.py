@@ -8,7 +8,7 @@ from rich.console import Console
 
 from fewsight.data.prepare import Prepared
 from fewsight.errors import RecipeError
-from fewsight.machine.device import side_by_side
+from fewsight.machine.device import member_devices
 from fewsight.recipes import Recipe, RunSettings
 from fewsight.recipes.options import check_hours
 from fewsight.terminal import duration, progress_counter
@@ -41,7 +41,7 @@ def plan_recipe(
     """Choose the recipe for this data, device and time.
 
     Args:
-        settings: the resolved [run] section.
+        settings: the [run] section, with what the user fixed.
         hours: for the whole command, one seed.
         overrides: values that the user fixed, as `key.path=value`.
         began: `time.monotonic()` when the command began.
@@ -56,8 +56,8 @@ def plan_recipe(
     clock = Clock(hours, began)
     if clock.left() <= 0:
         raise RecipeError(already_over(clock))
-    said = [reasons.data_line(prepared, settings)]
     listed = candidates(prepared, settings, overrides)
+    said = [reasons.data_line(prepared, listed[0].recipe.run)]
     epochs_fixed = fixed(lambda recipe: recipe.stages[0].epochs, overrides)
     options = _timed(listed, prepared, clock, said, console)
     levels = [candidate.level for candidate in listed]
@@ -147,7 +147,7 @@ def _choose(
 
 def _measured(option: Option, prepared: Prepared, hours: float, console: Console) -> tuple[Option, Steps]:
     """The option with the time that its steps take in the training, beside each other and beside other programs."""
-    at_once = side_by_side(option.recipe.run.members, option.recipe.run.device)[0]
+    at_once = len(member_devices(option.recipe.run))
     console.print(f"timing steps of {described(option.recipe)}" + " side by side" * (at_once > 1))
     member = option.recipe.model_copy(update={"run": option.recipe.run.model_copy(update={"members": 1})})
     steps = pilot(member, prepared, min(MAX_PILOT_SECONDS, PILOT_FRACTION * hours * 3600), at_once)

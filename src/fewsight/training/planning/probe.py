@@ -14,7 +14,7 @@ from fewsight.data import cache
 from fewsight.data.prepare import Prepared
 from fewsight.errors import RecipeError
 from fewsight.losses import batch_kind
-from fewsight.machine.device import compute_threads, is_out_of_memory, side_by_side
+from fewsight.machine.device import compute_threads, is_out_of_memory, member_devices
 from fewsight.models.classifier import Classifier, build_without_memory, initial_model
 from fewsight.recipes import Recipe
 from fewsight.training.feed import AugmentedImages, batches
@@ -144,7 +144,7 @@ def parts_that_fit(image_bytes: int, recipe: Recipe) -> int:
     Raises:
         TooLargeError: the smallest part does not fit, or the loss needs the whole batch at once.
     """
-    stage, at_once = recipe.stages[0], side_by_side(recipe.run.members, recipe.run.device)[0]
+    stage, at_once = recipe.stages[0], len(member_devices(recipe.run))
     free = free_memory(recipe.run.device) // (1 if torch.device(recipe.run.device).type == "cuda" else at_once)
     parts = max(1, math.ceil(image_bytes * stage.batch_size / max(1, MEMORY_FRACTION * free)))
     smallest = stage.batch_size if batch_kind(stage) == "pk" else 2

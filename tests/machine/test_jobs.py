@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fewsight.apps.reproduce import jobs
-from fewsight.apps.reproduce.jobs import Outcome, Task, last_line, run_tasks
+from fewsight.machine import jobs
+from fewsight.machine.jobs import Outcome, Task, last_line, run_tasks
 
 
 @pytest.fixture(autouse=True)

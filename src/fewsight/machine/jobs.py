@@ -1,4 +1,4 @@
-"""Run commands in parallel, in order of dependence; a failure stops only the tasks that depend on it."""
+"""Run commands in parallel, in order of dependence; a failure stops the tasks that depend on it, or all of them."""
 
 import contextlib
 import ctypes
@@ -15,6 +15,7 @@ from fewsight.machine.cores import PROCESSES_HERE
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 120.0  # for trainings to save their state after an interrupt
+WAITING = "OMP_WAIT_POLICY"
 PARENT_DEATH_SIGNAL = 1  # Linux: PR_SET_PDEATHSIG
 
 
@@ -53,6 +54,7 @@ def run_tasks(
     slots: Sequence[str | None],
     *,
     threads: int | None = None,
+    together: bool = False,
     say: Callable[[str], None],
     watch: Callable[[Sequence[tuple[Task, str]]], None] = lambda running: None,
 ) -> Outcome:
@@ -62,13 +64,15 @@ def run_tasks(
         tasks: in the order in which to start them, as far as their dependences allow.
         slots: the device of each slot; None lets the commands choose.
         threads: number of threads of each command; None lets it choose.
+        together: a failure stops all tasks: those that run are told to, and the others do not start.
         say: is called with a line about each task that starts or ends.
         watch: is called a few times a second with the running tasks and their activities.
 
     Raises:
         KeyboardInterrupt: after the running commands were told to stop, and have ended.
     """
-    environment = {PROCESSES_HERE: str(len(slots))}  # so that they share the cores
+    # they share the cores, so a thread that waits must not take one from the others
+    environment = {PROCESSES_HERE: str(len(slots)), WAITING: os.environ.get(WAITING, "PASSIVE")}
     environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     outcome, waiting, free = Outcome(), list(tasks), list(slots)
     running: list[_Running] = []
@@ -98,6 +102,9 @@ def run_tasks(
                     running.remove(job)
                     free.append(job.device)
                     _record(job, code, outcome, say)
+            if together and outcome.failed:
+                _stop(running)
+                break
             time.sleep(POLL_SECONDS)
     except BaseException:  # Ctrl-C, or an error here such as a full disk: no command may outlive this one
         say("stopping; the trainings are saving their states")

@@ -1,0 +1,46 @@
+"""The runs of an ensemble's members: their places, recipes and seeds."""
+
+from pathlib import Path
+
+from fewsight import runs
+from fewsight.machine import files
+from fewsight.recipes import Recipe
+from fewsight.runs import Run
+
+SEED_STEP = 10**9  # between the seeds of two members; the seeds of `--seeds` are closer to each other
+NUM_SEEDS = 2**63
+
+
+def member_paths(run: Run) -> list[Path]:
+    """The run folders of an ensemble's members."""
+    return [run.path / "runs" / f"member{number + 1}" for number in range(run.recipe.run.members)]
+
+
+def is_member(path: Path) -> bool:
+    """Whether a run is one of an ensemble's."""
+    folder = path.resolve().parent
+    return folder.name == "runs" and (folder.parent / "run.json").is_file()
+
+
+def member_recipe(recipe: Recipe, number: int) -> Recipe:
+    """The recipe of member `number`, from 0, which has the recipe's own seed."""
+    seed = (recipe.run.seed + number * SEED_STEP) % NUM_SEEDS
+    return recipe.model_copy(update={"run": recipe.run.model_copy(update={"members": 1, "seed": seed})})
+
+
+def create_members(run: Run) -> list[Run]:
+    """The members' runs; those that do not exist yet are created with the ensemble's data and start.
+
+    Raises:
+        RunError: a folder cannot be written, or is not what fewsight has written.
+    """
+    paths = member_paths(run)
+    for number, path in enumerate(paths):
+        if (path / "run.json").is_file():
+            continue
+        files.remove_parts(path)
+        for name in runs.FIRST_FILES:  # of a process that was killed while it wrote them
+            (path / name).unlink(missing_ok=True)
+        recipe, notes = member_recipe(run.recipe, number), f"member {number + 1} of {len(paths)}"
+        runs.create_run(path, recipe, run.classes, run.data, runs.read_images(run), notes, run.info.start)
+    return [runs.read_run(path) for path in paths]
