@@ -33,7 +33,7 @@ def quiet() -> tuple[Console, io.StringIO]:
         ("model.backbone=resnst14", r"^model\.backbone: there is no 'resnst14'; did you mean 'resnest14'\?$"),
         (
             "model.backbone=xyz",
-            r"^model\.backbone: there is no 'xyz'; it is one of plain8, resnest101, .*, or timm:NAME$",
+            r"^model\.backbone: there is no 'xyz'; it is one of plain10, plain8, resnest101, .*, or timm:NAME$",
         ),
         ("stages.0.loss=cee", r"^loss: there is no 'cee'; did you mean 'ce'\?$"),
         ("augment.policy=autoaugmnt", r"^augment\.policy: there is no 'autoaugmnt'; did you mean 'autoaugment'\?$"),
