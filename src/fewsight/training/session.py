@@ -77,7 +77,8 @@ def train(
 ) -> list[Run]:
     """Train on a folder or manifest; the run folder `out` then holds the model.
 
-    Under torchrun the processes share each batch; the first one plans, writes the files and prints.
+    Under torchrun the processes share each batch; the first one plans, writes the files and prints. With
+    `run.members` above 1 the members train in processes of their own, and `out` is then their ensemble.
 
     Args:
         data: a folder of images or a manifest.
@@ -87,7 +88,7 @@ def train(
         overrides: `key.path=value` on top of the recipe. They include what the command has options for:
             `data.holdout=0.3` is --holdout 0.3, `data.splits=val=dev` --splits, `data.max_bad=0.05` --max-bad,
             `data.leak=stop` --leak,
-            `data.merge_val=true` --merge-val, `run.deterministic=true` --deterministic.
+            `data.merge_val=true` --merge-val, `run.deterministic=true` --deterministic, `run.members=3` --members 3.
         seeds: train a run for each of these in `out/seed<N>`, all with one plan; empty: one run, in `out`.
         init_from: start from this run's weights instead of random ones; if it holds a run per seed, from the run of
             the same seed. The weights replace all stages of the recipe but the last, and only the last is trained.
@@ -95,10 +96,10 @@ def train(
         console: prints progress; None: standard output.
         reporters: callbacks for every step and epoch beside the terminal's, such as
             `fewsight.training.tensorboard.TensorBoard`; each is called with the run and its images, and returns a
-            `fewsight.training.reporters.Reporter`.
+            `fewsight.training.reporters.Reporter`. Members take TensorBoard alone.
 
     Returns:
-        The finished runs, one per seed; empty after a preview.
+        The finished runs or ensembles, one per seed; empty after a preview.
 
     Raises:
         DataError, RecipeError, RunError: before anything is overwritten.
