@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import time
-from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -238,45 +236,53 @@ def test_members_that_are_missing_or_half_made_are_created(unfinished: Run) -> N
 # Processes
 
 
-def kill_when(condition: Callable[[], bool], process: BaseProcess, number: int) -> None:
-    while not condition():
-        assert process.is_alive()
-        time.sleep(0.01)
-    assert process.pid is not None
-    os.kill(process.pid, number)
-    process.join()
-
-
-def test_stopped_and_killed_members_end_with_the_same_bits(enough_val: Path, tmp_path: Path) -> None:
-    """Ctrl-C, then the death of one member, then the death of the command itself."""
-    out, text = tmp_path / "run", tmp_path / "printed.txt"
+def begun(out: Path, data: Path, text: Path) -> BaseProcess:
+    """A command that trains two members of 60 epochs, the first of which has begun to log."""
     sets = [part for value in (*TINY, *MEMBERS, "stages.0.epochs=60") for part in ("--set", value)]
-    again = f"fewsight train --resume {out}"
-    logs = [out / "runs" / f"member{number}" / "log.jsonl" for number in (1, 2)]
-    process = started(text, "train", enough_val, "--out", out, "--recipe", "digits", *sets)
-    kill_when(lambda: any(log.exists() for log in logs), process, signal.SIGINT)
-    assert process.exitcode == 128 + signal.SIGINT, text.read_text()
-    assert f"the states of the members are saved. Continue with: {again}" in text.read_text()
-    assert not locks.is_locked(out / "runs" / "member1")
+    process = started(text, "train", data, "--out", out, "--recipe", "digits", *sets)
+    wait_for_log(process, out / "runs" / "member1" / "log.jsonl")
+    return process
 
+
+def assert_members_as_alone(out: Path, data: Path, alone: Path) -> None:
+    """The finished members have the bits of trainings of their recipes."""
+    assert runs.read_run(out).finished
+    for number in (1, 2):
+        member = out / "runs" / f"member{number}"
+        train(data, alone / f"{number}", recipe=member / "recipe.toml", console=quiet())
+        assert_finished_alike(member, alone / f"{number}")
+
+
+def test_killed_command_goes_on_to_the_same_bits(enough_val: Path, tmp_path: Path) -> None:
+    out, text = tmp_path / "run", tmp_path / "printed.txt"
+    process = begun(out, enough_val, text)
+    process.kill()
+    process.join()
+    assert "val top-1" in finished(text, started(text, "train", "--resume", out))
+    assert_members_as_alone(out, enough_val, tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_interrupt_and_the_death_of_a_member_save_the_others(enough_val: Path, tmp_path: Path) -> None:
+    out, text = tmp_path / "run", tmp_path / "printed.txt"
+    again = f"fewsight train --resume {out}"
+    process = begun(out, enough_val, text)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    printed = finished(text, process, 128 + signal.SIGINT)
+    assert f"the states of the members are saved. Continue with: {again}" in printed
+    assert not any(locks.is_locked(out / "runs" / f"member{number}") for number in (1, 2))
     process = started(text, "train", "--resume", out)
-    wait_for_log(process, logs[0])
-    victim = next(path.parent for path in Path("/proc").glob("*/cmdline") if b"member1\x00" in read(path))
+    wait_for_log(process, out / "runs" / "member1" / "log.jsonl")
+    victim = next(
+        path.parent for path in Path("/proc").glob("*/cmdline") if f"{out}/runs/member1\0".encode() in read(path)
+    )
     os.kill(int(victim.name), signal.SIGKILL)
     printed = finished(text, process, 2)
     assert f"member1 failed (killed by signal 9); its output is in {out}/logs/member1.log" in printed
     assert f"The others have saved their states. To go on: {again}" in printed
-
-    process = started(text, "train", "--resume", out)
-    wait_for_log(process, logs[0])
-    process.kill()
-    process.join()
-    assert "val top-1" in finished(text, started(text, "train", "--resume", out))
-    for number in (1, 2):
-        member = out / "runs" / f"member{number}"
-        train(enough_val, tmp_path / f"alone{number}", recipe=member / "recipe.toml", console=quiet())
-        assert_finished_alike(member, tmp_path / f"alone{number}")
-    assert runs.read_run(out).finished
+    finished(text, started(text, "train", "--resume", out))
+    assert_members_as_alone(out, enough_val, tmp_path / "alone")
 
 
 def read(file: Path) -> bytes:
