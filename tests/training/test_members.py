@@ -7,6 +7,7 @@ import shutil
 import signal
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from fewsight.scores.log_probs import weighted_mean
 from fewsight.scores.metrics import read_val_figures
 from fewsight.scores.store import read_store
 from fewsight.terminal import make_console
+from fewsight.training import session
 from fewsight.training.loop import fit
 from fewsight.training.members import side_by_side
 from fewsight.training.members.folder import create_members, is_member, member_paths, member_recipe
@@ -317,6 +319,29 @@ def test_members_refuse_torchrun_and_reporters_of_this_process(unfinished: Run) 
         check_members(unfinished.recipe, 2, [])
     with pytest.raises(RecipeError, match="which reporters of this process do not see"):
         resume(unfinished.path, reporters=[lambda run, images: Quiet()], console=quiet())
+
+
+@pytest.mark.parametrize(("reporters", "alone"), [([], False), ([TensorBoard], False), ([lambda *_: Quiet()], True)])
+def test_auto_plans_no_members_that_a_reporter_would_not_see(
+    reporters: list[Any], alone: bool, class_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan(*arguments: Any, **options: Any) -> None:
+        raise RunError(f"overrides: {arguments[3]}")
+
+    monkeypatch.setattr(session, "plan_recipe", plan)
+    with pytest.raises(RunError, match="overrides: ") as raised:
+        train(class_images, tmp_path / "run", reporters=reporters, console=quiet())
+    assert ("run.members=1" in str(raised.value)) == alone
+
+
+def test_member_that_is_a_link_out_of_the_ensemble_is_refused(unfinished: Run, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "recipe.toml").write_text("mine")
+    (unfinished.path / "runs").mkdir()
+    member_paths(unfinished)[0].symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="member1 is a link to .*elsewhere, outside"):
+        create_members(unfinished)
+    assert (tmp_path / "elsewhere" / "recipe.toml").read_text() == "mine"
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from fewsight.recipes.options import check_hours
 from fewsight.runs import Origin, Run
 from fewsight.terminal import make_console, print_first, printable, progress_counter
 from fewsight.training.loop import fit
-from fewsight.training.members.side_by_side import check_members, train_members
+from fewsight.training.members.side_by_side import check_members, may_have_members, train_members
 from fewsight.training.planning.candidates import candidates, starting_values
 from fewsight.training.planning.plan import plan_recipe
 from fewsight.training.preview import write_preview
@@ -133,6 +133,8 @@ def _train(request: Request, group: ProcessGroup) -> list[Run]:
     init_from = request.init_from
     sources = {seed: read_start(init_from, seed) for seed in request.folders} if init_from else {}
     overrides = list(request.overrides)
+    if request.planned and not may_have_members(group.count, request.reporters):
+        overrides = ["run.members=1", *overrides]
     if sources and request.planned:
         overrides = [*model_values(next(iter(sources.values()))), *overrides]  # the plan must fit the weights
     first = _first_recipe(request, overrides, sources)
