@@ -255,6 +255,22 @@ def assert_members_as_alone(out: Path, data: Path, alone: Path) -> None:
         assert_finished_alike(member, alone / f"{number}")
 
 
+def test_resume_trains_what_is_missing_and_writes_the_ensemble(copied: Path, ensemble: Path) -> None:
+    for name in ("ensemble.json", "metrics.json", "calibration.json"):
+        (copied / name).unlink()
+    shutil.rmtree(copied / "runs" / "member2")
+    runs.update_info(runs.read_run(copied), status="training", finished=None)
+    printed = io.StringIO()
+    assert resume(copied, console=make_console(printed)).finished
+    assert "1 of 2 members to train, 1 at a time with 1 thread each" in printed.getvalue()
+    assert_finished_alike(copied / "runs" / "member2", ensemble / "runs" / "member2")
+    for name in ("ensemble.json", "metrics.json"):
+        assert (copied / name).read_bytes() == (ensemble / name).read_bytes()
+    (before,), (after,) = read_calibrations(ensemble), read_calibrations(copied)
+    assert (before.temperature, before.views, before.nll) == (after.temperature, after.views, after.nll)
+
+
+@pytest.mark.slow
 def test_killed_command_goes_on_to_the_same_bits(enough_val: Path, tmp_path: Path) -> None:
     out, text = tmp_path / "run", tmp_path / "printed.txt"
     process = begun(out, enough_val, text)
@@ -339,7 +355,7 @@ def test_member_that_is_a_link_out_of_the_ensemble_is_refused(unfinished: Run, t
     (tmp_path / "elsewhere" / "recipe.toml").write_text("mine")
     (unfinished.path / "runs").mkdir()
     member_paths(unfinished)[0].symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(RunError, match="member1 is a link to .*elsewhere, outside"):
+    with pytest.raises(RunError, match=r"member1 is a link to .*elsewhere, outside"):
         create_members(unfinished)
     assert (tmp_path / "elsewhere" / "recipe.toml").read_text() == "mine"
 
