@@ -175,7 +175,8 @@ def test_commands_take_the_folder_as_an_ensemble(
     assert "2 members, alone: {:.1f}, {:.1f} %\n".format(*(100 * one.top1.value for one in alone if one)) in shown.out
     assert f"the ensemble is in {copied}\nnext: fewsight evaluate {copied} {enough_val}\n" in shown.out
     (listed,) = list_runs(copied)
-    assert (listed.kind, listed.status, listed.model) == ("ensemble", "finished", "ensemble of 2 runs")
+    assert (listed.kind, listed.status, listed.val) == ("ensemble", "finished", val and val.top1)
+    assert (listed.model, listed.training) == ("resnest14 at 0.125 width, 32 px, 2 members", "2 epochs of ce")
     assert "fusion" in command("scores", "rows", copied, "--split", "val").out
     assert command("predict", copied, enough_val / "test", "--out", tmp_path / "new.csv").code == 0
     assert command("report", copied, "--out", tmp_path / "page.html", "--no-check").code == 0
