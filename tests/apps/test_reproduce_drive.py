@@ -176,6 +176,10 @@ def test_different_options_than_before_are_refused(
         (lambda out: change(out / "plan.json", '"resnest101_ce"', '"x"'), "wrote: there is no training 'x'"),
         (lambda out: (out / "recipes/tresnet_s_ce.toml").unlink(), "tresnet_s_ce.toml"),
         (lambda out: (out / "recipes/tresnet_s_ce.toml").write_text("[model"), "cannot read recipe"),
+        (
+            lambda out: change(out / "recipes/tresnet_s_ce.toml", "members = 1", "members = 2"),
+            "tresnet_s_ce.toml: the tables are of single runs; set run.members = 1",
+        ),
     ],
 )
 def test_damaged_plan_is_refused(

@@ -13,7 +13,14 @@ from fewsight.augment.normalise import Normalise
 from fewsight.errors import RecipeError
 from fewsight.machine import cores, device
 from fewsight.machine.cores import num_cores
-from fewsight.machine.device import compute_threads, random_state_kept, resolve_device, resolve_run, same_bits
+from fewsight.machine.device import (
+    compute_threads,
+    member_devices,
+    random_state_kept,
+    resolve_device,
+    resolve_run,
+    same_bits,
+)
 from fewsight.recipes import RunSettings
 
 AUTO = st.just("auto")
@@ -72,6 +79,42 @@ def test_processes_of_a_machine_share_its_cores(
     if processes == "4":
         with pytest.raises(RecipeError, match=r"this process has 4; lower one of them \(4 processes share 16\)"):
             resolve_run(run_settings(device=kind, workers=4, threads=1))
+
+
+@pytest.mark.parametrize(
+    ("cores", "members", "given", "expected"),
+    [
+        (2, 4, {}, (2, 1, 0)),
+        (2, 4, {"threads": 2}, (1, 2, 0)),
+        (7, 4, {}, (4, 1, 0)),
+        (8, 3, {}, (3, 2, 0)),
+        (16, 4, {}, (4, 3, 1)),
+        (16, 4, {"threads": 1}, (4, 1, 1)),
+        (16, 4, {"threads": 1, "workers": 7}, (2, 1, 7)),
+        (16, 32, {}, (16, 1, 0)),
+        (1, 2, {}, (1, 1, 0)),
+    ],
+)
+def test_members_on_a_cpu_share_its_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, members: int, given: dict[str, int], expected: tuple[int, int, int]
+) -> None:
+    """As many at a time as there are cores for; the resolved recipe gives the same number again."""
+    monkeypatch.setattr(device, "num_cores", lambda: cores)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    resolved = resolve_run(run_settings(members=members, **given))
+    assert (len(member_devices(resolved)), resolved.threads, resolved.workers) == expected
+    assert resolve_run(resolved) == resolved
+
+
+def test_members_on_gpus_have_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "num_cores", lambda: 16)
+    monkeypatch.setattr(device, "resolve_device", torch.device)
+    monkeypatch.setattr(device, "gpus", lambda: ["cuda:0", "cuda:1", "cuda:2"])
+    assert member_devices(run_settings(device="cuda", members=2)) == ["cuda:0", "cuda:1"]
+    assert member_devices(run_settings(device="cuda", members=5)) == ["cuda:0", "cuda:1", "cuda:2"]
+    assert member_devices(run_settings(device="cuda:1", members=5)) == [None]
+    assert member_devices(run_settings(device="mps", members=5)) == [None]
+    assert resolve_run(run_settings(device="cuda", members=4)).workers == 4
 
 
 @pytest.mark.parametrize(("said", "threads"), [("3", 3), ("3,2", 3), ("99", 12), ("0", 12), ("none", 12), ("", 12)])

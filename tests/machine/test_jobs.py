@@ -176,6 +176,20 @@ def test_failed_task_is_named_and_stops_only_what_depends_on_it(tmp_path: Path) 
     assert f"a: failed in training (out of luck); its output is in {tmp_path / 'a.log'}" in said
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_failure_stops_all_tasks_that_belong_together(tmp_path: Path) -> None:
+    waits = f"while not os.path.exists({str(tmp_path / 'a.ready')!r}): time.sleep(0.01)"
+    tasks = [
+        Task("a", {"training": python(TRAPS, tmp_path / "a")}, tmp_path / "a.log"),
+        simple_task(tmp_path, "b", code=waits, ending=2),
+        simple_task(tmp_path, "c"),
+    ]
+    outcome = run_tasks(tasks, [None, None], together=True, say=lambda text: None)
+    assert (outcome.failed, outcome.seconds) == ({"b": 2}, {})
+    assert (tmp_path / "a.saved").exists(), "it was told to stop, and waited for"
+    assert order(tmp_path) == ["b"], "no other task is started"
+
+
 def test_failure_ends_a_task_before_its_next_command(tmp_path: Path) -> None:
     commands = {"training": noted(tmp_path, "train", ending=1), "testing": noted(tmp_path, "test")}
     outcome, said = run([Task("a", commands, tmp_path / "a.log", check=lambda: True)])
@@ -244,6 +258,18 @@ def test_device_and_threads_that_are_not_set_are_left_to_the_command(
     monkeypatch.setenv("OMP_NUM_THREADS", "9")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert environment_of(tmp_path, [device], None, 1) == ["9 None"]
+
+
+@pytest.mark.parametrize(("own", "seen"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_that_wait_leave_the_cores_to_the_other_commands(
+    own: str | None, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if own is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    task = Task("a", {"training": python("print(os.environ['OMP_WAIT_POLICY'])")}, tmp_path / "a.log")
+    run_tasks([task], [None], say=lambda text: None)
+    assert task.log.read_text() == f"{seen}\n"
 
 
 def test_device_is_passed_to_the_next_task(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
 
 def _listed(path: Path) -> ListedRun:
     try:
-        if is_ensemble(path):
+        if is_ensemble(path) and not (path / "recipe.toml").is_file():  # else its members are trainings of a recipe
             info = runs.read_info(path)
             model, (val, chosen) = f"ensemble of {counted(len(info.members), 'run')}", _val_of(path)
             names = ", ".join(info.members) + ", the epochs that were best on val" * chosen
@@ -93,7 +93,7 @@ def _run(run: Run) -> ListedRun:
     val = read_val_figures(run.path) if (run.path / "metrics.json").is_file() else None
     return ListedRun(
         run.path,
-        "run",
+        "ensemble" if members else "run",
         "finished" if run.finished else _unfinished(run),
         f"{model.backbone}{width}, {run.recipe.augment.train_px} px{members}",
         stages + (", the epoch that was best on val" if run.recipe.run.select == "best" else ""),

@@ -99,7 +99,7 @@ def train(
         recipe: auto (the default), a shipped recipe (see `fewsight recipes`) or a TOML file.
         hours: time budget of the whole command for `auto` (1).
         set_: KEY=VALUE overrides a value of the recipe, for example stages.0.optim.base_lr=0.05; may be repeated.
-        members: train so many models with different seeds, side by side; OUT is then their ensemble.
+        members: train so many models side by side; OUT is their ensemble.
         seeds: train once per seed with the same plan, for example 0,1,2; the runs are OUT/seed0 and so on.
         init_from: train the last stage only, from this run's weights (with --seeds, its seed0 and so on). The recipe
             auto keeps the run's backbone and image size.

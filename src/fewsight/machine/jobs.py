@@ -15,7 +15,7 @@ from fewsight.machine.cores import PROCESSES_HERE
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 120.0  # for trainings to save their state after an interrupt
-WAITING = "OMP_WAIT_POLICY"
+WAITING = "OMP_WAIT_POLICY"  # commands share the cores, so a thread that waits must not take one from the others
 PARENT_DEATH_SIGNAL = 1  # Linux: PR_SET_PDEATHSIG
 
 
@@ -64,18 +64,16 @@ def run_tasks(
         tasks: in the order in which to start them, as far as their dependences allow.
         slots: the device of each slot; None lets the commands choose.
         threads: number of threads of each command; None lets it choose.
-        together: a failure stops all tasks: those that run are told to, and the others do not start.
+        together: a failure stops all tasks.
         say: is called with a line about each task that starts or ends.
         watch: is called a few times a second with the running tasks and their activities.
 
     Raises:
         KeyboardInterrupt: after the running commands were told to stop, and have ended.
     """
-    # they share the cores, so a thread that waits must not take one from the others
     environment = {PROCESSES_HERE: str(len(slots)), WAITING: os.environ.get(WAITING, "PASSIVE")}
     environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-    outcome, waiting, free = Outcome(), list(tasks), list(slots)
-    running: list[_Running] = []
+    outcome, waiting, free, running = Outcome(), list(tasks), list(slots), list[_Running]()
     try:
         while waiting or running:
             for task in list(waiting):

@@ -22,7 +22,7 @@ from fewsight.recipes.options import check_hours
 from fewsight.runs import Origin, Run
 from fewsight.terminal import make_console, print_first, printable, progress_counter
 from fewsight.training.loop import fit
-from fewsight.training.members.side_by_side import check_members, train_members
+from fewsight.training.members.side_by_side import check_members, may_have_members, train_members
 from fewsight.training.planning.candidates import candidates, starting_values
 from fewsight.training.planning.plan import plan_recipe
 from fewsight.training.preview import write_preview
@@ -77,7 +77,8 @@ def train(
 ) -> list[Run]:
     """Train on a folder or manifest; the run folder `out` then holds the model.
 
-    Under torchrun the processes share each batch; the first one plans, writes the files and prints.
+    Under torchrun the processes share each batch; the first one plans, writes the files and prints. With
+    `run.members` above 1 the members train in processes of their own, and `out` is then their ensemble.
 
     Args:
         data: a folder of images or a manifest.
@@ -87,7 +88,7 @@ def train(
         overrides: `key.path=value` on top of the recipe. They include what the command has options for:
             `data.holdout=0.3` is --holdout 0.3, `data.splits=val=dev` --splits, `data.max_bad=0.05` --max-bad,
             `data.leak=stop` --leak,
-            `data.merge_val=true` --merge-val, `run.deterministic=true` --deterministic.
+            `data.merge_val=true` --merge-val, `run.deterministic=true` --deterministic, `run.members=3` --members 3.
         seeds: train a run for each of these in `out/seed<N>`, all with one plan; empty: one run, in `out`.
         init_from: start from this run's weights instead of random ones; if it holds a run per seed, from the run of
             the same seed. The weights replace all stages of the recipe but the last, and only the last is trained.
@@ -95,10 +96,10 @@ def train(
         console: prints progress; None: standard output.
         reporters: callbacks for every step and epoch beside the terminal's, such as
             `fewsight.training.tensorboard.TensorBoard`; each is called with the run and its images, and returns a
-            `fewsight.training.reporters.Reporter`.
+            `fewsight.training.reporters.Reporter`. Members take TensorBoard alone.
 
     Returns:
-        The finished runs, one per seed; empty after a preview.
+        The finished runs or ensembles, one per seed; empty after a preview.
 
     Raises:
         DataError, RecipeError, RunError: before anything is overwritten.
@@ -132,6 +133,8 @@ def _train(request: Request, group: ProcessGroup) -> list[Run]:
     init_from = request.init_from
     sources = {seed: read_start(init_from, seed) for seed in request.folders} if init_from else {}
     overrides = list(request.overrides)
+    if request.planned and not may_have_members(group.count, request.reporters):
+        overrides = ["run.members=1", *overrides]
     if sources and request.planned:
         overrides = [*model_values(next(iter(sources.values()))), *overrides]  # the plan must fit the weights
     first = _first_recipe(request, overrides, sources)

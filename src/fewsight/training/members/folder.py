@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from fewsight import runs
+from fewsight.errors import RunError
 from fewsight.machine import files
 from fewsight.recipes import Recipe
 from fewsight.runs import Run
@@ -32,12 +33,14 @@ def create_members(run: Run) -> list[Run]:
     """The members' runs; those that do not exist yet are created with the ensemble's data and start.
 
     Raises:
-        RunError: a folder cannot be written, or is not what fewsight has written.
+        RunError: a folder cannot be written, is not what fewsight has written, or lies outside the ensemble's.
     """
     paths = member_paths(run)
     for number, path in enumerate(paths):
         if (path / "run.json").is_file():
             continue
+        if not path.resolve().is_relative_to(run.path.resolve()):
+            raise RunError(f"{path} is a link to {path.resolve()}, outside {run.path}; replace it by the folder itself")
         files.remove_parts(path)
         for name in runs.FIRST_FILES:  # of a process that was killed while it wrote them
             (path / name).unlink(missing_ok=True)

@@ -87,12 +87,12 @@ class MembersProgress:
         return text + (f" · train loss {', '.join(losses)}" if losses else "")
 
     def left(self) -> str:
-        """The time left, estimated from the latest looks; empty before there is anything to estimate it from."""
+        """The time left, estimated from the latest looks; empty where nothing can be said."""
         (first_time, first), (last_time, last) = self.times[0], self.times[-1]
         if self.starting or last == self._total:
             return ""
-        seconds = (last_time - first_time) / (last - first) * (self._total - last)
-        return duration(seconds - (self.last_look - last_time)) + " left"
+        seconds = (last_time - first_time) / (last - first) * (self._total - last) - (self.last_look - last_time)
+        return f"{duration(seconds)} left" if seconds > 0 else ""
 
     def close(self) -> None:
         """Remove the bar."""

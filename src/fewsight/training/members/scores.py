@@ -21,7 +21,7 @@ from fewsight.scores.members import Scored, scored_ensemble
 from fewsight.scores.metrics import Figures, evaluate_scores
 from fewsight.scores.scoring import store_info, views_of
 from fewsight.scores.store import ScoredImage
-from fewsight.training.members.folder import create_members
+from fewsight.training.members.folder import member_paths
 
 
 def keep_val_scores(run: Run, data: TrainingSet, log_probs: np.ndarray) -> None:
@@ -74,7 +74,7 @@ def finish_ensemble(run: Run) -> Run:
     Raises:
         RunError: a member's scores of val are damaged or missing.
     """
-    members = create_members(run)
+    members = [runs.read_run(path) for path in member_paths(run)]
     assert run.recipe.eval.test_px != "auto", "the recipe is resolved"
     names, px = [member.path.name for member in members], run.recipe.eval.test_px[0]
     entries = [EnsembleEntry(name, name, px, 1 / len(names)) for name in names]

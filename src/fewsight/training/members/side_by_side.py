@@ -25,6 +25,11 @@ from fewsight.training.tensorboard import TensorBoard
 from fewsight.wording import counted, shell_command
 
 
+def may_have_members(processes: int, reporters: Sequence[ReporterFactory]) -> bool:
+    """Whether a training can have members, which train in processes of their own; see `check_members`."""
+    return processes == 1 and all(make is TensorBoard for make in reporters)
+
+
 def check_members(recipe: Recipe, processes: int, reporters: Sequence[ReporterFactory]) -> None:
     """Refuse what members, which train in processes of their own, cannot have.
 
@@ -36,16 +41,15 @@ def check_members(recipe: Recipe, processes: int, reporters: Sequence[ReporterFa
     Raises:
         RecipeError: it has members, and several processes or reporters other than TensorBoard.
     """
-    if recipe.run.members == 1:
+    if recipe.run.members == 1 or may_have_members(processes, reporters):
         return
     own = f"run.members = {recipe.run.members}: members train in processes of their own"
     if processes > 1:
         raise RecipeError(f"{own}; start the command without torchrun, or set run.members = 1")
-    if any(make is not TensorBoard for make in reporters):
-        raise RecipeError(
-            f"{own}, which reporters of this process do not see; leave them out (the members' log.jsonl have every "
-            "epoch), or set run.members = 1"
-        )
+    raise RecipeError(
+        f"{own}, which reporters of this process do not see; leave them out (the members' log.jsonl have every epoch), "
+        "or set run.members = 1"
+    )
 
 
 def train_members(run: Run, images: TrainingSet, console: Console, options: Sequence[str] = ()) -> Run:
