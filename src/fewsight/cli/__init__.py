@@ -85,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # escapes the characters that the stream's encoding lacks
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="escaped")  # type: ignore[union-attr]
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a thread that waits takes no core from other programs
     keep_freed_memory()
     received: list[int] = []
     try:

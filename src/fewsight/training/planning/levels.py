@@ -48,8 +48,8 @@ def levels(native_px: int, num_images: int) -> list[Level]:
         px = min(160, 16 * (native_px // 16))
         nets = [("large", 0.25, 64), ("large", 0.5, 64), ("large", 0.5, 96), ("large", 1.0, 96), ("large", 1.0, px)]
     plain = [("plain8", *net) for net in nets]
-    listed = [Level(*plain[0]), Level(*plain[1], share=0.25)]
-    for number, net in enumerate(plain[1:]):
+    listed = [Level(*plain[0]), Level(*plain[1], share=0.1), Level(*plain[1], members=2, share=0.3)]
+    for number, net in enumerate(plain[2:]):
         listed += [Level(*net, members=members) for members in ((2,) if number == 0 else (2, 4))]
     if num_images >= MANY_IMAGES and native_px >= SMALL_PX:
         stem = "large" if native_px >= MEDIUM_PX else "medium"

@@ -40,15 +40,11 @@ def chosen_lines(
     if members > 1:
         lines.append("their probabilities are averaged: with few images that beats one net that is as much larger")
     lines.append(f"augmentation: {_augmentation(recipe)}")
-    later = [other for other in options if other is not None and other.candidate.level.share == 1.0]
-    after = [other for other in later if later.index(other) > (later.index(option) if option in later else -1)]
-    if after:
-        target = after[0]
-        needed = enough_images(num_images) / num_images
-        lines.append(
-            f"with more time: {described(target.recipe)}, from about "
-            f"{duration(target.seconds(needed, prepared))} of training on"
-        )
+    own = next((number for number, other in enumerate(options) if other and other.recipe == option.recipe), 0)
+    larger = next((other for other in options[own + 1 :] if other), None)
+    if larger is not None:
+        seconds = larger.seconds(larger.candidate.level.share * enough_images(num_images) / num_images, prepared)
+        lines.append(f"with more time: {described(larger.recipe)}, from about {duration(seconds)} of training on")
     milliseconds = 1e3 * option.pace.score_seconds * members
     lines.append(f"a prediction takes about {milliseconds:.1f} ms an image on one core" if recipe.run.device == "cpu"
                  else f"a prediction takes about {milliseconds:.1f} ms an image here")  # fmt: skip
