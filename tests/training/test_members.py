@@ -185,6 +185,10 @@ def test_commands_take_the_folder_as_an_ensemble(
     assert (load(moved).predict([enough_val / "test" / "one" / "10.png"]).probs == probs).all()
     combine([("both", [(Path(moved), ())])], tmp_path / "nested")
     assert (
+        "nested is an ensemble of finished runs; there is nothing to continue"
+        in command("train", "--resume", tmp_path / "nested").err
+    )
+    assert (
         "is an ensemble; start from one of its runs, for example --init-from"
         in command("train", enough_val, "--out", tmp_path / "new", "--recipe", "digits", "--init-from", moved).err
     )

@@ -20,6 +20,7 @@ from fewsight.machine.processes import ProcessGroup, joined
 from fewsight.recipes import Recipe, load_recipe, parse_recipe, recipe_differences
 from fewsight.recipes.options import check_hours
 from fewsight.runs import Origin, Run
+from fewsight.scores.entries import is_ensemble
 from fewsight.terminal import make_console, print_first, printable, progress_counter
 from fewsight.training.loop import fit
 from fewsight.training.members.side_by_side import check_members, may_have_members, train_members
@@ -234,6 +235,8 @@ def resume(
         RunError: not a run, or its recipe, its data or what else its bits depend on is no longer as it began; the
             message names the differences.
     """
+    if is_ensemble(Path(path)) and not (Path(path) / "recipe.toml").is_file():
+        raise RunError(f"{path} is an ensemble of finished runs; there is nothing to continue")
     with joined() as group:
         run, moved_to = runs.read_run(Path(path)), None if data is None else Path(data)
         if not group.first:
