@@ -7,7 +7,7 @@ and the rate of the device (a core at 50 GFLOP/s, a GPU at 15 TFLOP/s and 8 ms a
 import contextlib
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from unittest import mock
@@ -21,10 +21,11 @@ from fewsight.data.prepare import Prepared
 from fewsight.data.training_set import RunData, TrainingSet
 from fewsight.models.classifier import build_without_memory
 from fewsight.recipes import Recipe, RunSettings
+from fewsight.training.members.recipes import variants_of
 from fewsight.training.planning import candidates, costs, plan
-from fewsight.training.planning.candidates import described
 from fewsight.training.planning.pilot import Steps
 from fewsight.training.planning.probe import Pace
+from fewsight.training.planning.reasons import listed_nets
 from fewsight.training.plans import batch_plan
 
 CORE, GPU = 5e10, 1.5e13  # floating-point operations a second
@@ -69,10 +70,11 @@ def simulated(device: str) -> Iterator[None]:
     def probe(recipe: Recipe, *_: object) -> Pace:
         return pace(recipe, device)
 
-    def pilot(recipe: Recipe, *_: object) -> Steps:
-        threads = recipe.run.threads if device == "cpu" and isinstance(recipe.run.threads, int) else 1
-        one = pace(recipe, device)
-        return Steps((one.step_seconds + one.load_seconds / (1 if device == "cpu" else 8)) / (threads**0.7), 1.0)
+    def pilot(recipes: Sequence[Recipe], *_: object) -> Steps:
+        threads = recipes[0].run.threads if device == "cpu" and isinstance(recipes[0].run.threads, int) else 1
+        paces = [pace(recipe, device) for recipe in recipes]
+        steps = [one.step_seconds + one.load_seconds / (1 if device == "cpu" else 8) for one in paces]
+        return Steps(tuple(seconds / threads**0.7 for seconds in steps), 1.0)
 
     def resolve_run(run: RunSettings) -> RunSettings:
         threads = CORES // min(run.members, CORES) if device == "cpu" else CORES
@@ -84,7 +86,6 @@ def simulated(device: str) -> Iterator[None]:
     with (
         mock.patch.object(plan, "probe", probe),
         mock.patch.object(plan, "pilot", pilot),
-        mock.patch.object(plan, "member_devices", member_devices),
         mock.patch.object(costs, "member_devices", member_devices),
         mock.patch.object(candidates, "resolve_run", resolve_run),
         mock.patch.object(plan, "parts_that_fit", return_value=1),
@@ -99,9 +100,13 @@ def cell(num_images: int, px: int, hours: float, device: str) -> str:
     console = Console(file=io.StringIO())
     with simulated(device):
         recipe, _ = plan.plan_recipe(data, settings, hours, (), console, began=time.monotonic())
-    stage = recipe.stages[0]
-    steps = stage.epochs * batch_plan(recipe, stage, data.images).num_steps
-    return f"{described(recipe)}, {recipe.augment.policy} | {stage.epochs:,} | {steps:,} of {stage.batch_size}"
+    recipes = variants_of(recipe)
+    epochs, steps = [], []
+    for each in recipes:
+        epochs.append(each.stages[0].epochs)
+        steps.append(epochs[-1] * batch_plan(each, each.stages[0], data.images).num_steps)
+    counts = [" / ".join(f"{count:,}" for count in numbers) for numbers in (epochs, steps)]
+    return f"{listed_nets(recipes)} | {counts[0]} | {counts[1]} of {recipe.stages[0].batch_size}"
 
 
 def main() -> None:

@@ -32,8 +32,9 @@ from fewsight.terminal import make_console
 from fewsight.training import session
 from fewsight.training.loop import fit
 from fewsight.training.members import side_by_side
-from fewsight.training.members.folder import create_members, is_member, member_paths, member_recipe
+from fewsight.training.members.folder import create_members, is_member, member_paths
 from fewsight.training.members.progress import MembersProgress, Place, place_of
+from fewsight.training.members.recipes import member_recipe
 from fewsight.training.members.side_by_side import check_members, train_members
 from fewsight.training.session import resume, train
 from fewsight.training.tensorboard import TensorBoard
@@ -398,7 +399,7 @@ def test_place_is_read_from_the_log(tmp_path: Path) -> None:
 
 
 def test_progress_is_one_line() -> None:
-    progress = MembersProgress(quiet(), [Path("a"), Path("b"), Path("c")], [2] * 80)
+    progress = MembersProgress(quiet(), [Path("a"), Path("b"), Path("c")], [[2] * 80] * 3)
     assert progress.described([Place()] * 3) == "members: starting"
     two = [Place(80, 160, 1.0), Place(12, 23, 1.21), Place(11, 22, 1.25)]
     assert progress.described(two) == (
@@ -411,7 +412,7 @@ def test_progress_is_one_line() -> None:
 def test_time_left_leaves_out_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now, console = 0.0, quiet()
     monkeypatch.setattr("time.monotonic", lambda: now)
-    progress = MembersProgress(console, [tmp_path], [1] * 60)
+    progress = MembersProgress(console, [tmp_path], [[1] * 60])
     for epoch in range(31):
         if epoch:
             runs.append_log(tmp_path, {"kind": "epoch", "epoch": epoch, "train_loss": 2.0})

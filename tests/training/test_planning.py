@@ -1,7 +1,8 @@
 """Plans fill the time, give reasons and keep what the user fixed. Most tests replace the timed steps by fixed times."""
 
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from fewsight.errors import RecipeError
 from fewsight.machine import device
 from fewsight.machine.device import resolve_run
 from fewsight.recipes import Data, Recipe, RunSettings, Stage, parse_recipe
+from fewsight.training.members.recipes import variants_of
 from fewsight.training.planning import candidates, clock, levels, pilot, probe
 from fewsight.training.planning import plan as planner
 from fewsight.training.planning.pilot import Steps
@@ -41,7 +43,7 @@ def prepared(tmp_path: Path) -> Prepared:
 
 def plan(prepared: Prepared, hours: float, *overrides: str) -> tuple[Recipe, list[str]]:
     settings = RunSettings(device="cpu", precision="float32")
-    return planner.plan_recipe(prepared, settings, hours, overrides, QUIET, began=planner.time.monotonic())
+    return planner.plan_recipe(prepared, settings, hours, overrides, QUIET, began=time.monotonic())
 
 
 def pace_of(seconds: float) -> Pace:
@@ -59,25 +61,29 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Simulates a machine of two cores; `slowdown` is what other programs do to the training's steps."""
 
     def install(paces: Paces, slowdown: float = 1.0, core_proportion: float = 1.0) -> None:
-        def steps(recipe: Recipe, *_: object) -> Steps:
-            assert recipe.run.threads != "auto"
-            alone = paces(recipe)
-            return Steps((alone.step_seconds + alone.load_seconds) * slowdown / recipe.run.threads, core_proportion)
+        def steps(recipes: Sequence[Recipe], *_: object) -> Steps:
+            threads = recipes[0].run.threads
+            assert threads != "auto"
+            alone = [paces(recipe) for recipe in recipes]
+            seconds = [(pace.step_seconds + pace.load_seconds) * slowdown / threads for pace in alone]
+            return Steps(tuple(seconds), core_proportion)
 
         monkeypatch.setattr(planner, "probe", lambda recipe, *_: paces(recipe))
         monkeypatch.setattr(planner, "pilot", steps)
         monkeypatch.setattr(clock, "START_SECONDS", 0.0)
         monkeypatch.setattr(device, "num_cores", lambda: CORES)
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     return install
 
 
 def total_seconds(recipe: Recipe, prepared: Prepared, paces: Paces = by_size) -> float:
-    """Of all members on two cores."""
-    steps = recipe.stages[0].epochs * batch_plan(recipe, recipe.stages[0], prepared.images).num_steps
-    rounds = -(-recipe.run.members // CORES)
-    assert recipe.run.threads != "auto"
-    return steps * rounds * paces(recipe).step_seconds / recipe.run.threads
+    """Of all members on two cores, which have equal parts of the time."""
+    seconds = 0.0
+    for each in variants_of(recipe):
+        steps = each.stages[0].epochs * batch_plan(each, each.stages[0], prepared.images).num_steps
+        seconds += steps * paces(each).step_seconds
+    return seconds / CORES
 
 
 @pytest.mark.parametrize("hours", [0.05, 0.5, 5.0, 500.0])
@@ -87,16 +93,22 @@ def test_plan_fills_the_time(prepared: Prepared, hours: float, simulate: Callabl
     assert 0.8 * hours * 3600 <= total_seconds(recipe, prepared) <= hours * 3600
 
 
-def test_more_time_gives_members_then_a_larger_net(prepared: Prepared, simulate: Callable[..., None]) -> None:
+def test_more_time_gives_members_then_larger_nets(prepared: Prepared, simulate: Callable[..., None]) -> None:
     simulate(by_size)
-    plans = [plan(prepared, hours)[0] for hours in (0.1, 1.0, 4.0, 100.0)]
+    plans = [plan(prepared, hours)[0] for hours in (0.05, 1.0, 4.0, 100.0)]
     members = [recipe.run.members for recipe in plans]
-    widths = [recipe.model.width for recipe in plans]
-    assert members[0] == 1
-    assert members == sorted(members)
-    assert widths == sorted(widths)
-    assert members[1] > 1
-    assert widths[3] > widths[0]
+    largest = [max(by_size(each).step_seconds for each in variants_of(recipe)) for recipe in plans]
+    assert members == [1, 2, 4, 8]
+    assert largest == sorted(largest)
+    assert largest[3] > largest[1]
+
+
+def test_members_have_equal_parts_of_the_time(prepared: Prepared, simulate: Callable[..., None]) -> None:
+    simulate(by_size)
+    recipe, _ = plan(prepared, 2.0)
+    seconds = [each.stages[0].epochs * by_size(each).step_seconds for each in variants_of(recipe)]
+    assert len(set(recipe.run.variants[1])) > 1, "the members differ"
+    assert min(seconds) > 0.9 * max(seconds)
 
 
 def test_time_is_never_left_over(prepared: Prepared, simulate: Callable[..., None]) -> None:
@@ -112,7 +124,8 @@ def test_plan_gives_reasons(prepared: Prepared, simulate: Callable[..., None]) -
     recipe, reasons = plan(prepared, 1.0)
     text = "\n".join(reasons)
     assert reasons[0].startswith("for 40 training images of 2 classes, median shorter side 64 px; cpu, float32")
-    assert f"chosen: {candidates.described(recipe)}; each sees every image {recipe.stages[0].epochs:,} times" in text
+    assert f"chosen: {recipe.run.members} nets, 2 at a time, whose probabilities are averaged:" in text
+    assert f"  {candidates.described(recipe)}: every image {recipe.stages[0].epochs:,} times, in " in text
     assert "with more time: " in text
     assert "a prediction takes about" in text
     assert "other programs" not in text
@@ -159,9 +172,7 @@ def test_steps_are_planned_as_slow_as_other_programs_make_them(
     simulate(by_size, slowdown=3.0, core_proportion=0.33)
     busy, reasons = plan(prepared, 1.0)
     assert 3 * total_seconds(busy, prepared) <= 3600
-    assert busy.run.members * busy.stages[0].epochs * by_size(busy).step_seconds < 0.4 * (
-        idle.run.members * idle.stages[0].epochs * by_size(idle).step_seconds
-    )
+    assert total_seconds(busy, prepared) < 0.4 * total_seconds(idle, prepared)
     assert "other programs take 67 % of the cores" in "\n".join(reasons)
 
 
@@ -172,7 +183,7 @@ def test_cheaper_plan_is_taken_where_other_programs_leave_too_few_steps(
     idle, _ = plan(prepared, 1.0)
     simulate(by_size, slowdown=20.0)
     busy, _ = plan(prepared, 1.0)
-    assert by_size(busy).step_seconds * busy.run.members < by_size(idle).step_seconds * idle.run.members
+    assert busy.run.members < idle.run.members
     enough = levels.enough_images(40) / 40
     assert busy.stages[0].epochs >= 0.25 * enough
 
@@ -208,7 +219,8 @@ def test_warning_about_few_epochs_names_the_time_for_enough(prepared: Prepared, 
     assert warning is not None
     assert int(warning[1]) == recipe.stages[0].epochs
     enough, new_reasons = plan(prepared, float(warning[3]))
-    assert enough.stages[0].epochs >= int(warning[2])
+    epochs = [each.stages[0].epochs for each in variants_of(enough)]
+    assert enough.run.members > 1 or epochs[0] >= int(warning[2]), "as many, or enough for several nets"
     assert not any(line.startswith("warning") for line in new_reasons)
     assert "warning" not in plan(prepared, 0.01, "stages.0.epochs=1")[1][-1], "the user fixed them"
 
@@ -394,9 +406,10 @@ def test_time_that_is_over_before_a_step_is_refused_without_one(
 @pytest.mark.parametrize("num_images", [4, 300, 50_000])
 def test_levels_are_different_and_in_range(native: int, num_images: int) -> None:
     listed = levels.levels(native, num_images)
-    assert all(16 <= level.train_px <= 224 for level in listed)
-    assert len(set(listed)) == len(listed) >= 3
-    assert listed[0].members == 1
+    assert all(16 <= net.train_px <= 224 for level in listed for net in level.nets)
+    assert len(set(listed)) == len(listed)
+    assert [len(level.nets) for level in listed] == sorted(len(level.nets) for level in listed)
+    assert [level.share for level in listed] == sorted(level.share for level in listed)
 
 
 def test_more_images_are_seen_more_often_in_all_and_less_often_each() -> None:
@@ -412,11 +425,12 @@ def test_level_too_slow_or_too_large_is_not_chosen() -> None:
     enough = levels.enough_images(1000)
     assert levels.chosen(listed, [enough] * 3, 1000) == 2, "the others were not timed"
     assert levels.chosen(listed, [enough, enough, None], 1000) == 1
-    assert levels.chosen(listed, [None, 0.01 * enough, 0.0], 1000) == 1, "the cheapest that fits"
+    assert levels.chosen(listed, [None, 0.05 * enough, 0.0], 1000) == 1, "the cheapest that fits"
 
 
 def test_members_are_timed_side_by_side_in_processes_of_their_own(prepared: Prepared) -> None:
-    steps = pilot.pilot(small_recipe("run.threads=1"), prepared, 0.1, 2)
-    assert steps.seconds > 0
+    one, larger = (small_recipe("run.threads=1", f"augment.train_px={px}") for px in (16, 48))
+    steps = pilot.pilot([one, larger], prepared, 0.1)
+    assert 0 < steps.seconds[0] < steps.seconds[1]
     assert 0 < steps.core_proportion <= 1
-    assert pilot.pilot(small_recipe("run.threads=1"), prepared, 0.1, 1).seconds > 0
+    assert len(pilot.pilot([one], prepared, 0.1).seconds) == 1

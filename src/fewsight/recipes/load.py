@@ -1,6 +1,7 @@
 """Load a recipe by name or from a file, apply overrides, check it, and write it back as TOML."""
 
 import difflib
+import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -90,6 +91,12 @@ def recipe_differences(old: Recipe, new: Recipe) -> list[str]:
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys]
+
+
+def changes(old: Recipe, new: Recipe) -> list[str]:
+    """The overrides that make `new` of `old`, outside of data and run, which are not compared."""
+    before, after = (_flat(each.model_dump(mode="json", exclude={"data", "run"})) for each in (old, new))
+    return [f"{key}={json.dumps(value)}" for key, value in after.items() if before.get(key) != value]
 
 
 def _copy(value: Any) -> Any:

@@ -14,6 +14,8 @@ Count = Annotated[int, Field(ge=1)]
 Pixels = Annotated[int, Field(ge=8, le=4096)]
 Range = Annotated[tuple[Positive, Positive], Field(strict=False)]
 Channels = Annotated[tuple[float, float, float], Field(strict=False)]
+Changes = Annotated[list[str], Field(min_length=0, max_length=100)]
+Variants = Annotated[list[Changes], Field(min_length=0, max_length=32)]
 
 
 class Section(BaseModel):
@@ -156,6 +158,7 @@ class RunSettings(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     members: Annotated[int, Field(ge=1, le=32)] = 1  # trainings of this recipe with other seeds, used as an ensemble
+    variants: Variants = []  # KEY=VALUE in which each member differs from the recipe, in turn; not of data or run
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"  # compute threads
@@ -181,6 +184,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
+        for change in (change for changes in self.run.variants for change in changes):
+            if change.split(".")[0].strip() in ("data", "run"):
+                raise ValueError(f"run.variants: members have the same data and run settings, got {change!r}")
         if self.run.select == "best" and self.data.merge_val:
             raise ValueError('select = "best" needs a val split, but merge_val trains on it; use select = "last"')
         if self.run.select == "best" and self.eval.every_epochs == 0:

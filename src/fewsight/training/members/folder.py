@@ -1,15 +1,12 @@
-"""The runs of an ensemble's members: their places, recipes and seeds."""
+"""The runs of an ensemble's members and their places."""
 
 from pathlib import Path
 
 from fewsight import runs
 from fewsight.errors import RunError
 from fewsight.machine import files
-from fewsight.recipes import Recipe
 from fewsight.runs import Run
-
-SEED_STEP = 10**9  # between the seeds of two members; the seeds of `--seeds` are closer to each other
-NUM_SEEDS = 2**63
+from fewsight.training.members.recipes import member_recipe
 
 
 def member_paths(run: Run) -> list[Path]:
@@ -21,12 +18,6 @@ def is_member(path: Path) -> bool:
     """Whether a run is one of an ensemble's."""
     folder = path.resolve().parent
     return folder.name == "runs" and (folder.parent / "run.json").is_file()
-
-
-def member_recipe(recipe: Recipe, number: int) -> Recipe:
-    """The recipe of member `number`, from 0, which has the recipe's own seed."""
-    seed = (recipe.run.seed + number * SEED_STEP) % NUM_SEEDS
-    return recipe.model_copy(update={"run": recipe.run.model_copy(update={"members": 1, "seed": seed})})
 
 
 def create_members(run: Run) -> list[Run]:

@@ -33,10 +33,10 @@ class MembersProgress:
     Args:
         console: where to print.
         members: their run folders.
-        steps: of each epoch, over all stages.
+        steps: of each epoch of each member, over all stages.
     """
 
-    def __init__(self, console: Console, members: Sequence[Path], steps: Sequence[int]) -> None:
+    def __init__(self, console: Console, members: Sequence[Path], steps: Sequence[Sequence[int]]) -> None:
         self.console, self.members, self.steps = console, members, steps
         self.times: deque[tuple[float, int]] = deque(maxlen=MAX_TIMES)
         self.starting = True  # the first entry of `times` is from before the first step
@@ -57,7 +57,7 @@ class MembersProgress:
         if now - self.last_look < LOOK_SECONDS:
             return
         self.last_look = now
-        places = [place_of(path, self.steps) for path in self.members]
+        places = [place_of(path, steps) for path, steps in zip(self.members, self.steps, strict=True)]
         done = sum(place.steps for place in places)
         if not self.times or done > self.times[-1][1]:
             self.times.append((now, done))
@@ -74,12 +74,12 @@ class MembersProgress:
 
     def described(self, places: Sequence[Place]) -> str:
         """`members: 1 done, 2 at epoch 12 of 80, 3 at 11 of 80 · train loss 1.21, 1.25`."""
-        num_epochs, num_steps = len(self.steps), sum(self.steps)
-        done = [number for number, place in enumerate(places, 1) if place.steps == num_steps]
+        ends = [sum(steps) for steps in self.steps]
+        done = [number for number, place in enumerate(places, 1) if place.steps == ends[number - 1]]
         busy = {number: place for number, place in enumerate(places, 1) if place.epoch and number not in done}
         parts = [f"{len(done)} of {len(places)} done"] if done else []
         parts += [
-            f"{number} at {'' if index else 'epoch '}{place.epoch} of {num_epochs}"
+            f"{number} at {'' if index else 'epoch '}{place.epoch} of {len(self.steps[number - 1])}"
             for index, (number, place) in enumerate(busy.items())
         ]
         losses = [f"{place.train_loss:.3f}" for place in busy.values() if place.train_loss is not None]
@@ -102,7 +102,7 @@ class MembersProgress:
 
     @property
     def _total(self) -> int:
-        return len(self.members) * sum(self.steps)
+        return sum(map(sum, self.steps))
 
 
 def place_of(path: Path, steps: Sequence[int]) -> Place:

@@ -75,9 +75,10 @@ def finish_ensemble(run: Run) -> Run:
         RunError: a member's scores of val are damaged or missing.
     """
     members = [runs.read_run(path) for path in member_paths(run)]
-    assert run.recipe.eval.test_px != "auto", "the recipe is resolved"
-    names, px = [member.path.name for member in members], run.recipe.eval.test_px[0]
-    entries = [EnsembleEntry(name, name, px, 1 / len(names)) for name in names]
+    entries = [
+        EnsembleEntry(member.path.name, member.path.name, views_of(member.recipe)[0].px, 1 / len(members))
+        for member in members
+    ]
     figures: Figures | None = None
     if run.data.counts.get("val"):
         stores = {member.path.name: store.read_store(member.path / "scores" / "val") for member in members}

@@ -96,7 +96,14 @@ def _train(
         Task(member.path.name, {"training": _command(run, member, options)}, logs / f"{member.path.name}.log")
         for member in unfinished
     ]
-    steps = [batch_plan(recipe, stage, images).num_steps for stage in recipe.stages for _ in range(stage.epochs)]
+    steps = [
+        [
+            batch_plan(member.recipe, stage, images).num_steps
+            for stage in member.recipe.stages
+            for _ in range(stage.epochs)
+        ]
+        for member in members
+    ]
     progress = MembersProgress(console, [member.path for member in members], steps)
     again = shell_command(["fewsight", "train", "--resume", str(run.path)])
     with signals_that_stop() as stop:

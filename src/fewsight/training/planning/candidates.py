@@ -1,5 +1,6 @@
 """The levels of a plan as recipes, with the values that do not depend on the level."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,7 @@ from fewsight.data.prepare import Prepared
 from fewsight.machine.device import resolve_run
 from fewsight.models.classifier import with_stem
 from fewsight.recipes import Recipe, RunSettings, parse_recipe
-from fewsight.training.planning.levels import Level, levels
-from fewsight.wording import counted
+from fewsight.training.planning.levels import Level, Net, levels
 
 EMA_PART = 25  # of a training: the half-life of the moving average of the weights
 WARMUP_PART = 10  # of a training: the warm-up
@@ -19,10 +19,10 @@ WARMUP_PART = 10  # of a training: the warm-up
 
 @dataclass(frozen=True)
 class Candidate:
-    """A level with its recipe."""
+    """A level with the recipe of each of its members."""
 
     level: Level
-    recipe: Recipe
+    recipes: tuple[Recipe, ...]
 
 
 def native_px(prepared: Prepared) -> int:
@@ -64,22 +64,23 @@ def candidates(prepared: Prepared, settings: RunSettings, overrides: Sequence[st
         overrides: values that the user fixed, as `key.path=value`.
     """
     num_images = len(prepared.images.paths)
+    members = fixed(lambda recipe: recipe.run.members, overrides)
     found: list[Candidate] = []
     for level in levels(native_px(prepared), num_images):
-        recipe = _recipe(level, num_images, settings, overrides)
-        if recipe not in [candidate.recipe for candidate in found]:
-            found.append(Candidate(level, recipe))
+        nets = level.nets if members is None else tuple(itertools.islice(itertools.cycle(level.nets[::-1]), members))
+        run = resolve_run(settings.model_copy(update={"members": len(nets)}))
+        recipes = tuple(_recipe(net, num_images, run, overrides) for net in nets)
+        if recipes not in [candidate.recipes for candidate in found]:
+            found.append(Candidate(level, recipes))
     return found
 
 
-def _recipe(level: Level, num_images: int, settings: RunSettings, overrides: Sequence[str]) -> Recipe:
+def _recipe(net: Net, num_images: int, run: RunSettings, overrides: Sequence[str]) -> Recipe:
     values = starting_values()
-    values["model"] = {"backbone": level.backbone, "stem": level.stem, "width": level.width}
-    values["augment"]["train_px"] = level.train_px
+    values["model"] = {"backbone": net.backbone, "stem": net.stem, "width": net.width}
+    values["augment"]["train_px"] = net.train_px
     values["stages"][0]["batch_size"] = max(16, min(128, round(num_images / 20)))
-    values["run"] = settings.model_dump() | {"members": level.members}
-    recipe = with_stem(parse_recipe(values, overrides, "auto"))
-    return recipe.model_copy(update={"run": resolve_run(recipe.run)})
+    return with_stem(parse_recipe(values, overrides, "auto")).model_copy(update={"run": run})
 
 
 def with_epochs(recipe: Recipe, overrides: Sequence[str], epochs: int, parts: int) -> Recipe:
@@ -90,12 +91,11 @@ def with_epochs(recipe: Recipe, overrides: Sequence[str], epochs: int, parts: in
     stage["ema_half_life_epochs"] = round(epochs / EMA_PART, 2)
     stage["optim"]["warmup_epochs"] = round(epochs / WARMUP_PART, 2)
     stage["accumulate"] = parts
-    return with_stem(parse_recipe(values, overrides, "auto"))
+    return with_stem(parse_recipe(values, overrides, "auto")).model_copy(update={"run": recipe.run})
 
 
 def described(recipe: Recipe) -> str:
-    """The model, its stem and the size of its images: `2 x plain8 at 0.5 of its width, large stem, 64 px`."""
+    """The net and the size of its images: `plain8 at 0.5 of its width, large stem, 64 px`."""
     model = recipe.model
     width = "" if model.width == 1 else f" at {model.width:g} of its width"
-    members = "" if recipe.run.members == 1 else f"{counted(recipe.run.members, 'member')} of "
-    return f"{members}{model.backbone}{width}, {model.stem} stem, {recipe.augment.train_px} px"
+    return f"{model.backbone}{width}, {model.stem} stem, {recipe.augment.train_px} px"

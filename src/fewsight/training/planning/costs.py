@@ -1,6 +1,7 @@
 """What a candidate costs in time: of a step, an epoch and all members."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fewsight.data.prepare import Prepared
@@ -17,48 +18,61 @@ SPEEDUP = 0.8  # of several threads in one process, by thread, until the pilot h
 
 @dataclass(frozen=True)
 class Option:
-    """A candidate with what it costs."""
+    """A candidate with what its members cost."""
 
     candidate: Candidate
-    pace: Pace
+    paces: tuple[Pace, ...]
     slowdown: float = 1.0  # measured time of a step in the training over the one that the pace gives
 
     @property
-    def recipe(self) -> Recipe:
-        return self.candidate.recipe
+    def recipes(self) -> tuple[Recipe, ...]:
+        return self.candidate.recipes
 
-    def step_seconds(self) -> float:
-        """Seconds of a step in the training, with loading."""
-        run = self.recipe.run
+    @property
+    def at_once(self) -> int:
+        """How many members train at the same time."""
+        return len(member_devices(self.recipes[0].run))
+
+    def step_seconds(self, member: int) -> float:
+        """Seconds of a step of a member in the training, with loading."""
+        run, pace = self.recipes[member].run, self.paces[member]
         assert run.threads != "auto", "the settings are resolved"
         assert run.workers != "auto", "the settings are resolved"
         if run.device != "cpu":
-            loading = self.pace.load_seconds / max(1, run.workers)
-            step = max(self.pace.step_seconds, loading) if run.workers else self.pace.step_seconds + loading
+            loading = pace.load_seconds / max(1, run.workers)
+            step = max(pace.step_seconds, loading) if run.workers else pace.step_seconds + loading
             return step * self.slowdown
         speedup = run.threads if run.threads == 1 else SPEEDUP * run.threads
-        return (self.pace.step_seconds + self.pace.load_seconds) / speedup * self.slowdown
+        return (pace.step_seconds + pace.load_seconds) / speedup * self.slowdown
 
-    def epoch_seconds(self, prepared: Prepared) -> float:
+    def epoch_seconds(self, member: int, prepared: Prepared) -> float:
         """Seconds of an epoch of a member, with its part of the evaluations between the epochs."""
-        stage, every = self.recipe.stages[0], self.recipe.eval.every_epochs
-        steps = batch_plan(self.recipe, stage, prepared.images).num_steps
-        between = self.scoring_seconds(prepared) / every if every else 0.0
-        return self.step_seconds() * steps * mean_cost(self.recipe, stage) + between
+        recipe = self.recipes[member]
+        stage, every = recipe.stages[0], recipe.eval.every_epochs
+        steps = batch_plan(recipe, stage, prepared.images).num_steps
+        between = self.scoring_seconds(member, prepared) / every if every else 0.0
+        return self.step_seconds(member) * steps * mean_cost(recipe, stage) + between
 
-    def scoring_seconds(self, prepared: Prepared) -> float:
+    def scoring_seconds(self, member: int, prepared: Prepared) -> float:
         """Seconds for a member to score val."""
-        return len(prepared.images.val_paths) * self.pace.score_seconds * self.slowdown
+        return len(prepared.images.val_paths) * self.paces[member].score_seconds * self.slowdown
 
-    def rounds(self) -> int:
-        """How many members train one after the other."""
-        return math.ceil(self.recipe.run.members / len(member_devices(self.recipe.run)))
+    def epochs(self, clock: Clock, prepared: Prepared) -> list[float]:
+        """Epochs of each member, which have equal parts of the remaining time; negative where none fits."""
+        members = len(self.recipes)
+        of_each = clock.left() / math.ceil(members / self.at_once) - (MEMBER_SECONDS if members > 1 else 0.0)
+        return [
+            (of_each - self.scoring_seconds(member, prepared)) / self.epoch_seconds(member, prepared)
+            for member in range(members)
+        ]
 
-    def seconds(self, epochs: float, prepared: Prepared) -> float:
-        """Seconds for all members, with scoring val."""
-        start = MEMBER_SECONDS if self.recipe.run.members > 1 else 0.0
-        return self.rounds() * (epochs * self.epoch_seconds(prepared) + self.scoring_seconds(prepared) + start)
-
-    def epochs(self, clock: Clock, prepared: Prepared) -> float:
-        """Epochs of each member that fit into the remaining time; negative if none does."""
-        return (clock.left() - self.seconds(0, prepared)) / (self.rounds() * self.epoch_seconds(prepared))
+    def seconds(self, epochs: Sequence[float] | float, prepared: Prepared) -> float:
+        """Seconds for all members to train for their epochs, or all for the same number, and to score val."""
+        members = len(self.recipes)
+        of_each = [epochs] * members if isinstance(epochs, int | float) else epochs
+        start = MEMBER_SECONDS if members > 1 else 0.0
+        each = [
+            start + self.scoring_seconds(member, prepared) + count * self.epoch_seconds(member, prepared)
+            for member, count in enumerate(of_each)
+        ]
+        return max(sum(each) / self.at_once, *each, 0.0)

@@ -1,7 +1,8 @@
-"""What `auto` chooses from: nets, image sizes and numbers of members in order of cost, and when each is worth it.
+"""What `auto` chooses from: groups of nets that are averaged, in order of cost, and when each is worth its time.
 
-The order and the limits are measured (docs/notes/accuracy.md): steps first, then a second member, then larger images
-and wider nets.
+Measured (docs/notes/accuracy.md): with few images a net learns no more after it has seen them some hundred times, and
+the mean of nets on images of different sizes is better than the best of them. The time therefore goes into further
+members and larger images before it goes into longer trainings and wider nets.
 """
 
 import math
@@ -13,22 +14,27 @@ MANY_IMAGES = 5_000  # from which on deep residual nets are chosen from
 
 
 @dataclass(frozen=True)
-class Level:
-    """A net, the size of its training images, and the number of nets that are averaged."""
+class Net:
+    """A net and the size of its training images."""
 
     backbone: str
     stem: str
     width: float
     train_px: int
-    members: int = 1
-    share: float = 1.0  # of `enough_images` that a member must see for this level to be taken
+
+
+@dataclass(frozen=True)
+class Level:
+    """Nets that are trained and averaged."""
+
+    nets: tuple[Net, ...]
+    share: float  # of `enough_images` that each net must see for this level to be taken
 
 
 def enough_images(num_images: int) -> float:
-    """How many training images a member should have seen, counting each as often as it comes.
+    """How many training images a net should see, counting each as often as it comes.
 
-    Few images come many times (95 times for 300, 52 times for 1,000, 10 times for 50,000): less than that and a larger
-    net or a further member costs more accuracy than it brings.
+    Few images come many times: 95 times for 300, 52 times for 1,000, 10 times for 50,000.
     """
     return 1_000.0 * math.pow(max(num_images, 100), 0.575)
 
@@ -40,31 +46,52 @@ def levels(native_px: int, num_images: int) -> list[Level]:
     """
     if native_px < SMALL_PX:
         px = max(16, 4 * round(native_px / 4))
-        nets = [("large", 0.5, px), ("medium", 0.5, px), ("small", 0.5, px), ("small", 1.0, px)]
+        tiny, first, *others = (
+            Net("plain8", "large", 0.5, px),
+            Net("plain8", "medium", 0.5, px),
+            Net("plain8", "small", 0.5, px),
+            Net("plain8", "medium", 1.0, px),
+            Net("plain8", "small", 1.0, px),
+        )
     elif native_px < MEDIUM_PX:
         px = min(96, 8 * round(native_px / 8))
-        nets = [("large", 0.25, px), ("large", 0.5, px), ("large", 1.0, px), ("medium", 1.0, px)]
+        tiny, first, *others = (
+            Net("plain8", "large", 0.25, px),
+            Net("plain8", "large", 0.5, px),
+            Net("plain10", "medium", 0.5, px),
+            Net("plain8", "large", 1.0, px),
+            Net("plain10", "medium", 1.0, px),
+        )
     else:
         px = min(160, 16 * (native_px // 16))
-        nets = [("large", 0.25, 64), ("large", 0.5, 64), ("large", 0.5, 96), ("large", 1.0, 96), ("large", 1.0, px)]
-    plain = [("plain8", *net) for net in nets]
-    listed = [Level(*plain[0]), Level(*plain[1], share=0.1), Level(*plain[1], members=2, share=0.3)]
-    for number, net in enumerate(plain[2:]):
-        listed += [Level(*net, members=members) for members in ((2,) if number == 0 else (2, 4))]
+        tiny, first, *others = (
+            Net("plain8", "large", 0.25, 64),
+            Net("plain8", "large", 0.5, 64),
+            Net("plain8", "large", 0.5, 96),
+            Net("plain10", "large", 0.5, min(128, px)),
+            Net("plain10", "large", 1.0, px),
+        )
+    middle, last, wide = others
     if num_images >= MANY_IMAGES and native_px >= SMALL_PX:
-        stem = "large" if native_px >= MEDIUM_PX else "medium"
-        sides = sorted({px, min(224, 32 * (native_px // 32))}) if native_px >= MEDIUM_PX else [px]
-        listed += [Level("resnest50", stem, 1.0, side, members=2) for side in sides]
-    return [*listed, Level(*plain[-1], members=8)]
+        wide = Net("resnest50", "large" if native_px >= MEDIUM_PX else "medium", 1.0, px)
+    return [
+        Level((tiny,), 0.0),
+        Level((first,), 0.1),
+        Level((first, middle), 0.3),
+        Level((middle, last), 0.6),
+        Level((first, middle, last, last), 0.8),
+        Level((middle, last, last, wide), 1.0),
+        Level((first, middle, middle, last, last, last, wide, wide), 1.5),
+    ]
 
 
 def chosen(listed: Sequence[Level], images_seen: Sequence[float | None], num_images: int) -> int:
-    """The index of the last level at which each member sees enough images; the first one if there is none.
+    """The index of the last level at which each net sees enough images; of the first one if there is none.
 
     Args:
         listed: as `levels` gives them.
-        images_seen: for each level how many images a member sees in the time; None for one that does not fit into the
-            memory. It may be shorter: the rest was too slow to be timed.
+        images_seen: for each level how many images the slowest net sees in the time; None for one that does not fit
+            into the memory. It may be shorter: the rest was too slow to be timed.
     """
     enough = enough_images(num_images)
     worth = [

@@ -9,7 +9,7 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fewsight.data.prepare import Prepared
@@ -27,7 +27,7 @@ READY, GO = b"ready\n", b"go\n"
 class Steps:
     """Steps that were timed."""
 
-    seconds: float  # of a step with its loading, in wall time
+    seconds: tuple[float, ...]  # of each member's step with its loading, in wall time
     core_proportion: float  # of the time of its threads that a member had for itself; 1 where it cannot be told
 
     @property
@@ -36,23 +36,28 @@ class Steps:
         return self.core_proportion < BUSY
 
 
-def pilot(recipe: Recipe, prepared: Prepared, seconds: float, at_once: int) -> Steps:
-    """Time steps of `at_once` members side by side.
+def pilot(recipes: Sequence[Recipe], prepared: Prepared, seconds: float) -> Steps:
+    """Time steps of members side by side.
 
     Args:
-        recipe: resolved, of one member.
+        recipes: resolved, of each member.
         seconds: time after which no further step starts; each member takes `MIN_STEPS` at least.
 
     Raises:
         RecipeError: a member could not take its steps.
     """
-    one = at_once == 1
-    timed = [_timed(recipe, prepared, seconds)] if one else _side_by_side(recipe, prepared, seconds, at_once)
-    return Steps(max(steps.seconds for steps in timed), min(steps.core_proportion for steps in timed))
+    one = len(recipes) == 1
+    timed = [_timed(recipes[0], prepared, seconds)] if one else _side_by_side(recipes, prepared, seconds)
+    return Steps(tuple(each for each, _ in timed), min(proportion for _, proportion in timed))
 
 
-def _timed(recipe: Recipe, prepared: Prepared, seconds: float, started: Iterator[None] | None = None) -> Steps:
-    """Time this process's steps; `started` is passed between the first step, which chooses kernels, and the others."""
+def _timed(
+    recipe: Recipe, prepared: Prepared, seconds: float, started: Iterator[None] | None = None
+) -> tuple[float, float]:
+    """Seconds of this process's steps, and the proportion of a core that it had.
+
+    `started` is passed between the first step, which chooses kernels, and the others.
+    """
     assert recipe.run.threads != "auto", "the settings are resolved"
     with compute_threads(recipe.run.threads):
         steps = training_steps(recipe, prepared)
@@ -65,21 +70,21 @@ def _timed(recipe: Recipe, prepared: Prepared, seconds: float, started: Iterator
                 break
         wall, core = time.perf_counter() - began, time.process_time() - cores_began
     on_one_core = recipe.run.device == "cpu" and recipe.run.threads == 1  # else waiting looks like sharing
-    return Steps(wall / max(1, count), min(1.0, core / wall) if on_one_core else 1.0)
+    return wall / max(1, count), min(1.0, core / wall) if on_one_core else 1.0
 
 
-def _side_by_side(recipe: Recipe, prepared: Prepared, seconds: float, at_once: int) -> list[Steps]:
+def _side_by_side(recipes: Sequence[Recipe], prepared: Prepared, seconds: float) -> list[tuple[float, float]]:
     """Each member in a process of its own; all begin to count when the last has taken its first step."""
     command = [sys.executable, "-c", f"from {__name__} import main; main()"]
     with contextlib.ExitStack() as stack:
         processes = []
-        for _ in range(at_once):
+        for _ in recipes:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
             stack.callback(process.kill)
             stack.enter_context(process)
             processes.append(process)
         try:
-            for process in processes:
+            for process, recipe in zip(processes, recipes, strict=True):
                 assert process.stdin is not None
                 process.stdin.write(pickle.dumps((recipe, prepared, seconds)))
                 process.stdin.flush()
@@ -114,6 +119,5 @@ def main() -> None:
         sys.stdin.buffer.readline()
         yield
 
-    steps = _timed(recipe, prepared, seconds, wait())
-    answer.write(pickle.dumps(steps))
+    answer.write(pickle.dumps(_timed(recipe, prepared, seconds, wait())))
     answer.flush()

@@ -26,34 +26,53 @@ def data_line(prepared: Prepared, settings: RunSettings) -> str:
     )
 
 
+def listed_nets(recipes: Sequence[Recipe]) -> str:
+    """The nets of members: `plain8, large stem, 64 px; 2 x plain10, large stem, 128 px`."""
+    names = [described(recipe) for recipe in recipes]
+    return "; ".join(
+        f"{names.count(name)} x {name}" if names.count(name) > 1 else name for name in dict.fromkeys(names)
+    )
+
+
 def chosen_lines(
-    option: Option, options: Sequence[Option | None], recipe: Recipe, prepared: Prepared, steps: Steps
+    option: Option, options: Sequence[Option | None], recipes: Sequence[Recipe], prepared: Prepared, steps: Steps
 ) -> list[str]:
     """What was chosen and why, and what else there would be."""
-    stage, members, num_images = recipe.stages[0], recipe.run.members, len(prepared.images.paths)
-    num_steps = stage.epochs * batch_plan(recipe, stage, prepared.images).num_steps
-    each = "each sees" if members > 1 else "it sees"
-    lines = [
-        f"chosen: {described(recipe)}; {each} every image {counted(stage.epochs, 'time')}, in "
-        f"{counted(num_steps, 'step')} of {stage.batch_size} images"
-    ]
-    if members > 1:
-        lines.append("their probabilities are averaged: with few images that beats one net that is as much larger")
-    lines.append(f"augmentation: {_augmentation(recipe)}")
-    own = next((number for number, other in enumerate(options) if other and other.recipe == option.recipe), 0)
+    num_images = len(prepared.images.paths)
+    if len(recipes) > 1:
+        lines = [
+            f"chosen: {counted(len(recipes), 'net')}, {option.at_once} at a time, whose probabilities are averaged:"
+        ]
+        lines += [f"  {_length(recipe, prepared)}" for recipe in recipes]
+        lines.append("why: with few images several nets, on images of different sizes, are better than one for as long")
+    else:
+        lines = [f"chosen: {_length(recipes[0], prepared)}"]
+    lines.append(f"augmentation: {_augmentation(recipes[0])}")
+    own = next((number for number, other in enumerate(options) if other and other.recipes == option.recipes), 0)
     larger = next((other for other in options[own + 1 :] if other), None)
     if larger is not None:
-        seconds = larger.seconds(larger.candidate.level.share * enough_images(num_images) / num_images, prepared)
-        lines.append(f"with more time: {described(larger.recipe)}, from about {duration(seconds)} of training on")
-    milliseconds = 1e3 * option.pace.score_seconds * members
-    lines.append(f"a prediction takes about {milliseconds:.1f} ms an image on one core" if recipe.run.device == "cpu"
-                 else f"a prediction takes about {milliseconds:.1f} ms an image here")  # fmt: skip
+        enough = larger.candidate.level.share * enough_images(num_images) / num_images
+        seconds = duration(larger.seconds(enough, prepared))
+        lines.append(f"with more time: {listed_nets(larger.recipes)}, from about {seconds} of training on")
+    milliseconds = 1e3 * sum(pace.score_seconds for pace in option.paces)
+    where = "on one core" if recipes[0].run.device == "cpu" else "here"
+    lines.append(f"a prediction takes about {milliseconds:.1f} ms an image {where}")
     if steps.busy:
         lines.append(
             f"note: other programs take {100 * (1 - steps.core_proportion):.0f} % of the cores that this training "
             "uses; the plan counts on that. On an idle machine the same time holds more"
         )
     return lines
+
+
+def _length(recipe: Recipe, prepared: Prepared) -> str:
+    """A net and how long it trains."""
+    stage = recipe.stages[0]
+    num_steps = stage.epochs * batch_plan(recipe, stage, prepared.images).num_steps
+    return (
+        f"{described(recipe)}: every image {counted(stage.epochs, 'time')}, in {counted(num_steps, 'step')} of "
+        f"{stage.batch_size} images"
+    )
 
 
 def _augmentation(recipe: Recipe) -> str:
@@ -75,15 +94,17 @@ def enough_epochs(num_images: int) -> int:
 def too_short(clock: Clock, option: Option, prepared: Prepared) -> str:
     """The error message when there is no time for an epoch: the reasons, and what to do."""
     num_images = len(prepared.images.paths)
-    enough = enough_epochs(num_images)
+    enough, members = enough_epochs(num_images), range(len(option.recipes))
+    slowest = max(members, key=lambda member: option.epoch_seconds(member, prepared))
     return (
         f"--hours {clock.hours:g} is not enough for one epoch of {counted(num_images, 'image')} on this device: it "
-        f"takes about {duration(option.epoch_seconds(prepared))}, scoring val "
-        f"{duration(option.scoring_seconds(prepared))}, starting, reading and timing took {duration(clock.passed())}, "
-        f"and a twentieth of the time is reserved. Give --hours {clock.hours_for(option.seconds(1, prepared)):g} or "
-        f"more for one epoch, about {clock.hours_for(option.seconds(enough, prepared)):g} for the {enough} that this "
-        f"data needs, or use a cheaper model: {cheaper(option.recipe)}. If another program uses this machine, stop it "
-        "first: it makes the steps slower"
+        f"takes about {duration(option.epoch_seconds(slowest, prepared))}, scoring val "
+        f"{duration(option.scoring_seconds(slowest, prepared))}, starting, reading and timing took "
+        f"{duration(clock.passed())}, and a twentieth of the time is reserved. Give --hours "
+        f"{clock.hours_for(option.seconds(1, prepared)):g} or more for one epoch, about "
+        f"{clock.hours_for(option.seconds(enough, prepared)):g} for the {enough} that this data needs, or use a "
+        f"cheaper model: {cheaper(option.recipes[0])}. If another program uses this machine, stop it first: it makes "
+        "the steps slower"
     )
 
 
@@ -103,7 +124,7 @@ def warning(clock: Clock, option: Option, prepared: Prepared, epochs: int, epoch
     return (
         f"warning: time for {counted(epochs, 'epoch')}, but this data needs about {enough}: expect a low accuracy. "
         f"Give --hours {clock.hours_for(option.seconds(enough, prepared)):g}, or use a cheaper model: "
-        f"{cheaper(option.recipe)}"
+        f"{cheaper(option.recipes[0])}"
     )
 
 
