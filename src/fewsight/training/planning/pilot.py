@@ -100,11 +100,10 @@ def _side_by_side(recipes: Sequence[Recipe], prepared: Prepared, seconds: float)
             raise RecipeError("a process that timed training steps has ended; its error stands above") from error
 
 
-def _answer(process: subprocess.Popen[bytes]) -> Steps:
+def _answer(process: subprocess.Popen[bytes]) -> tuple[float, float]:
     assert process.stdout is not None
-    answer = pickle.load(process.stdout)
-    assert isinstance(answer, Steps)
-    return answer
+    seconds, proportion = pickle.load(process.stdout)
+    return float(seconds), float(proportion)
 
 
 def main() -> None:

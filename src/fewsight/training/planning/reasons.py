@@ -14,7 +14,7 @@ from fewsight.training.planning.pilot import Steps
 from fewsight.training.plans import batch_plan
 from fewsight.wording import counted
 
-WARN_BELOW = 0.25  # of the images that a member should see; a plan with fewer gets a warning
+WARN_BELOW = 0.1  # of the images that a member should see; a plan with fewer gets a warning
 
 
 def data_line(prepared: Prepared, settings: RunSettings) -> str:
