@@ -37,6 +37,7 @@ bench: setup ## every benchmark; they refuse to start while another process uses
 	$(BIN)/python -m benchmarks.losses
 	$(BIN)/python -m benchmarks.check faults $(FEWSIGHT_DATA)/tiny-imagenet-50
 	$(BIN)/python -m benchmarks.accuracy run $(FEWSIGHT_DATA) --out runs/accuracy --sides fewsight,resnet18,timm-resnet18,ridge
+	$(BIN)/python -m benchmarks.accuracy table $(FEWSIGHT_DATA) --out runs/accuracy
 
 docs: setup .venv/docs-installed ## the documentation site, into site/; warnings are errors
 	$(BIN)/python tools/commands_page.py

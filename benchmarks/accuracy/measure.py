@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,19 +16,13 @@ from benchmarks.accuracy.sides import PROBS, Job, Side
 from benchmarks.machine import commit, device_name
 
 
-def result_file(out: Path, side: str, job: Job) -> Path:
-    """Where the result is kept."""
-    return out / f"{job.data_set.name}-{side}-{job.budget:g}s-seed{job.seed}-{job.split}.json"
-
-
-def run_job(side: Side, job: Job, out: Path) -> dict[str, Any]:
+def run_job(side: Side, job: Job, target: Path) -> dict[str, Any]:
     """Train, score, write; the first command's user and system time is what the side took."""
-    target = result_file(out, side.name, job)
     if target.exists():
         kept: dict[str, Any] = json.loads(target.read_text())
         return kept
     job.folder.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": str(job.cores), "OMP_WAIT_POLICY": "PASSIVE"} | side.environment
+    environment = environment_of(side, job.cores)
     train, *score = side.commands(job)
     began = time.perf_counter()
     core_seconds = run_command(train, environment, job.folder / "train.log")
@@ -48,11 +43,42 @@ def run_job(side: Side, job: Job, out: Path) -> dict[str, Any]:
         **figures(scored),
         "names": scored.names,
         "correct": scored.correct.astype(int).tolist(),
+        "nlls": scored.nll.round(5).tolist(),
     }
     part = target.with_suffix(".part")
     part.write_text(json.dumps(result) + "\n")
     part.replace(target)
     return result
+
+
+def environment_of(side: Side, cores: int) -> dict[str, str]:
+    """A thread for each core, waiting threads asleep."""
+    return {**os.environ, "OMP_NUM_THREADS": str(cores), "OMP_WAIT_POLICY": "PASSIVE", **side.environment}
+
+
+def make_plan(side: Side, job: Job, target: Path) -> None:
+    """Start the side's training, keep the recipe that it plans, and stop it there.
+
+    Raises:
+        SystemExit: the training ends before its run folder is complete, whose last file is run.json.
+    """
+    log = job.folder / "plan.log"
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as handle:
+        process = subprocess.Popen(
+            side.commands(job)[0], env=environment_of(side, job.cores), stdout=handle, stderr=handle
+        )
+        run = job.folder / "run"
+        while not (run / "run.json").exists():
+            if process.poll() is not None:
+                print(log.read_text(errors="replace")[-2000:], file=sys.stderr)
+                raise SystemExit(f"{side.name} on {job.data_set.name} ended before it had a plan; see {log}")
+            time.sleep(0.1)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(run / "recipe.toml", target)
+        process.terminate()
+        process.wait(timeout=120)
+    shutil.rmtree(job.folder)
 
 
 def run_command(command: list[str], environment: dict[str, str], log: Path) -> float:

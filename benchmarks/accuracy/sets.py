@@ -14,6 +14,7 @@ class DataSet:
     folder: str
     devtest: str = ""  # none: FOLDER/devtest
     px: int = 64  # of the peers, whose scripts have one size
+    merge_val: bool = False  # before devtest is scored, every side trains on train and val: the published protocol
 
     def images(self, data: Path, split: str) -> Path:
         """The folder of class folders of a split."""
@@ -24,7 +25,7 @@ SETS = {
     **{name: DataSet(name, f"domains/{name}") for name in DOMAINS},
     "tiny20": DataSet("tiny20", "tiny20"),
     **{
-        f"cifar10-50-{k}": DataSet(f"cifar10-50-{k}", f"cifar10-50/split{k}", "cifar10-50/devtest", 32)
+        f"cifar10-50-{k}": DataSet(f"cifar10-50-{k}", f"cifar10-50/split{k}", "cifar10-50/devtest", 32, merge_val=True)
         for k in range(3)
     },
 }
