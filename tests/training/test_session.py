@@ -33,7 +33,7 @@ def quiet() -> tuple[Console, io.StringIO]:
         ("model.backbone=resnst14", r"^model\.backbone: there is no 'resnst14'; did you mean 'resnest14'\?$"),
         (
             "model.backbone=xyz",
-            r"^model\.backbone: there is no 'xyz'; it is one of plain10, plain8, resnest101, .*, or timm:NAME$",
+            r"^model\.backbone: there is no 'xyz'; it is one of plain8, resnest101, .*, or timm:NAME$",
         ),
         ("stages.0.loss=cee", r"^loss: there is no 'cee'; did you mean 'ce'\?$"),
         ("augment.policy=autoaugmnt", r"^augment\.policy: there is no 'autoaugmnt'; did you mean 'autoaugment'\?$"),
@@ -164,7 +164,7 @@ def test_preview_of_a_plan_times_nothing(digit_images: Path, tmp_path: Path, mon
     monkeypatch.setattr("fewsight.training.planning.plan.probe", lambda *_: pytest.fail("timed"))
     console, file = quiet()
     assert train(digit_images, tmp_path / "run", overrides=TINY[:1], preview=1, console=console) == []
-    assert "a preview times nothing: it shows the images of the cheapest model of the plan, " in file.getvalue()
+    assert "a preview times nothing: it shows the images of the cheapest net of the plan, " in file.getvalue()
     assert (tmp_path / "run" / "preview.png").is_file()
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from fewsight import runs
 from fewsight.errors import FewsightError, RunError
 from fewsight.machine import locks
+from fewsight.recipes import Recipe
 from fewsight.runs import Run, RunInfo
 from fewsight.scores.entries import is_ensemble
 from fewsight.scores.fusion import correct_top1
 from fewsight.scores.metrics import Proportion, read_val_figures, wilson
 from fewsight.scores.opening import open_scored
 from fewsight.training.members.folder import member_paths
+from fewsight.training.members.recipes import variants_of
 from fewsight.wording import counted
 
 MAX_DEPTH = 4  # levels of folders to search
@@ -86,27 +88,39 @@ def _listed(path: Path) -> ListedRun:
 
 
 def _run(run: Run) -> ListedRun:
-    model = run.recipe.model
-    width = "" if model.width == 1 else f" at {model.width:g} width"
+    variants = variants_of(run.recipe)
     members = f", {counted(run.recipe.run.members, 'member')}" if run.recipe.run.members > 1 else ""
-    stages = ", then ".join(f"{counted(stage.epochs, 'epoch')} of {stage.loss}" for stage in run.recipe.stages)
     val = read_val_figures(run.path) if (run.path / "metrics.json").is_file() else None
     return ListedRun(
         run.path,
         "ensemble" if members else "run",
         "finished" if run.finished else _unfinished(run),
-        f"{model.backbone}{width}, {run.recipe.augment.train_px} px{members}",
-        stages + (", the epoch that was best on val" if run.recipe.run.select == "best" else ""),
+        " + ".join(dict.fromkeys(map(_model, variants))) + members,
+        "; ".join(dict.fromkeys(map(_stages, variants))),
         _started(run.info),
         None if val is None else val.top1,
     )
+
+
+def _model(recipe: Recipe) -> str:
+    """`resnest14 at 0.5 width, 64 px`."""
+    model = recipe.model
+    width = "" if model.width == 1 else f" at {model.width:g} width"
+    return f"{model.backbone}{width}, {recipe.augment.train_px} px"
+
+
+def _stages(recipe: Recipe) -> str:
+    """`40 epochs of ce, then 10 epochs of ce+triplet`."""
+    stages = ", then ".join(f"{counted(stage.epochs, 'epoch')} of {stage.loss}" for stage in recipe.stages)
+    return stages + (", the epoch that was best on val" if recipe.run.select == "best" else "")
 
 
 def _unfinished(run: Run) -> str:
     """How far a run is, and whether a process is training it (only the lock tells: run.json outlives it)."""
     epochs = [_epoch(path) for path in (member_paths(run) if run.recipe.run.members > 1 else [run.path])]
     epoch = None if epochs == [None] * len(epochs) else ", ".join(str(epoch or 0) for epoch in epochs)
-    total = sum(stage.epochs for stage in run.recipe.stages)
+    totals = dict.fromkeys(sum(stage.epochs for stage in recipe.stages) for recipe in variants_of(run.recipe))
+    total = ", ".join(map(str, totals))
     at = "before its first step" if epoch is None else f"at epoch {epoch} of {total}"
     if locks.is_locked(run.path) is False:
         return f"interrupted {at}"

@@ -1,8 +1,7 @@
 """Plain nets of dense 3x3 convolutions behind a fixed whitening convolution, for small images and short trainings.
 
-Source: Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, arXiv:2404.00498. Unlike there, there are four or five
-stages, the stem has 3x3 patches, norms scale, and features are means of the last maps, not maxima, so that maps explain
-them.
+Source: Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, arXiv:2404.00498. Unlike there, there are four stages,
+the stem has 3x3 patches, norms scale, and features are means of the last maps, not maxima, so that maps explain them.
 """
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 from fewsight.models.convolution import convolve
 from fewsight.models.layers import Backbone, Blocks, ConvNormAct, scaled, stem_stride
 
-# number of 3x3 convolutions -> channels of each stage, which has two of them; the fifth stage is for larger images
-DEPTHS: dict[int, tuple[int, ...]] = {8: (64, 128, 256, 512), 10: (32, 64, 128, 256, 512)}
+# number of 3x3 convolutions -> channels of each stage, which has two of them
+DEPTHS: dict[int, tuple[int, ...]] = {8: (64, 128, 256, 512)}
 NUM_COMPONENTS = 12  # of 3x3 patches, each with both signs
 MIN_VARIANCE = 5e-3  # added to the variance of each component, for images scaled to variance 1
 

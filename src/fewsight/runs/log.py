@@ -19,8 +19,8 @@ class LogLine:
     kind: str = ""  # step, epoch, ...
     epoch: int | None = None
     step: int | None = None
-    train_loss: float | None = None  # of an epoch
     val_top1: float | None = None
+    train_loss: float | None = None  # of an epoch
 
 
 def read_log(path: Path, *, tail_bytes: int | None = None) -> list[LogLine]:

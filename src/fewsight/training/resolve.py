@@ -10,6 +10,7 @@ from fewsight.models.classifier import build_without_memory, resolve_stem, with_
 from fewsight.optim import SCHEDULES, check_optimizer, weight_decay_for
 from fewsight.recipes import Recipe
 from fewsight.recipes.options import check_name
+from fewsight.training.members.recipes import together, variants_of
 from fewsight.training.mix import cutmix_prob
 from fewsight.training.plans import batch_plan, lr_batch_size
 
@@ -21,8 +22,13 @@ def check_parts(recipe: Recipe) -> None:
 
     Raises:
         RecipeError: there is no such backbone or loss, the backbone has no such stem or width or does not take images
-            of a size that the recipe names, or a loss cannot train with the settings of its stage.
+            of a size that the recipe names, or a loss cannot train with the settings of its stage; of any member.
     """
+    for variant in variants_of(recipe):
+        _check_parts(variant)
+
+
+def _check_parts(recipe: Recipe) -> None:
     name = recipe.model.backbone
     stem = resolve_stem(recipe.augment.train_px, name) if recipe.model.stem == "auto" else recipe.model.stem
     if recipe.run.recompute and name.startswith(TIMM_PREFIX):
@@ -58,11 +64,15 @@ def _test_sizes(recipe: Recipe) -> list[int]:
 
 
 def resolve(recipe: Recipe, prepared: Prepared) -> Recipe:
-    """Replace every "auto" value by the one for this data and device.
+    """Replace every "auto" value by the one for this data and device, in the values of each member too.
 
     Raises:
         RecipeError: the recipe needs a val split that the data lacks, or a device or precision that the machine lacks.
     """
+    return together([_resolve(variant, prepared) for variant in variants_of(recipe)])
+
+
+def _resolve(recipe: Recipe, prepared: Prepared) -> Recipe:
     if recipe.run.select == "best" and not prepared.images.val_paths:
         raise RecipeError('run.select = "best" needs a val split, but the data has none; use "last"')
     values = with_stem(recipe).model_dump()

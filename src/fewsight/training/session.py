@@ -23,12 +23,12 @@ from fewsight.runs import Origin, Run
 from fewsight.scores.entries import is_ensemble
 from fewsight.terminal import make_console, print_first, printable, progress_counter
 from fewsight.training.loop import fit
-from fewsight.training.members.recipes import check_variants, resolve_variants
 from fewsight.training.members.side_by_side import check_members, may_have_members, train_members
 from fewsight.training.planning.candidates import candidates, starting_values
 from fewsight.training.planning.plan import plan_recipe
 from fewsight.training.preview import write_preview
 from fewsight.training.reporters import ReporterFactory, Reporters, TrainingReporter
+from fewsight.training.resolve import check_parts, resolve
 from fewsight.training.start import check_fits, model_values, read_start, weights_from
 from fewsight.training.state import check_conditions, with_conditions
 from fewsight.wording import counted, shell_command
@@ -141,7 +141,7 @@ def _train(request: Request, group: ProcessGroup) -> list[Run]:
     first = _first_recipe(request, overrides, sources)
     check_members(first, group.count, request.reporters)
     resolve_run(first.run)  # what this machine lacks is said before the images are read
-    check_variants(first)
+    check_parts(first)
     with progress_counter(console, "checking images") as progress:
         prepared = prepare(request.data, first.data, progress=progress)
     _print_data(console, prepared)
@@ -149,16 +149,15 @@ def _train(request: Request, group: ProcessGroup) -> list[Run]:
     if request.planned and request.preview:
         first = candidates(prepared, first.run, overrides)[0].recipes[0]
         console.print(
-            "a preview times nothing: it shows the images of the cheapest model of the plan, "
-            f"{first.augment.train_px} px with policy {first.augment.policy}; the plan may take larger ones, and a "
-            "policy in a long training"
+            "a preview times nothing: it shows the images of the cheapest net of the plan, "
+            f"{first.augment.train_px} px; the plan may take larger ones"
         )
     elif request.planned:
         first, reasons = plan_recipe(prepared, first.run, hours, overrides, console, began=began)
         notes = "\n".join(reasons)
         console.print(f"the plan:\n{notes}", markup=False)
-    resolved = resolve_variants(first, prepared)
-    check_variants(resolved)  # a plan may have cut the batch into parts
+    resolved = resolve(first, prepared)
+    check_parts(resolved)  # a plan may have cut the batch into parts
     check_members(resolved, group.count, request.reporters)  # a plan may have members
     if request.preview:
         write_preview(resolved, prepared, request.preview, request.out, console)

@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-from fewsight.data.prepare import Prepared
 from fewsight.recipes import Recipe, changes, parse_recipe
-from fewsight.training.resolve import check_parts, resolve
 
 SEED_STEP = 10**9  # between the seeds of two members; the seeds of `--seeds` are closer to each other
 NUM_SEEDS = 2**63
@@ -34,14 +32,3 @@ def member_recipe(recipe: Recipe, number: int) -> Recipe:
     own = variants[number % len(variants)]
     seed = (recipe.run.seed + number * SEED_STEP) % NUM_SEEDS
     return own.model_copy(update={"run": own.run.model_copy(update={"members": 1, "seed": seed})})
-
-
-def check_variants(recipe: Recipe) -> None:
-    """`check_parts` of every member's recipe."""
-    for each in variants_of(recipe):
-        check_parts(each)
-
-
-def resolve_variants(recipe: Recipe, prepared: Prepared) -> Recipe:
-    """`resolve` of every member's recipe, together."""
-    return together([resolve(each, prepared) for each in variants_of(recipe)])

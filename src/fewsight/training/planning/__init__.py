@@ -1,6 +1,7 @@
 """The plan of `--recipe auto`: data + device + hours -> a recipe, with reasons.
 
-The planner tries candidates (backbone, stem, width, image size) in order of cost, times real training steps of each,
-and chooses the largest that still sees every image often enough in the time. The number of epochs then fills the time.
-Nothing reads the clock after that, so the recipe.toml of a planned run repeats the run.
+The planner goes through levels (nets, image sizes, how many are averaged) in order of cost, times real training steps
+of their nets, and chooses the last at which each net still sees the images often enough in the time. It times the
+chosen nets once more, side by side as they will train; the numbers of epochs then fill the time. Nothing reads the
+clock after that, so the recipe.toml of a planned run repeats the run.
 """

@@ -9,7 +9,7 @@ from fewsight.machine.device import member_devices
 from fewsight.recipes import Recipe
 from fewsight.training.planning.candidates import Candidate
 from fewsight.training.planning.clock import MEMBER_SECONDS, Clock
-from fewsight.training.planning.probe import Pace
+from fewsight.training.planning.probe import Pace, step_seconds
 from fewsight.training.plans import batch_plan
 from fewsight.training.schedule import mean_cost
 
@@ -35,15 +35,10 @@ class Option:
 
     def step_seconds(self, member: int) -> float:
         """Seconds of a step of a member in the training, with loading."""
-        run, pace = self.recipes[member].run, self.paces[member]
+        run = self.recipes[member].run
         assert run.threads != "auto", "the settings are resolved"
-        assert run.workers != "auto", "the settings are resolved"
-        if run.device != "cpu":
-            loading = pace.load_seconds / max(1, run.workers)
-            step = max(pace.step_seconds, loading) if run.workers else pace.step_seconds + loading
-            return step * self.slowdown
-        speedup = run.threads if run.threads == 1 else SPEEDUP * run.threads
-        return (pace.step_seconds + pace.load_seconds) / speedup * self.slowdown
+        speedup = SPEEDUP * run.threads if run.device == "cpu" and run.threads > 1 else 1.0
+        return step_seconds(self.paces[member], run, speedup) * self.slowdown
 
     def epoch_seconds(self, member: int, prepared: Prepared) -> float:
         """Seconds of an epoch of a member, with its part of the evaluations between the epochs."""

@@ -46,42 +46,27 @@ def levels(native_px: int, num_images: int) -> list[Level]:
     """
     if native_px < SMALL_PX:
         px = max(16, 4 * round(native_px / 4))
-        tiny, first, *others = (
-            Net("plain8", "large", 0.5, px),
-            Net("plain8", "medium", 0.5, px),
-            Net("plain8", "small", 0.5, px),
-            Net("plain8", "medium", 1.0, px),
-            Net("plain8", "small", 1.0, px),
-        )
+        nets = [("large", 0.5, px), ("medium", 0.5, px), ("medium", 0.5, 8 * round(1.5 * px / 8)), ("small", 0.5, px)]
+        nets += [("small", 1.0, px)]
     elif native_px < MEDIUM_PX:
         px = min(96, 8 * round(native_px / 8))
-        tiny, first, *others = (
-            Net("plain8", "large", 0.25, px),
-            Net("plain8", "large", 0.5, px),
-            Net("plain10", "medium", 0.5, px),
-            Net("plain8", "large", 1.0, px),
-            Net("plain10", "medium", 1.0, px),
-        )
+        nets = [("large", 0.25, px), ("large", 0.5, px), ("large", 0.5, 8 * round(1.5 * px / 8)), ("medium", 0.5, px)]
+        nets += [("medium", 1.0, px)]
     else:
         px = min(160, 16 * (native_px // 16))
-        tiny, first, *others = (
-            Net("plain8", "large", 0.25, 64),
-            Net("plain8", "large", 0.5, 64),
-            Net("plain8", "large", 0.5, 96),
-            Net("plain10", "large", 0.5, min(128, px)),
-            Net("plain10", "large", 1.0, px),
-        )
-    middle, last, wide = others
+        nets = [("large", 0.25, 64), ("large", 0.5, 64), ("large", 0.5, 96), ("large", 0.5, min(128, px))]
+        nets += [("large", 1.0, px)]
+    tiny, small, middle, large, wide = (Net("plain8", *net) for net in nets)
     if num_images >= MANY_IMAGES and native_px >= SMALL_PX:
         wide = Net("resnest50", "large" if native_px >= MEDIUM_PX else "medium", 1.0, px)
     return [
         Level((tiny,), 0.0),
-        Level((first,), 0.1),
-        Level((first, middle), 0.3),
-        Level((middle, last), 0.6),
-        Level((first, middle, last, last), 0.8),
-        Level((middle, last, last, wide), 1.0),
-        Level((first, middle, middle, last, last, last, wide, wide), 1.5),
+        Level((small,), 0.1),
+        Level((small, middle), 0.25),
+        Level((middle, large), 0.4),
+        Level((middle, middle, large, large), 0.45),
+        Level((middle, large, large, wide), 0.6),
+        Level((small, middle, middle, large, large, large, wide, wide), 0.8),
     ]
 
 

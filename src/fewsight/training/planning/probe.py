@@ -16,7 +16,7 @@ from fewsight.errors import RecipeError
 from fewsight.losses import batch_kind
 from fewsight.machine.device import compute_threads, is_out_of_memory, member_devices
 from fewsight.models.classifier import Classifier, build_without_memory, initial_model
-from fewsight.recipes import Recipe
+from fewsight.recipes import Recipe, RunSettings
 from fewsight.training.feed import AugmentedImages, batches
 from fewsight.training.learner import build_learner, read_values
 from fewsight.training.mix import mix
@@ -115,25 +115,6 @@ def training_steps(
         previous = now()
 
 
-def time_loading(recipe: Recipe, prepared: Prepared, seconds: float = MAX_CANDIDATE_SECONDS) -> float:
-    """Seconds for loading and augmenting a batch on one core, with the recipe's policy.
-
-    Args:
-        seconds: time after which no further batch is loaded.
-    """
-    plan = batch_plan(recipe, recipe.stages[0], prepared.images)
-    feed = batches(_images(recipe, prepared), plan, first_epoch=0, first_step=0, num_epochs=1 + TIMED_STEPS, workers=0)
-    loads, previous = [], time.perf_counter()
-    start = previous
-    for number, _ in enumerate(feed):
-        now = time.perf_counter()
-        loads.append(now - previous)
-        previous = now
-        if number == TIMED_STEPS or now - start > seconds:
-            break
-    return _undisturbed(loads)
-
-
 def parts_that_fit(image_bytes: int, recipe: Recipe) -> int:
     """Into how many parts a batch of the first stage must be cut, so that one fits into the free memory.
 
@@ -155,18 +136,25 @@ def parts_that_fit(image_bytes: int, recipe: Recipe) -> int:
     return parts
 
 
-def epoch_seconds(pace: Pace, recipe: Recipe, prepared: Prepared) -> float:
-    """Seconds per epoch of the first stage, with its part of the evaluations on val between the epochs.
+def step_seconds(pace: Pace, run: RunSettings, speedup: float = 1.0) -> float:
+    """Seconds of a step with its loading, which processes do in parallel with the steps if there are any.
 
-    Loading processes, if there are any, run in parallel with the steps.
+    Args:
+        run: resolved.
+        speedup: of the steps, by more threads than the pace was measured with.
     """
-    workers, plan = recipe.run.workers, batch_plan(recipe, recipe.stages[0], prepared.images)
-    assert workers != "auto", "the settings are resolved"
-    parallel = workers > 0
-    step = max(pace.step_seconds, pace.load_seconds / workers) if parallel else pace.step_seconds + pace.load_seconds
+    assert run.workers != "auto", "the settings are resolved"
+    if run.workers > 0:
+        return max(pace.step_seconds / speedup, pace.load_seconds / run.workers)
+    return (pace.step_seconds + pace.load_seconds) / speedup
+
+
+def epoch_seconds(pace: Pace, recipe: Recipe, prepared: Prepared) -> float:
+    """Seconds per epoch of the first stage, with its part of the evaluations on val between the epochs."""
+    plan = batch_plan(recipe, recipe.stages[0], prepared.images)
     evaluation = len(prepared.images.val_paths) * pace.score_seconds
     between = evaluation / recipe.eval.every_epochs if recipe.eval.every_epochs else 0.0
-    return step * plan.num_steps * mean_cost(recipe, recipe.stages[0]) + between
+    return step_seconds(pace, recipe.run) * plan.num_steps * mean_cost(recipe, recipe.stages[0]) + between
 
 
 def free_memory(device: str) -> int:
