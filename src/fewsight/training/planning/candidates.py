@@ -78,7 +78,7 @@ def candidates(prepared: Prepared, settings: RunSettings, overrides: Sequence[st
 def _recipe(net: Net, num_images: int, run: RunSettings, overrides: Sequence[str]) -> Recipe:
     values = starting_values()
     values["model"] = {"backbone": net.backbone, "stem": net.stem, "width": net.width}
-    values["augment"]["train_px"] = net.train_px
+    values["augment"] |= {"train_px": net.train_px, "policy": net.policy}
     values["stages"][0]["batch_size"] = max(16, min(128, round(num_images / 20)))
     return with_stem(parse_recipe(values, overrides, "auto")).model_copy(update={"run": run})
 
@@ -98,4 +98,5 @@ def described(recipe: Recipe) -> str:
     """The net and the size of its images: `plain8 at 0.5 of its width, large stem, 64 px`."""
     model = recipe.model
     width = "" if model.width == 1 else f" at {model.width:g} of its width"
-    return f"{model.backbone}{width}, {model.stem} stem, {recipe.augment.train_px} px"
+    policy = "" if recipe.augment.policy == "none" else f", {recipe.augment.policy}"
+    return f"{model.backbone}{width}, {model.stem} stem, {recipe.augment.train_px} px{policy}"

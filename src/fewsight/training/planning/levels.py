@@ -2,14 +2,16 @@
 
 Measured (docs/notes/accuracy.md): with few images a net learns no more after it has seen them some hundred times, and
 the mean of nets on images of different sizes is better than the best of them. The time therefore goes into further
-members and larger images before it goes into longer trainings and wider nets.
+members and larger images before it goes into longer trainings and wider nets. An augmentation policy helps in one field
+and harms in another; where there are several nets, some have it and the others do not.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SMALL_PX, MEDIUM_PX = 48, 112  # images below these sides have levels of their own
+POLICY = "trivialaugment"  # unlike AutoAugment, it was not searched on other labels
 MANY_IMAGES = 5_000  # from which on deep residual nets are chosen from
 
 
@@ -21,6 +23,11 @@ class Net:
     stem: str
     width: float
     train_px: int
+    policy: str = "none"
+
+    def with_policy(self) -> "Net":
+        """The net with an augmentation policy."""
+        return replace(self, policy=POLICY)
 
 
 @dataclass(frozen=True)
@@ -59,14 +66,15 @@ def levels(native_px: int, num_images: int) -> list[Level]:
     tiny, small, middle, large, wide = (Net("plain8", *net) for net in nets)
     if num_images >= MANY_IMAGES and native_px >= SMALL_PX:
         wide = Net("resnest50", "large" if native_px >= MEDIUM_PX else "medium", 1.0, px)
+    middle_too, large_too, wide_too = middle.with_policy(), large.with_policy(), wide.with_policy()
     return [
         Level((tiny,), 0.0),
         Level((small,), 0.1),
-        Level((small, middle), 0.25),
-        Level((middle, large), 0.4),
-        Level((middle, middle, large, large), 0.45),
-        Level((middle, large, large, wide), 0.6),
-        Level((small, middle, middle, large, large, large, wide, wide), 0.8),
+        Level((small, middle_too), 0.25),
+        Level((middle_too, large), 0.4),
+        Level((middle, middle_too, large, large_too), 0.45),
+        Level((middle_too, large, large_too, wide), 0.6),
+        Level((small, middle, middle_too, large, large_too, large, wide_too, wide), 0.8),
     ]
 
 

@@ -44,7 +44,7 @@ def chosen_lines(
             f"chosen: {counted(len(recipes), 'net')}, {option.at_once} at a time, whose probabilities are averaged:"
         ]
         lines += [f"  {_length(recipe, prepared)}" for recipe in recipes]
-        lines.append("why: with few images several nets, on images of different sizes, are better than one for as long")
+        lines.append("why: with few images several unlike nets are better than a single one that is trained as long")
     else:
         lines = [f"chosen: {_length(recipes[0], prepared)}"]
     lines.append(f"augmentation: {_augmentation(recipes[0])}")
@@ -81,7 +81,6 @@ def _augmentation(recipe: Recipe) -> str:
     low, high = augment.crop_area
     parts = [f"crops of {100 * low:.0f} to {100 * high:.0f} % of the area"]
     parts += ["mirrored"] if augment.flip_prob else []
-    parts += [augment.policy] if augment.policy != "none" else []
     parts += ["CutMix"] if recipe.stages[0].cutmix_prob != 0 and augment.cutmix_prob else []
     return ", ".join(parts)
 
