@@ -372,14 +372,14 @@ def test_memory_that_ends_within_a_step_is_a_reason(
 
 def test_level_that_does_not_fit_is_left_out_with_the_reason(prepared: Prepared, simulate: Callable[..., None]) -> None:
     def fits_in_part(recipe: Recipe) -> Pace:
-        if recipe.model.width == 1.0:
+        if recipe.augment.train_px == 96:
             raise TooLargeError("it is large")
         return by_size(recipe)
 
     simulate(fits_in_part)
     recipe, reasons = plan(prepared, 100.0)
-    assert recipe.model.width == 0.5
-    assert "plain8, large stem, 64 px: left out, it is large" in "\n".join(reasons)
+    assert all(each.augment.train_px != 96 for each in variants_of(recipe))
+    assert "plain8 at 0.5 of its width, large stem, 96 px, trivialaugment: left out, it is large" in "\n".join(reasons)
 
 
 def test_plan_without_memory_for_any_model_is_refused(
