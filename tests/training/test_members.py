@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 from multiprocessing.process import BaseProcess
@@ -34,7 +35,7 @@ from fewsight.training.loop import fit
 from fewsight.training.members import side_by_side
 from fewsight.training.members.folder import create_members, is_member, member_paths
 from fewsight.training.members.progress import MembersProgress, Place, place_of
-from fewsight.training.members.recipes import member_recipe
+from fewsight.training.members.recipes import member_recipe, together, variants_of
 from fewsight.training.members.side_by_side import check_members, train_members
 from fewsight.training.session import resume, train
 from fewsight.training.tensorboard import TensorBoard
@@ -99,6 +100,44 @@ def test_member_has_the_bits_of_its_recipe_trained_alone(ensemble: Path, enough_
     second = ensemble / "runs" / "member2"
     train(enough_val, tmp_path / "alone", recipe=second / "recipe.toml", console=quiet())
     assert outcome(tmp_path / "alone") == outcome(second)
+
+
+VARIANTS = 'run.variants=[[], ["augment.train_px=24", "stages.0.epochs=1", "stages.0.optim.decay_efolds=1.0"]]'
+
+
+def test_members_may_differ_in_values_of_the_recipe(enough_val: Path, tmp_path: Path) -> None:
+    overrides = [*TINY, *MEMBERS, VARIANTS, "eval.test_px='auto'"]
+    (run,) = train(enough_val, tmp_path / "both", recipe="digits", overrides=overrides, console=quiet())
+    first, second = (runs.read_run(path) for path in member_paths(run))
+    assert (first.recipe.augment.train_px, second.recipe.augment.train_px) == (32, 24)
+    assert second.recipe.stages[0].epochs == 1
+    assert second.recipe.eval.test_px[0] == 24, "what follows from a value is the member's own"
+    assert second.recipe.stages[0].optim.weight_decay != first.recipe.stages[0].optim.weight_decay
+    assert [entry.px for entry in read_entries(run.path)] == [32, 24]
+    again = load_recipe(run.path / "recipe.toml")
+    assert [member_recipe(again, number) for number in (0, 1)] == [first.recipe, second.recipe], "it repeats the run"
+    assert load(run.path).predict([next((enough_val / "val").rglob("*.png"))]).labels
+
+
+def test_variants_are_used_in_turn(unfinished: Run) -> None:
+    run = unfinished.recipe.run.model_copy(update={"members": 3, "variants": [[], ["model.width=0.25"]]})
+    recipe = unfinished.recipe.model_copy(update={"run": run})
+    assert [member_recipe(recipe, number).model.width for number in range(3)] == [0.125, 0.25, 0.125]
+    assert together(variants_of(recipe)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ("[\"run.device='cpu'\"]", "members have the same data and run settings, got \"run.device='cpu'\""),
+        ('["model.widht=1"]', "unknown key 'model.widht'; did you mean 'model.width'"),
+        ("[\"model.backbone='xyz'\"]", "there is no 'xyz'"),
+    ],
+)
+def test_wrong_variant_is_refused_before_the_data_is_read(variant: str, message: str, tmp_path: Path) -> None:
+    overrides = [*TINY, *MEMBERS, f"run.variants=[[], {variant}]"]
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        train(tmp_path, tmp_path / "new", recipe="digits", overrides=overrides, console=quiet())
 
 
 # What the folder gives
