@@ -1,7 +1,6 @@
 """What a candidate costs in time: of a step, an epoch and all members."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fewsight.data.prepare import Prepared
@@ -9,9 +8,7 @@ from fewsight.machine.device import member_devices
 from fewsight.recipes import Recipe
 from fewsight.training.planning.candidates import Candidate
 from fewsight.training.planning.clock import MEMBER_SECONDS, Clock
-from fewsight.training.planning.probe import Pace, step_seconds
-from fewsight.training.plans import batch_plan
-from fewsight.training.schedule import mean_cost
+from fewsight.training.planning.probe import Pace, epoch_seconds, step_seconds
 
 SPEEDUP = 0.8  # of several threads in one process, by thread, until the pilot has measured it
 
@@ -35,18 +32,18 @@ class Option:
 
     def step_seconds(self, member: int) -> float:
         """Seconds of a step of a member in the training, with loading."""
-        run = self.recipes[member].run
-        assert run.threads != "auto", "the settings are resolved"
-        speedup = SPEEDUP * run.threads if run.device == "cpu" and run.threads > 1 else 1.0
-        return step_seconds(self.paces[member], run, speedup) * self.slowdown
+        return step_seconds(self.paces[member], self.recipes[member].run, self._speedup) * self.slowdown
 
     def epoch_seconds(self, member: int, prepared: Prepared) -> float:
         """Seconds of an epoch of a member, with its part of the evaluations between the epochs."""
-        recipe = self.recipes[member]
-        stage, every = recipe.stages[0], recipe.eval.every_epochs
-        steps = batch_plan(recipe, stage, prepared.images).num_steps
-        between = self.scoring_seconds(member, prepared) / every if every else 0.0
-        return self.step_seconds(member) * steps * mean_cost(recipe, stage) + between
+        return epoch_seconds(self.paces[member], self.recipes[member], prepared, self._speedup) * self.slowdown
+
+    @property
+    def _speedup(self) -> float:
+        """Of a member's steps by its threads: all members have the same number."""
+        run = self.recipes[0].run
+        assert run.threads != "auto", "the settings are resolved"
+        return SPEEDUP * run.threads if run.device == "cpu" and run.threads > 1 else 1.0
 
     def scoring_seconds(self, member: int, prepared: Prepared) -> float:
         """Seconds for a member to score val."""
@@ -61,13 +58,11 @@ class Option:
             for member in range(members)
         ]
 
-    def seconds(self, epochs: Sequence[float] | float, prepared: Prepared) -> float:
-        """Seconds for all members to train for their epochs, or all for the same number, and to score val."""
-        members = len(self.recipes)
-        of_each = [epochs] * members if isinstance(epochs, int | float) else epochs
-        start = MEMBER_SECONDS if members > 1 else 0.0
+    def seconds(self, epochs: float, prepared: Prepared) -> float:
+        """Seconds for all members to train for so many epochs, and to score val."""
+        start = MEMBER_SECONDS if len(self.recipes) > 1 else 0.0
         each = [
-            start + self.scoring_seconds(member, prepared) + count * self.epoch_seconds(member, prepared)
-            for member, count in enumerate(of_each)
+            start + self.scoring_seconds(member, prepared) + epochs * self.epoch_seconds(member, prepared)
+            for member in range(len(self.recipes))
         ]
         return max(sum(each) / self.at_once, *each, 0.0)

@@ -41,7 +41,7 @@ class Level:
 def enough_images(num_images: int) -> float:
     """How many training images a net should see, counting each as often as it comes.
 
-    Few images come many times: 95 times for 300, 52 times for 1,000, 10 times for 50,000.
+    Few images come many times: 89 times for 300, 53 times for 1,000, 10 times for 50,000.
     """
     return 1_000.0 * math.pow(max(num_images, 100), 0.575)
 

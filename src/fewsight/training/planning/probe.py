@@ -149,12 +149,16 @@ def step_seconds(pace: Pace, run: RunSettings, speedup: float = 1.0) -> float:
     return (pace.step_seconds + pace.load_seconds) / speedup
 
 
-def epoch_seconds(pace: Pace, recipe: Recipe, prepared: Prepared) -> float:
-    """Seconds per epoch of the first stage, with its part of the evaluations on val between the epochs."""
+def epoch_seconds(pace: Pace, recipe: Recipe, prepared: Prepared, speedup: float = 1.0) -> float:
+    """Seconds per epoch of the first stage, with its part of the evaluations on val between the epochs.
+
+    Args:
+        speedup: as for `step_seconds`.
+    """
     plan = batch_plan(recipe, recipe.stages[0], prepared.images)
     evaluation = len(prepared.images.val_paths) * pace.score_seconds
     between = evaluation / recipe.eval.every_epochs if recipe.eval.every_epochs else 0.0
-    return step_seconds(pace, recipe.run) * plan.num_steps * mean_cost(recipe, recipe.stages[0]) + between
+    return step_seconds(pace, recipe.run, speedup) * plan.num_steps * mean_cost(recipe, recipe.stages[0]) + between
 
 
 def free_memory(device: str) -> int:

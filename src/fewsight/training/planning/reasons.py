@@ -27,7 +27,7 @@ def data_line(prepared: Prepared, settings: RunSettings) -> str:
 
 
 def listed_nets(recipes: Sequence[Recipe]) -> str:
-    """The nets of members: `plain8, large stem, 64 px; 2 x plain10, large stem, 128 px`."""
+    """The nets of members: `plain8, large stem, 64 px; 2 x plain8, large stem, 128 px`."""
     names = [described(recipe) for recipe in recipes]
     return "; ".join(
         f"{names.count(name)} x {name}" if names.count(name) > 1 else name for name in dict.fromkeys(names)
