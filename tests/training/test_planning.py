@@ -188,6 +188,12 @@ def test_cheaper_plan_is_taken_where_other_programs_leave_too_few_steps(
     assert busy.stages[0].epochs >= 0.25 * enough
 
 
+def test_variants_of_the_user_are_refused_not_dropped(prepared: Prepared) -> None:
+    settings = RunSettings(device="cpu", variants=[[], ["model.width=1.0"]])
+    with pytest.raises(RecipeError, match=r"run\.variants: a plan chooses how its members differ"):
+        planner.plan_recipe(prepared, settings, 1.0, (), QUIET, began=time.monotonic())
+
+
 @pytest.mark.parametrize("hours", [0.0, -1.0, float("nan")])
 def test_hours_must_be_positive(prepared: Prepared, hours: float) -> None:
     with pytest.raises(RecipeError, match=r"--hours .*: expected a number above 0"):

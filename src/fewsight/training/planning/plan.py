@@ -50,9 +50,12 @@ def plan_recipe(
         The recipe, and the reasons for it, a line each; a warning comes last if there is time for few epochs only.
 
     Raises:
-        RecipeError: there is not enough time for a single epoch, or not enough memory for any net.
+        RecipeError: there is not enough time for a single epoch, or not enough memory for any net; the user fixed how
+            members differ.
     """
     check_hours(hours)
+    if settings.variants:
+        raise RecipeError("run.variants: a plan chooses how its members differ; set it for another recipe than auto")
     clock = Clock(hours, began)
     if clock.left() <= 0:
         raise RecipeError(already_over(clock))
